@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.11 or later, make, and a package index; everything else they set up.
+#
+#   make demo PYTHON=python3.12   another interpreter
+#   make demo TORCH=cpu           PyTorch's CPU-only build: 0.2 GB instead of 5; for machines without a GPU
+
+PYTHON ?= python3
+TORCH ?=
+UV_VERSION := 0.13.9
+
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+
+UV := $(BIN)/uv
+INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
+
+.PHONY: demo test test-all lint requirements clean
+
+demo: $(INSTALLED)
+	$(BIN)/carnet demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The pinned file constrains versions instead of listing what to install, so that one file serves every system and
+# every build of PyTorch: the CPU-only one simply asks for none of the CUDA packages.
+$(INSTALLED): pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --python $(BIN)/python $(if $(TORCH),--torch-backend=$(TORCH)) --constraint requirements.txt --editable ".[dev]"
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+# Pin anew, for every system and Python version at once.
+requirements: $(INSTALLED)
+	$(UV) pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --upgrade \
+		pyproject.toml --output-file requirements.txt
+
+clean:
+	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

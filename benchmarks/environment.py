@@ -1,0 +1,37 @@
+"""What a benchmark result has to say about where it was measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from carnet.training.plan import available_cores, processor_features, processor_name, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, versions and the commit that was measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return {
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "instruction_set": processor_features(),
+        "memory_bytes": memory,
+        "versions": versions(),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+    }
+
+
+def write_result(name: str, command: str, numbers: dict[str, Any]) -> Path:
+    """Write `results/DATE-NAME.json` with machine, versions and command, and return its path."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    path = RESULTS / f"{today}-{name}.json"
+    document = {"date": today, "name": name, "command": command, "machine": describe_machine(), **numbers}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return path

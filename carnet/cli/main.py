@@ -1,0 +1,107 @@
+"""`carnet`: find the command, parse its flags, turn errors into one line and an exit code.
+
+A command is a dataclass named `Command` in the file of its name: fields are flags (tyro makes them from types,
+defaults and the text below each), the docstring is the help, `run()` returns the exit code. Only the command that was
+asked for is imported, and what it works with only inside `run()`, so that `carnet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Never
+
+from carnet.errors import CarnetError, ConfigError, MissingExtraError
+
+COMMANDS = {
+    "demo": "watch a CARNet learn drawn pictures, in a few minutes",
+    "train": "train a classifier on a folder of photos",
+    "evaluate": "judge a trained model and write a report",
+    "predict": "classify image files",
+    "summary": "show a network's layers, parameters and costs",
+}
+"""Name -> what it does; each is a file in this folder."""
+
+_HELP = """usage: carnet COMMAND [flags]
+
+Good image classifiers for people with limited hardware.
+
+commands:
+{commands}
+
+  carnet COMMAND --help   the flags of a command, with an example
+  carnet --version        the version
+
+Start with:  carnet demo
+Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> Never:
+    """Run the command line and leave the process."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(_HELP.format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items())))
+        return 0
+    if name == "--version":
+        from carnet import __version__
+
+        print(f"carnet {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise ConfigError(
+                f"unknown command {name!r}; "
+                + (f"did you mean carnet {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+            )
+        return _run_command(name, rest)
+    except CarnetError as error:
+        print(f"carnet: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("carnet: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); what it did not want is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any = None) -> Any:
+    """Make a command of its flags; `default` gives defaults other than the dataclass's own.
+
+    Raises:
+        SystemExit: with 0 after --help, 2 for flags that do not parse.
+    """
+    import tyro
+
+    return tyro.cli(
+        command,
+        prog=f"carnet {name}",
+        description=inspect.getdoc(command),
+        args=arguments,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    command = importlib.import_module(f"carnet.cli.{name}").Command
+    parser = getattr(command, "parse", None)
+    try:
+        parsed = parser(arguments) if parser else parse(command, name, arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    try:
+        return int(parsed.run())
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.explaining(error, f"carnet {name}") or error from None

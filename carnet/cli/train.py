@@ -1,0 +1,69 @@
+"""`carnet train`: the recipe's fields are its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tyro
+
+from carnet.cli.main import parse
+from carnet.cli.output import console, print_json
+from carnet.training.config import PRESETS, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train a classifier on a folder of photos.
+
+    DATA holds one folder of images per class, either directly or inside train, valid and test folders.
+    Ctrl-C stops with a checkpoint; --resume goes on from it.
+
+    Examples:
+      carnet train photos --epochs 10 --image-size 128
+      carnet train photos --model resnet18 --preset published --output runs/baseline
+      carnet train photos --init runs/photos-carnet18 --lr 0.0001
+      carnet train --resume runs/photos-carnet18
+    """
+
+    data: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """Folder of images."""
+    preset: Literal["published"] = "published"
+    """Recipe to start from; the flags below change it."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of the new run (default: runs/DATA-MODEL, numbered if taken)."""
+    init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Start from this run's weights, with a new head where the classes differ."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with this run from its last checkpoint, by its own recipe."""
+    json: bool = False
+    """Print the result as one JSON document; progress goes to standard error."""
+    recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Read the flags, with the preset's or the resumed run's recipe as their defaults."""
+        command: Self = parse(cls, "train", arguments)
+        recipe = PRESETS[command.preset]()
+        if command.resume is not None:
+            from carnet.run_folder import RunFolder
+
+            recipe = TrainingConfig.from_json(RunFolder.open(command.resume).read_config()["recipe"])
+        if recipe != TrainingConfig():
+            command = parse(cls, "train", arguments, replace(cls(), recipe=recipe))
+        return command
+
+    def run(self) -> int:
+        from carnet.training.session import train
+
+        with console(self.json) as progress:
+            result = train(
+                self.data, self.recipe, output=self.output, init=self.init, resume=self.resume, progress=progress
+            )
+            if self.json:
+                print_json(result.document)
+            else:
+                progress.say(f"Try it:  carnet predict {result.run} IMAGE")
+        return 0

@@ -1,0 +1,296 @@
+"""Look inside every image before training: can it be decoded, is it odd, does it stand there twice?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from carnet.data.sources import LabeledImages, Sample
+from carnet.data.split import hold_out
+from carnet.errors import DataError, ImageError, UnreadableImagesError
+from carnet.preprocess import decode, open_image
+
+Progress = Callable[[int, int], None]
+
+_EXTENSIONS = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "MPO": {".jpg", ".jpeg", ".mpo"},
+    "PNG": {".png"},
+    "WEBP": {".webp"},
+    "GIF": {".gif"},
+    "BMP": {".bmp", ".dib"},
+    "TIFF": {".tif", ".tiff"},
+    "PPM": {".ppm", ".pgm", ".pnm", ".pbm"},
+}
+_MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "P": "palette",
+    "LA": "transparent",
+    "RGBA": "transparent",
+    "CMYK": "CMYK",
+}
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one file holds."""
+
+    sha256: str
+    width: int = 0
+    """In pixels, as stored."""
+    height: int = 0
+    format: str = ""
+    mode: str = ""
+    """Pillow's name of the pixel format."""
+    oddities: tuple[str, ...] = ()
+    """What is unusual about it and was dealt with: grey, palette, transparent, animated, another extension …"""
+    error: ImageError | None = None
+    """Why it cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class CheckedImages:
+    """Labelled images that all can be decoded, divided into `train`, `valid` and perhaps `test`."""
+
+    data: LabeledImages
+    facts: Mapping[Path, ImageFacts]
+    unreadable: tuple[Sample, ...] = ()
+    """Left out with `skip_unreadable`."""
+    held_out: bool = False
+    """Whether `valid` was taken out of the rest by us."""
+    warnings: tuple[str, ...] = field(default=())
+
+    def digests(self, split: str) -> set[str]:
+        """Content hashes of a split's files."""
+        return {self.facts[sample.path].sha256 for sample in self.data.splits.get(split, ())}
+
+    @property
+    def leaked(self) -> tuple[Sample, ...]:
+        """Images of `valid` that stand in `train`, byte for byte."""
+        train = self.digests("train")
+        return tuple(s for s in self.data.splits["valid"] if self.facts[s.path].sha256 in train)
+
+    @property
+    def oddities(self) -> dict[str, list[str]]:
+        """What is unusual -> the files, most frequent first."""
+        files: dict[str, list[str]] = defaultdict(list)
+        for sample in self.data.samples:
+            for oddity in self.facts[sample.path].oddities:
+                files[oddity].append(self.data.relative(sample))
+        return dict(sorted(files.items(), key=lambda item: -len(item[1])))
+
+    @property
+    def duplicates(self) -> list[list[Sample]]:
+        """Groups of files equal byte for byte, within and across splits."""
+        groups: dict[str, list[Sample]] = defaultdict(list)
+        for sample in self.data.samples:
+            groups[self.facts[sample.path].sha256].append(sample)
+        return [group for group in groups.values() if len(group) > 1]
+
+    @property
+    def content_hash(self) -> str:
+        """Names the data by content: split, class, relative path and bytes of every image, in order."""
+        digest = hashlib.sha256()
+        for row in self.rows():
+            digest.update("\t".join((row["split"], row["label"], row["filepath"], row["sha256"])).encode())
+        return digest.hexdigest()
+
+    def rows(self) -> Iterable[dict[str, str]]:
+        """One record per file, as `data.csv` of a run keeps it."""
+        for split, samples in (*self.data.splits.items(), ("unreadable", self.unreadable)):
+            for sample in samples:
+                facts = self.facts[sample.path]
+                yield {
+                    "split": split,
+                    "label": self.data.classes[sample.label],
+                    "filepath": self.data.relative(sample),
+                    "sha256": facts.sha256,
+                    "width": str(facts.width),
+                    "height": str(facts.height),
+                    "format": facts.format,
+                    "mode": facts.mode,
+                    "notes": "; ".join(facts.oddities) if facts.error is None else facts.error.reason,
+                }
+
+
+def check_images(
+    data: LabeledImages,
+    *,
+    image_size: int,
+    skip_unreadable: bool = False,
+    valid_fraction: float = 0.2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CheckedImages:
+    """Decode every image once, divide the data if it is not divided, and report what is odd.
+
+    Args:
+        data: as `find_images` gives it.
+        image_size: the model's; JPEGs are decoded at the scale training will use.
+        skip_unreadable: leave out, and count, what cannot be decoded, instead of stopping.
+        valid_fraction: share held back for validation where the data has no `valid` of its own.
+        seed: of that division.
+        progress: told how many images are done, of how many.
+
+    Raises:
+        UnreadableImagesError: listing every image that cannot be decoded.
+        DataError: if leaving them out leaves a class without images to train on, or nothing to validate with.
+    """
+    facts = inspect_images([sample.path for sample in data.samples], image_size, progress)
+    unreadable = tuple(sample for sample in data.samples if facts[sample.path].error is not None)
+    if unreadable and not skip_unreadable:
+        errors = [error for sample in unreadable if (error := facts[sample.path].error) is not None]
+        raise UnreadableImagesError(errors, len(data.samples))
+    broken = {sample.path for sample in unreadable}
+    splits = {
+        split: tuple(sample for sample in samples if sample.path not in broken)
+        for split, samples in data.splits.items()
+    }
+    held_out = "valid" not in splits
+    if held_out:
+        digests = {path: fact.sha256 for path, fact in facts.items()}
+        pool = splits.pop("all") if data.is_flat else splits.pop("train")
+        train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed)
+        splits = {"train": train, "valid": valid, **splits}
+    checked = CheckedImages(replace(data, splits=splits), facts, unreadable, held_out)
+    _require_images(checked.data)
+    return replace(checked, warnings=(*data.warnings, *_warnings(checked)))
+
+
+def inspect_images(paths: Sequence[Path], image_size: int, progress: Progress | None = None) -> dict[Path, ImageFacts]:
+    """Hash and decode files, on as many threads as there are processors."""
+    facts = {}
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        try:
+            for path, fact in zip(paths, pool.map(lambda path: _inspect(path, image_size), paths), strict=True):
+                facts[path] = fact
+                if progress is not None:
+                    progress(len(facts), len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return facts
+
+
+def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each file's bytes.
+
+    Raises:
+        ImageError: if a file cannot be read.
+    """
+
+    def digest(path: Path) -> str:
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error.strerror})") from error
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return dict(zip(paths, pool.map(digest, paths), strict=True))
+
+
+def _inspect(path: Path, image_size: int) -> ImageFacts:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        image = open_image(content)
+        with image:
+            width, height = image.size
+            oddities = _oddities(path, image)
+            facts = ImageFacts(digest, width, height, image.format or "", image.mode, oddities)
+            decode(image, path, min_side=2 * image_size)
+            return facts
+    except ImageError as error:
+        return ImageFacts(digest, error=ImageError(path, error.reason))
+
+
+def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
+    odd = []
+    format_name = image.format or ""
+    if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):
+        odd.append(f"{format_name} named {path.suffix or 'without extension'}")
+    mode = "16-bit" if image.mode.startswith("I") else _MODES.get(image.mode)
+    if "transparency" in image.info:
+        mode = "transparent"
+    if mode is not None:
+        odd.append(mode)
+    if getattr(image, "n_frames", 1) > 1 and format_name != "MPO":
+        odd.append("several frames")
+    try:
+        if image.getexif().get(0x0112, 1) not in (0, 1):
+            odd.append("turned by its orientation tag")
+    except (OSError, ValueError, SyntaxError):
+        odd.append("damaged EXIF")
+    return tuple(odd)
+
+
+def _require_images(data: LabeledImages) -> None:
+    empty = [name for name, count in data.counts("train").items() if not count]
+    if empty:
+        raise DataError(f"no readable training image is left of {', '.join(empty[:5])}; add some, or remove the class")
+    if not data.splits["valid"]:
+        raise DataError("there are no images to validate with; add a valid folder, or more images per class")
+
+
+def _warnings(checked: CheckedImages) -> list[str]:
+    data, warnings = checked.data, []
+    if checked.held_out:
+        lacking = [name for name, count in data.counts("valid").items() if not count]
+        if lacking:
+            warnings.append(f"too few images to validate {len(lacking)} of the classes: {', '.join(lacking[:5])}")
+        if "test" in data.splits:
+            warnings.append("there is no valid folder; part of train is held back instead")
+    if checked.leaked:
+        classes = Counter(data.classes[sample.label] for sample in checked.leaked)
+        listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
+        warnings.append(f"{len(checked.leaked)} images of valid stand in train byte for byte: {listing}")
+    conflicts = [group for group in checked.duplicates if len({sample.label for sample in group}) > 1]
+    if conflicts:
+        listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
+        warnings.append(f"{len(conflicts)} images stand under two classes: {listing}")
+    return warnings
+
+
+def describe(images: CheckedImages) -> list[str]:
+    """What was found, a line each: classes, images per split, imbalance, everything odd by kind and count."""
+    data = images.data
+    sizes = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
+    origin = " (valid held back from the rest)" if images.held_out else ""
+    lines = [f"Found {len(data.classes)} classes, {sizes} images{origin}."]
+    counts = data.counts("train")
+    largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+    share = counts[largest] / sum(counts.values())
+    lines.append(
+        f"Training images per class: {counts[smallest]} ({smallest}) to {counts[largest]} ({largest}); "
+        f"always guessing {largest} would be right for {100 * share:.0f} % of them."
+    )
+    sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]
+    lines.append(f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.")
+    for oddity, paths in images.oddities.items():
+        lines.append(f"{len(paths)} x {oddity}: {_some(paths)}")
+    spare = sum(len(group) - 1 for group in images.duplicates)
+    if spare:
+        pairs = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
+        lines.append(f"{spare} x the same file again: {_some(pairs)}")
+    if images.unreadable:
+        names = [str(facts.error) for s in images.unreadable if (facts := images.facts[s.path]).error]
+        lines.append(f"{len(names)} x left out because it cannot be read: {_some(names)}")
+    if data.num_other_files or data.num_hidden:
+        lines.append(f"Passed over: {data.num_other_files} other files, {data.num_hidden} hidden ones.")
+    return lines + [f"Note: {warning}." for warning in images.warnings]
+
+
+def _some(items: Sequence[str], limit: int = 6) -> str:
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} … (all in data.csv)"

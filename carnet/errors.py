@@ -1,0 +1,115 @@
+"""Every error a user can meet.
+
+CarnetError                  base of them all; the command line prints its one sentence and ends with `exit_code`
+├── DataError                a folder of images cannot be used as it is
+│   ├── ImageError           one image file cannot be decoded
+│   └── UnreadableImagesError  several could not; the message lists them
+├── ConfigError              a field of the recipe is out of range, or two contradict each other
+├── ModelError               an unknown model, an input too small for it, channels its groups do not divide
+├── RunError                 a run folder is missing, incomplete, or does not fit what was asked of it
+├── OutputError              a result cannot be written where it should go
+├── MissingExtraError        a command needs a package of an extra that is not installed
+├── NonFiniteLossError       training diverged
+└── StoppedError             Ctrl-C or SIGTERM ended the work; a checkpoint holds what was done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_TRAIN_PACKAGES = {
+    "torch": "PyTorch",
+    "torchvision": "torchvision",
+    "safetensors": "safetensors",
+    "lightning_fabric": "Lightning Fabric",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+}
+
+
+class CarnetError(Exception):
+    """Base of every error this package raises on purpose. `str(error)` is one sentence that says what to do."""
+
+    exit_code = 2
+
+
+class DataError(CarnetError, ValueError):
+    """A folder of images cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One image cannot be decoded.
+
+    Attributes:
+        source: the file, or a word for where the bytes came from.
+        reason: what is wrong with it, without the file's name.
+    """
+
+    def __init__(self, source: Path | str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Path | str, str]]:
+        # Worker processes hand their errors to the trainer by pickling them.
+        return type(self), (self.source, self.reason)
+
+
+class UnreadableImagesError(DataError):
+    """Some images cannot be decoded. `errors` holds one `ImageError` for each."""
+
+    def __init__(self, errors: Sequence[ImageError], num_images: int) -> None:
+        self.errors = tuple(errors)
+        listing = "".join(f"\n  {error}" for error in errors)
+        super().__init__(
+            f"{len(errors)} of {num_images} images cannot be read; mend or remove them, "
+            f"or go on without them with --skip-unreadable:{listing}"
+        )
+
+
+class ConfigError(CarnetError, ValueError):
+    """A field of the recipe is out of range, or two contradict each other."""
+
+
+class ModelError(CarnetError, ValueError):
+    """A model cannot be built or used as asked."""
+
+
+class RunError(CarnetError, ValueError):
+    """A run folder is missing, incomplete, or does not fit what was asked of it."""
+
+
+class OutputError(CarnetError, OSError):
+    """A result cannot be written where it should go."""
+
+
+class MissingExtraError(CarnetError, ImportError):
+    """A command needs a package that the base installation leaves out."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install 'carnet[{extra}]'")
+
+    @classmethod
+    def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
+        """The error a user should see for a missing module; None if no extra of ours would bring it."""
+        module = (error.name or "").partition(".")[0]
+        return cls(what, _TRAIN_PACKAGES[module], "train") if module in _TRAIN_PACKAGES else None
+
+
+class NonFiniteLossError(CarnetError, ArithmeticError):
+    """Training diverged: the loss of a step is infinite or not a number."""
+
+    exit_code = 1
+
+
+class StoppedError(CarnetError):
+    """A signal ended the work at a step's end.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells count it (130 for Ctrl-C, 143 for SIGTERM).
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(message)

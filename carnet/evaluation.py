@@ -1,0 +1,251 @@
+"""The judge. It knows neither torch nor ONNX: it takes a function from images to logits, and labelled files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet import metrics
+from carnet.data.check import hash_files
+from carnet.data.sources import Sample, find_images
+from carnet.errors import DataError, ImageError
+from carnet.metrics import Labels
+from carnet.preprocess import Images, load_image
+from carnet.spec import ModelSpec
+
+PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
+"""uint8 images (N, S, S, 3) -> logits (N, classes)."""
+Progress = Callable[[int, int], None]
+"""Called with how many images are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How one class fared."""
+
+    name: str
+    num_images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What a model did with some labelled images. Arrays run over the images, in the order they were given."""
+
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    labels: Labels
+    logits: NDArray[np.float32]
+    leaked: NDArray[np.bool_] = field(repr=False)
+    """Whether the image stands byte for byte among the training images; all False where that is not known."""
+    leaks_known: bool = False
+
+    def with_leaks(self, leaked: NDArray[np.bool_] | None) -> EvaluationReport:
+        """The same report, with what is known about training images among these; None: nothing is."""
+        if leaked is None:
+            return self
+        return replace(self, leaked=leaked, leaks_known=True)
+
+    @property
+    def num_images(self) -> int:
+        """How many images were judged."""
+        return len(self.labels)
+
+    @property
+    def predictions(self) -> Labels:
+        """Number of the class with the highest logit, for each image: (N,)."""
+        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Softmax of the logits: (N, classes)."""
+        return metrics.softmax(self.logits)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the predicted class is the true one, for each image: (N,)."""
+        return metrics.in_top_k(self.logits, self.labels, 1)
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose predicted class is the true one."""
+        return float(self.correct.mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose true class is among the five highest; 1 where there are five classes or fewer."""
+        return float(metrics.in_top_k(self.logits, self.labels, 5).mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy, in nats per image."""
+        return float(metrics.cross_entropy(self.logits, self.labels).mean())
+
+    @property
+    def top1_ci95(self) -> tuple[float, float]:
+        """Wilson interval of the accuracy, 95 %."""
+        return metrics.wilson_interval(int(self.correct.sum()), self.num_images)
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts (classes, classes); a row is the true class, a column the predicted one."""
+        return metrics.confusion_matrix(self.labels, self.predictions, len(self.classes))
+
+    @property
+    def macro_f1(self) -> float:
+        """Unweighted mean of the classes' F1."""
+        return metrics.macro_f1(self.confusion)
+
+    @property
+    def num_leaked(self) -> int | None:
+        """How many of the images are training images, byte for byte; None where that is not known."""
+        return int(self.leaked.sum()) if self.leaks_known else None
+
+    @property
+    def top1_without_leaked(self) -> float | None:
+        """Accuracy on the images that are not training images; None where that is not known or none is left."""
+        if not self.leaks_known or self.leaked.all():
+            return None
+        return float(self.correct[~self.leaked].mean())
+
+    @property
+    def per_class(self) -> tuple[ClassResult, ...]:
+        """One result per class, in the order of `classes`."""
+        confusion = self.confusion
+        precision, recall, f1 = metrics.precision_recall_f1(confusion)
+        return tuple(
+            ClassResult(name, int(confusion[k].sum()), float(precision[k]), float(recall[k]), float(f1[k]))
+            for k, name in enumerate(self.classes)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers without the arrays, in plain values."""
+        return {
+            "num_images": self.num_images,
+            "num_classes": len(self.classes),
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "macro_f1": self.macro_f1,
+            "top1_ci95": list(self.top1_ci95),
+            "num_leaked": self.num_leaked,
+            "top1_without_leaked": self.top1_without_leaked,
+            "per_class": [vars(result) for result in self.per_class],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate(
+    predict_fn: PredictFn,
+    samples: Sequence[Sample],
+    spec: ModelSpec,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Judge a model on labelled images.
+
+    Args:
+        predict_fn: maps uint8 images (N, S, S, 3) to logits (N, classes).
+        samples: the images; labels count in `spec.classes`.
+        spec: how to make an image out of a file.
+        batch_size: images handed to `predict_fn` at a time; the last batch may hold fewer.
+        progress: told after every batch.
+
+    Raises:
+        DataError: without images.
+        ImageError: for an image that cannot be decoded; nothing stands in for it.
+    """
+    if not samples:
+        raise DataError("there are no images to evaluate on")
+    logits = np.empty((len(samples), spec.num_classes), dtype=np.float32)
+    done = 0
+    for batch in load_batches([sample.path for sample in samples], spec, batch_size):
+        images = []
+        for image in batch:
+            if isinstance(image, ImageError):
+                raise image
+            images.append(image)
+        logits[done : done + len(images)] = predict_fn(np.stack(images))
+        done += len(images)
+        if progress is not None:
+            progress(done, len(samples))
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    return EvaluationReport(spec.classes, tuple(samples), labels, logits, np.zeros(len(samples), dtype=np.bool_))
+
+
+def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> Iterator[list[Images | ImageError]]:
+    """Decode on several threads, one batch ahead of its use; a failure takes its image's place in the batch."""
+
+    def load(source: Any) -> Images | ImageError:
+        try:
+            return load_image(source, spec)
+        except ImageError as error:
+            return error
+
+    starts = range(0, len(sources), batch_size)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        ahead = [pool.submit(load, source) for source in sources[:batch_size]]
+        for start in starts:
+            current = ahead
+            following = sources[start + batch_size : start + 2 * batch_size]
+            ahead = [pool.submit(load, source) for source in following]
+            yield [future.result() for future in current]
+
+
+def select_samples(
+    data: Path | str, split: str, classes: Sequence[str], run_digests: Mapping[str, set[str]] | None
+) -> tuple[tuple[Sample, ...], NDArray[np.bool_] | None]:
+    """Find the images of a split, and which of them a model was trained on.
+
+    Args:
+        data: the folder.
+        split: train, valid, test, or all.
+        classes: the model's, which give the labels.
+        run_digests: content hashes of the images of the model's run, by split; None where there is no record.
+
+    Returns:
+        The samples, and for each whether it stands byte for byte among the training images (None: no record).
+
+    Raises:
+        DataError: if the data lacks the split, or has classes that the model does not know.
+    """
+    found = find_images(data, classes)
+    if found.is_flat and split != "all":
+        samples = _split_of_run(found.root, found.splits["all"], split, run_digests)
+    elif split == "all":
+        samples = found.samples
+    elif split in found.splits:
+        samples = found.splits[split]
+    else:
+        raise DataError(f"{data} has no {split} folder; it has {', '.join(found.splits)}")
+    if not samples:
+        raise DataError(f"{data} has no images in {split}")
+    if run_digests is None:
+        return samples, None
+    digests = hash_files([sample.path for sample in samples])
+    train = run_digests.get("train", set())
+    return samples, np.array([digests[sample.path] in train for sample in samples], dtype=np.bool_)
+
+
+def _split_of_run(
+    root: Path, samples: Sequence[Sample], split: str, run_digests: Mapping[str, set[str]] | None
+) -> tuple[Sample, ...]:
+    digests = hash_files([sample.path for sample in samples])
+    wanted = (run_digests or {}).get(split, set())
+    chosen = tuple(sample for sample in samples if digests[sample.path] in wanted)
+    if not chosen:
+        raise DataError(
+            f"{root} is not divided into train, valid and test, and none of its images were in the run's {split}; "
+            f"judge on all of them with --split all"
+        )
+    return chosen

@@ -1,0 +1,76 @@
+"""Write files so that they are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from carnet.errors import OutputError, RunError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Fill a temporary file beside `path`, flush it to the disk, then give it its name.
+
+    A kill at any moment leaves the previous file, whole.
+
+    Raises:
+        OutputError: if the folder is missing, read-only or full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # The new name counts even if `path` exists, on every system.
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text, whole or not at all.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document a person can read, whole or not at all.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document of ours.
+
+    Raises:
+        RunError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        OutputError: if that is not possible, or a file has the name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error

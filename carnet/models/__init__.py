@@ -1,0 +1,1 @@
+"""The networks: `registry` knows them by name, `carnet` and `resnet` define them."""

@@ -1,0 +1,89 @@
+"""Models by name: ours, and any of timm's as `timm/<name>`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from torch import nn
+
+from carnet.errors import MissingExtraError, ModelError
+from carnet.models.carnet import carnet18
+from carnet.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from carnet.spec import IMAGENET_MEAN, IMAGENET_STD, three_floats
+
+TIMM_PREFIX = "timm/"
+Colour = tuple[float, float, float]
+"""One number each for red, green and blue."""
+
+_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    builder.__name__: builder for builder in (carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
+}
+
+
+def list_models() -> list[str]:
+    """Names of our own models, sorted; timm's come besides, as `timm/<name>`."""
+    return sorted(_BUILDERS)
+
+
+def create_model(name: str, *, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Build a network with freshly initialised weights; it maps (N, 3, H, W) to logits (N, num_classes).
+
+    Args:
+        name: one of `list_models()`, or `timm/<name>` where timm is installed.
+        num_classes: number of outputs.
+        pretrained: load timm's published weights, with a new head; needs a network connection.
+
+    Raises:
+        ModelError: unknown name, fewer than one class, or weights asked for that do not exist or cannot be had.
+        MissingExtraError: a timm model without timm.
+    """
+    if num_classes < 1:
+        raise ModelError(f"num_classes must be at least 1, got {num_classes}")
+    if name.startswith(TIMM_PREFIX):
+        return _create_timm(name.removeprefix(TIMM_PREFIX), num_classes, pretrained)
+    if name not in _BUILDERS:
+        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())}")
+    if pretrained:
+        raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
+    return _BUILDERS[name](num_classes)
+
+
+def head_name(network: nn.Module) -> str:
+    """Name of the last layer, the only one whose shape depends on the classes."""
+    timm_config = getattr(network, "default_cfg", None)
+    if timm_config is not None:
+        classifier = timm_config["classifier"]
+        return str(classifier[0] if isinstance(classifier, tuple | list) else classifier)
+    return "linear"
+
+
+def normalization(network: nn.Module) -> tuple[Colour, Colour]:
+    """Mean and std of the inputs: ImageNet's, or what the weights of a timm model expect."""
+    timm_config = getattr(network, "pretrained_cfg", None)
+    if timm_config is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return three_floats(timm_config["mean"]), three_floats(timm_config["std"])
+
+
+def _create_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtraError(f"model {TIMM_PREFIX}{name}", "timm", "timm") from None
+    if not timm.is_model(name):
+        raise ModelError(f"timm {timm.__version__} has no model {name!r}; {_nearest(name, timm.list_models())}")
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        # What timm and its hub client raise without a network, or for a model without weights.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"timm could not load weights for {name!r} ({reason}); leave --pretrained out") from error
+    return network
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
+    return f"there are {', '.join(known[:8])}{' …' if len(known) > 8 else ''}"

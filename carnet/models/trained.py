@@ -1,0 +1,190 @@
+"""Weights on disk: save them with what they need, load them, predict and be judged with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from carnet import evaluation, files, metrics
+from carnet.errors import ImageError, RunError
+from carnet.evaluation import EvaluationReport, load_batches, select_samples
+from carnet.models.registry import create_model, head_name
+from carnet.prediction import Prediction, most_probable
+from carnet.preprocess import Images, ImageSource, load_image
+from carnet.run_folder import RunFolder
+from carnet.spec import ModelSpec
+
+
+class TrainedModel:
+    """A network with its weights and its spec. Evaluates in float32.
+
+    Attributes:
+        network: in evaluation mode.
+        spec: classes, image size, normalisation.
+        info: the rest of `model.json`: parameters, epoch, metrics.
+    """
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, info: Mapping[str, Any] | None = None) -> None:
+        self.network = network.eval()
+        self.spec = spec
+        self.info = dict(info or {})
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """uint8 images (N, S, S, 3) -> logits (N, classes)."""
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            answer = self.network(normalize_on(device, torch.from_numpy(images), self.spec))
+        return np.asarray(answer.float().cpu().numpy(), dtype=np.float32)
+
+    def predict(self, source: ImageSource, top_k: int = 5) -> Prediction:
+        """Classify one image.
+
+        Args:
+            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
+            top_k: how many classes to name.
+
+        Raises:
+            ImageError: if it cannot be decoded.
+        """
+        images = load_image(source, self.spec)[None]
+        return most_probable(metrics.softmax(self.logits(images))[0], self.spec.classes, top_k)
+
+    def predict_many(
+        self,
+        sources: Sequence[ImageSource],
+        top_k: int = 5,
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Prediction | ImageError]:
+        """Classify many images; an `ImageError` takes the place of one that cannot be decoded."""
+        answers: list[Prediction | ImageError] = []
+        for batch in load_batches(sources, self.spec, batch_size):
+            good = [image for image in batch if not isinstance(image, ImageError)]
+            rows = iter(metrics.softmax(self.logits(np.stack(good)))) if good else iter(())
+            answers += [
+                image if isinstance(image, ImageError) else most_probable(next(rows), self.spec.classes, top_k)
+                for image in batch
+            ]
+            if progress is not None:
+                progress(len(answers), len(sources))
+        return answers
+
+
+def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
+    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on `device`, in channels-last layout; as `preprocess.normalize`."""
+    mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+    # Stored as (N, S, S, 3), so the permuted view already is channels-last: no copy is made.
+    return (images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `model.json`, each whole or not at all.
+
+    Raises:
+        OutputError: if the folder cannot be written.
+    """
+    # safetensors takes contiguous tensors only; channels-last ones are restored on loading.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    files.write_bytes(run.weights, save(tensors, metadata={"format": "pt"}))
+    files.write_json(run.model, spec.to_json() | dict(info))
+
+
+def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
+    """Load the model of a run folder. Never executes code from a file.
+
+    Raises:
+        RunError: if the folder is no run, has no model yet, or its weights do not fit its description.
+    """
+    folder = RunFolder.open(run)
+    if not folder.weights.exists() or not folder.model.exists():
+        raise RunError(f"{run} has no model yet; go on with carnet train --resume {run}")
+    document = files.read_json(folder.model)
+    spec = ModelSpec.from_json(document)
+    network = create_model(spec.model, num_classes=spec.num_classes)
+    try:
+        network.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
+    known = spec.to_json()
+    info = {key: value for key, value in document.items() if key not in known}
+    return TrainedModel(network.to(device).to(memory_format=torch.channels_last), spec, info)
+
+
+def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
+    """Copy another run's weights into a network; its head too, if both have the same classes in the same order.
+
+    Returns:
+        A sentence that says what was taken over.
+
+    Raises:
+        RunError: if the run holds another model.
+    """
+    folder = RunFolder.open(run)
+    source = ModelSpec.from_json(files.read_json(folder.model))
+    if source.model != spec.model:
+        raise RunError(f"{run} is a {source.model}, not a {spec.model}; add --model {source.model}")
+    weights = read_weights(folder)
+    same_classes = source.classes == spec.classes
+    if not same_classes:
+        head = head_name(network)
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{head}.")}
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise RunError(f"{folder.weights} does not fit {source.model}") from error
+    if unexpected or (same_classes and missing):
+        raise RunError(f"{folder.weights} does not fit {source.model}")
+    kept = "with its head (same classes)" if same_classes else "with a new head (other classes)"
+    return f"starts from the weights of {run}, {kept}"
+
+
+def read_weights(run: RunFolder) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors`.
+
+    Raises:
+        RunError: if the file is missing or damaged.
+    """
+    try:
+        return dict(load_file(run.weights))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read {run.weights}: {error}") from error
+
+
+def evaluate(
+    run: Path | str,
+    data: Path | str,
+    *,
+    split: str = "valid",
+    device: str = "cpu",
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationReport:
+    """Judge a run's model on a split of a folder of images.
+
+    Args:
+        run: the run folder.
+        data: the images, in either form `carnet.data.sources` describes. A flat folder that the run itself divided
+            is divided the same way, by content.
+        split: train, valid, test, or all for every image of a flat folder.
+        device: where to compute.
+        batch_size: images at a time.
+        progress: told how many images are done, of how many.
+
+    Raises:
+        RunError: if the run has no model.
+        DataError: if the data lacks the split or has classes that the model does not know.
+        ImageError: for an image that cannot be decoded.
+    """
+    model = load(run, device=device)
+    samples, leaked = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
+    report = evaluation.evaluate(model.logits, samples, model.spec, batch_size=batch_size, progress=progress)
+    return report.with_leaks(leaked)

@@ -1,0 +1,260 @@
+"""Image file -> square uint8 RGB: the only evaluation transform there is.
+
+Training starts from it, its evaluation uses it as it is, and so does everything that predicts: what was measured is
+what runs.
+
+Formats, told by content and never by extension: JPEG (also with several pictures inside, as phones write it), PNG,
+WebP, GIF, BMP, TIFF, PPM/PGM. Every image becomes 8-bit RGB in one stated way:
+
+- an orientation tag (EXIF) is applied;
+- of an animated or many-paged file the first picture counts;
+- transparent parts, in whichever mode, stand on white;
+- grey becomes three equal channels, palette and CMYK are converted; colour profiles are not applied;
+- 16 bits per channel are reduced to the upper 8; floating-point pixels have no stated range and are refused;
+- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb).
+
+A JPEG much larger than needed is decoded at a half, a quarter or an eighth, never below twice the model's size on
+either side: several times faster, and part of the rule on every machine.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from carnet.errors import ImageError
+from carnet.spec import ModelSpec, ResizeRule
+
+Images = NDArray[np.uint8]
+ImageSource = Path | str | bytes | Image.Image | Images
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+EXTENSIONS = frozenset(
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pnm"),
+        *("heic", "heif", "avif", "jxl", "jp2"),
+    )
+)
+"""Names that promise an image. Such a file that cannot be decoded is an error; any other is not an image."""
+MAX_PIXELS = 178_956_970
+"""Twice Pillow's own warning level, which is where Pillow itself refuses."""
+WHITE = (255, 255, 255, 255)
+MAX_ASPECT = 8
+"""Longer strips are centre-cropped to this ratio first; resizing them whole could take any amount of memory."""
+
+# The limit above is the one that counts; Pillow's warning at half of it would be noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders let through for damaged files, besides OSError.
+_DECODER_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError),
+    *(struct.error, MemoryError),
+)
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether the file's name or its first bytes promise an image."""
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return (
+        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
+        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        or (start[:2] == b"BM" and start[6:10] == b"\0\0\0\0")
+    )
+
+
+def load_image(source: ImageSource, spec: ModelSpec) -> Images:
+    """Decode and resize as `spec` says.
+
+    Args:
+        source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3), (H, W, 1) or (H, W).
+        spec: gives the size and the resize rule.
+
+    Returns:
+        uint8 array (image_size, image_size, 3), red first.
+
+    Raises:
+        ImageError: if it cannot be decoded, or is refused by one of the rules above.
+    """
+    image = open_image(source)
+    with image:
+        rgb = decode(image, name_of(source), min_side=2 * spec.image_size)
+    return np.array(resize(rgb, spec.image_size, spec.resize))
+
+
+def normalize(images: Images, spec: ModelSpec) -> NDArray[np.float32]:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) with the spec's mean and std taken out."""
+    mean, std = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
+    scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Read an image's header, decode nothing yet.
+
+    Raises:
+        ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
+    """
+    name = name_of(source)
+    if isinstance(source, Image.Image):
+        return source.copy()
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    try:
+        stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
+        if not stream.getbuffer().nbytes:
+            raise ImageError(name, "the file is empty")
+        return Image.open(stream, formats=FORMATS)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(name, f"not an image in a supported format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
+    except FileNotFoundError:
+        raise ImageError(name, "no such file") from None
+    except _DECODER_ERRORS as error:
+        raise ImageError(name, _reason(error)) from error
+
+
+def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | None = None) -> Image.Image:
+    """Decode an opened image into 8-bit RGB, upright.
+
+    Args:
+        image: as `open_image` gives it.
+        name: for the error.
+        min_side: a JPEG may be decoded at reduced scale, to no less than this on either side; None: full scale.
+
+    Raises:
+        ImageError: damaged, or a pixel format without a stated meaning.
+    """
+    try:
+        if min_side is not None and image.format == "JPEG":
+            image.draft(None, (min_side, min_side))
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except Image.DecompressionBombError:
+        raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(name, _reason(error)) from error
+
+
+def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
+    """Make a square, with bilinear filtering that averages over what it leaves out.
+
+    - `crop`: the short side becomes `size`, then the centre is cut out (the published rule);
+    - `pad`: the long side becomes `size`, then black bars fill the square;
+    - `stretch`: both sides become `size`.
+    """
+    match rule:
+        case "crop":
+            return _resize_and_crop(image, size)
+        case "pad":
+            return _resize_and_pad(image, size)
+        case "stretch":
+            return image.resize((size, size), Image.Resampling.BILINEAR)
+        case _:
+            assert_never(rule)
+
+
+def name_of(source: ImageSource) -> Path | str:
+    """The path, or a word for a source that has none."""
+    return source if isinstance(source, Path | str) else f"<{type(source).__name__}>"
+
+
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    if max(image.size) > MAX_ASPECT * short:
+        image = _centre(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
+    width, height = (max(size, int(size * side / short)) for side in image.size)
+    return _centre(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resize_and_pad(image: Image.Image, size: int) -> Image.Image:
+    long = max(image.size)
+    width, height = (max(1, round(size * side / long)) for side in image.size)
+    square = Image.new("RGB", (size, size))
+    small = image.resize((width, height), Image.Resampling.BILINEAR)
+    square.paste(small, ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = None
+    # A damaged EXIF block says nothing about the pixels, which are fine.
+    with suppress(*_DECODER_ERRORS):
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    transpose = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _to_rgb(image: Image.Image, name: Path | str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _from_16_bit(image, name)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, name: Path | str) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(name, f"arrays must be uint8, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
+        raise ImageError(name, f"arrays must be (H, W, 3), (H, W, 1) or (H, W), got {array.shape}")
+    return Image.fromarray(array)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not an image"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = str(error).strip().splitlines()
+    return f"damaged ({text[0] if text else type(error).__name__})"

@@ -1,0 +1,37 @@
+"""How work that takes long tells what it is doing. `carnet.report.console` shows it; the default keeps silent."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives what a person would like to see."""
+
+    def say(self, text: str) -> None:
+        """A line, or several."""
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of `what`; called as often as it changes, and with done == total at the end."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would choose: 8 s, 3 min 20 s, 2 h 05 min, 4 days 6 h."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    if total < 48 * 3600:
+        return f"{total // 3600} h {total % 3600 // 60:02d} min"
+    return f"{total // 86400} days {total % 86400 // 3600} h"

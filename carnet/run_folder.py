@@ -1,0 +1,137 @@
+"""What a training run leaves behind, and where in its folder each thing lies."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carnet import files
+from carnet.errors import OutputError, RunError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """Weights, in safetensors form."""
+        return self.path / "model.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """What the weights need to be used: model name, classes, size, normalisation; and how good they are."""
+        return self.path / "model.json"
+
+    @property
+    def config(self) -> Path:
+        """Recipe, plan, versions and data, as they were before the first step."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """One line per image: split, class, path, content hash, what is odd about it."""
+        return self.path / "data.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Loss and accuracy over epochs, drawn."""
+        return self.path / "curves.png"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to go on."""
+        return self.path / "last.ckpt"
+
+    @property
+    def result(self) -> Path:
+        """How the run ended."""
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make a folder for a new run.
+
+        Raises:
+            OutputError: if it exists and holds anything, or cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} exists; go on with --resume {path}, or choose another --output")
+        files.make_folder(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """Take up an existing run.
+
+        Raises:
+            RunError: if the folder is not there or is not a run's.
+        """
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise RunError(f"no run folder {path}")
+        if not run.config.exists() and not run.model.exists():
+            raise RunError(f"{path} is not a run: it has neither config.json nor model.json")
+        return run
+
+    def read_config(self) -> dict[str, Any]:
+        """The recorded recipe, plan, versions and data.
+
+        Raises:
+            RunError: if it is missing or damaged.
+        """
+        document = files.read_json(self.config)
+        if not isinstance(document, dict) or "recipe" not in document:
+            raise RunError(f"{self.config} does not describe a run")
+        return document
+
+    def write_csv(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write a table, whole or not at all; the first row's keys head the columns."""
+        rows = list(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(path, text.getvalue())
+
+    def digests(self) -> dict[str, set[str]] | None:
+        """Content hashes of the run's images by split, or None where the run keeps no record of its data.
+
+        Raises:
+            RunError: if the record is damaged.
+        """
+        if not self.data.exists():
+            return None
+        splits: dict[str, set[str]] = {}
+        try:
+            with self.data.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    splits.setdefault(row["split"], set()).add(row["sha256"])
+        except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+            raise RunError(f"cannot read {self.data}: {error}") from error
+        return splits
+
+
+def new_run_path(base: Path) -> Path:
+    """`base`, or the first of base-2, base-3 … that does not exist."""
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

@@ -1,0 +1,146 @@
+"""What this machine makes of a recipe: chosen once, before the first step, and recorded with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from carnet.errors import ConfigError
+from carnet.training.config import TrainingConfig
+
+FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
+_FABRIC_PRECISIONS: dict[str, FabricPrecision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Choices that depend on the machine. The same plan, recipe and seed give the same weights."""
+
+    device: str
+    """cpu, cuda or mps."""
+    device_name: str
+    precision: str
+    """fp32, bf16 or fp16: the arithmetic of training; evaluation is fp32."""
+    threads: int
+    """Processor threads of the arithmetic."""
+    workers: int
+    """Processes that prepare images; does not change the result."""
+    memory_format: str = "channels_last"
+    """Pixels of all channels side by side: nearly twice as fast for depthwise convolutions on a CPU."""
+    reasons: tuple[str, ...] = ()
+    """Why, a sentence each."""
+
+    @property
+    def fabric_precision(self) -> FabricPrecision:
+        """The precision as Lightning Fabric names it."""
+        return _FABRIC_PRECISIONS[self.precision]
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """What decides the result and is not as recorded: `threads 4 (was 2)`."""
+        deciding = ("device", "precision", "threads", "memory_format")
+        return [
+            f"{name} {getattr(self, name)} (was {recorded.get(name)})"
+            for name in deciding
+            if getattr(self, name) != recorded.get(name)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values."""
+        return asdict(self) | {"reasons": list(self.reasons)}
+
+
+def resolve(config: TrainingConfig) -> Plan:
+    """Choose device, precision, threads and workers.
+
+    Raises:
+        ConfigError: if a device or precision asked for is not to be had here.
+    """
+    device = _device(config)
+    precision, reason = _precision(config, device)
+    cores = available_cores()
+    threads = config.threads or cores
+    # The trainer's own arithmetic fills two cores; a worker beside it would only take turns with it.
+    chosen_workers = 0 if device == "cpu" and cores <= 2 else min(8, cores)
+    workers = chosen_workers if config.workers < 0 else config.workers
+    name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
+    return Plan(
+        device=device,
+        device_name=name,
+        precision=precision,
+        threads=threads,
+        workers=workers,
+        reasons=(f"{precision} {reason}", f"{threads} threads of {cores} cores", f"{workers} processes prepare images"),
+    )
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor_features() -> str:
+    """The instruction set PyTorch's kernels use here, for example AVX512."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _device(config: TrainingConfig) -> str:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[config.device]:
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise ConfigError(f"--device {config.device} is not available here; PyTorch sees: {usable}")
+    return config.device
+
+
+def _precision(config: TrainingConfig, device: str) -> tuple[str, str]:
+    if config.precision == "fp16" and device == "cpu":
+        raise ConfigError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
+    if config.precision != "auto":
+        return config.precision, "as asked"
+    if device == "cuda":
+        # Before compute capability 8 bf16 is emulated.
+        if torch.cuda.get_device_capability() >= (8, 0):
+            return "bf16", "because this GPU computes it natively"
+        return "fp16", "because this GPU computes it natively, and bf16 not"
+    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+        return "bf16", "because this processor has instructions for it"
+    return "fp32", "because this device has no fast bf16"
+
+
+def _has_bf16_instructions() -> bool:
+    """Whether bf16 products are computed in hardware; where they are emulated, they are slower than float32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())  # PyTorch before 2.12
+
+
+def processor_name() -> str:
+    """The processor's model, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

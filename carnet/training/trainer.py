@@ -1,0 +1,230 @@
+"""The training loop: read `Trainer.fit` from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from carnet import files
+from carnet.data.check import CheckedImages
+from carnet.errors import MissingExtraError, NonFiniteLossError, StoppedError
+from carnet.evaluation import EvaluationReport, evaluate
+from carnet.models.trained import TrainedModel, normalize_on, save_model
+from carnet.preprocess import Images
+from carnet.progress import Progress, duration
+from carnet.report.plots import draw_curves
+from carnet.run_folder import RunFolder
+from carnet.spec import ModelSpec
+from carnet.training.augment import Augmentation
+from carnet.training.checkpoint import load_checkpoint, save_checkpoint
+from carnet.training.config import TrainingConfig
+from carnet.training.dataset import EpochBatches, TrainingImages, make_loader
+from carnet.training.plan import Plan
+from carnet.training.state import EpochMetrics, TrainingState
+from carnet.training.stop import StopFlag, StopRequestError, catch_stop_signals
+
+CHECKPOINT_SECONDS = 300.0
+"""Between checkpoints inside an epoch; each epoch's end has one besides."""
+MEASURED_STEPS = 5
+"""Steps after which the remaining time is foretold; the first one, slower than the others, does not count."""
+
+
+class Trainer:
+    """Trains a network on images that have been checked, and keeps its run folder.
+
+    Attributes:
+        state: where the run stands.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: RunFolder,
+        config: TrainingConfig,
+        plan: Plan,
+        spec: ModelSpec,
+        images: CheckedImages,
+        network: nn.Module,
+        progress: Progress,
+    ) -> None:
+        self.run, self.config, self.plan, self.spec = run, config, plan, spec
+        self.fabric, self.progress = _fabric(run, config, plan), progress
+        self.valid = images.data.splits["valid"]
+        train = images.data.splits["train"]
+        self.batches = EpochBatches(len(train), config.batch_size, config.seed)
+        dataset = TrainingImages(train, spec, Augmentation.from_config(config), config.seed)
+        self.loader = make_loader(dataset, self.batches, workers=plan.workers, pin_memory=plan.device == "cuda")
+        self.network = network.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.wrapped, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.state = TrainingState()
+        self.session_steps: list[float] = []
+        self.last_checkpoint = time.monotonic()
+
+    def resume(self) -> None:
+        """Take up the run where its last checkpoint left it.
+
+        Raises:
+            RunError: if the checkpoint is missing, damaged, or of another network.
+        """
+        self.state = TrainingState.from_json(load_checkpoint(self.run.checkpoint, self.network, self.optimizer))
+
+    def fit(self) -> TrainingState:
+        """Train to the last epoch, or to the end of patience.
+
+        Raises:
+            StoppedError: on Ctrl-C or SIGTERM, after a checkpoint.
+            NonFiniteLossError: before the step that would spoil the weights.
+            OutputError: if the run folder cannot be written.
+        """
+        state = self.state
+        with catch_stop_signals() as stop:
+            try:
+                while state.epoch < self.config.epochs and not state.finished:
+                    self.batches.epoch, self.batches.first_step = state.epoch, state.step
+                    self.network.train()
+                    started = time.monotonic()
+                    for images, labels in self.loader if len(self.batches) else ():
+                        loss, num_correct = self._train_step(images, labels)
+                        now = time.monotonic()
+                        state.add_step(loss, num_correct, len(labels), now - started)
+                        self._after_step(loss, now - started)
+                        started = now
+                        stop.check()
+                    valid = self._validate(stop)
+                    state.add_seconds(time.monotonic() - started)
+                    self._end_epoch(state.end_epoch(valid, lr=self.config.lr))
+            except StopRequestError as request:
+                self._checkpoint()
+                raise StoppedError(self._stopped_message(), request.signal_number) from None
+        return state
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """uint8 images (N, S, S, 3) and labels (N,) -> mean loss and number of hits, before the step's update"""
+        device = self.fabric.device
+        labels = labels.to(device, non_blocking=True)
+        logits = self.wrapped(normalize_on(device, images, self.spec))
+        loss = F.cross_entropy(logits.float(), labels)
+        hits = (logits.argmax(dim=1) == labels).sum()
+        loss_value, num_correct = torch.stack([loss.detach(), hits.float()]).tolist()
+        if not math.isfinite(loss_value):
+            raise NonFiniteLossError(self._diverged_message(loss_value))
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss_value, int(num_correct)
+
+    def _validate(self, stop: StopFlag) -> EvaluationReport:
+        """Judge the weights as they are, in float32."""
+        # The unwrapped network: evaluation leaves the mixed precision of training out.
+        model = TrainedModel(self.network, self.spec)
+
+        def predict(images: Images) -> NDArray[np.float32]:
+            stop.check()
+            return model.logits(images)
+
+        what = f"epoch {self.state.epoch + 1}/{self.config.epochs} validation"
+        return evaluate(
+            predict, self.valid, self.spec, progress=lambda done, total: self.progress.bar(what, done, total)
+        )
+
+    def _after_step(self, loss: float, seconds: float) -> None:
+        state = self.state
+        what = f"epoch {state.epoch + 1}/{self.config.epochs}"
+        note = f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %"
+        self.progress.bar(what, state.step, self.batches.steps_per_epoch, note)
+        self.session_steps.append(seconds)
+        if len(self.session_steps) == MEASURED_STEPS:
+            self.progress.say(self._forecast())
+        global_step = state.epoch * self.batches.steps_per_epoch + state.step
+        self.fabric.log("loss/step", loss, step=global_step)
+        if time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
+            self._checkpoint()
+
+    def _end_epoch(self, epoch: EpochMetrics) -> None:
+        state = self.state
+        state.finished = bool(self.config.patience) and state.epochs_since_best >= self.config.patience
+        if not self.config.patience or state.best is epoch:
+            save_model(self.run, self.network, self.spec, model_info(self.network, epoch))
+        self.run.write_csv(self.run.metrics, state.history)
+        files.write_bytes(self.run.curves, draw_curves(state.history, title=f"{self.spec.model}, {self.run.path.name}"))
+        self.fabric.log_dict(
+            {
+                "loss/train": epoch["train_loss"],
+                "loss/valid": epoch["valid_loss"],
+                "top1/train": epoch["train_top1"],
+                "top1/valid": epoch["valid_top1"],
+            },
+            step=int(epoch["epoch"]) * self.batches.steps_per_epoch,
+        )
+        self._checkpoint()
+        self.progress.say(self._epoch_line(epoch))
+
+    def _checkpoint(self) -> None:
+        state: dict[str, Any] = self.state.to_json()
+        save_checkpoint(self.run.checkpoint, self.network, self.optimizer, state)
+        self.last_checkpoint = time.monotonic()
+
+    def _epoch_line(self, epoch: EpochMetrics) -> str:
+        best = " (best so far)" if self.state.best is epoch else ""
+        return (
+            f"epoch {epoch['epoch']:.0f}/{self.config.epochs}: "
+            f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
+            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
+            f"{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])}"
+        )
+
+    def _forecast(self) -> str:
+        step_seconds = float(np.median(self.session_steps[1:]))
+        steps = self.batches.steps_per_epoch
+        left = (self.config.epochs - self.state.epoch) * steps - self.state.step
+        return (
+            f"{step_seconds:.2f} s a step, {self.config.batch_size / step_seconds:.1f} images/s: "
+            f"about {duration(steps * step_seconds)} an epoch and {duration(left * step_seconds)} to the end, "
+            f"validation not counted"
+        )
+
+    def _diverged_message(self, loss: float) -> str:
+        state = self.state
+        rescue = f"the last good checkpoint is {self.run.checkpoint}" if self.run.checkpoint.exists() else ""
+        return (
+            f"the loss became {loss} in epoch {state.epoch + 1}, step {state.step + 1}, at learning rate "
+            f"{self.config.lr:g}; try a smaller one, --lr {self.config.lr / 10:g}"
+            + (", or --precision fp32" if self.plan.precision != "fp32" else "")
+            + (f"; {rescue}" if rescue else "")
+        )
+
+    def _stopped_message(self) -> str:
+        state = self.state
+        where = f"epoch {state.epoch + 1} of {self.config.epochs}, step {state.step} of {self.batches.steps_per_epoch}"
+        return f"stopped in {where}; go on with carnet train --resume {self.run.path}"
+
+
+def _fabric(run: RunFolder, config: TrainingConfig, plan: Plan) -> Fabric:
+    loggers: list[Logger] = []
+    if config.logger == "tensorboard":
+        try:
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+        except ImportError:
+            raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard") from None
+    torch.set_num_threads(plan.threads)
+    if plan.device == "cuda":
+        torch.backends.cudnn.deterministic = True
+    return Fabric(accelerator=plan.device, devices=1, precision=plan.fabric_precision, loggers=loggers)
+
+
+def model_info(network: nn.Module, epoch: EpochMetrics) -> dict[str, Any]:
+    """What `model.json` says beside the spec."""
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return {"params": params, "epoch": epoch["epoch"], "metrics": epoch}

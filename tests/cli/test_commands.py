@@ -1,0 +1,198 @@
+"""Every command: help, JSON, exit codes, and errors without a traceback."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carnet.cli.main import COMMANDS, run
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert f"carnet {command}" in out.partition("Example")[2]
+    assert out.startswith(f"usage: carnet {command} [-h]")
+
+
+def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(f"  {command} " in out for command in COMMANDS)
+    assert call(capsys, "--version")[1] == "carnet 0.1.0\n"
+    code, _, err = call(capsys, "trian")
+    assert (code, err) == (2, "carnet: unknown command 'trian'; did you mean carnet train?\n")
+
+
+def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    from carnet import TrainingConfig
+
+    out = call(capsys, "train", "--help")[1]
+    assert all(f"--{field.name.replace('_', '-')} " in out for field in fields(TrainingConfig))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "say which images to train on"),
+        (["train", "nowhere"], "no folder nowhere"),
+        (["train", "nowhere", "--lr", "0"], "--lr must be above 0"),
+        (["train", "nowhere", "--epohcs", "3"], "--epochs INT"),
+        (["train", "nowhere", "--epochs", "three"], "three"),
+        (["train", "--resume", "nowhere"], "no run folder nowhere"),
+        (["train", "nowhere", "--model", "resnet"], "unknown model 'resnet'; did you mean resnet"),
+        (["evaluate", "nowhere", "data"], "no run folder nowhere"),
+        (["predict", "nowhere", "a.jpg"], "no run folder nowhere"),
+        (["predict", "nowhere"], "name files, folders, or -"),
+        (["summary", "carnet81"], "did you mean carnet18"),
+        (["summary", "carnet18", "--image-size", "40"], "at least 47 px"),
+        (["summary", "carnet18", "--num-classes", "0"], "num_classes must be at least 1"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "summary", "carnet18")
+    assert code == 0
+    for number in ("653,376", "1,600,720,576", "1,625,914,880", "357,158,912"):
+        assert number in out
+    code, out, _ = call(capsys, "summary", "resnet18", "--image-size", "64", "--json")
+    document = json.loads(out)
+    assert {"model", "num_classes", "input_shape", "params", "macs", "published_mult_adds", "weights_bytes"} <= set(
+        document
+    )
+    assert {"activations_bytes", "layers"} <= set(document)
+    assert (document["params"], document["input_shape"]) == (11_217_444, [1, 3, 64, 64])
+    assert sum(layer["macs"] for layer in document["layers"]) == document["macs"]
+
+
+def test_train_json_is_one_document(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--image-size", "48", "--epochs", "1", "--batch-size", "8", "--output", tmp_path / "run", "--json"]
+    code, out, err = call(capsys, "train", photos, *arguments)
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "Found 3 classes, 24 train, 12 valid images." in err
+    assert "epoch 1/1: train loss" in err
+
+
+def test_resume_takes_the_runs_own_recipe(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained_run, tmp_path / "run")
+    code, out, _ = call(capsys, "train", "--resume", tmp_path / "run")
+    assert code == 0
+    assert "2 of 2 epochs" in out
+    code, _, err = call(capsys, "train", "--resume", tmp_path / "run", "--epochs", "5")
+    assert (code, "does not have --epochs 5 (was 2)" in err) == (2, True)
+
+
+def test_evaluate(photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    code, out, _ = call(capsys, "evaluate", trained_run, photos, "--output", page, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert {"num_images", "top1", "top5", "macro_f1", "top1_ci95", "num_leaked", "top1_without_leaked"} <= set(document)
+    assert [row["name"] for row in document["per_class"]] == ["blue", "green", "red"]
+    assert (document["num_images"], document["num_leaked"]) == (12, 0)
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    code, out, _ = call(capsys, "evaluate", trained_run, photos, "--split", "train", "--output", page)
+    assert code == 0
+    assert "24 images" in out
+    code, _, err = call(capsys, "evaluate", trained_run, photos, "--split", "test")
+    assert (code, "has no test folder; it has train, valid" in err) == (2, True)
+
+
+def test_predict(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = photos / "valid" / "red" / "8.jpg"
+    code, out, err = call(capsys, "predict", trained_run, image, "--top-k", "2")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{image}: ")
+    assert out.count("%") == 2
+    code, out, _ = call(capsys, "predict", trained_run, photos / "valid" / "red", "--json")
+    documents: list[dict[str, Any]] = json.loads(out)
+    assert (code, len(documents)) == (0, 4)
+    assert sum(row["probability"] for row in documents[0]["predictions"]) == pytest.approx(1)
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    code, out, err = call(capsys, "predict", trained_run, tmp_path / "broken.jpg", image, tmp_path / "gone.jpg")
+    assert code == 1
+    assert out.startswith(f"{image}: ")
+    assert "broken.jpg: not an image in a supported format" in err
+    assert "gone.jpg: no such file" in err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(image.read_bytes())))
+    code, out, _ = call(capsys, "predict", trained_run, "-", "--top-k", "1")
+    assert (code, out.startswith("-: ")) == (0, True)
+    assert call(capsys, "predict", trained_run, image, "--top-k", "0")[0] == 2
+    assert call(capsys, "predict", trained_run, tmp_path / "empty")[0] == 1
+
+
+def test_training_and_commands_agree(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The validation of the last epoch, evaluate and predict see the same images and give the same answers."""
+    history = (trained_run / "metrics.csv").read_text().splitlines()[-1].split(",")
+    page = tmp_path / "page.html"
+    document = json.loads(call(capsys, "evaluate", trained_run, photos, "--json", "--output", page)[1])
+    assert float(history[5]) == document["top1"]
+    assert float(history[4]) == pytest.approx(document["loss"], rel=1e-6)
+    predicted = json.loads(call(capsys, "predict", trained_run, photos / "valid", "--json")[1])
+    right = sum(Path(row["image"]).parent.name == row["predictions"][0]["class"] for row in predicted)
+    assert right / len(predicted) == document["top1"]
+
+
+def test_ctrl_c_in_a_real_process(photos: Path, tmp_path: Path) -> None:
+    """From the outside: a signal, a checkpoint, exit code 130, and a resumed end."""
+    run_folder = tmp_path / "run"
+    command = [sys.executable, "-m", "carnet", "train", str(photos), "--image-size", "48", "--epochs", "500"]
+    process = subprocess.Popen([*command, "--output", str(run_folder)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run_folder / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with carnet train --resume {run_folder}" in err
+    assert "Traceback" not in err
+    assert (run_folder / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="read-only folders work otherwise on Windows")
+def test_missing_extra_is_one_line(tmp_path: Path) -> None:
+    """A base installation, played by a `torch` that is not there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nclass Hide:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for arguments in (["summary", "carnet18"], ["train", "x"], ["demo", "--output", str(tmp_path / "demo")]):
+        command = [sys.executable, "-m", "carnet", *arguments]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert answer.returncode == 2
+        assert answer.stderr == f"carnet: carnet {arguments[0]} needs PyTorch: pip install 'carnet[train]'\n"

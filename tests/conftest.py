@@ -1,0 +1,55 @@
+"""Small data sets that tests draw for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pictures import save_picture
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Three classes of ten pictures, in no splits."""
+    root = tmp_path / "flat"
+    for k, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(10):
+            save_picture(root / name / f"{i}.png", colour, seed=100 * k + i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, eight training and four validation pictures each. Read only."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    for k, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(12):
+            split = "train" if i < 8 else "valid"
+            save_picture(root / split / name / f"{i}.jpg", colour, seed=100 * k + i)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short finished run on `photos`. Read only."""
+    from carnet import TrainingConfig, train
+
+    run = tmp_path_factory.mktemp("runs") / "photos"
+    train(photos, TrainingConfig(image_size=48, epochs=2, batch_size=8), output=run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Find a real data set, or skip."""
+
+    def find(name: str) -> Path:
+        if not (SHARED_DATA / name).is_dir():
+            pytest.skip(f"the real data set {name} is not on this machine")
+        return SHARED_DATA / name
+
+    return find

@@ -1,0 +1,108 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from carnet.data.check import CheckedImages, check_images, describe
+from carnet.data.sources import find_images
+from carnet.errors import DataError, UnreadableImagesError
+
+
+def check(root: Path, **options: object) -> CheckedImages:
+    return check_images(find_images(root), image_size=32, **options)  # type: ignore[arg-type]
+
+
+def test_flat_folder_is_divided_and_described(flat: Path) -> None:
+    images = check(flat)
+    assert {split: len(samples) for split, samples in images.data.splits.items()} == {"train": 24, "valid": 6}
+    assert images.held_out
+    assert describe(images)[0] == "Found 3 classes, 24 train, 6 valid images (valid held back from the rest)."
+    again = check(flat)
+    assert again.content_hash == images.content_hash
+    assert check(flat, seed=1).content_hash != images.content_hash
+
+
+def test_missing_valid_is_held_back_with_a_warning(flat: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(flat, root / "train")
+    shutil.copytree(flat, root / "test")
+    images = check(root)
+    assert set(images.data.splits) == {"train", "valid", "test"}
+    assert "there is no valid folder; part of train is held back instead" in images.warnings
+
+
+def test_unreadable_images_stop_or_are_counted(flat: Path) -> None:
+    (flat / "red" / "3.png").write_bytes((flat / "red" / "3.png").read_bytes()[:300])
+    (flat / "blue" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(UnreadableImagesError) as caught:
+        check(flat)
+    assert "2 of 31 images cannot be read" in str(caught.value)
+    assert "--skip-unreadable" in str(caught.value)
+    assert "empty.jpg: the file is empty" in str(caught.value)
+    assert "3.png: damaged" in str(caught.value)
+    images = check(flat, skip_unreadable=True)
+    assert len(images.unreadable) == 2
+    assert len(images.data.samples) == 29
+    assert any(line.startswith("2 x left out because it cannot be read") for line in describe(images))
+    assert [row["split"] for row in images.rows()].count("unreadable") == 2
+
+
+def test_a_class_of_unreadable_images_only(flat: Path) -> None:
+    for path in (flat / "red").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="no readable training image is left of red"):
+        check(flat, skip_unreadable=True)
+
+
+def test_duplicates_leaks_and_conflicts_are_named(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(photos, root)
+    shutil.copy(root / "train" / "red" / "0.jpg", root / "valid" / "red" / "again.jpg")
+    shutil.copy(root / "train" / "red" / "1.jpg", root / "train" / "blue" / "one.jpg")
+    shutil.copy(root / "train" / "red" / "2.jpg", root / "train" / "red" / "two.jpg")
+    images = check(root)
+    assert [images.data.relative(s) for s in images.leaked] == ["valid/red/again.jpg"]
+    assert "1 images of valid stand in train byte for byte: red (1)" in images.warnings
+    assert "1 images stand under two classes: train/blue/one.jpg = train/red/1.jpg" in images.warnings
+    assert any(line.startswith("3 x the same file again") for line in describe(images))
+
+
+def test_every_odd_file_is_accounted_for(flat: Path) -> None:
+    red = flat / "red"
+    picture = Image.open(red / "0.png")
+    picture.save(red / "png.jpg", "PNG")
+    picture.convert("L").save(red / "grey.jpg")
+    picture.convert("RGBA").save(red / "transparent.png")
+    picture.save(red / "animated.gif", save_all=True, append_images=[picture.rotate(9)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(red / "turned.jpg", exif=exif)
+    odd = check(flat).oddities
+    assert {kind: [Path(name).name for name in names] for kind, names in odd.items()} == {
+        "PNG named .jpg": ["png.jpg"],
+        "grey": ["grey.jpg"],
+        "transparent": ["transparent.png"],
+        "palette": ["animated.gif"],
+        "several frames": ["animated.gif"],
+        "turned by its orientation tag": ["turned.jpg"],
+    }
+
+
+def test_content_hash_sees_a_changed_byte(flat: Path) -> None:
+    before = check(flat).content_hash
+    with (flat / "red" / "0.png").open("ab") as file:
+        file.write(b"\0")
+    assert check(flat).content_hash != before
+
+
+@pytest.mark.data
+def test_weather_messy_is_accounted_for(shared_data) -> None:  # type: ignore[no-untyped-def]
+    """Counted independently: `file` on every image of the real, messy data set."""
+    images = check(shared_data("weather_messy"))
+    odd = {kind: len(names) for kind, names in images.oddities.items()}
+    assert len(images.data.samples) == 182
+    assert odd["PNG named .jpg"] == 6
+    assert odd["GIF named .jpg"] == 2
+    assert odd["several frames"] == 1
+    assert not images.unreadable

@@ -1,0 +1,75 @@
+"""Imports go one way, and the edge side and the command line stay free of PyTorch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import carnet
+
+PACKAGE = Path(carnet.__file__).parent
+BASE = {"errors", "spec", "preprocess", "prediction", "progress", "metrics", "evaluation", "files", "run_folder"}
+ALLOWED = {
+    **{room: {*BASE, "data", "report"} for room in (*BASE, "data", "report")},
+    "models": {*BASE, "data", "report", "models"},
+    "training": {*BASE, "data", "report", "models", "training"},
+}
+"""Room -> rooms it may import; the command line may import all."""
+BENCH_ONLY = {"torch", "torchvision", "lightning_fabric", "safetensors", "timm"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, wherever in the file."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room not in ALLOWED:
+        assert room in ("__init__", "__main__", "cli"), f"which row does {room} stand on?"
+        return
+    modules = imports(path)
+    rooms = {module.split(".")[1] for module in modules if module.startswith("carnet.")}
+    assert rooms <= ALLOWED[room]
+    if room not in ("models", "training"):
+        assert not {module.split(".")[0] for module in modules} & BENCH_ONLY
+
+
+def modules_after(code: str) -> set[str]:
+    """Which of the heavy packages a fresh Python has imported after running `code`."""
+    heavy = "{'torch', 'onnxruntime', 'matplotlib', 'lightning_fabric', 'PIL', 'numpy', 'tyro'}"
+    script = f"import sys\n{code}\nprint(*sorted({heavy} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(answer.stdout.splitlines()[-1].split())
+
+
+def test_importing_carnet_imports_nothing_heavy() -> None:
+    assert modules_after("import carnet; carnet.__version__; dir(carnet)") == set()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert modules_after("from carnet.cli.main import run; run(['--help']); run([]); run(['--version'])") == set()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "summary", "demo"])
+def test_help_of_commands_imports_no_torch(command: str) -> None:
+    assert not modules_after(f"from carnet.cli.main import run; run(['{command}', '--help'])") & {"torch", "matplotlib"}
+
+
+def test_the_base_row_imports_no_torch() -> None:
+    rooms = ", ".join(f"carnet.{room}" for room in sorted(BASE))
+    code = f"import {rooms}, carnet.data.check, carnet.data.synthetic, carnet.report.html, carnet.report.findings"
+    assert not modules_after(code) & {"torch", "lightning_fabric"}
+
+
+def test_the_tests_above_can_fail() -> None:
+    assert "torch" in modules_after("import carnet; carnet.create_model")

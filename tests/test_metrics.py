@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carnet import metrics
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), num_images=st.integers(1, 30), num_classes=st.integers(2, 12))
+def test_against_plain_loops(seed: int, num_images: int, num_classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-3, 4, (num_images, num_classes)).astype(np.float32)  # whole numbers: many ties
+    labels = rng.integers(0, num_classes, num_images)
+    for k in (1, 3, 5):
+        hits = [
+            int(label) in sorted(range(num_classes), key=lambda c: -row[c])[:k] for row, label in zip(logits, labels)
+        ]
+        assert metrics.in_top_k(logits, labels, k).tolist() == hits
+    predictions = logits.argmax(axis=1)
+    assert np.array_equal(metrics.in_top_k(logits, labels, 1), predictions == labels)
+    losses = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits.tolist(), labels)]
+    np.testing.assert_allclose(metrics.cross_entropy(logits, labels), losses, rtol=1e-9, atol=1e-12)
+    confusion = metrics.confusion_matrix(labels, predictions, num_classes)
+    f1s = []
+    for c in range(num_classes):
+        hits_c = sum(1 for p, t in zip(predictions, labels) if p == t == c)
+        either = sum(1 for p in predictions if p == c) + sum(1 for t in labels if t == c)
+        assert confusion[c].sum() == (labels == c).sum()
+        if either:
+            f1s.append(2 * hits_c / either)
+    assert metrics.macro_f1(confusion) == pytest.approx(sum(f1s) / len(f1s))
+    np.testing.assert_allclose(metrics.softmax(logits).sum(axis=1), 1)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = np.array([[1e4, -1e4]], dtype=np.float32)
+    assert metrics.cross_entropy(logits, np.array([1]))[0] == pytest.approx(2e4)
+    assert metrics.softmax(logits).tolist() == [[1, 0]]
+
+
+def test_wilson_interval_known_values() -> None:
+    """Published worked example: 81 of 263 gives 0.2553 to 0.3662 (Newcombe, "Two-sided confidence intervals", 1998)."""
+    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert metrics.wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+def test_wilson_interval_keeps_its_promise() -> None:
+    rng = np.random.default_rng(0)
+    for accuracy in (0.5, 0.8, 0.95):
+        inside = [
+            low <= accuracy <= high
+            for low, high in (metrics.wilson_interval(int(k), 100) for k in rng.binomial(100, accuracy, 4000))
+        ]
+        assert 0.93 <= np.mean(inside) <= 0.97
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_refuses_nonsense(correct: int, images: int) -> None:
+    with pytest.raises(ValueError, match="cannot give an interval"):
+        metrics.wilson_interval(correct, images)
+
+
+def test_not_a_number_is_never_right() -> None:
+    logits = np.array([[np.nan, np.nan], [1.0, np.nan], [1.0, 0.0]], dtype=np.float32)
+    assert metrics.in_top_k(logits, np.array([0, 0, 0]), 1).tolist() == [False, False, True]

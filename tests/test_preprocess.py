@@ -1,0 +1,209 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from carnet import preprocess
+from carnet.errors import ImageError
+from carnet.preprocess import MAX_PIXELS, decode, load_image, looks_like_image, normalize, open_image, resize
+from carnet.spec import ModelSpec
+
+
+def spec(size: int = 32, **fields: Any) -> ModelSpec:
+    return ModelSpec(model="carnet18", classes=("a", "b"), image_size=size, **fields)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    """Smooth, so that lossy formats stay close."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([5 * x, 6 * y, 3 * x + 2 * y], axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_formats_are_told_by_content(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.JPG"
+    path.write_bytes(encoded(picture(32, 32), form))
+    loaded = load_image(path, spec())
+    assert (loaded.shape, loaded.dtype) == ((32, 32, 3), np.uint8)
+    tolerance = {"JPEG": 16, "WEBP": 16, "GIF": 40}.get(form, 0)
+    difference = np.abs(loaded.astype(int) - np.asarray(picture(32, 32)).astype(int))
+    assert difference.max() <= tolerance
+    assert looks_like_image(path)
+    assert looks_like_image(path.rename(tmp_path / "no_extension")) == (form != "PPM")
+
+
+def test_every_orientation_tag() -> None:
+    upright = picture(8, 6)
+    # What a camera stores for each tag: the upright picture, turned the way the tag undoes.
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }
+    for tag, image in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        for form in ("PNG", "TIFF"):
+            decoded = decode(open_image(encoded(image, form, exif=exif)))
+            assert np.array_equal(np.asarray(decoded), np.asarray(upright)), (tag, form)
+
+
+def test_transparency_stands_on_white() -> None:
+    image = Image.new("RGBA", (32, 32), (200, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 16, 32))
+    loaded = load_image(encoded(image, "PNG"), spec())
+    assert loaded[5, 5].tolist() == [0, 0, 255]
+    assert loaded[5, 30].tolist() == [255, 255, 255]
+    palette = Image.new("P", (32, 32), 0)
+    palette.putpalette([10, 200, 30, 0, 0, 0])
+    assert load_image(encoded(palette, "PNG"), spec())[0, 0].tolist() == [10, 200, 30]
+    assert load_image(encoded(palette, "PNG", transparency=0), spec())[0, 0].tolist() == [255, 255, 255]
+    grey = Image.new("LA", (32, 32), (90, 255))
+    assert load_image(encoded(grey, "PNG"), spec())[0, 0].tolist() == [90, 90, 90]
+
+
+def test_other_pixel_formats() -> None:
+    assert load_image(encoded(Image.new("L", (32, 32), 77), "JPEG"), spec())[0, 0].tolist() == [77] * 3
+    assert load_image(encoded(Image.new("1", (32, 32), 1), "PNG"), spec())[0, 0].tolist() == [255] * 3
+    cmyk = load_image(encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG"), spec())[0, 0]
+    assert cmyk[0] > 200
+    assert cmyk[1] < 60
+    deep = Image.fromarray(np.full((32, 32), 0xABCD, dtype=np.uint16))
+    assert load_image(encoded(deep, "PNG"), spec())[0, 0].tolist() == [0xAB] * 3
+    floating = Image.fromarray(np.full((32, 32), 0.5, dtype=np.float32))
+    with pytest.raises(ImageError, match="no stated range"):
+        load_image(encoded(floating, "TIFF"), spec())
+
+
+def test_first_picture_of_an_animation() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(animation, spec())[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, this is text", "not an image in a supported format"),
+        (b"\xff\xd8\xff\xe0" + bytes(30), "not an image in a supported format|damaged"),
+        (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
+        (encoded(picture(64, 64), "PNG")[:150], "damaged"),
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        load_image(content, spec())
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
+        load_image(tmp_path / "gone.jpg", spec())
+
+
+def test_decompression_bomb_is_refused_before_decoding() -> None:
+    small = encoded(Image.new("1", (8, 8)), "PNG")
+    side = int(MAX_PIXELS**0.5) + 1
+    header = side.to_bytes(4, "big") * 2
+    import zlib
+
+    chunk = b"IHDR" + header + small[24:29]
+    bomb = small[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + small[33:]
+    with pytest.raises(ImageError, match="more than 178,956,970 pixels"):
+        load_image(bomb, spec())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    size=st.integers(1, 64),
+    rule=st.sampled_from(["crop", "pad", "stretch"]),
+)
+def test_any_shape_becomes_a_square(width: int, height: int, size: int, rule: Any) -> None:
+    assert resize(Image.new("RGB", (width, height)), size, rule).size == (size, size)
+
+
+def test_long_strips_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    original = Image.Image.resize
+
+    def recording(self: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        sizes.append(size)
+        return original(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", recording)
+    assert resize(Image.new("RGB", (1, 60_000)), 244, "crop").size == (244, 244)
+    assert max(map(max, sizes)) <= 244 * preprocess.MAX_ASPECT
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(60, 40, 32), (31, 77, 24), (224, 224, 244), (500, 333, 64)])
+def test_crop_is_torchvisions_resize_and_centre_crop(width: int, height: int, size: int) -> None:
+    """The published transform, by the library the published code calls."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    reference = transforms.CenterCrop(size)(transforms.Resize(size)(image))
+    assert np.array_equal(np.asarray(resize(image, size, "crop")), np.asarray(reference))
+
+
+def test_large_jpegs_are_decoded_small_never_below_twice_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    original = preprocess.resize
+
+    def recording(image: Image.Image, size: int, rule: Any) -> Image.Image:
+        decoded.append(image.size)
+        return original(image, size, rule)
+
+    monkeypatch.setattr(preprocess, "resize", recording)
+    large = encoded(picture(1000, 520), "JPEG")
+    load_image(large, spec(32))
+    load_image(large, spec(130))
+    load_image(large, spec(200))
+    assert decoded == [(125, 65), (500, 260), (1000, 520)]
+
+
+def test_sources_agree(tmp_path: Path) -> None:
+    image = picture(50, 40)
+    path = tmp_path / "a.png"
+    image.save(path)
+    answers = [load_image(source, spec()) for source in (path, str(path), path.read_bytes(), image, np.asarray(image))]
+    assert all(np.array_equal(answers[0], answer) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((4, 4, 3), dtype=np.float32), "must be uint8"),
+        (np.zeros((4, 4, 2), dtype=np.uint8), r"must be \(H, W, 3\)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"must be \(H, W, 3\)"),
+    ],
+)
+def test_wrong_arrays(array: Any, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        load_image(array, spec())
+
+
+def test_normalize_agrees_with_torch() -> None:
+    torch = pytest.importorskip("torch")
+    from carnet.models.trained import normalize_on
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    on_device = normalize_on(torch.device("cpu"), torch.from_numpy(images), spec())
+    np.testing.assert_allclose(normalize(images, spec()), on_device.numpy(), rtol=1e-6, atol=1e-6)
+    assert on_device.is_contiguous(memory_format=torch.channels_last)

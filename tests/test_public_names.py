@@ -1,0 +1,51 @@
+import pytest
+
+import carnet
+
+
+def test_public_names() -> None:
+    assert sorted(carnet.__all__) == [
+        "CarnetError",
+        "EvaluationReport",
+        "ModelSpec",
+        "Prediction",
+        "TrainedModel",
+        "TrainingConfig",
+        "TrainingResult",
+        "create_model",
+        "evaluate",
+        "list_models",
+        "load",
+        "published",
+        "train",
+    ]
+    for name in carnet.__all__:
+        assert getattr(carnet, name).__doc__, f"{name} has no docstring"
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        carnet.trian  # noqa: B018
+
+
+def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    original = builtins.__import__
+
+    def without_torch(name: str, *args: object, **kwargs: object) -> object:
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return original(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    import importlib
+    import sys
+
+    for name in [
+        name for name in sys.modules if name.startswith("carnet.models") or name.startswith("carnet.training.s")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    assert importlib.import_module("carnet") is carnet
+    with pytest.raises(carnet.CarnetError, match=r"^carnet\.load needs PyTorch: pip install 'carnet\[train\]'$"):
+        carnet.load  # noqa: B018

@@ -1,0 +1,63 @@
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from carnet.errors import ConfigError, RunError
+from carnet.training.config import PRESETS, TrainingConfig, published
+
+
+def test_published_recipe() -> None:
+    recipe = published()
+    assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0, 16, 50)
+    assert (recipe.image_size, recipe.resize, recipe.precision, recipe.pretrained) == (244, "crop", "fp32", False)
+    assert (recipe.brightness, recipe.flip, recipe.rotation) == (0.2, 0.5, 15)
+
+
+def test_every_preset_says_how_to_run_it_and_what_to_expect() -> None:
+    for name, preset in PRESETS.items():
+        assert f"--preset {name}" in (preset.__doc__ or "")
+
+
+def test_survives_json() -> None:
+    recipe = TrainingConfig(model="resnet18", lr=0.1 + 0.2, seed=2**62)
+    assert TrainingConfig.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    with pytest.raises(RunError, match="does not know: momentum"):
+        TrainingConfig.from_json(recipe.to_json() | {"momentum": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 0),
+        ("resize", "squash"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("weight_decay", -1.0),
+        ("brightness", 1.5),
+        ("flip", -0.1),
+        ("rotation", 181.0),
+        ("valid_fraction", 1.0),
+        ("patience", -1),
+        ("seed", -1),
+        ("device", "tpu"),
+        ("precision", "int8"),
+        ("threads", -1),
+        ("workers", -2),
+        ("logger", "wandb"),
+    ],
+)
+def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^--{field.replace('_', '-')} must be "):
+        TrainingConfig(**{field: value})
+
+
+def test_differences_leave_out_what_does_not_change_the_result() -> None:
+    recipe = TrainingConfig()
+    assert recipe.differences(TrainingConfig(workers=3, logger="tensorboard")) == []
+    assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.0005)", "--seed 7 (was 0)"]
+    assert len(fields(recipe)) == len(recipe.to_json())

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carnet.data.sources import find_images
+from carnet.spec import ModelSpec
+from carnet.training.augment import Augmentation
+from carnet.training.dataset import EpochBatches, TrainingImages, make_loader
+
+
+@given(
+    num_images=st.integers(1, 100),
+    batch_size=st.integers(1, 20),
+    epoch=st.integers(0, 3),
+    first_step=st.integers(0, 120),
+)
+def test_every_image_once_and_never_alone(num_images: int, batch_size: int, epoch: int, first_step: int) -> None:
+    batches = EpochBatches(num_images, batch_size, seed=3)
+    batches.epoch = epoch
+    whole = list(batches)
+    assert sorted(index for batch in whole for _, index in batch) == list(range(num_images))
+    assert len(whole) == len(batches) == batches.steps_per_epoch
+    assert all(len(batch) == batch_size for batch in whole[:-1])
+    assert batch_size == 1 or num_images == 1 or len(whole[-1]) > 1
+    batches.first_step = min(first_step, len(whole))
+    assert list(batches) == whole[batches.first_step :]
+
+
+def test_order_differs_between_epochs_and_seeds() -> None:
+    batches = EpochBatches(50, 50, seed=0)
+    (first,) = batches
+    batches.epoch = 1
+    (second,) = batches
+    (other,) = EpochBatches(50, 50, seed=1)
+    assert len({tuple(i for _, i in batch) for batch in (first, second, other)}) == 3
+
+
+@pytest.fixture
+def images(photos: Path) -> TrainingImages:
+    found = find_images(photos)
+    spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
+    return TrainingImages(found.splits["train"], spec, Augmentation(0.2, 0.5, 15), seed=5)
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) -> None:
+    first, label = images[0, 3]
+    assert (first.shape, first.dtype) == ((48, 48, 3), torch.uint8)
+    assert label == images.samples[3].label
+    assert torch.equal(first, images[0, 3][0])
+    assert not torch.equal(first, images[1, 3][0])
+    images.seed = 6
+    assert not torch.equal(first, images[0, 3][0])
+
+
+def test_workers_do_not_change_anything(images: TrainingImages) -> None:
+    batches = EpochBatches(len(images), 7, seed=0)
+    alone = list(make_loader(images, batches, workers=0, pin_memory=False))
+    helped = list(make_loader(images, batches, workers=2, pin_memory=False))
+    assert len(alone) == len(helped) == 4
+    for (x, y), (u, v) in zip(alone, helped, strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+
+
+def test_augmentation_off_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    assert np.array_equal(Augmentation(0, 0, 0)(image, np.random.default_rng(1)), image)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_augmentation_is_the_published_one(seed: int) -> None:
+    """Against torchvision's functional transforms, by which the published scripts work."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    from PIL import Image
+
+    image = np.random.default_rng(seed).integers(0, 256, (31, 31, 3), dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    factor, mirrored, angle = rng.uniform(0.8, 1.2), rng.random() < 0.5, rng.uniform(-15, 15)
+    reference = functional.adjust_brightness(Image.fromarray(image), factor)
+    reference = functional.hflip(reference) if mirrored else reference
+    reference = functional.rotate(reference, angle)
+    assert np.array_equal(Augmentation(0.2, 0.5, 15)(image, np.random.default_rng(seed)), np.asarray(reference))
+
+
+def test_augmentation_draws_from_the_stated_ranges() -> None:
+    white = np.full((9, 9, 3), 200, dtype=np.uint8)
+    means = [Augmentation(0.2, 0, 0)(white, np.random.default_rng(i)).mean() / 200 for i in range(300)]
+    assert 0.8 <= min(means) < 0.83
+    assert 1.17 < max(means) <= 1.2
+    marked = np.zeros((9, 9, 3), dtype=np.uint8)
+    marked[:, 0] = 255
+    flipped = [Augmentation(0, 0.25, 0)(marked, np.random.default_rng(i))[0, 8, 0] == 255 for i in range(400)]
+    assert 0.18 < np.mean(flipped) < 0.32
