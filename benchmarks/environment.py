@@ -33,5 +33,6 @@ def write_result(name: str, command: str, numbers: dict[str, Any]) -> Path:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     path = RESULTS / f"{today}-{name}.json"
     document = {"date": today, "name": name, "command": command, "machine": describe_machine(), **numbers}
+    RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return path

@@ -51,10 +51,6 @@ class ImageError(DataError):
         self.reason = reason
         super().__init__(f"{source}: {reason}")
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[Path | str, str]]:
-        # Worker processes hand their errors to the trainer by pickling them.
-        return type(self), (self.source, self.reason)
-
 
 class UnreadableImagesError(DataError):
     """Some images cannot be decoded. `errors` holds one `ImageError` for each."""

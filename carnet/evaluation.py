@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.data.check import hash_files
 from carnet.data.sources import Sample, find_images
-from carnet.errors import DataError, ImageError
+from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
+from carnet.prefetch import load_ahead
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 
@@ -48,12 +48,15 @@ class EvaluationReport:
     leaked: NDArray[np.bool_] = field(repr=False)
     """Whether the image stands byte for byte among the training images; all False where that is not known."""
     leaks_known: bool = False
+    unreadable: tuple[ImageError, ...] = ()
+    """Images that were left out because they cannot be decoded."""
 
-    def with_leaks(self, leaked: NDArray[np.bool_] | None) -> EvaluationReport:
-        """The same report, with what is known about training images among these; None: nothing is."""
+    def with_leaks(self, leaked: Collection[Path] | None) -> EvaluationReport:
+        """The same report, knowing which files are training images, byte for byte; None: that is not known."""
         if leaked is None:
             return self
-        return replace(self, leaked=leaked, leaks_known=True)
+        flags = np.array([sample.path in leaked for sample in self.samples], dtype=np.bool_)
+        return replace(self, leaked=flags, leaks_known=True)
 
     @property
     def num_images(self) -> int:
@@ -132,6 +135,7 @@ class EvaluationReport:
         return {
             "num_images": self.num_images,
             "num_classes": len(self.classes),
+            "num_skipped_unreadable": len(self.unreadable),
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
@@ -150,6 +154,7 @@ def evaluate(
     spec: ModelSpec,
     *,
     batch_size: int = 32,
+    skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> EvaluationReport:
     """Judge a model on labelled images.
@@ -159,32 +164,41 @@ def evaluate(
         samples: the images; labels count in `spec.classes`.
         spec: how to make an image out of a file.
         batch_size: images handed to `predict_fn` at a time; the last batch may hold fewer.
+        skip_unreadable: leave out, and count, images that cannot be decoded; nothing ever stands in for one.
         progress: told after every batch.
 
     Raises:
         DataError: without images.
-        ImageError: for an image that cannot be decoded; nothing stands in for it.
+        UnreadableImagesError: listing the images that cannot be decoded.
     """
-    if not samples:
-        raise DataError("there are no images to evaluate on")
-    logits = np.empty((len(samples), spec.num_classes), dtype=np.float32)
-    done = 0
-    for batch in load_batches([sample.path for sample in samples], spec, batch_size):
-        images = []
-        for image in batch:
-            if isinstance(image, ImageError):
-                raise image
-            images.append(image)
-        logits[done : done + len(images)] = predict_fn(np.stack(images))
-        done += len(images)
+    logits: list[NDArray[np.floating[Any]]] = []
+    judged: list[Sample] = []
+    unreadable: list[ImageError] = []
+    for start, batch in enumerate(load_batches([sample.path for sample in samples], spec, batch_size)):
+        pairs = list(zip(samples[start * batch_size :], batch, strict=False))
+        unreadable += [image for _, image in pairs if isinstance(image, ImageError)]
+        good = [(sample, image) for sample, image in pairs if not isinstance(image, ImageError)]
+        if good:
+            logits.append(predict_fn(np.stack([image for _, image in good])))
+            judged += [sample for sample, _ in good]
         if progress is not None:
-            progress(done, len(samples))
-    labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    return EvaluationReport(spec.classes, tuple(samples), labels, logits, np.zeros(len(samples), dtype=np.bool_))
+            progress(len(judged) + len(unreadable), len(samples))
+    if unreadable and not skip_unreadable:
+        raise UnreadableImagesError(unreadable, len(samples))
+    if not judged:
+        raise DataError("there are no images to evaluate on")
+    return EvaluationReport(
+        classes=spec.classes,
+        samples=tuple(judged),
+        labels=np.array([sample.label for sample in judged], dtype=np.int64),
+        logits=np.concatenate(logits).astype(np.float32),
+        leaked=np.zeros(len(judged), dtype=np.bool_),
+        unreadable=tuple(unreadable),
+    )
 
 
 def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> Iterator[list[Images | ImageError]]:
-    """Decode on several threads, one batch ahead of its use; a failure takes its image's place in the batch."""
+    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch."""
 
     def load(source: Any) -> Images | ImageError:
         try:
@@ -192,19 +206,13 @@ def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> It
         except ImageError as error:
             return error
 
-    starts = range(0, len(sources), batch_size)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        ahead = [pool.submit(load, source) for source in sources[:batch_size]]
-        for start in starts:
-            current = ahead
-            following = sources[start + batch_size : start + 2 * batch_size]
-            ahead = [pool.submit(load, source) for source in following]
-            yield [future.result() for future in current]
+    batches = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
+    return load_ahead(load, batches, threads=min(8, os.cpu_count() or 1))
 
 
 def select_samples(
     data: Path | str, split: str, classes: Sequence[str], run_digests: Mapping[str, set[str]] | None
-) -> tuple[tuple[Sample, ...], NDArray[np.bool_] | None]:
+) -> tuple[tuple[Sample, ...], set[Path] | None]:
     """Find the images of a split, and which of them a model was trained on.
 
     Args:
@@ -214,7 +222,7 @@ def select_samples(
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
 
     Returns:
-        The samples, and for each whether it stands byte for byte among the training images (None: no record).
+        The samples, and those of their files that stand byte for byte among the training images (None: no record).
 
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
@@ -234,7 +242,7 @@ def select_samples(
         return samples, None
     digests = hash_files([sample.path for sample in samples])
     train = run_digests.get("train", set())
-    return samples, np.array([digests[sample.path] in train for sample in samples], dtype=np.bool_)
+    return samples, {path for path, digest in digests.items() if digest in train}
 
 
 def _split_of_run(

@@ -10,7 +10,18 @@ import pytest
 import carnet
 
 PACKAGE = Path(carnet.__file__).parent
-BASE = {"errors", "spec", "preprocess", "prediction", "progress", "metrics", "evaluation", "files", "run_folder"}
+BASE = {
+    "errors",
+    "spec",
+    "preprocess",
+    "prediction",
+    "prefetch",
+    "progress",
+    "metrics",
+    "evaluation",
+    "files",
+    "run_folder",
+}
 ALLOWED = {
     **{room: {*BASE, "data", "report"} for room in (*BASE, "data", "report")},
     "models": {*BASE, "data", "report", "models"},

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.data.synthetic import CLASSES, write_dataset
+from carnet.errors import OutputError
+from carnet.files import make_folder
+from carnet.run_folder import new_run_path
 from carnet.training.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from carnet.report.console import Console
 
 
 def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
@@ -37,8 +35,8 @@ class Command:
       carnet demo --dirty     with unreadable, duplicate and mislabelled files among the pictures
     """
 
-    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("carnet-demo")
-    """Where pictures and run go; a demo that is there already is replaced."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """New folder for pictures and run (default: carnet-demo, numbered if taken)."""
     dirty: bool = False
     """Plant unreadable, duplicate and mislabelled files, and see what becomes of them."""
     seed: int = 0
@@ -50,40 +48,31 @@ class Command:
         from carnet.models.trained import load
         from carnet.training.session import train
 
+        output = self.output or new_run_path(Path("carnet-demo"))
+        pictures, run = output / "pictures", output / "run"
+        if pictures.exists() or run.exists():
+            raise OutputError(f"{output} holds a demo already; choose another --output")
         with console(self.json) as progress:
-            pictures = self._draw(progress)
-            run = self.output / "run"
-            if run.exists():
-                shutil.rmtree(run)
-            config = demo_config(seed=self.seed, skip_unreadable=self.dirty)
-            result = train(pictures, config, output=run, progress=progress)
+            make_folder(output)
+            write_dataset(
+                pictures,
+                seed=self.seed,
+                dirty=self.dirty,
+                progress=lambda done, total: progress.bar("drawing pictures", done, total),
+            )
+            result = train(
+                pictures, demo_config(seed=self.seed, skip_unreadable=self.dirty), output=run, progress=progress
+            )
             image = sorted((pictures / "valid" / CLASSES[0]).iterdir())[0]
             prediction = load(run).predict(image, top_k=3)
             if self.json:
                 print_json(result.document | {"predicted": {"image": str(image), "predictions": prediction.to_json()}})
             else:
-                progress.say(f"\n{image}\n  looks like: {prediction}\n\n{_what_next(run, pictures)}")
+                progress.say(f"\n{image}\n  looks like: {prediction}\n\n{_what_next(run, pictures, dirty=self.dirty)}")
         return 0
 
-    def _draw(self, progress: Console) -> Path:
-        """Draw the pictures anew; only a folder of our own making is ever replaced."""
-        pictures = self.output / ("pictures-dirty" if self.dirty else "pictures")
-        self.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.output) as folder:
-            fresh = Path(folder) / "pictures"
-            write_dataset(
-                fresh,
-                seed=self.seed,
-                dirty=self.dirty,
-                progress=lambda done, total: progress.bar("drawing pictures", done, total),
-            )
-            if pictures.exists():
-                shutil.rmtree(pictures)
-            fresh.rename(pictures)
-        return pictures
 
-
-def _what_next(run: Path, pictures: Path) -> str:
+def _what_next(run: Path, pictures: Path, *, dirty: bool) -> str:
     return f"""Open {run / "report.html"} to see what it can and cannot tell apart.
 
 Now with photos of your own, one folder per class:
@@ -92,4 +81,4 @@ Now with photos of your own, one folder per class:
   carnet predict runs/YOUR_PHOTOS-carnet18 PHOTO.jpg
 Or look at what you just trained:
   carnet summary carnet18
-  carnet evaluate {run} {pictures} --split train"""
+  carnet evaluate {run} {pictures} --split train{" --skip-unreadable" if dirty else ""}"""

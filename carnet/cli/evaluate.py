@@ -34,6 +34,8 @@ class Command:
     """Where the report goes (default: report-SPLIT.html in the run's folder)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
+    skip_unreadable: bool = False
+    """Leave out, and count, images that cannot be decoded, instead of stopping."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """Where to compute."""
     json: bool = False
@@ -52,16 +54,19 @@ class Command:
                 split=self.split,
                 device=self.device,
                 batch_size=self.batch_size,
+                skip_unreadable=self.skip_unreadable,
                 progress=lambda done, total: progress.bar("evaluating", done, total),
             )
             target = self.output or self.run_folder / f"report-{self.split}.html"
             name = self.data.resolve().name
             facts = [("model", str(self.run_folder.name)), ("images", name), ("split", self.split)]
-            files.write_text(target, evaluation_html(report, title=f"{self.run_folder.name} on {name}", facts=facts))
+            notes = [f"Left out because it cannot be read: {error}." for error in report.unreadable]
+            page = evaluation_html(report, title=f"{self.run_folder.name} on {name}", facts=facts, notes=notes)
+            files.write_text(target, page)
             if self.json:
                 print_json(report.to_json() | {"split": self.split, "report": str(target)})
             else:
-                progress.say("\n".join([_table(report), "", *findings(report), f"The report is {target}."]))
+                progress.say("\n".join([_table(report), "", *notes, *findings(report), f"The report is {target}."]))
         return 0
 
 

@@ -166,6 +166,7 @@ def evaluate(
     split: str = "valid",
     device: str = "cpu",
     batch_size: int = 32,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
     """Judge a run's model on a split of a folder of images.
@@ -177,14 +178,22 @@ def evaluate(
         split: train, valid, test, or all for every image of a flat folder.
         device: where to compute.
         batch_size: images at a time.
+        skip_unreadable: leave out, and count, images that cannot be decoded.
         progress: told how many images are done, of how many.
 
     Raises:
         RunError: if the run has no model.
         DataError: if the data lacks the split or has classes that the model does not know.
-        ImageError: for an image that cannot be decoded.
+        UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
     samples, leaked = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
-    report = evaluation.evaluate(model.logits, samples, model.spec, batch_size=batch_size, progress=progress)
+    report = evaluation.evaluate(
+        model.logits,
+        samples,
+        model.spec,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        progress=progress,
+    )
     return report.with_leaks(leaked)

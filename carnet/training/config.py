@@ -62,7 +62,7 @@ class TrainingConfig:
     threads: int = 0
     """Processor threads of the arithmetic; 0 takes one per core this process may use."""
     workers: int = -1
-    """Processes that prepare images; -1 chooses, 0 prepares them in the trainer."""
+    """Threads that prepare images ahead; -1 chooses, 0 prepares each batch when it is due."""
     logger: Logger = "none"
     """Write the curves for TensorBoard as well."""
 

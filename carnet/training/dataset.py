@@ -1,6 +1,6 @@
 """Training images in an order, and with changes, that follow from (seed, epoch, place) alone.
 
-Neither the number of workers nor how far they read ahead can alter a run, and it can be taken up at any step.
+Neither the number of threads nor how far they read ahead can alter a run, and it can be taken up at any step.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from carnet.data.sources import Sample
-from carnet.preprocess import load_image
+from carnet.prefetch import load_ahead
+from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
 
@@ -23,12 +23,8 @@ Key = tuple[int, int]
 _ORDER, _AUGMENT = 1, 2
 
 
-class TrainingImages(Dataset[tuple[Tensor, Tensor]]):
-    """Decoded, resized and augmented images.
-
-    Raises:
-        ImageError: from `dataset[key]`, if the file cannot be decoded (any more); nothing stands in for it.
-    """
+class TrainingImages:
+    """Decoded, resized and augmented images."""
 
     def __init__(self, samples: Sequence[Sample], spec: ModelSpec, augmentation: Augmentation, seed: int) -> None:
         self.samples = samples
@@ -36,19 +32,19 @@ class TrainingImages(Dataset[tuple[Tensor, Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def __getitem__(self, key: Key) -> tuple[Images, int]:
+        """(epoch, index) -> uint8 image (S, S, 3) and its label
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """(epoch, index) -> uint8 image (S, S, 3) and its label ()"""
+        Raises:
+            ImageError: if the file cannot be decoded (any more); nothing stands in for it.
+        """
         epoch, index = key
         sample = self.samples[index]
         rng = np.random.default_rng([self.seed, _AUGMENT, epoch, index])
-        image = self.augmentation(load_image(sample.path, self.spec), rng)
-        return torch.from_numpy(image), torch.tensor(sample.label)
+        return self.augmentation(load_image(sample.path, self.spec), rng), sample.label
 
 
-class EpochBatches(Sampler[list[Key]]):
+class EpochBatches:
     """Batches of keys of one epoch, in its random order, from a given step on.
 
     The last batch holds what is left; a single leftover image joins the batch before it, because batch norm cannot
@@ -83,16 +79,11 @@ class EpochBatches(Sampler[list[Key]]):
         return max(1, full + (left > 1))
 
 
-def make_loader(
-    images: TrainingImages, batches: EpochBatches, *, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of uint8 images (N, S, S, 3) and labels (N,), prepared by `workers` processes (0: by this one)."""
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        # Forking a process that already computes on several threads can lock up; spawn works on every system.
-        multiprocessing_context="spawn" if workers > 0 else None,
-    )
+def load_batches(images: TrainingImages, batches: EpochBatches, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of uint8 images (N, S, S, 3) and labels (N,), prepared ahead on `threads` threads.
+
+    Raises:
+        ImageError: if a file cannot be decoded any more.
+    """
+    for items in load_ahead(images.__getitem__, batches, threads=threads):
+        yield torch.from_numpy(np.stack([image for image, _ in items])), torch.tensor([label for _, label in items])

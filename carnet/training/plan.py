@@ -32,7 +32,7 @@ class Plan:
     threads: int
     """Processor threads of the arithmetic."""
     workers: int
-    """Processes that prepare images; does not change the result."""
+    """Threads that prepare images ahead; does not change the result."""
     memory_format: str = "channels_last"
     """Pixels of all channels side by side: nearly twice as fast for depthwise convolutions on a CPU."""
     reasons: tuple[str, ...] = ()
@@ -67,9 +67,7 @@ def resolve(config: TrainingConfig) -> Plan:
     precision, reason = _precision(config, device)
     cores = available_cores()
     threads = config.threads or cores
-    # The trainer's own arithmetic fills two cores; a worker beside it would only take turns with it.
-    chosen_workers = 0 if device == "cpu" and cores <= 2 else min(8, cores)
-    workers = chosen_workers if config.workers < 0 else config.workers
+    workers = min(8, cores) if config.workers < 0 else config.workers
     name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
     return Plan(
         device=device,
@@ -77,7 +75,7 @@ def resolve(config: TrainingConfig) -> Plan:
         precision=precision,
         threads=threads,
         workers=workers,
-        reasons=(f"{precision} {reason}", f"{threads} threads of {cores} cores", f"{workers} processes prepare images"),
+        reasons=(f"{precision} {reason}", f"{threads} threads of {cores} cores", f"{workers} threads prepare images"),
     )
 
 

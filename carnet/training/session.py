@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -199,8 +198,7 @@ def _finish(trainer: Trainer, images: CheckedImages, progress: Progress) -> Trai
     report = evaluate(
         model.logits, valid, model.spec, progress=lambda done, total: progress.bar("final validation", done, total)
     )
-    leaked = set(images.leaked)
-    report = report.with_leaks(np.array([sample in leaked for sample in valid], dtype=np.bool_))
+    report = report.with_leaks({sample.path for sample in images.leaked})
     document = _result(trainer, images, state, report)
     run = trainer.run
     page = evaluation_html(

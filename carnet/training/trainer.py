@@ -27,7 +27,7 @@ from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
 from carnet.training.checkpoint import load_checkpoint, save_checkpoint
 from carnet.training.config import TrainingConfig
-from carnet.training.dataset import EpochBatches, TrainingImages, make_loader
+from carnet.training.dataset import EpochBatches, TrainingImages, load_batches
 from carnet.training.plan import Plan
 from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.stop import StopFlag, StopRequestError, catch_stop_signals
@@ -61,8 +61,7 @@ class Trainer:
         self.valid = images.data.splits["valid"]
         train = images.data.splits["train"]
         self.batches = EpochBatches(len(train), config.batch_size, config.seed)
-        dataset = TrainingImages(train, spec, Augmentation.from_config(config), config.seed)
-        self.loader = make_loader(dataset, self.batches, workers=plan.workers, pin_memory=plan.device == "cuda")
+        self.images = TrainingImages(train, spec, Augmentation.from_config(config), config.seed)
         self.network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.wrapped, self.optimizer = self.fabric.setup(self.network, optimizer)
@@ -76,7 +75,9 @@ class Trainer:
         Raises:
             RunError: if the checkpoint is missing, damaged, or of another network.
         """
-        self.state = TrainingState.from_json(load_checkpoint(self.run.checkpoint, self.network, self.optimizer))
+        state = load_checkpoint(self.run.checkpoint, self.network, self.optimizer)
+        self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
+        self.state = TrainingState.from_json(state)
 
     def fit(self) -> TrainingState:
         """Train to the last epoch, or to the end of patience.
@@ -93,7 +94,7 @@ class Trainer:
                     self.batches.epoch, self.batches.first_step = state.epoch, state.step
                     self.network.train()
                     started = time.monotonic()
-                    for images, labels in self.loader if len(self.batches) else ():
+                    for images, labels in load_batches(self.images, self.batches, self.plan.workers):
                         loss, num_correct = self._train_step(images, labels)
                         now = time.monotonic()
                         state.add_step(loss, num_correct, len(labels), now - started)
@@ -170,7 +171,8 @@ class Trainer:
         self.progress.say(self._epoch_line(epoch))
 
     def _checkpoint(self) -> None:
-        state: dict[str, Any] = self.state.to_json()
+        # Mixed fp16 scales the loss by a factor that adapts; the other precisions have no state.
+        state = self.state.to_json() | {"precision": self.fabric.strategy.precision.state_dict()}
         save_checkpoint(self.run.checkpoint, self.network, self.optimizer, state)
         self.last_checkpoint = time.monotonic()
 

@@ -1,0 +1,47 @@
+"""Prepare the next batches on threads while the current one is being used.
+
+Threads, because decoding and resizing happen in Pillow, which lets other threads run meanwhile: they start at once,
+share the trainer's memory, and need neither pickling nor a guarded main module as worker processes do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+
+def load_ahead(
+    load: Callable[[Item], Loaded], batches: Iterable[Sequence[Item]], *, threads: int, ahead: int = 2
+) -> Iterator[list[Loaded]]:
+    """Apply `load` to every item, batch by batch, in order.
+
+    Args:
+        load: must depend on its item alone, so that neither `threads` nor `ahead` can change a result.
+        batches: items to load together.
+        threads: how many load at the same time; 0: none, every batch is loaded when it is asked for.
+        ahead: batches under way beyond the one in use.
+
+    Raises:
+        Exception: whatever `load` raises, when its batch is due.
+    """
+    if threads == 0:
+        for batch in batches:
+            yield [load(item) for item in batch]
+        return
+    under_way: deque[list[Future[Loaded]]] = deque()
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        try:
+            for batch in batches:
+                under_way.append([pool.submit(load, item) for item in batch])
+                if len(under_way) > ahead:
+                    yield [future.result() for future in under_way.popleft()]
+            while under_way:
+                yield [future.result() for future in under_way.popleft()]
+        finally:
+            # Whoever stops early need not wait for what nobody will use.
+            pool.shutdown(wait=False, cancel_futures=True)
