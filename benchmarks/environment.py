@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from carnet.training.plan import available_cores, processor_features, processor_name, versions
+from carnet.prefetch import available_cores
+from carnet.training.plan import processor_features, processor_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -17,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, versions and the commit that was measured."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return {
         "processor": processor_name(),
         "cores": available_cores(),

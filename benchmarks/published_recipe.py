@@ -35,7 +35,8 @@ def main() -> None:
         command = ["carnet", "train", *options.arguments, "--logger", "tensorboard", "--output", str(run)]
         exit_code, seconds = train(command, 60 * options.minutes)
         numbers = {"exit_code": exit_code, "seconds_from_process_start": round(seconds, 1), **collect(run)}
-    shown = " ".join(Path(word).name if "/" in word else word for word in command[:-2])
+    # Without folders of the machine, which say nothing elsewhere.
+    shown = " ".join(Path(word).name if Path(word).exists() else word for word in command[:-2])
     print(write_result(options.name, shown, numbers))
 
 
@@ -76,6 +77,7 @@ def collect(run: Path) -> dict[str, Any]:
     }
     if (run / "result.json").exists():
         numbers["result"] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    if (run / "metrics.csv").exists():
         numbers["metrics_csv"] = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     return numbers
 

@@ -10,6 +10,7 @@ CarnetError                  base of them all; the command line prints its one s
 ├── OutputError              a result cannot be written where it should go
 ├── MissingExtraError        a command needs a package of an extra that is not installed
 ├── NonFiniteLossError       training diverged
+├── OutOfMemoryError         a training step does not fit into memory
 └── StoppedError             Ctrl-C or SIGTERM ended the work; a checkpoint holds what was done
 """
 
@@ -97,6 +98,10 @@ class NonFiniteLossError(CarnetError, ArithmeticError):
     """Training diverged: the loss of a step is infinite or not a number."""
 
     exit_code = 1
+
+
+class OutOfMemoryError(CarnetError, MemoryError):
+    """A training step does not fit into memory."""
 
 
 class StoppedError(CarnetError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +16,13 @@ from carnet.data.check import hash_files
 from carnet.data.sources import Sample, find_images
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
-from carnet.prefetch import load_ahead
+from carnet.prefetch import load_ahead, loading_threads
 from carnet.preprocess import Images, load_image
+from carnet.progress import OnProgress
 from carnet.spec import ModelSpec
 
 PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
 """uint8 images (N, S, S, 3) -> logits (N, classes)."""
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class EvaluationReport:
     leaks_known: bool = False
     unreadable: tuple[ImageError, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed while looking for the images."""
 
     def with_leaks(self, leaked: Collection[Path] | None) -> EvaluationReport:
         """The same report, knowing which files are training images, byte for byte; None: that is not known."""
@@ -155,7 +156,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     skip_unreadable: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> EvaluationReport:
     """Judge a model on labelled images.
 
@@ -174,8 +175,9 @@ def evaluate(
     logits: list[NDArray[np.floating[Any]]] = []
     judged: list[Sample] = []
     unreadable: list[ImageError] = []
-    for start, batch in enumerate(load_batches([sample.path for sample in samples], spec, batch_size)):
-        pairs = list(zip(samples[start * batch_size :], batch, strict=False))
+    remaining = iter(samples)
+    for batch in load_batches([sample.path for sample in samples], spec, batch_size):
+        pairs = list(zip(itertools.islice(remaining, len(batch)), batch, strict=True))
         unreadable += [image for _, image in pairs if isinstance(image, ImageError)]
         good = [(sample, image) for sample, image in pairs if not isinstance(image, ImageError)]
         if good:
@@ -207,12 +209,23 @@ def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> It
             return error
 
     batches = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
-    return load_ahead(load, batches, threads=min(8, os.cpu_count() or 1))
+    return load_ahead(load, batches, threads=loading_threads())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images to judge a model on."""
+
+    samples: tuple[Sample, ...]
+    leaked: set[Path] | None
+    """Files that stand byte for byte among the training images; None where there is no record of those."""
+    warnings: tuple[str, ...]
+    """What `find_images` noticed."""
 
 
 def select_samples(
     data: Path | str, split: str, classes: Sequence[str], run_digests: Mapping[str, set[str]] | None
-) -> tuple[tuple[Sample, ...], set[Path] | None]:
+) -> Selection:
     """Find the images of a split, and which of them a model was trained on.
 
     Args:
@@ -221,17 +234,14 @@ def select_samples(
         classes: the model's, which give the labels.
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
 
-    Returns:
-        The samples, and those of their files that stand byte for byte among the training images (None: no record).
-
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
     found = find_images(data, classes)
-    if found.is_flat and split != "all":
-        samples = _split_of_run(found.root, found.splits["all"], split, run_digests)
-    elif split == "all":
+    if split == "all":
         samples = found.samples
+    elif found.is_flat:
+        samples = _split_of_run(found.root, found.splits["all"], split, run_digests)
     elif split in found.splits:
         samples = found.splits[split]
     else:
@@ -239,10 +249,10 @@ def select_samples(
     if not samples:
         raise DataError(f"{data} has no images in {split}")
     if run_digests is None:
-        return samples, None
-    digests = hash_files([sample.path for sample in samples])
+        return Selection(samples, None, found.warnings)
     train = run_digests.get("train", set())
-    return samples, {path for path, digest in digests.items() if digest in train}
+    leaked = {path for path, digest in hash_files([s.path for s in samples]).items() if digest in train}
+    return Selection(samples, leaked, found.warnings)
 
 
 def _split_of_run(
@@ -250,7 +260,7 @@ def _split_of_run(
 ) -> tuple[Sample, ...]:
     digests = hash_files([sample.path for sample in samples])
     wanted = (run_digests or {}).get(split, set())
-    chosen = tuple(sample for sample in samples if digests[sample.path] in wanted)
+    chosen = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
     if not chosen:
         raise DataError(
             f"{root} is not divided into train, valid and test, and none of its images were in the run's {split}; "

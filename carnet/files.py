@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
+import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: if the folder is missing, read-only or full.
     """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -35,12 +41,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text, whole or not at all.
+    """Write UTF-8 text, whole or not at all; undecodable bytes of file names come out as they were.
 
     Raises:
         OutputError: as `write_bytes`.
     """
-    write_bytes(path, content.encode("utf-8"))
+    write_bytes(path, content.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -49,7 +55,26 @@ def write_json(path: Path, document: Any) -> None:
     Raises:
         OutputError: as `write_bytes`.
     """
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(document) + "\n")
+
+
+def to_json(document: Any) -> str:
+    """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it."""
+    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table, whole or not at all; the first row's keys head the columns.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_json(path: Path) -> Any:
@@ -59,8 +84,8 @@ def read_json(path: Path) -> Any:
         RunError: if it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -74,3 +99,11 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,7 @@ share the trainer's memory, and need neither pickling nor a guarded main module 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,18 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def loading_threads() -> int:
+    """How many threads should decode images: one per core, but no more than memory for large photos allows."""
+    return min(8, available_cores())
 
 
 def load_ahead(

@@ -4,7 +4,8 @@ Training starts from it, its evaluation uses it as it is, and so does everything
 what runs.
 
 Formats, told by content and never by extension: JPEG (also with several pictures inside, as phones write it), PNG,
-WebP, GIF, BMP, TIFF, PPM/PGM. Every image becomes 8-bit RGB in one stated way:
+WebP, GIF, BMP, TIFF, PPM/PGM/PBM (these only under such a name, since any text could begin as they do). Every image
+becomes 8-bit RGB in one stated way:
 
 - an orientation tag (EXIF) is applied;
 - of an animated or many-paged file the first picture counts;
@@ -40,7 +41,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
     f".{name}"
     for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pnm"),
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pnm", "pbm"),
         *("heic", "heif", "avif", "jxl", "jp2"),
     )
 )
@@ -53,6 +54,8 @@ MAX_ASPECT = 8
 
 # The limit above is the one that counts; Pillow's warning at half of it would be noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow says of damaged metadata; damaged pixels are errors.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
@@ -64,11 +67,11 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders let through for damaged files, besides OSError.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError),
     *(struct.error, MemoryError),
 )
+"""What Pillow lets through for damaged files, besides its own OSErrors."""
 
 
 def looks_like_image(path: Path) -> bool:
@@ -106,13 +109,6 @@ def load_image(source: ImageSource, spec: ModelSpec) -> Images:
     return np.array(resize(rgb, spec.image_size, spec.resize))
 
 
-def normalize(images: Images, spec: ModelSpec) -> NDArray[np.float32]:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) with the spec's mean and std taken out."""
-    mean, std = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
-    scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
-
-
 def open_image(source: ImageSource) -> Image.Image:
     """Read an image's header, decode nothing yet.
 
@@ -137,7 +133,7 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except FileNotFoundError:
         raise ImageError(name, "no such file") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(name, _reason(error)) from error
 
 
@@ -161,7 +157,7 @@ def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | No
         raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except ImageError:
         raise
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(name, _reason(error)) from error
 
 
@@ -213,7 +209,7 @@ def _resize_and_pad(image: Image.Image, size: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     orientation = None
     # A damaged EXIF block says nothing about the pixels, which are fine.
-    with suppress(*_DECODER_ERRORS):
+    with suppress(*DECODER_ERRORS):
         orientation = image.getexif().get(_ORIENTATION_TAG)
     transpose = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
     return image if transpose is None else image.transpose(transpose)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+OnProgress = Callable[[int, int], None]
+"""Told how many of how many are done."""
 
 
 class Progress(Protocol):
@@ -23,6 +27,11 @@ class Silent:
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Nothing."""
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """1 image, 2 images, 1,000 classes."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +63,23 @@ class RunFolder:
         return self.path / "report.html"
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Make a folder for a new run.
+    def new(cls, path: Path) -> RunFolder:
+        """A run that is still to come; `create` makes its folder.
 
         Raises:
-            OutputError: if it exists and holds anything, or cannot be made.
+            OutputError: if the folder exists and holds anything.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise OutputError(f"{path} exists; go on with --resume {path}, or choose another --output")
-        files.make_folder(path)
         return cls(path)
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OutputError: if that is not possible.
+        """
+        files.make_folder(self.path)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -97,18 +102,10 @@ class RunFolder:
             RunError: if it is missing or damaged.
         """
         document = files.read_json(self.config)
-        if not isinstance(document, dict) or "recipe" not in document:
+        parts = [document.get(part) for part in ("recipe", "plan", "data")] if isinstance(document, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts) or not {"path", "content_hash"} <= set(document["data"]):
             raise RunError(f"{self.config} does not describe a run")
-        return document
-
-    def write_csv(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write a table, whole or not at all; the first row's keys head the columns."""
-        rows = list(rows)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_text(path, text.getvalue())
+        return dict(document)
 
     def digests(self) -> dict[str, set[str]] | None:
         """Content hashes of the run's images by split, or None where the run keeps no record of its data.
@@ -120,10 +117,10 @@ class RunFolder:
             return None
         splits: dict[str, set[str]] = {}
         try:
-            with self.data.open(encoding="utf-8", newline="") as file:
+            with self.data.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
                 for row in csv.DictReader(file):
                     splits.setdefault(row["split"], set()).add(row["sha256"])
-        except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, KeyError, csv.Error) as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
         return splits
 

@@ -48,6 +48,7 @@ class Command:
         from carnet.models.trained import load
         from carnet.training.session import train
 
+        config = demo_config(seed=self.seed, skip_unreadable=self.dirty)
         output = self.output or new_run_path(Path("carnet-demo"))
         pictures, run = output / "pictures", output / "run"
         if pictures.exists() or run.exists():
@@ -60,9 +61,7 @@ class Command:
                 dirty=self.dirty,
                 progress=lambda done, total: progress.bar("drawing pictures", done, total),
             )
-            result = train(
-                pictures, demo_config(seed=self.seed, skip_unreadable=self.dirty), output=run, progress=progress
-            )
+            result = train(pictures, config, output=run, progress=progress)
             image = sorted((pictures / "valid" / CLASSES[0]).iterdir())[0]
             prediction = load(run).predict(image, top_k=3)
             if self.json:

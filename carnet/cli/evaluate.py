@@ -36,8 +36,8 @@ class Command:
     """Images at a time; takes memory, does not change the numbers."""
     skip_unreadable: bool = False
     """Leave out, and count, images that cannot be decoded, instead of stopping."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """Where to compute."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
     json: bool = False
     """Print the numbers as one JSON document."""
 
@@ -58,10 +58,11 @@ class Command:
                 progress=lambda done, total: progress.bar("evaluating", done, total),
             )
             target = self.output or self.run_folder / f"report-{self.split}.html"
-            name = self.data.resolve().name
-            facts = [("model", str(self.run_folder.name)), ("images", name), ("split", self.split)]
-            notes = [f"Left out because it cannot be read: {error}." for error in report.unreadable]
-            page = evaluation_html(report, title=f"{self.run_folder.name} on {name}", facts=facts, notes=notes)
+            model, name = self.run_folder.resolve().name, self.data.resolve().name
+            facts = [("model", model), ("images", name), ("split", self.split)]
+            notes = [f"Note: {warning}." for warning in report.warnings]
+            notes += [f"Left out because it cannot be read: {error}." for error in report.unreadable]
+            page = evaluation_html(report, title=f"{model} on {name}", facts=facts, notes=notes)
             files.write_text(target, page)
             if self.json:
                 print_json(report.to_json() | {"split": self.split, "report": str(target)})

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import os
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, Never
 
+from carnet import __version__
 from carnet.errors import CarnetError, ConfigError, MissingExtraError
 
 COMMANDS = {
@@ -42,28 +43,21 @@ Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
 
 def main(arguments: Sequence[str] | None = None) -> Never:
     """Run the command line and leave the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help", "help"):
-        print(_HELP.format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items())))
-        return 0
-    if name == "--version":
-        from carnet import __version__
-
-        print(f"carnet {__version__}")
-        return 0
     try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            raise ConfigError(
-                f"unknown command {name!r}; "
-                + (f"did you mean carnet {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
-            )
-        return _run_command(name, rest)
+        if (answer := _answer(name)) is None:
+            return _run_command(name, rest)
+        print(answer)
+        return 0
     except CarnetError as error:
         print(f"carnet: {error}", file=sys.stderr)
         return error.exit_code
@@ -72,8 +66,13 @@ def run(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); what it did not want is not an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from carnet.report.console import silence
+
+        silence(sys.stdout)
         return 0
+    except OSError as error:
+        print(f"carnet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any = None) -> Any:
@@ -94,7 +93,18 @@ def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any 
     )
 
 
+def _answer(name: str) -> str | None:
+    """What to say at once; None if `name` is a command's."""
+    if name in ("-h", "--help", "help"):
+        return _HELP.format(commands="\n".join(f"  {command:10}{does}" for command, does in COMMANDS.items()))
+    return f"carnet {__version__}" if name == "--version" else None
+
+
 def _run_command(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean carnet {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {name!r}; {hint}")
     command = importlib.import_module(f"carnet.cli.{name}").Command
     parser = getattr(command, "parse", None)
     try:

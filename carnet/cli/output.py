@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
+from carnet.files import to_json
 from carnet.report.console import Console
 
 
@@ -16,4 +16,4 @@ def console(as_json: bool) -> Console:
 
 def print_json(document: Any) -> None:
     """The one document."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(to_json(document))

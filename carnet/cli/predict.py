@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from carnet.cli.output import console, print_json
-from carnet.errors import DataError, ImageError
+from carnet.errors import ConfigError, DataError, ImageError
 
 STDIN = "-"
 
@@ -32,17 +32,20 @@ class Command:
     """Files, folders, or -."""
     top_k: int = 5
     """How many classes to name, most probable first."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    """Where to compute."""
     json: bool = False
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.errors import ConfigError
         from carnet.models.trained import load
 
         if self.top_k < 1:
             raise ConfigError(f"--top-k must be at least 1, got {self.top_k}")
+        if STDIN in self.images and sys.stdin is None:
+            raise ConfigError("- reads an image from standard input, which is closed")
         names = _expand(self.images)
-        model = load(self.run_folder)
+        model = load(self.run_folder, device=self.device)
         sources = [sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names]
         with console(as_json=True) as progress:
             answers = model.predict_many(
@@ -70,6 +73,8 @@ def _expand(names: tuple[str, ...]) -> list[str]:
 
     expanded: list[str] = []
     for name in names:
+        if not name:
+            raise DataError("an image's name is empty; name files, folders, or - for standard input")
         expanded += map(str, images_in(Path(name))) if name != STDIN and Path(name).is_dir() else [name]
     if not expanded:
         raise DataError(f"no images in {', '.join(names) or 'nothing'}; name files, folders, or - for standard input")

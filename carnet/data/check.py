@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from PIL import Image
 from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
-from carnet.preprocess import decode, open_image
-
-Progress = Callable[[int, int], None]
+from carnet.prefetch import loading_threads
+from carnet.preprocess import DECODER_ERRORS, decode, open_image
+from carnet.progress import OnProgress, counted
 
 _EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -100,7 +99,11 @@ class CheckedImages:
         """Names the data by content: split, class, relative path and bytes of every image, in order."""
         digest = hashlib.sha256()
         for row in self.rows():
-            digest.update("\t".join((row["split"], row["label"], row["filepath"], row["sha256"])).encode())
+            digest.update(
+                "\t".join((row["split"], row["label"], row["filepath"], row["sha256"])).encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
         return digest.hexdigest()
 
     def rows(self) -> Iterable[dict[str, str]]:
@@ -128,7 +131,7 @@ def check_images(
     skip_unreadable: bool = False,
     valid_fraction: float = 0.2,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> CheckedImages:
     """Decode every image once, divide the data if it is not divided, and report what is odd.
 
@@ -165,10 +168,12 @@ def check_images(
     return replace(checked, warnings=(*data.warnings, *_warnings(checked)))
 
 
-def inspect_images(paths: Sequence[Path], image_size: int, progress: Progress | None = None) -> dict[Path, ImageFacts]:
-    """Hash and decode files, on as many threads as there are processors."""
+def inspect_images(
+    paths: Sequence[Path], image_size: int, progress: OnProgress | None = None
+) -> dict[Path, ImageFacts]:
+    """Hash and decode files, on several threads."""
     facts = {}
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
         try:
             for path, fact in zip(paths, pool.map(lambda path: _inspect(path, image_size), paths), strict=True):
                 facts[path] = fact
@@ -181,20 +186,17 @@ def inspect_images(paths: Sequence[Path], image_size: int, progress: Progress | 
 
 
 def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of each file's bytes.
+    """SHA-256 of each file's bytes; a file that cannot be read is left out."""
 
-    Raises:
-        ImageError: if a file cannot be read.
-    """
-
-    def digest(path: Path) -> str:
+    def digest(path: Path) -> str | None:
         try:
             return hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})") from error
+        except OSError:
+            return None
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return dict(zip(paths, pool.map(digest, paths), strict=True))
+    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
+        digests = zip(paths, pool.map(digest, paths), strict=True)
+        return {path: digest for path, digest in digests if digest is not None}
 
 
 def _inspect(path: Path, image_size: int) -> ImageFacts:
@@ -213,6 +215,8 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
             return facts
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))
+    except DECODER_ERRORS as error:
+        return ImageFacts(digest, error=ImageError(path, f"damaged ({error})"))
 
 
 def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
@@ -230,7 +234,7 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
     try:
         if image.getexif().get(0x0112, 1) not in (0, 1):
             odd.append("turned by its orientation tag")
-    except (OSError, ValueError, SyntaxError):
+    except DECODER_ERRORS:
         odd.append("damaged EXIF")
     return tuple(odd)
 
@@ -254,11 +258,12 @@ def _warnings(checked: CheckedImages) -> list[str]:
     if checked.leaked:
         classes = Counter(data.classes[sample.label] for sample in checked.leaked)
         listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
-        warnings.append(f"{len(checked.leaked)} images of valid stand in train byte for byte: {listing}")
+        number = counted(len(checked.leaked), "image")
+        warnings.append(f"{number} of valid in train as well, byte for byte: {listing}")
     conflicts = [group for group in checked.duplicates if len({sample.label for sample in group}) > 1]
     if conflicts:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
-        warnings.append(f"{len(conflicts)} images stand under two classes: {listing}")
+        warnings.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
     return warnings
 
 
@@ -267,30 +272,32 @@ def describe(images: CheckedImages) -> list[str]:
     data = images.data
     sizes = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
     origin = " (valid held back from the rest)" if images.held_out else ""
-    lines = [f"Found {len(data.classes)} classes, {sizes} images{origin}."]
+    lines = [f"Found {counted(len(data.classes), 'class', 'classes')}, {sizes} images{origin}."]
     counts = data.counts("train")
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     share = counts[largest] / sum(counts.values())
+    sizes = f"{counts[smallest]} ({smallest}) to {counts[largest]} ({largest})"
     lines.append(
-        f"Training images per class: {counts[smallest]} ({smallest}) to {counts[largest]} ({largest}); "
+        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else sizes}; "
         f"always guessing {largest} would be right for {100 * share:.0f} % of them."
     )
     sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]
     lines.append(f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.")
     for oddity, paths in images.oddities.items():
-        lines.append(f"{len(paths)} x {oddity}: {_some(paths)}")
+        lines.append(f"{len(paths)} x {oddity}: {_examples(paths)}")
     spare = sum(len(group) - 1 for group in images.duplicates)
     if spare:
         pairs = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
-        lines.append(f"{spare} x the same file again: {_some(pairs)}")
+        lines.append(f"{spare} x the same file again: {_examples(pairs)}")
     if images.unreadable:
         names = [str(facts.error) for s in images.unreadable if (facts := images.facts[s.path]).error]
-        lines.append(f"{len(names)} x left out because it cannot be read: {_some(names)}")
+        lines.append(f"{len(names)} x left out because it cannot be read: {_examples(names)}")
     if data.num_other_files or data.num_hidden:
-        lines.append(f"Passed over: {data.num_other_files} other files, {data.num_hidden} hidden ones.")
+        others, hidden = counted(data.num_other_files, "other file"), counted(data.num_hidden, "hidden file")
+        lines.append(f"Passed over: {others}, {hidden}.")
     return lines + [f"Note: {warning}." for warning in images.warnings]
 
 
-def _some(items: Sequence[str], limit: int = 6) -> str:
+def _examples(items: Sequence[str], limit: int = 6) -> str:
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} … (all in data.csv)"

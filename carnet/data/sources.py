@@ -21,6 +21,7 @@ from pathlib import Path
 
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
+from carnet.progress import counted
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 """Folder name -> the split it holds."""
@@ -131,7 +132,7 @@ class _Found:
         images = [path.name for path in loose if looks_like_image(path)]
         if images:
             self.warnings.append(
-                f"{len(images)} images lie directly in {folder}, in no class folder, and are left out: {_some(images)}"
+                f"{counted(len(images), 'image')} directly in {folder}, in no class folder, left out: {_some(images)}"
             )
 
 
@@ -186,7 +187,7 @@ def _list_classes(folders: list[Path], found: _Found) -> ByClass:
 
 def _images(folder: Path, found: _Found) -> Iterator[Path]:
     seen: set[str] = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(current)
         if real in seen:
             folders.clear()
@@ -203,6 +204,10 @@ def _images(folder: Path, found: _Found) -> Iterator[Path]:
                 found.num_other_files += 1
 
 
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot look into {error.filename}: {error.strerror}") from error
+
+
 def _own_classes(root: Path, listed: dict[str, ByClass], found: _Found) -> tuple[str, ...]:
     first = "all" if "all" in listed else "train"
     if first not in listed:
@@ -212,7 +217,7 @@ def _own_classes(root: Path, listed: dict[str, ByClass], found: _Found) -> tuple
         for name in empty:
             del by_class[name]
         if empty:
-            found.warnings.append(f"{_count(empty, 'class folder')} of {split} without images: {_some(empty)}")
+            found.warnings.append(f"{counted(len(empty), 'class folder')} of {split} without images: {_some(empty)}")
     classes = tuple(sorted(listed[first]))
     if not classes:
         where = root if first == "all" else root / "train"
@@ -223,7 +228,7 @@ def _own_classes(root: Path, listed: dict[str, ByClass], found: _Found) -> tuple
     for split, by_class in listed.items():
         missing = [name for name in classes if name not in by_class]
         if missing and split != first:
-            number = _count(missing, "class", "classes")
+            number = counted(len(missing), "class", "classes")
             found.warnings.append(f"{number} of train without images in {split}: {_some(missing)}")
     return classes
 
@@ -233,10 +238,10 @@ def _check_known(listed: dict[str, ByClass], classes: Sequence[str], whose: str)
         strange = {name: len(paths) for name, paths in sorted(by_class.items()) if paths and name not in classes}
         if not strange:
             continue
-        names = [f"{name!r} ({count} images{_similar(name, classes)})" for name, count in strange.items()]
+        names = [f"{name!r} ({counted(count, 'image')}{_similar(name, classes)})" for name, count in strange.items()]
         where = "DATA" if split == "all" else split
         raise DataError(
-            f"{where} has {_count(names, 'class', 'classes')} that {whose} does not have: {_some(names)}; "
+            f"{where} has {counted(len(names), 'class', 'classes')} that {whose} does not have: {_some(names)}; "
             f"rename or remove the folder"
         )
 
@@ -245,10 +250,6 @@ def _similar(name: str, classes: Sequence[str]) -> str:
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in classes], n=1, cutoff=0.8)
     matches = [known for known in classes if near and known.lower() == near[0]]
     return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _count(items: Sequence[str], one: str, many: str | None = None) -> str:
-    return f"{len(items)} {one if len(items) == 1 else many or one + 's'}"
 
 
 def _some(items: Sequence[str], limit: int = 5) -> str:

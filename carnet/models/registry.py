@@ -49,13 +49,11 @@ def create_model(name: str, *, num_classes: int, pretrained: bool = False) -> nn
     return _BUILDERS[name](num_classes)
 
 
-def head_name(network: nn.Module) -> str:
-    """Name of the last layer, the only one whose shape depends on the classes."""
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """Names of the layers whose shape depends on the classes: the last one; some of timm's models have two."""
     timm_config = getattr(network, "default_cfg", None)
-    if timm_config is not None:
-        classifier = timm_config["classifier"]
-        return str(classifier[0] if isinstance(classifier, tuple | list) else classifier)
-    return "linear"
+    names = "linear" if timm_config is None else timm_config["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def normalization(network: nn.Module) -> tuple[Colour, Colour]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import evaluation, files, metrics
-from carnet.errors import ImageError, RunError
+from carnet.errors import ConfigError, ImageError, RunError
 from carnet.evaluation import EvaluationReport, load_batches, select_samples
-from carnet.models.registry import create_model, head_name
+from carnet.models.device import choose_device, compute_exactly
+from carnet.models.registry import create_model, head_names
 from carnet.prediction import Prediction, most_probable
 from carnet.preprocess import Images, ImageSource, load_image
 from carnet.run_folder import RunFolder
@@ -79,11 +81,11 @@ class TrainedModel:
 
 
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on `device`, in channels-last layout; as `preprocess.normalize`."""
+    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on `device`, in channels-last layout."""
     mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
     # Stored as (N, S, S, 3), so the permuted view already is channels-last: no copy is made.
-    return (images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (images.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mapping[str, Any]) -> None:
@@ -101,7 +103,12 @@ def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mappin
 def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     """Load the model of a run folder. Never executes code from a file.
 
+    Args:
+        run: the folder.
+        device: cpu, cuda, mps, or auto.
+
     Raises:
+        ConfigError: if there is no such device.
         RunError: if the folder is no run, has no model yet, or its weights do not fit its description.
     """
     folder = RunFolder.open(run)
@@ -114,9 +121,10 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
         network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
+    compute_exactly()
     known = spec.to_json()
     info = {key: value for key, value in document.items() if key not in known}
-    return TrainedModel(network.to(device).to(memory_format=torch.channels_last), spec, info)
+    return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec, info)
 
 
 def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
@@ -128,15 +136,13 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     Raises:
         RunError: if the run holds another model.
     """
+    source = check_start(spec.model, run)
     folder = RunFolder.open(run)
-    source = ModelSpec.from_json(files.read_json(folder.model))
-    if source.model != spec.model:
-        raise RunError(f"{run} is a {source.model}, not a {spec.model}; add --model {source.model}")
     weights = read_weights(folder)
     same_classes = source.classes == spec.classes
     if not same_classes:
-        head = head_name(network)
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{head}.")}
+        heads = tuple(f"{name}." for name in head_names(network))
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(heads)}
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -145,6 +151,21 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
         raise RunError(f"{folder.weights} does not fit {source.model}")
     kept = "with its head (same classes)" if same_classes else "with a new head (other classes)"
     return f"starts from the weights of {run}, {kept}"
+
+
+def check_start(model: str, run: Path | str) -> ModelSpec:
+    """The spec of a run to start from.
+
+    Raises:
+        RunError: if it has no model, or another one.
+    """
+    folder = RunFolder.open(run)
+    if not folder.weights.exists():
+        raise RunError(f"{run} has no model yet to start from")
+    source = ModelSpec.from_json(files.read_json(folder.model))
+    if source.model != model:
+        raise RunError(f"{run} is a {source.model}, not a {model}; add --model {source.model}")
+    return source
 
 
 def read_weights(run: RunFolder) -> dict[str, Tensor]:
@@ -187,13 +208,15 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
-    samples, leaked = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
+    chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
     report = evaluation.evaluate(
         model.logits,
-        samples,
+        chosen.samples,
         model.spec,
         batch_size=batch_size,
         skip_unreadable=skip_unreadable,
         progress=progress,
     )
-    return report.with_leaks(leaked)
+    return replace(report.with_leaks(chosen.leaked), warnings=chosen.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Self, TextIO
@@ -40,30 +41,40 @@ class Console:
         self._bars.bar(what, done, total, note)
 
 
+def silence(stream: TextIO) -> None:
+    """Send a stream whose reader has gone to nowhere; also what Python still writes to it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class _PlainBars:
     """A line now and then, for logs and pipes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
         self.shown: dict[str, float] = {}
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        try:
+            print(text, file=self.stream, flush=True)
+        except BrokenPipeError:
+            # Whoever listened has gone (`| head`); that is no reason to give up the work.
+            silence(self.stream)
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        started = self.started.setdefault(what, now)
+        # Work that is taken up again does not start at 0.
+        started, first = self.started.setdefault(what, (now, done))
         shown = self.shown.setdefault(what, now)
         if done == total:
             del self.started[what], self.shown[what]
-        elif now - shown >= PLAIN_SECONDS:
+        elif now - shown >= PLAIN_SECONDS and done > first:
             self.shown[what] = now
-            left = (now - started) / done * (total - done)
+            left = (now - started) / (done - first) * (total - done)
             self.say(f"{what}: {done} of {total}{', ' + note if note else ''}, about {duration(left)} left")
 
     def close(self) -> None:
-        self.stream.flush()
+        """Nothing to put back."""
 
 
 class _RichBars:
@@ -79,7 +90,7 @@ class _RichBars:
             def render(self, task: progress.Task) -> str:
                 return f"{task.speed:.1f}/s" if task.speed else ""
 
-        self.console = console.Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = console.Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
         self.progress = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=24),
@@ -94,7 +105,7 @@ class _RichBars:
         self.tasks: dict[str, progress.TaskID] = {}
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if what not in self.tasks:

@@ -1,1 +1,1 @@
-"""Training: the recipe (`config`), what this machine makes of it (`plan`), and the loop that follows it (`loop`)."""
+"""Training: the recipe (`config`), what this machine makes of it (`plan`), and the loop that follows it (`trainer`)."""

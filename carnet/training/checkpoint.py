@@ -69,11 +69,11 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> dic
             {"state": _optimizer_state(tensors, network), "param_groups": json.loads(metadata["optimizer"])}
         )
         state = json.loads(metadata["state"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise RunError(f"{path} does not fit this run: {error}") from error
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     return dict(state)
 
 
@@ -88,7 +88,8 @@ def _optimizer_state(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[
         index, key = name.split(".", 1)
         parameter = parameters[int(index)]
         # Sums over a tensor depend on its layout, so resuming is exact only if the layout returns as well.
-        same_shape = tensor.shape == parameter.shape
-        placed = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if same_shape else tensor
+        # The others are copied as well: what safetensors gives is the file itself, mapped into memory.
+        like_parameter = key != "step" and tensor.shape == parameter.shape
+        placed = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if like_parameter else tensor.clone()
         state.setdefault(int(index), {})[key] = placed
     return state

@@ -99,16 +99,22 @@ class TrainingConfig:
         """Rebuild a recipe from `to_json`'s dictionary.
 
         Raises:
-            RunError: if it has a field this version does not know.
+            RunError: if it has a field this version does not know, or a value of another type.
         """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise RunError(f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise RunError(f"the recipe cannot be read: {error}") from error
 
     def differences(self, other: TrainingConfig) -> list[str]:
-        """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`."""
-        free = {"workers", "logger"}
+        """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`.
+
+        Device, precision and threads are left to `Plan.differences`, which knows what `auto` came to.
+        """
+        free = {"workers", "logger", "device", "precision", "threads"}
         return [
             f"--{f.name.replace('_', '-')} {getattr(other, f.name)} (was {getattr(self, f.name)})"
             for f in fields(self)

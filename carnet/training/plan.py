@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from typing import Any, Literal
 import torch
 
 from carnet.errors import ConfigError
+from carnet.models.device import choose_device
+from carnet.prefetch import available_cores, loading_threads
 from carnet.training.config import TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -44,10 +45,10 @@ class Plan:
         return _FABRIC_PRECISIONS[self.precision]
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """What decides the result and is not as recorded: `threads 4 (was 2)`."""
+        """What decides the result and is not as recorded: `--threads 4 (was 2)`."""
         deciding = ("device", "precision", "threads", "memory_format")
         return [
-            f"{name} {getattr(self, name)} (was {recorded.get(name)})"
+            f"--{name.replace('_', '-')} {getattr(self, name)} (was {recorded.get(name)})"
             for name in deciding
             if getattr(self, name) != recorded.get(name)
         ]
@@ -63,11 +64,11 @@ def resolve(config: TrainingConfig) -> Plan:
     Raises:
         ConfigError: if a device or precision asked for is not to be had here.
     """
-    device = _device(config)
+    device = choose_device(config.device)
     precision, reason = _precision(config, device)
     cores = available_cores()
     threads = config.threads or cores
-    workers = min(8, cores) if config.workers < 0 else config.workers
+    workers = loading_threads() if config.workers < 0 else config.workers
     name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
     return Plan(
         device=device,
@@ -79,16 +80,9 @@ def resolve(config: TrainingConfig) -> Plan:
     )
 
 
-def available_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for package in ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm"):
         try:
             found[package] = version(package)
@@ -102,16 +96,6 @@ def processor_features() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def _device(config: TrainingConfig) -> str:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if config.device == "auto":
-        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available[config.device]:
-        usable = ", ".join(name for name, there in available.items() if there)
-        raise ConfigError(f"--device {config.device} is not available here; PyTorch sees: {usable}")
-    return config.device
-
-
 def _precision(config: TrainingConfig, device: str) -> tuple[str, str]:
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
@@ -122,7 +106,7 @@ def _precision(config: TrainingConfig, device: str) -> tuple[str, str]:
         if torch.cuda.get_device_capability() >= (8, 0):
             return "bf16", "because this GPU computes it natively"
         return "fp16", "because this GPU computes it natively, and bf16 not"
-    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+    if device == "cpu" and _has_bf16_instructions():
         return "bf16", "because this processor has instructions for it"
     return "fp32", "because this device has no fast bf16"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from torch import nn
 from carnet import files
 from carnet.data.check import CheckedImages, check_images, describe
 from carnet.data.sources import find_images
-from carnet.errors import ConfigError, RunError
+from carnet.errors import ConfigError, MissingExtraError, RunError
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
-from carnet.models.trained import load, start_from
+from carnet.models.trained import check_start, load, start_from
 from carnet.progress import Progress, Silent, duration
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
@@ -86,14 +87,15 @@ def train(
     if data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
     config = config or TrainingConfig()
+    default = Path("runs") / f"{Path(data).resolve().name}-{config.model.replace('/', '-')}"
+    run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
     plan = resolve(config)
-    _check_model(config)
+    _check_early(config, init)
     images = _look_at(Path(data), config, progress)
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
-    default = Path("runs") / f"{Path(data).resolve().name}-{config.model.replace('/', '-')}"
-    run = RunFolder.create(Path(output) if output is not None else new_run_path(default))
-    run.write_csv(run.data, images.rows())
+    run.create()
+    files.write_csv(run.data, images.rows())
     files.write_json(run.config, _record(config, plan, images, init))
     progress.say(_intention(run, config, plan, network, start))
     trainer = Trainer(run=run, config=config, plan=plan, spec=spec, images=images, network=network, progress=progress)
@@ -126,9 +128,13 @@ def _resume(
     return _finish(trainer, images, progress)
 
 
-def _check_model(config: TrainingConfig) -> None:
-    """Fail on a wrong name or size before thousands of images are looked at."""
+def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
+    """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
     check_image_size(create_model(config.model, num_classes=2), config.model, config.image_size)
+    if init is not None:
+        check_start(config.model, init)
+    if config.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
 def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
@@ -220,7 +226,7 @@ def _result(trainer: Trainer, images: CheckedImages, state: TrainingState, repor
     final, best = state.history[-1], state.best or state.history[-1]
     numbers = report.to_json()
     return {
-        "run": trainer.run.path.name,
+        "run": trainer.run.path.resolve().name,
         "model": trainer.spec.model,
         "params": sum(parameter.numel() for parameter in trainer.network.parameters()),
         "seed": trainer.config.seed,

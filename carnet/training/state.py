@@ -25,8 +25,8 @@ class TrainingState:
     num_images: int = 0
     seconds: float = 0.0
     """Spent on steps and validation in all sessions of the run, without the preparations."""
-    epoch_seconds: float = 0.0
-    """The part of it that belongs to this epoch."""
+    step_seconds: float = 0.0
+    """The part of it that this epoch's steps took."""
     best: EpochMetrics | None = None
     """The epoch with the highest validation accuracy; of equal ones, the one with the lower loss."""
     epochs_since_best: int = 0
@@ -39,12 +39,8 @@ class TrainingState:
         self.loss_sum += loss * num_images
         self.num_correct += num_correct
         self.num_images += num_images
-        self.add_seconds(seconds)
-
-    def add_seconds(self, seconds: float) -> None:
-        """Count time."""
         self.seconds += seconds
-        self.epoch_seconds += seconds
+        self.step_seconds += seconds
 
     def end_epoch(self, valid: EvaluationReport, lr: float) -> EpochMetrics:
         """Close the epoch with its validation; afterwards the state stands at the start of the next one."""
@@ -57,7 +53,7 @@ class TrainingState:
             "valid_top1": valid.top1,
             "valid_top5": valid.top5,
             "lr": lr,
-            "images_per_second": round(self.num_images / self.epoch_seconds, 3),
+            "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)
         if self.best is None or _rank(epoch) > _rank(self.best):
@@ -65,7 +61,7 @@ class TrainingState:
         else:
             self.epochs_since_best += 1
         self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum, self.num_correct, self.num_images, self.epoch_seconds = 0.0, 0, 0, 0.0
+        self.loss_sum, self.num_correct, self.num_images, self.step_seconds = 0.0, 0, 0, 0.0
         return epoch
 
     def to_json(self) -> dict[str, Any]:

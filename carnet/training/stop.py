@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ def catch_stop_signals() -> Iterator[StopFlag]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         flag.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, previous[signal.Signals(number)])
+        # A handler may interrupt a print, so it must not print itself.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     for number in previous:
         signal.signal(number, remember)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from carnet import files
 from carnet.data.check import CheckedImages
-from carnet.errors import MissingExtraError, NonFiniteLossError, StoppedError
+from carnet.errors import DataError, NonFiniteLossError, OutOfMemoryError, RunError, StoppedError
 from carnet.evaluation import EvaluationReport, evaluate
+from carnet.models.device import compute_exactly
 from carnet.models.trained import TrainedModel, normalize_on, save_model
 from carnet.preprocess import Images
 from carnet.progress import Progress, duration
@@ -67,7 +71,7 @@ class Trainer:
         self.wrapped, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.state = TrainingState()
         self.session_steps: list[float] = []
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint = 0.0
 
     def resume(self) -> None:
         """Take up the run where its last checkpoint left it.
@@ -76,8 +80,11 @@ class Trainer:
             RunError: if the checkpoint is missing, damaged, or of another network.
         """
         state = load_checkpoint(self.run.checkpoint, self.network, self.optimizer)
-        self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
-        self.state = TrainingState.from_json(state)
+        try:
+            self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
+            self.state = TrainingState.from_json(state)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.run.checkpoint} was written by another version of carnet") from error
 
     def fit(self) -> TrainingState:
         """Train to the last epoch, or to the end of patience.
@@ -85,41 +92,49 @@ class Trainer:
         Raises:
             StoppedError: on Ctrl-C or SIGTERM, after a checkpoint.
             NonFiniteLossError: before the step that would spoil the weights.
+            OutOfMemoryError: if a step does not fit.
+            ImageError: if an image has gone or changed since it was checked, after a checkpoint.
             OutputError: if the run folder cannot be written.
         """
         state = self.state
         with catch_stop_signals() as stop:
+            self._checkpoint()
             try:
                 while state.epoch < self.config.epochs and not state.finished:
                     self.batches.epoch, self.batches.first_step = state.epoch, state.step
                     self.network.train()
-                    started = time.monotonic()
+                    started = time.perf_counter()
                     for images, labels in load_batches(self.images, self.batches, self.plan.workers):
                         loss, num_correct = self._train_step(images, labels)
-                        now = time.monotonic()
+                        now = time.perf_counter()
                         state.add_step(loss, num_correct, len(labels), now - started)
                         self._after_step(loss, now - started)
                         started = now
                         stop.check()
                     valid = self._validate(stop)
-                    state.add_seconds(time.monotonic() - started)
+                    state.seconds += time.perf_counter() - started
                     self._end_epoch(state.end_epoch(valid, lr=self.config.lr))
             except StopRequestError as request:
                 self._checkpoint()
                 raise StoppedError(self._stopped_message(), request.signal_number) from None
+            except DataError:
+                self._checkpoint()
+                raise
+        self._write_history()
         return state
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
         """uint8 images (N, S, S, 3) and labels (N,) -> mean loss and number of hits, before the step's update"""
         device = self.fabric.device
-        labels = labels.to(device, non_blocking=True)
-        logits = self.wrapped(normalize_on(device, images, self.spec))
+        labels = labels.to(device)
+        with self._explaining_out_of_memory():
+            logits = self.wrapped(normalize_on(device, images, self.spec))
         loss = F.cross_entropy(logits.float(), labels)
         hits = (logits.argmax(dim=1) == labels).sum()
         loss_value, num_correct = torch.stack([loss.detach(), hits.float()]).tolist()
-        if not math.isfinite(loss_value):
-            raise NonFiniteLossError(self._diverged_message(loss_value))
-        self.fabric.backward(loss)
+        self._require_finite(loss_value, f"step {self.state.step + 1}")
+        with self._explaining_out_of_memory():
+            self.fabric.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss_value, int(num_correct)
@@ -134,9 +149,12 @@ class Trainer:
             return model.logits(images)
 
         what = f"epoch {self.state.epoch + 1}/{self.config.epochs} validation"
-        return evaluate(
+        report = evaluate(
             predict, self.valid, self.spec, progress=lambda done, total: self.progress.bar(what, done, total)
         )
+        # The epoch's last step may have spoilt the weights, which no training loss has seen yet.
+        self._require_finite(report.loss, "validation")
+        return report
 
     def _after_step(self, loss: float, seconds: float) -> None:
         state = self.state
@@ -156,8 +174,8 @@ class Trainer:
         state.finished = bool(self.config.patience) and state.epochs_since_best >= self.config.patience
         if not self.config.patience or state.best is epoch:
             save_model(self.run, self.network, self.spec, model_info(self.network, epoch))
-        self.run.write_csv(self.run.metrics, state.history)
-        files.write_bytes(self.run.curves, draw_curves(state.history, title=f"{self.spec.model}, {self.run.path.name}"))
+        self._checkpoint()
+        self._write_history()
         self.fabric.log_dict(
             {
                 "loss/train": epoch["train_loss"],
@@ -167,8 +185,12 @@ class Trainer:
             },
             step=int(epoch["epoch"]) * self.batches.steps_per_epoch,
         )
-        self._checkpoint()
         self.progress.say(self._epoch_line(epoch))
+
+    def _write_history(self) -> None:
+        history = self.state.history
+        files.write_csv(self.run.metrics, history)
+        files.write_bytes(self.run.curves, draw_curves(history, title=f"{self.spec.model}, {self.run.path.name}"))
 
     def _checkpoint(self) -> None:
         # Mixed fp16 scales the loss by a factor that adapts; the other precisions have no state.
@@ -182,7 +204,7 @@ class Trainer:
             f"epoch {epoch['epoch']:.0f}/{self.config.epochs}: "
             f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
             f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
-            f"{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])}"
+            f"{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
         )
 
     def _forecast(self) -> str:
@@ -195,15 +217,29 @@ class Trainer:
             f"validation not counted"
         )
 
-    def _diverged_message(self, loss: float) -> str:
-        state = self.state
-        rescue = f"the last good checkpoint is {self.run.checkpoint}" if self.run.checkpoint.exists() else ""
-        return (
-            f"the loss became {loss} in epoch {state.epoch + 1}, step {state.step + 1}, at learning rate "
-            f"{self.config.lr:g}; try a smaller one, --lr {self.config.lr / 10:g}"
+    def _require_finite(self, loss: float, where: str) -> None:
+        if math.isfinite(loss):
+            return
+        raise NonFiniteLossError(
+            f"the loss became {loss} in epoch {self.state.epoch + 1}, {where}, at learning rate {self.config.lr:g}; "
+            f"try a smaller one, --lr {self.config.lr / 10:g}"
             + (", or --precision fp32" if self.plan.precision != "fp32" else "")
-            + (f"; {rescue}" if rescue else "")
+            + f"; the last good checkpoint is {self.run.checkpoint}"
         )
+
+    @contextmanager
+    def _explaining_out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            # On a GPU torch has a class for it; the processor's allocator only says so.
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            smaller = max(1, self.config.batch_size // 2)
+            raise OutOfMemoryError(
+                f"a step of {self.config.batch_size} images of {self.config.image_size} px does not fit into memory; "
+                f"try --batch-size {smaller} or a smaller --image-size"
+            ) from error
 
     def _stopped_message(self) -> str:
         state = self.state
@@ -214,15 +250,10 @@ class Trainer:
 def _fabric(run: RunFolder, config: TrainingConfig, plan: Plan) -> Fabric:
     loggers: list[Logger] = []
     if config.logger == "tensorboard":
-        try:
-            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
-        except ImportError:
-            raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard") from None
+        loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
     torch.set_num_threads(plan.threads)
-    if plan.device == "cuda":
-        torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.deterministic = True
+    compute_exactly()
     return Fabric(accelerator=plan.device, devices=1, precision=plan.fabric_precision, loggers=loggers)
 
 

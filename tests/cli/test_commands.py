@@ -61,6 +61,8 @@ def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "nowhere", "data"], "no run folder nowhere"),
         (["predict", "nowhere", "a.jpg"], "no run folder nowhere"),
         (["predict", "nowhere"], "name files, folders, or -"),
+        (["predict", "nowhere", ""], "an image's name is empty"),
+        (["demo", "--seed", "-1"], "--seed must be between 0"),
         (["summary", "carnet81"], "did you mean carnet18"),
         (["summary", "carnet18", "--image-size", "40"], "at least 47 px"),
         (["summary", "carnet18", "--num-classes", "0"], "num_classes must be at least 1"),
@@ -124,6 +126,35 @@ def test_evaluate(photos: Path, trained_run: Path, tmp_path: Path, capsys: pytes
     assert (code, "has no test folder; it has train, valid" in err) == (2, True)
 
 
+def test_evaluate_skips_and_counts_unreadable_images(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, page = tmp_path / "data", tmp_path / "page.html"
+    shutil.copytree(photos, data)
+    (data / "valid" / "red" / "0.jpg").write_bytes(b"broken")
+    (data / "valid" / "red" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    (data / "valid" / "loose.jpg").write_bytes(b"broken")
+    code, _, err = call(capsys, "evaluate", trained_run, data, "--output", page)
+    assert (code, "2 of 14 images cannot be read" in err) == (2, True)
+    code, out, _ = call(capsys, "evaluate", trained_run, data, "--output", page, "--skip-unreadable")
+    assert code == 0
+    assert "dangling.jpg: no such file" in out
+    assert "1 image directly in" in out
+    code, out, _ = call(capsys, "evaluate", trained_run, data, "--output", page, "--skip-unreadable", "--json")
+    document = json.loads(out)
+    assert (document["num_images"], document["num_skipped_unreadable"], document["num_leaked"]) == (12, 2, 0)
+
+
+def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, message in (
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--output", str(photos)], "is a folder; name a file"),
+        (["--split", "everything"], "everything"),
+    ):
+        code, _, err = call(capsys, "evaluate", trained_run, photos, *flags)
+        assert (code, message in err, "Traceback" in err) == (2, True, False)
+
+
 def test_predict(
     photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +200,7 @@ def test_ctrl_c_in_a_real_process(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "carnet", "train", str(photos), "--image-size", "48", "--epochs", "500"]
     process = subprocess.Popen([*command, "--output", str(run_folder)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (run_folder / "last.ckpt").exists():
+    while not (run_folder / "model.safetensors").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -179,6 +210,16 @@ def test_ctrl_c_in_a_real_process(photos: Path, tmp_path: Path) -> None:
     assert f"go on with carnet train --resume {run_folder}" in err
     assert "Traceback" not in err
     assert (run_folder / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such shell on Windows")
+def test_a_reader_that_goes_away_does_not_end_training(photos: Path, tmp_path: Path) -> None:
+    flags = f"--image-size 48 --epochs 2 --batch-size 8 --output {tmp_path / 'run'}"
+    script = f"set -o pipefail; {sys.executable} -m carnet train {photos} {flags} | head -n 1"
+    answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == "Found 3 classes, 24 train, 12 valid images.\n"
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="read-only folders work otherwise on Windows")

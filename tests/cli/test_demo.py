@@ -40,7 +40,7 @@ def test_dirty_demo_accounts_for_what_was_planted(tmp_path: Path, capsys: pytest
     assert len(document["predicted"]["predictions"]) == 3
     assert "3 x left out because it cannot be read" in captured.err
     assert "4 x the same file again" in captured.err
-    assert "stand under two classes" in captured.err
+    assert "1 image under two classes" in captured.err
 
 
 def test_nothing_is_ever_replaced(

@@ -1,10 +1,13 @@
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from carnet.data.check import CheckedImages, check_images, describe
+from carnet import files
+from carnet.data.check import CheckedImages, check_images, describe, inspect_images
 from carnet.data.sources import find_images
 from carnet.errors import DataError, UnreadableImagesError
 
@@ -63,8 +66,8 @@ def test_duplicates_leaks_and_conflicts_are_named(photos: Path, tmp_path: Path) 
     shutil.copy(root / "train" / "red" / "2.jpg", root / "train" / "red" / "two.jpg")
     images = check(root)
     assert [images.data.relative(s) for s in images.leaked] == ["valid/red/again.jpg"]
-    assert "1 images of valid stand in train byte for byte: red (1)" in images.warnings
-    assert "1 images stand under two classes: train/blue/one.jpg = train/red/1.jpg" in images.warnings
+    assert "1 image of valid in train as well, byte for byte: red (1)" in images.warnings
+    assert "1 image under two classes: train/blue/one.jpg = train/red/1.jpg" in images.warnings
     assert any(line.startswith("3 x the same file again") for line in describe(images))
 
 
@@ -87,6 +90,34 @@ def test_every_odd_file_is_accounted_for(flat: Path) -> None:
         "several frames": ["animated.gif"],
         "turned by its orientation tag": ["turned.jpg"],
     }
+
+
+def test_damaged_animations_and_tiffs_are_errors_not_crashes(flat: Path, tmp_path: Path) -> None:
+    """Cut short or with a flipped byte anywhere, a file is either read or reported."""
+    frames = [Image.effect_noise((24, 24), sigma).convert("P") for sigma in (10, 40, 90)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    Image.effect_noise((24, 24), 30).save(tmp_path / "whole.tiff")
+    paths = []
+    for name in ("whole.gif", "whole.tiff"):
+        whole = (tmp_path / name).read_bytes()
+        for cut in range(1, len(whole), 37):
+            for kind, content in (("cut", whole[:cut]), ("bit", whole[:cut] + bytes([255]) + whole[cut + 1 :])):
+                paths.append(tmp_path / f"{kind}{cut}-{name}")
+                paths[-1].write_bytes(content)
+    facts = inspect_images(paths, image_size=32)
+    errors = [fact.error for fact in facts.values() if fact.error is not None]
+    assert 20 < len(errors) < len(paths)
+    assert all(error.reason and error.source in facts for error in errors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_names_that_are_no_utf8(flat: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(flat / "red") + b"/caf\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((flat / "red" / "0.png").read_bytes())
+    images = check(flat)
+    files.write_csv(tmp_path / "data.csv", images.rows())
+    assert b"red/caf\xe9.png" in (tmp_path / "data.csv").read_bytes()
+    assert len(images.content_hash) == 64
 
 
 def test_content_hash_sees_a_changed_byte(flat: Path) -> None:

@@ -47,7 +47,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     found = find_images(root)
     assert [found.relative(s) for s in found.splits["all"]] == ["a/1.jpg", "a/no_extension", "b/deep/er/2.JPG"]
     assert (found.num_hidden, found.num_other_files) == (3, 2)
-    assert "1 images lie directly in" in found.warnings[0]
+    assert "1 image directly in" in found.warnings[0]
 
 
 def test_accents_spelled_two_ways_are_one_class(tmp_path: Path) -> None:
@@ -108,8 +108,16 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
 def test_a_models_classes_give_the_labels(tmp_path: Path) -> None:
     root = tree(tmp_path, "valid/b/1.jpg")
     assert find_images(root, classes=("a", "b")).splits["valid"][0].label == 1
-    with pytest.raises(DataError, match=r"valid has 1 class that the model does not have: 'b' \(1 images"):
+    with pytest.raises(DataError, match=r"valid has 1 class that the model does not have: 'b' \(1 image\)"):
         find_images(root, classes=("a", "c"))
+
+
+@pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0, reason="root may look everywhere")
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path) -> None:
+    root = tree(tmp_path, "a/1.jpg", "a/closed/2.jpg", "b/1.jpg")
+    (root / "a" / "closed").chmod(0)
+    with pytest.raises(DataError, match=r"cannot look into .*closed: Permission denied"):
+        find_images(root)
 
 
 def test_images_in(flat: Path) -> None:

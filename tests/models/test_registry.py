@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from carnet.errors import ModelError
-from carnet.models.registry import create_model, head_name, list_models, normalization
+from carnet.models.registry import create_model, head_names, list_models, normalization
 from carnet.models.summary import check_image_size
 
 
@@ -41,14 +41,15 @@ def test_smallest_input_is_47_px() -> None:
 def test_every_model_has_its_head_where_it_says() -> None:
     for name in list_models():
         network = create_model(name, num_classes=7)
-        assert network.get_submodule(head_name(network)).out_features == 7
+        (head,) = head_names(network)
+        assert network.get_submodule(head).out_features == 7
 
 
 def test_timm_models() -> None:
     pytest.importorskip("timm")
     network = create_model("timm/mobilenetv3_small_050", num_classes=5)
     assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
-    assert network.get_submodule(head_name(network)).out_features == 5
+    assert network.get_submodule(*head_names(network)).out_features == 5
     assert normalization(network)[0] == (0.485, 0.456, 0.406)
     with pytest.raises(ModelError, match=r"has no model 'mobilenetv3_smal_050'; did you mean .*mobilenetv3_small_050"):
         create_model("timm/mobilenetv3_smal_050", num_classes=5)

@@ -23,6 +23,8 @@ def test_every_preset_says_how_to_run_it_and_what_to_expect() -> None:
 def test_survives_json() -> None:
     recipe = TrainingConfig(model="resnet18", lr=0.1 + 0.2, seed=2**62)
     assert TrainingConfig.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    with pytest.raises(RunError, match="cannot be read"):
+        TrainingConfig.from_json(recipe.to_json() | {"epochs": "3"})
     with pytest.raises(RunError, match="does not know: momentum"):
         TrainingConfig.from_json(recipe.to_json() | {"momentum": 0.9})
 
@@ -58,6 +60,6 @@ def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
 
 def test_differences_leave_out_what_does_not_change_the_result() -> None:
     recipe = TrainingConfig()
-    assert recipe.differences(TrainingConfig(workers=3, logger="tensorboard")) == []
+    assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard")) == []
     assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.0005)", "--seed 7 (was 0)"]
     assert len(fields(recipe)) == len(recipe.to_json())

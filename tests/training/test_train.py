@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from carnet import TrainingConfig, evaluate, load, train
 from carnet.errors import (
     ConfigError,
     DataError,
+    ImageError,
     ModelError,
     NonFiniteLossError,
+    OutOfMemoryError,
     OutputError,
     RunError,
     StoppedError,
@@ -128,9 +131,11 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
         train(config=config(lr=0.1), resume=run)
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"plan": record["plan"] | {"threads": 99}}))
-    with pytest.raises(RunError, match=r"planned otherwise: threads \d+ \(was 99\)"):
+    with pytest.raises(RunError, match=r"planned otherwise: --threads \d+ \(was 99\)"):
         train(resume=run)
     (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"planned otherwise: --threads 1 \(was \d+\)"):
+        train(config=config(threads=1), resume=run)
     shutil.copy(data / "train" / "red" / "1.jpg", data / "train" / "red" / "0.jpg")
     with pytest.raises(RunError, match="the images are not those of"):
         train(resume=run)
@@ -204,8 +209,56 @@ def test_non_finite_loss_stops_before_the_weights_are_spoilt(photos: Path, tmp_p
     ) as error:
         train(photos, config(lr=1e30, epochs=9), output=run)
     assert error.value.exit_code == 1
-    if (run / "last.ckpt").exists():
-        assert str(run / "last.ckpt") in str(error.value)
+    assert str(run / "last.ckpt") in str(error.value)
+    weights = load_file(run / "last.ckpt")
+    assert all(torch.isfinite(tensor).all() for name, tensor in weights.items() if name.startswith("network."))
+
+
+def test_an_epochs_last_step_cannot_spoil_the_checkpoint(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(NonFiniteLossError, match="epoch 1, validation"):
+        train(photos, config(lr=1e30, batch_size=64), output=run)
+    assert json.loads(safe_state(run))["epoch"] == 0
+    assert not (run / "model.safetensors").exists()
+
+
+def safe_state(run: Path) -> str:
+    with safe_open(run / "last.ckpt", framework="pt") as file:
+        return str(file.metadata()["state"])
+
+
+def test_an_image_deleted_under_way_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos, data)
+    gone = data / "train" / "red" / "0.jpg"
+
+    class Delete(StopAfter):
+        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+            if what == "epoch 1/2 validation":
+                gone.unlink(missing_ok=True)
+
+    with pytest.raises(ImageError, match=r"red/0\.jpg: no such file"):
+        train(data, SMALL, output=run, progress=Delete(-1))
+    assert json.loads(safe_state(run))["epoch"] == 1
+    shutil.copy(photos / "train" / "red" / "0.jpg", gone)
+    assert train(resume=run).document["epochs"] == 2
+
+
+def test_out_of_memory_is_one_sentence(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(trainer_module, "normalize_on", exhausted)
+    with pytest.raises(OutOfMemoryError, match=r"a step of 8 images of 48 px .*--batch-size 4"):
+        train(photos, SMALL, output=tmp_path / "run")
+
+
+def test_wrong_output_and_start_are_noticed_before_the_images(tmp_path: Path, trained_run: Path) -> None:
+    nowhere = tmp_path / "never looked at"
+    with pytest.raises(RunError, match="no run folder"):
+        train(nowhere, SMALL, output=tmp_path / "run", init=tmp_path / "gone")
+    with pytest.raises(OutputError, match="exists"):
+        train(nowhere, SMALL, output=trained_run)
 
 
 def test_checkpoints_inside_an_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +272,7 @@ def test_checkpoints_inside_an_epoch(photos: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", recording)
     train(photos, config(epochs=1), output=tmp_path / "run")
-    assert saved == [(0, 1), (0, 2), (0, 3), (1, 0)]
+    assert saved == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
 
 
 def test_bf16_trains_and_is_evaluated_in_fp32(photos: Path, tmp_path: Path) -> None:

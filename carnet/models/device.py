@@ -1,0 +1,28 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from carnet.errors import ConfigError
+
+
+def choose_device(wish: str) -> str:
+    """auto, cpu, cuda or mps -> a device that is there; auto takes a GPU before the processor.
+
+    Raises:
+        ConfigError: if the device is not to be had here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [name for name, there in available.items() if there]
+    if wish == "auto":
+        return usable[0]
+    if wish not in usable:
+        raise ConfigError(f"--device {wish} is not available here; PyTorch sees: {', '.join(usable)}")
+    return wish
+
+
+def compute_exactly() -> None:
+    """Keep float32 arithmetic float32 on NVIDIA GPUs, whose convolutions otherwise round to 10 bits (TF32)."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -1,0 +1,49 @@
+import io
+
+import pytest
+
+from carnet.report import console
+from carnet.report.console import Console
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    return clock
+
+
+def test_plain_lines_come_now_and_then(clock: Clock) -> None:
+    stream = io.StringIO()
+    shown = Console(stream)
+    for done in range(900, 1001):  # taken up again at step 900, a second a step
+        shown.bar("epoch 1/2", done, 1000, "loss 1.0")
+        clock.now += 1
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/2: 930 of 1000, loss 1.0, about 1 min 10 s left",
+        "epoch 1/2: 960 of 1000, loss 1.0, about 40 s left",
+        "epoch 1/2: 990 of 1000, loss 1.0, about 10 s left",
+    ]
+
+
+def test_a_terminal_gets_bars() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Console(stream) as shown:
+        shown.bar("epoch 1/2", 1, 4, "loss 2.5")
+        shown.say("class :cat: and [bold]")
+        shown.bar("epoch 1/2", 2, 4, "loss 2.5")
+        shown.bar("epoch 1/2", 4, 4)
+    assert "class :cat: and [bold]" in stream.getvalue()
+    assert "/4" in stream.getvalue()
+    assert "loss 2.5" in stream.getvalue()
