@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import signal
 import subprocess
@@ -33,22 +34,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = options.keep or Path(folder) / "run"
         command = ["carnet", "train", *options.arguments, "--logger", "tensorboard", "--output", str(run)]
-        exit_code, seconds = train(command, 60 * options.minutes)
-        numbers = {"exit_code": exit_code, "seconds_from_process_start": round(seconds, 1), **collect(run)}
+        printout = Path(folder) / "printout.txt"
+        exit_code, seconds = train(command, 60 * options.minutes, printout)
+        lines = printout.read_text(encoding="utf-8").splitlines()
+        print("\n".join(lines))
+        numbers = {
+            "exit_code": exit_code,
+            "seconds_from_process_start": round(seconds, 1),
+            "found": list(itertools.takewhile(lambda line: not line.startswith("Trains "), lines)),
+            **collect(run),
+        }
     # Without folders of the machine, which say nothing elsewhere.
     shown = " ".join(Path(word).name if Path(word).exists() else word for word in command[:-2])
     print(write_result(options.name, shown, numbers))
 
 
-def train(command: list[str], limit_seconds: float) -> tuple[int, float]:
-    """Run `carnet train`, interrupt it at the limit, and return exit code and seconds."""
+def train(command: list[str], limit_seconds: float, printout: Path) -> tuple[int, float]:
+    """Run `carnet train`, interrupt it at the limit, keep what it prints, and return exit code and seconds."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *command])
-    try:
-        process.wait(limit_seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    with printout.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=file)
+        try:
+            process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
     return process.returncode, time.monotonic() - started
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -72,12 +74,15 @@ class Command:
 
 
 def _what_next(run: Path, pictures: Path, *, dirty: bool) -> str:
+    # `make demo` runs .venv/bin/carnet, which the shell that comes next may not find by its name.
+    called = Path(sys.argv[0])
+    carnet = "carnet" if shutil.which("carnet") or called.stem != "carnet" else str(called)
     return f"""Open {run / "report.html"} to see what it can and cannot tell apart.
 
 Now with photos of your own, one folder per class:
-  carnet train YOUR_PHOTOS --image-size 128 --epochs 20
-  carnet evaluate runs/YOUR_PHOTOS-carnet18 YOUR_PHOTOS
-  carnet predict runs/YOUR_PHOTOS-carnet18 PHOTO.jpg
+  {carnet} train YOUR_PHOTOS --image-size 128 --epochs 20
+  {carnet} evaluate runs/YOUR_PHOTOS-carnet18 YOUR_PHOTOS
+  {carnet} predict runs/YOUR_PHOTOS-carnet18 PHOTO.jpg
 Or look at what you just trained:
-  carnet summary carnet18
-  carnet evaluate {run} {pictures} --split train{" --skip-unreadable" if dirty else ""}"""
+  {carnet} summary carnet18
+  {carnet} evaluate {run} {pictures} --split train{" --skip-unreadable" if dirty else ""}"""
