@@ -35,7 +35,7 @@ class Plan:
     workers: int
     """Threads that prepare images ahead; does not change the result."""
     memory_format: str = "channels_last"
-    """Pixels of all channels side by side: nearly twice as fast for depthwise convolutions on a CPU."""
+    """All channels of a pixel side by side: 1.3 to 1.7 times as fast for carnet18 on two cores."""
     reasons: tuple[str, ...] = ()
     """Why, a sentence each."""
 

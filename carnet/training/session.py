@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from carnet.evaluation import EvaluationReport, evaluate
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
 from carnet.models.trained import check_start, load, start_from
-from carnet.progress import Progress, Silent, duration
+from carnet.progress import Progress, duration
+from carnet.report.console import Console
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
 from carnet.run_folder import RunFolder, new_run_path
@@ -69,7 +71,7 @@ def train(
         output: folder of the run, which must be new or empty; None: `runs/<data>-<model>`, numbered if taken.
         init: another run whose weights to start from.
         resume: a run to go on with, from its last checkpoint.
-        progress: shown what happens; None: nothing is shown.
+        progress: shown what happens; None: standard error; `carnet.progress.Silent()`: nobody.
 
     Returns:
         The result, once the last epoch is done.
@@ -77,7 +79,9 @@ def train(
     Raises:
         CarnetError: one of its kinds, see `carnet.errors`.
     """
-    progress = progress or Silent()
+    if progress is None:
+        with Console(sys.stderr) as console:
+            return train(data, config, output=output, init=init, resume=resume, progress=console)
     if resume is not None:
         if output is not None or init is not None:
             raise ConfigError("--resume goes on with a run as it is; leave --output and --init out")
@@ -120,7 +124,8 @@ def _resume(
         raise RunError(
             f"the images are not those of {run.path} (its data.csv lists them); --init starts from its weights"
         )
-    network, spec = _new_network(config, images.data.classes)
+    # The checkpoint brings all weights; published ones need not be fetched again.
+    network, spec = _new_network(replace(config, pretrained=False), images.data.classes)
     trainer = Trainer(run=run, config=config, plan=plan, spec=spec, images=images, network=network, progress=progress)
     trainer.resume()
     state = trainer.state
