@@ -46,6 +46,8 @@ class Command:
         from carnet.models.trained import evaluate
         from carnet.report.findings import findings
         from carnet.report.html import evaluation_html
+        from carnet.run_folder import RunFolder
+        from carnet.spec import ModelSpec
 
         with console(self.json) as progress:
             report = evaluate(
@@ -58,11 +60,16 @@ class Command:
                 progress=lambda done, total: progress.bar("evaluating", done, total),
             )
             target = self.output or self.run_folder / f"report-{self.split}.html"
-            model, name = self.run_folder.resolve().name, self.data.resolve().name
-            facts = [("model", model), ("images", name), ("split", self.split)]
+            run, name = self.run_folder.resolve().name, self.data.resolve().name
+            spec = ModelSpec.from_json(files.read_json(RunFolder.open(self.run_folder).model))
+            facts = [
+                ("run", f"{run}, a {spec.model}"),
+                ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
+                ("images", f"{name}, {self.split}"),
+            ]
             notes = [f"Note: {warning}." for warning in report.warnings]
             notes += [f"Left out because it cannot be read: {error}." for error in report.unreadable]
-            page = evaluation_html(report, title=f"{model} on {name}", facts=facts, notes=notes)
+            page = evaluation_html(report, title=f"{run} on {name}", facts=facts, notes=notes)
             files.write_text(target, page)
             if self.json:
                 print_json(report.to_json() | {"split": self.split, "report": str(target)})
