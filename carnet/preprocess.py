@@ -134,7 +134,7 @@ def open_image(source: ImageSource) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(name, "no such file") from None
     except DECODER_ERRORS as error:
-        raise ImageError(name, _reason(error)) from error
+        raise ImageError(name, reason_of(error)) from error
 
 
 def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | None = None) -> Image.Image:
@@ -158,7 +158,7 @@ def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | No
     except ImageError:
         raise
     except DECODER_ERRORS as error:
-        raise ImageError(name, _reason(error)) from error
+        raise ImageError(name, reason_of(error)) from error
 
 
 def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
@@ -245,7 +245,8 @@ def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a decoder's exception means to the owner of the file."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if isinstance(error, IsADirectoryError):

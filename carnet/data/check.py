@@ -15,7 +15,7 @@ from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.prefetch import loading_threads
-from carnet.preprocess import DECODER_ERRORS, decode, open_image
+from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.progress import OnProgress, counted
 
 _EXTENSIONS = {
@@ -71,11 +71,10 @@ class CheckedImages:
         """Content hashes of a split's files."""
         return {self.facts[sample.path].sha256 for sample in self.data.splits.get(split, ())}
 
-    @property
-    def leaked(self) -> tuple[Sample, ...]:
-        """Images of `valid` that stand in `train`, byte for byte."""
+    def leaked(self, split: str) -> tuple[Sample, ...]:
+        """Images of a split that stand in `train`, byte for byte."""
         train = self.digests("train")
-        return tuple(s for s in self.data.splits["valid"] if self.facts[s.path].sha256 in train)
+        return tuple(s for s in self.data.splits.get(split, ()) if self.facts[s.path].sha256 in train)
 
     @property
     def oddities(self) -> dict[str, list[str]]:
@@ -165,7 +164,13 @@ def check_images(
         splits = {"train": train, "valid": valid, **splits}
     checked = CheckedImages(replace(data, splits=splits), facts, unreadable, held_out)
     _require_images(checked.data)
-    return replace(checked, warnings=(*data.warnings, *_warnings(checked)))
+    warnings = [*data.warnings, *_warnings(checked)]
+    if held_out and not data.is_flat:
+        number = counted(len(valid), "image")
+        warnings.append(
+            f"there is no valid folder; {number} of the {len(pool):,} in train are held back for validation"
+        )
+    return replace(checked, warnings=tuple(warnings))
 
 
 def inspect_images(
@@ -216,7 +221,7 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))
     except DECODER_ERRORS as error:
-        return ImageFacts(digest, error=ImageError(path, f"damaged ({error})"))
+        return ImageFacts(digest, error=ImageError(path, reason_of(error)))
 
 
 def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
@@ -253,13 +258,13 @@ def _warnings(checked: CheckedImages) -> list[str]:
         lacking = [name for name, count in data.counts("valid").items() if not count]
         if lacking:
             warnings.append(f"too few images to validate {len(lacking)} of the classes: {', '.join(lacking[:5])}")
-        if "test" in data.splits:
-            warnings.append("there is no valid folder; part of train is held back instead")
-    if checked.leaked:
-        classes = Counter(data.classes[sample.label] for sample in checked.leaked)
+    for split in ("valid", "test"):
+        leaked = checked.leaked(split)
+        classes = Counter(data.classes[sample.label] for sample in leaked)
         listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
-        number = counted(len(checked.leaked), "image")
-        warnings.append(f"{number} of valid in train as well, byte for byte: {listing}")
+        if leaked:
+            number = counted(len(leaked), "image")
+            warnings.append(f"{number} of {split} in train as well, byte for byte: {listing}")
     conflicts = [group for group in checked.duplicates if len({sample.label for sample in group}) > 1]
     if conflicts:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])

@@ -209,7 +209,7 @@ def _finish(trainer: Trainer, images: CheckedImages, progress: Progress) -> Trai
     report = evaluate(
         model.logits, valid, model.spec, progress=lambda done, total: progress.bar("final validation", done, total)
     )
-    report = report.with_leaks({sample.path for sample in images.leaked})
+    report = report.with_leaks({sample.path for sample in images.leaked("valid")})
     document = _result(trainer, images, state, report)
     run = trainer.run
     page = evaluation_html(

@@ -32,7 +32,12 @@ def test_missing_valid_is_held_back_with_a_warning(flat: Path, tmp_path: Path) -
     shutil.copytree(flat, root / "test")
     images = check(root)
     assert set(images.data.splits) == {"train", "valid", "test"}
-    assert "there is no valid folder; part of train is held back instead" in images.warnings
+    assert "there is no valid folder; 6 images of the 30 in train are held back for validation" in images.warnings
+    assert "24 images of test in train as well" in str(images.warnings)
+    shutil.rmtree(root / "test")
+    assert check(root).warnings == (
+        "there is no valid folder; 6 images of the 30 in train are held back for validation",
+    )
 
 
 def test_unreadable_images_stop_or_are_counted(flat: Path) -> None:
@@ -65,7 +70,7 @@ def test_duplicates_leaks_and_conflicts_are_named(photos: Path, tmp_path: Path) 
     shutil.copy(root / "train" / "red" / "1.jpg", root / "train" / "blue" / "one.jpg")
     shutil.copy(root / "train" / "red" / "2.jpg", root / "train" / "red" / "two.jpg")
     images = check(root)
-    assert [images.data.relative(s) for s in images.leaked] == ["valid/red/again.jpg"]
+    assert [images.data.relative(s) for s in images.leaked("valid")] == ["valid/red/again.jpg"]
     assert "1 image of valid in train as well, byte for byte: red (1)" in images.warnings
     assert "1 image under two classes: train/blue/one.jpg = train/red/1.jpg" in images.warnings
     assert any(line.startswith("3 x the same file again") for line in describe(images))
