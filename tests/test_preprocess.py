@@ -155,7 +155,7 @@ def test_long_strips_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("width", "height", "size"), [(60, 40, 32), (31, 77, 24), (224, 224, 244), (500, 333, 64)])
 def test_crop_is_torchvisions_resize_and_centre_crop(width: int, height: int, size: int) -> None:
-    """The published transform, by the library the published code calls."""
+    """The published resize, and the centre crop that it lacks, pixel for pixel as torchvision does them."""
     transforms = pytest.importorskip("torchvision.transforms")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     reference = transforms.CenterCrop(size)(transforms.Resize(size)(image))

@@ -20,7 +20,7 @@ from carnet.evaluation import EvaluationReport, evaluate
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
 from carnet.models.trained import check_start, load, start_from
-from carnet.progress import Progress, duration
+from carnet.progress import Progress, counted, duration
 from carnet.report.console import Console
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
@@ -194,7 +194,7 @@ def _record(config: TrainingConfig, plan: Plan, images: CheckedImages, init: Pat
 def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, start: str) -> str:
     params = sum(parameter.numel() for parameter in network.parameters())
     return (
-        f"Trains {config.model} ({params:,} parameters, {start}) for {config.epochs} epochs on "
+        f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
         f"{config.image_size} px images in batches of {config.batch_size}, seed {config.seed}.\n"
         f"On {plan.device} ({plan.device_name}): {'; '.join(plan.reasons)}.\n"
         f"Keeps everything in {run.path}."

@@ -83,7 +83,7 @@ def test_augmentation_off_changes_nothing() -> None:
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_augmentation_is_the_published_one(seed: int) -> None:
-    """Against torchvision's functional transforms, by which the published scripts work."""
+    """Pixel for pixel what torchvision's functional transforms give for the published ranges and order."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     from PIL import Image
 
