@@ -38,8 +38,8 @@ from carnet.training.stop import StopFlag, StopRequestError, catch_stop_signals
 
 CHECKPOINT_SECONDS = 300.0
 """Between checkpoints inside an epoch; each epoch's end has one besides."""
-MEASURED_STEPS = 5
-"""Steps after which the remaining time is foretold; the first one, slower than the others, does not count."""
+MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
+"""Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
 
 
 class Trainer:
@@ -71,6 +71,7 @@ class Trainer:
         self.wrapped, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.state = TrainingState()
         self.session_steps: list[float] = []
+        self.has_foretold = False
         self.last_checkpoint = 0.0
 
     def resume(self) -> None:
@@ -161,9 +162,11 @@ class Trainer:
         what = f"epoch {state.epoch + 1}/{self.config.epochs}"
         note = f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %"
         self.progress.bar(what, state.step, self.batches.steps_per_epoch, note)
-        self.session_steps.append(seconds)
-        if len(self.session_steps) == MEASURED_STEPS:
-            self.progress.say(self._forecast())
+        if not self.has_foretold:
+            self.session_steps.append(seconds)
+            if len(self.session_steps) >= MEASURED_STEPS and sum(self.session_steps) >= MEASURED_SECONDS:
+                self.has_foretold = True
+                self.progress.say(self._forecast())
         global_step = state.epoch * self.batches.steps_per_epoch + state.step
         self.fabric.log("loss/step", loss, step=global_step)
         if time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
@@ -208,7 +211,7 @@ class Trainer:
         )
 
     def _forecast(self) -> str:
-        step_seconds = float(np.median(self.session_steps[1:]))
+        step_seconds = float(np.median(self.session_steps[len(self.session_steps) // 2 :]))
         steps = self.batches.steps_per_epoch
         left = (self.config.epochs - self.state.epoch) * steps - self.state.step
         return (

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -242,6 +243,15 @@ def test_an_image_deleted_under_way_leaves_a_checkpoint(photos: Path, tmp_path: 
     assert json.loads(safe_state(run))["epoch"] == 1
     shutil.copy(photos / "train" / "red" / "0.jpg", gone)
     assert train(resume=run).document["epochs"] == 2
+
+
+def test_the_remaining_time_is_foretold_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "MEASURED_SECONDS", 0.0)
+    heard = StopAfter(-1)
+    train(photos, config(batch_size=4), output=tmp_path / "run", progress=heard)
+    forecasts = [text for text in heard.said if " s a step, " in text]
+    assert len(forecasts) == 1
+    assert re.search(r"images/s: about .+ an epoch and .+ to the end", forecasts[0])
 
 
 def test_out_of_memory_is_one_sentence(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
