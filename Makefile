@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11 or later, make, and a package index; everything else they set up.
 #
 #   make demo PYTHON=python3.12   another interpreter
-#   make demo TORCH=cpu           PyTorch's CPU-only build, without 4 GB of CUDA; after another build, make clean first
+#   make demo TORCH=cpu           PyTorch's CPU-only build, without CUDA; after another build, make clean first
 
 PYTHON ?= python3
 TORCH ?=

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.data.check import hash_files
 from carnet.data.sources import Sample, find_images
-from carnet.errors import DataError, ImageError, UnreadableImagesError
+from carnet.errors import ConfigError, DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prefetch import load_ahead, loading_threads
 from carnet.preprocess import Images, load_image
@@ -200,7 +200,13 @@ def evaluate(
 
 
 def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> Iterator[list[Images | ImageError]]:
-    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch."""
+    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch.
+
+    Raises:
+        ConfigError: at once, for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
 
     def load(source: Any) -> Images | ImageError:
         try:
@@ -238,32 +244,21 @@ def select_samples(
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
     found = find_images(data, classes)
-    if split == "all":
-        samples = found.samples
-    elif found.is_flat:
-        samples = _split_of_run(found.root, found.splits["all"], split, run_digests)
-    elif split in found.splits:
-        samples = found.splits[split]
-    else:
+    by_run = found.is_flat and split != "all"
+    if not by_run and split not in ("all", *found.splits):
         raise DataError(f"{data} has no {split} folder; it has {', '.join(found.splits)}")
-    if not samples:
-        raise DataError(f"{data} has no images in {split}")
-    if run_digests is None:
-        return Selection(samples, None, found.warnings)
-    train = run_digests.get("train", set())
-    leaked = {path for path, digest in hash_files([s.path for s in samples]).items() if digest in train}
-    return Selection(samples, leaked, found.warnings)
-
-
-def _split_of_run(
-    root: Path, samples: Sequence[Sample], split: str, run_digests: Mapping[str, set[str]] | None
-) -> tuple[Sample, ...]:
-    digests = hash_files([sample.path for sample in samples])
-    wanted = (run_digests or {}).get(split, set())
-    chosen = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
-    if not chosen:
+    samples = found.samples if by_run or split == "all" else found.splits[split]
+    digests = hash_files([sample.path for sample in samples]) if run_digests is not None else {}
+    if by_run:
+        wanted = (run_digests or {}).get(split, set())
+        samples = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
+    if by_run and not samples:
         raise DataError(
-            f"{root} is not divided into train, valid and test, and none of its images were in the run's {split}; "
+            f"{data} is not divided into train, valid and test, and none of its images were in the run's {split}; "
             f"judge on all of them with --split all"
         )
-    return chosen
+    if not samples:
+        raise DataError(f"{data} has no images in {split}")
+    train = (run_digests or {}).get("train", set())
+    leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
+    return Selection(samples, leaked if run_digests is not None else None, found.warnings)

@@ -98,11 +98,8 @@ class CheckedImages:
         """Names the data by content: split, class, relative path and bytes of every image, in order."""
         digest = hashlib.sha256()
         for row in self.rows():
-            digest.update(
-                "\t".join((row["split"], row["label"], row["filepath"], row["sha256"])).encode(
-                    "utf-8", "surrogateescape"
-                )
-            )
+            line = "\t".join(row[column] for column in ("split", "label", "filepath", "sha256"))
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def rows(self) -> Iterable[dict[str, str]]:
@@ -281,9 +278,9 @@ def describe(images: CheckedImages) -> list[str]:
     counts = data.counts("train")
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     share = counts[largest] / sum(counts.values())
-    sizes = f"{counts[smallest]} ({smallest}) to {counts[largest]} ({largest})"
+    span = f"{counts[smallest]} ({smallest}) to {counts[largest]} ({largest})"
     lines.append(
-        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else sizes}; "
+        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else span}; "
         f"always guessing {largest} would be right for {100 * share:.0f} % of them."
     )
     sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]

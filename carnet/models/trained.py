@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import evaluation, files, metrics
-from carnet.errors import ConfigError, ImageError, RunError
+from carnet.errors import ImageError, RunError
 from carnet.evaluation import EvaluationReport, load_batches, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
 from carnet.prediction import Prediction, most_probable
 from carnet.preprocess import Images, ImageSource, load_image
+from carnet.progress import OnProgress
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 
@@ -64,7 +65,7 @@ class TrainedModel:
         sources: Sequence[ImageSource],
         top_k: int = 5,
         batch_size: int = 32,
-        progress: Callable[[int, int], None] | None = None,
+        progress: OnProgress | None = None,
     ) -> list[Prediction | ImageError]:
         """Classify many images; an `ImageError` takes the place of one that cannot be decoded."""
         answers: list[Prediction | ImageError] = []
@@ -102,6 +103,8 @@ def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mappin
 
 def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     """Load the model of a run folder. Never executes code from a file.
+
+    Switches PyTorch's reduced precision (TF32) off, so that evaluation is float32 on every device.
 
     Args:
         run: the folder.
@@ -188,7 +191,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 32,
     skip_unreadable: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> EvaluationReport:
     """Judge a run's model on a split of a folder of images.
 
@@ -208,8 +211,6 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
     report = evaluation.evaluate(
         model.logits,

@@ -105,7 +105,7 @@ class _RichBars:
         self.tasks: dict[str, progress.TaskID] = {}
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, emoji=False)
+        self.console.print(text, markup=False)
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if what not in self.tasks:

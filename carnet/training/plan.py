@@ -100,7 +100,7 @@ def _precision(config: TrainingConfig, device: str) -> tuple[str, str]:
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
     if config.precision != "auto":
-        return config.precision, "as asked"
+        return config.precision, "as the recipe says"
     if device == "cuda":
         # Before compute capability 8 bf16 is emulated.
         if torch.cuda.get_device_capability() >= (8, 0):

@@ -27,6 +27,7 @@ from carnet.errors import (
     StoppedError,
     UnreadableImagesError,
 )
+from carnet.progress import Silent
 from carnet.training import trainer as trainer_module
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
@@ -243,6 +244,17 @@ def test_an_image_deleted_under_way_leaves_a_checkpoint(photos: Path, tmp_path: 
     assert json.loads(safe_state(run))["epoch"] == 1
     shutil.copy(photos / "train" / "red" / "0.jpg", gone)
     assert train(resume=run).document["epochs"] == 2
+
+
+def test_python_callers_see_progress_unless_they_do_not_want_to(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(photos, config(epochs=1), output=tmp_path / "heard")
+    captured = capsys.readouterr()
+    assert (captured.out, "epoch 1/1: train loss" in captured.err) == ("", True)
+    train(photos, config(epochs=1), output=tmp_path / "silent", progress=Silent())
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
 def test_the_remaining_time_is_foretold_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
