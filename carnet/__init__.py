@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from carnet.spec import ModelSpec as ModelSpec
     from carnet.training.config import TrainingConfig as TrainingConfig
     from carnet.training.config import published as published
-    from carnet.training.session import TrainingResult as TrainingResult
+    from carnet.training.result import TrainingResult as TrainingResult
     from carnet.training.session import train as train
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "Prediction": "prediction",
     "TrainedModel": "models.trained",
     "TrainingConfig": "training.config",
-    "TrainingResult": "training.session",
+    "TrainingResult": "training.result",
     "create_model": "models.registry",
     "evaluate": "models.trained",
     "list_models": "models.registry",

@@ -11,6 +11,7 @@ CarnetError                  base of them all; the command line prints its one s
 ├── MissingExtraError        a command needs a package of an extra that is not installed
 ├── NonFiniteLossError       training diverged
 ├── OutOfMemoryError         a training step does not fit into memory
+├── LostProcessError         one of several processes that trained together has died
 └── StoppedError             Ctrl-C or SIGTERM ended the work; a checkpoint holds what was done
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _TRAIN_PACKAGES = {
     "torch": "PyTorch",
@@ -25,6 +27,7 @@ _TRAIN_PACKAGES = {
     "safetensors": "safetensors",
     "lightning_fabric": "Lightning Fabric",
     "matplotlib": "matplotlib",
+    "platformdirs": "platformdirs",
     "rich": "rich",
 }
 
@@ -33,6 +36,17 @@ class CarnetError(Exception):
     """Base of every error this package raises on purpose. `str(error)` is one sentence that says what to do."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors pass between the processes of a run, whatever their constructors take.
+        return _rebuild, (type(self), str(self), vars(self))
+
+
+def _rebuild(kind: type[CarnetError], message: str, attributes: dict[str, Any]) -> CarnetError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    vars(error).update(attributes)
+    return error
 
 
 class DataError(CarnetError, ValueError):
@@ -102,6 +116,12 @@ class NonFiniteLossError(CarnetError, ArithmeticError):
 
 class OutOfMemoryError(CarnetError, MemoryError):
     """A training step does not fit into memory."""
+
+
+class LostProcessError(CarnetError):
+    """One of several processes that trained together has died; the others ended with it."""
+
+    exit_code = 1
 
 
 class StoppedError(CarnetError):

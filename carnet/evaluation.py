@@ -22,7 +22,7 @@ from carnet.progress import OnProgress
 from carnet.spec import ModelSpec
 
 PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
-"""uint8 images (N, S, S, 3) -> logits (N, classes)."""
+"""uint8 images (N, S, S, C) -> logits (N, classes)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,23 @@ class EvaluationReport:
     leaks_known: bool = False
     unreadable: tuple[ImageError, ...] = ()
     """Images that were left out because they cannot be decoded."""
+    num_ignored: int = 0
+    """How many images the ignore list left out."""
     warnings: tuple[str, ...] = ()
     """What was noticed while looking for the images."""
+
+    @classmethod
+    def from_logits(
+        cls, classes: tuple[str, ...], samples: Sequence[Sample], logits: NDArray[np.floating[Any]]
+    ) -> EvaluationReport:
+        """A report on samples with their logits (N, classes), of which no leaks are known."""
+        return cls(
+            classes=classes,
+            samples=tuple(samples),
+            labels=np.array([sample.label for sample in samples], dtype=np.int64),
+            logits=logits.astype(np.float32),
+            leaked=np.zeros(len(samples), dtype=np.bool_),
+        )
 
     def with_leaks(self, leaked: Collection[Path] | None) -> EvaluationReport:
         """The same report, knowing which files are training images, byte for byte; None: that is not known."""
@@ -137,6 +152,7 @@ class EvaluationReport:
             "num_images": self.num_images,
             "num_classes": len(self.classes),
             "num_skipped_unreadable": len(self.unreadable),
+            "num_ignored": self.num_ignored,
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
@@ -161,7 +177,7 @@ def evaluate(
     """Judge a model on labelled images.
 
     Args:
-        predict_fn: maps uint8 images (N, S, S, 3) to logits (N, classes).
+        predict_fn: maps uint8 images (N, S, S, C) to logits (N, classes).
         samples: the images; labels count in `spec.classes`.
         spec: how to make an image out of a file.
         batch_size: images handed to `predict_fn` at a time; the last batch may hold fewer.
@@ -189,14 +205,8 @@ def evaluate(
         raise UnreadableImagesError(unreadable, len(samples))
     if not judged:
         raise DataError("there are no images to evaluate on")
-    return EvaluationReport(
-        classes=spec.classes,
-        samples=tuple(judged),
-        labels=np.array([sample.label for sample in judged], dtype=np.int64),
-        logits=np.concatenate(logits).astype(np.float32),
-        leaked=np.zeros(len(judged), dtype=np.bool_),
-        unreadable=tuple(unreadable),
-    )
+    report = EvaluationReport.from_logits(spec.classes, judged, np.concatenate(logits))
+    return replace(report, unreadable=tuple(unreadable))
 
 
 def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> Iterator[list[Images | ImageError]]:
@@ -227,38 +237,54 @@ class Selection:
     """Files that stand byte for byte among the training images; None where there is no record of those."""
     warnings: tuple[str, ...]
     """What `find_images` noticed."""
+    num_ignored: int = 0
+    """How many images of the split the ignore list left out."""
 
 
 def select_samples(
-    data: Path | str, split: str, classes: Sequence[str], run_digests: Mapping[str, set[str]] | None
+    data: Path | str,
+    split: str,
+    classes: Sequence[str],
+    run_digests: Mapping[str, set[str]] | None,
+    *,
+    ignore: Sequence[str] = (),
 ) -> Selection:
     """Find the images of a split, and which of them a model was trained on.
 
     Args:
-        data: the folder.
+        data: the folder, table or archive.
         split: train, valid, test, or all.
         classes: the model's, which give the labels.
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
+        ignore: paths of images to leave out.
 
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
-    found = find_images(data, classes)
+    found = find_images(data, classes, ignore=ignore)
     by_run = found.is_flat and split != "all"
     if not by_run and split not in ("all", *found.splits):
-        raise DataError(f"{data} has no {split} folder; it has {', '.join(found.splits)}")
+        raise DataError(f"{data} has no {split} split; it has {', '.join(found.splits)}; choose with --split")
     samples = found.samples if by_run or split == "all" else found.splits[split]
-    digests = hash_files([sample.path for sample in samples]) if run_digests is not None else {}
+    ignored = [path for name, paths in found.left_out.items() if by_run or split in ("all", name) for path in paths]
+    digests = hash_files([*(sample.path for sample in samples), *ignored]) if run_digests is not None else {}
     if by_run:
         wanted = (run_digests or {}).get(split, set())
         samples = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
-    if by_run and not samples:
-        raise DataError(
+        ignored = [path for path in ignored if digests.get(path) in wanted]
+    if not samples:
+        raise _nothing_to_judge(data, split, by_run, are_ignored=bool(ignored))
+    train = (run_digests or {}).get("train", set())
+    leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
+    return Selection(samples, leaked if run_digests is not None else None, found.warnings, len(ignored))
+
+
+def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, are_ignored: bool) -> DataError:
+    if are_ignored:
+        return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
+    if by_run:
+        return DataError(
             f"{data} is not divided into train, valid and test, and none of its images were in the run's {split}; "
             f"judge on all of them with --split all"
         )
-    if not samples:
-        raise DataError(f"{data} has no images in {split}")
-    train = (run_digests or {}).get("train", set())
-    leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
-    return Selection(samples, leaked if run_digests is not None else None, found.warnings)
+    return DataError(f"{data} has no images in {split}; choose another --split")

@@ -15,10 +15,15 @@ from typing import Any
 from carnet.errors import OutputError, RunError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
     """Fill a temporary file beside `path`, flush it to the disk, then give it its name.
 
-    A kill at any moment leaves the previous file, whole.
+    A kill at any moment leaves the previous file, whole; with `previous`, under one of the two names.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        previous: the name under which the file that was there until now stays.
 
     Raises:
         OutputError: if the folder is missing, read-only or full.
@@ -27,17 +32,45 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OutputError(f"{path} is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # The new name counts even if `path` exists, on every system.
-        temporary.replace(path)
+        _fill(temporary, content)
+        if previous is not None and path.exists():
+            _name(path, previous)
+        _name(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _fill(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _name(path: Path, name: Path) -> None:
+    # The new name counts even if it is taken, on every system.
+    path.replace(name)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make new names outlive a loss of power, where the system lets a folder be opened for that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, content: str) -> None:

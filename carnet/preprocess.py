@@ -1,15 +1,15 @@
-"""Image file -> square uint8 RGB: the only evaluation transform there is.
+"""Image file -> square uint8 pixels: the only evaluation transform there is.
 
 Training starts from it, its evaluation uses it as it is, and so does everything that predicts: what was measured is
 what runs.
 
 Formats, told by content and never by extension: JPEG (also with several pictures inside, as phones write it), PNG,
 WebP, GIF, BMP, TIFF, PPM/PGM/PBM (these only under such a name, since any text could begin as they do). Every image
-becomes 8-bit RGB in one stated way:
+becomes 8-bit RGB (or grey, or RGB with opacity, if the model takes that) in one stated way:
 
 - an orientation tag (EXIF) is applied;
 - of an animated or many-paged file the first picture counts;
-- transparent parts, in whichever mode, stand on white;
+- transparent parts, in whichever mode, stand on white, unless the model takes opacity;
 - grey becomes three equal channels, palette and CMYK are converted; colour profiles are not applied;
 - 16 bits per channel are reduced to the upper 8; floating-point pixels have no stated range and are refused;
 - more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb).
@@ -94,19 +94,25 @@ def load_image(source: ImageSource, spec: ModelSpec) -> Images:
     """Decode and resize as `spec` says.
 
     Args:
-        source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3), (H, W, 1) or (H, W).
-        spec: gives the size and the resize rule.
+        source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 1), (H, W, 3), (H, W, 4) or (H, W).
+        spec: gives the size, the resize rule and the channels.
 
     Returns:
-        uint8 array (image_size, image_size, 3), red first.
+        uint8 array (image_size, image_size, in_channels), red first.
 
     Raises:
         ImageError: if it cannot be decoded, or is refused by one of the rules above.
     """
     image = open_image(source)
     with image:
-        rgb = decode(image, name_of(source), min_side=2 * spec.image_size)
-    return np.array(resize(rgb, spec.image_size, spec.resize))
+        pixels = decode(image, name_of(source), min_side=2 * spec.image_size, in_channels=spec.in_channels)
+    square = np.array(resize(pixels, spec.image_size, spec.resize))
+    return square.reshape(spec.image_size, spec.image_size, spec.in_channels)
+
+
+def as_picture(pixels: Images) -> Image.Image:
+    """uint8 (H, W, C) -> Pillow image, the inverse of what `load_image` does last"""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -137,13 +143,16 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(name, reason_of(error)) from error
 
 
-def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | None = None) -> Image.Image:
-    """Decode an opened image into 8-bit RGB, upright.
+def decode(
+    image: Image.Image, name: Path | str = "image", *, min_side: int | None = None, in_channels: int = 3
+) -> Image.Image:
+    """Decode an opened image into 8 bits a channel, upright.
 
     Args:
         image: as `open_image` gives it.
         name: for the error.
         min_side: a JPEG may be decoded at reduced scale, to no less than this on either side; None: full scale.
+        in_channels: 1 grey, 3 RGB, 4 RGB and opacity.
 
     Raises:
         ImageError: damaged, or a pixel format without a stated meaning.
@@ -152,7 +161,7 @@ def decode(image: Image.Image, name: Path | str = "image", *, min_side: int | No
         if min_side is not None and image.format == "JPEG":
             image.draft(None, (min_side, min_side))
         image.load()
-        return _to_rgb(_upright(image), name)
+        return _to_channels(_upright(image), name, in_channels)
     except Image.DecompressionBombError:
         raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except ImageError:
@@ -200,7 +209,7 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 def _resize_and_pad(image: Image.Image, size: int) -> Image.Image:
     long = max(image.size)
     width, height = (max(1, round(size * side / long)) for side in image.size)
-    square = Image.new("RGB", (size, size))
+    square = Image.new(image.mode, (size, size))
     small = image.resize((width, height), Image.Resampling.BILINEAR)
     square.paste(small, ((size - width) // 2, (size - height) // 2))
     return square
@@ -215,6 +224,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
+def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Image.Image:
+    match in_channels:
+        case 4 if _has_opacity(image):
+            return image.convert("RGBA")
+        case 4:
+            return _to_rgb(image, name).convert("RGBA")
+        case 1 if image.mode == "L" and not _has_opacity(image):
+            return image
+        case 1:
+            return _to_rgb(image, name).convert("L")
+        case _:
+            return _to_rgb(image, name)
+
+
+def _has_opacity(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
 def _to_rgb(image: Image.Image, name: Path | str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -222,7 +249,7 @@ def _to_rgb(image: Image.Image, name: Path | str) -> Image.Image:
         raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _from_16_bit(image, name)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if _has_opacity(image):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
     return image.convert("RGB")
@@ -240,8 +267,8 @@ def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
         raise ImageError(name, f"arrays must be uint8, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
-        raise ImageError(name, f"arrays must be (H, W, 3), (H, W, 1) or (H, W), got {array.shape}")
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:
+        raise ImageError(name, f"arrays must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
     return Image.fromarray(array)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 OnProgress = Callable[[int, int], None]
@@ -32,6 +32,12 @@ class Silent:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """1 image, 2 images, 1,000 classes."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def first_few(items: Sequence[str], limit: int = 5) -> str:
+    """Some of a list that may be long: a, b, c and 1,000 more."""
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before it, for when the last one is damaged."""
+        return self.path / "previous.ckpt"
+
+    @property
     def result(self) -> Path:
         """How the run ended."""
         return self.path / "result.json"
@@ -67,19 +73,52 @@ class RunFolder:
         """A run that is still to come; `create` makes its folder.
 
         Raises:
-            OutputError: if the folder exists and holds anything.
+            OutputError: if the folder exists and holds anything but what a kill has left of `create`.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        started = (cls(path).data.name, ".*.tmp")
+        if path.exists() and not (path.is_dir() and all(_matches(file, started) for file in path.iterdir())):
             raise OutputError(f"{path} exists; go on with --resume {path}, or choose another --output")
         return cls(path)
 
-    def create(self) -> None:
-        """Make the folder.
+    def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> None:
+        """Make the folder, with `data.csv` and `config.json` in it.
+
+        Args:
+            data: one record per image.
+            config: recipe, plan, versions and what else `config.json` says.
 
         Raises:
             OutputError: if that is not possible.
         """
         files.make_folder(self.path)
+        files.write_csv(self.data, data)
+        # Last, because a folder without it is not a run yet: after a kill in between, `new` takes it again.
+        files.write_json(self.config, config)
+
+    def copy_to(self, path: Path) -> RunFolder:
+        """The same run in a new folder.
+
+        Raises:
+            OutputError: if that folder exists and holds anything, or cannot be written.
+        """
+        copy = RunFolder.new(path)
+        files.make_folder(path)
+        for file in sorted(self.path.iterdir()):
+            if file.is_file() and not file.name.startswith(".") and file != self.config:
+                files.write_bytes(path / file.name, file.read_bytes())
+        files.write_bytes(copy.config, self.config.read_bytes())
+        return copy
+
+    def promote_previous_checkpoint(self) -> None:
+        """Make the checkpoint before the last one the last again.
+
+        Raises:
+            OutputError: if the folder cannot be written.
+        """
+        try:
+            self.previous_checkpoint.replace(self.checkpoint)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.checkpoint}: {error.strerror or error}") from error
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -123,6 +162,10 @@ class RunFolder:
         except (OSError, KeyError, csv.Error) as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
         return splits
+
+
+def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
+    return any(file.match(pattern) for pattern in patterns)
 
 
 def new_run_path(base: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,8 @@ ResizeRule = Literal["crop", "pad", "stretch"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CHANNELS = (1, 3, 4)
+"""What an image file can be turned into: grey, colour, colour with opacity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,11 @@ class ModelSpec:
     """Side of the square input, in pixels."""
     resize: ResizeRule = "crop"
     """How an image becomes a square; `carnet.preprocess` says what each rule does."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from the red, green and blue values, which lie between 0 and 1."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    in_channels: int = 3
+    """Channels of the input: 1 grey, 3 red, green and blue, 4 with opacity."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Subtracted from each channel's values, which lie between 0 and 1."""
+    std: tuple[float, ...] = IMAGENET_STD
     """What the values are divided by after that."""
 
     def __post_init__(self) -> None:
@@ -45,8 +49,10 @@ class ModelSpec:
             raise ConfigError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.resize not in get_args(ResizeRule):
             raise ConfigError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {self.resize!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(m) for m in self.mean):
-            raise ConfigError("mean and std need three finite numbers each")
+        if self.in_channels not in CHANNELS:
+            raise ConfigError(f"in_channels must be {', '.join(map(str, CHANNELS))}, got {self.in_channels}")
+        if {len(self.mean), len(self.std)} != {self.in_channels} or not all(math.isfinite(m) for m in self.mean):
+            raise ConfigError(f"mean and std need {self.in_channels} finite numbers each")
         if not all(math.isfinite(s) and s > 0 for s in self.std):
             raise ConfigError(f"every std must be above 0, got {self.std}")
 
@@ -72,18 +78,9 @@ class ModelSpec:
                 classes=tuple(str(name) for name in values["classes"]),
                 image_size=int(values["image_size"]),
                 resize=values["resize"],
-                mean=three_floats(values["mean"]),
-                std=three_floats(values["std"]),
+                in_channels=int(values.get("in_channels", 3)),
+                mean=tuple(float(value) for value in values["mean"]),
+                std=tuple(float(value) for value in values["std"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"not a model description: {type(error).__name__}: {error}") from error
-
-
-def three_floats(values: Iterable[Any]) -> tuple[float, float, float]:
-    """One number for each colour.
-
-    Raises:
-        ValueError: if there are not exactly three.
-    """
-    first, second, third = (float(value) for value in values)
-    return first, second, third

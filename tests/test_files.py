@@ -65,4 +65,4 @@ def test_run_folders(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         RunFolder.new(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot create the folder"):
-        RunFolder.new(tmp_path / "file" / "below").create()
+        RunFolder.new(tmp_path / "file" / "below").create([], {})

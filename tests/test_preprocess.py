@@ -10,8 +10,8 @@ from PIL import Image
 
 from carnet import preprocess
 from carnet.errors import ImageError
-from carnet.preprocess import MAX_PIXELS, decode, load_image, looks_like_image, open_image, resize
-from carnet.spec import ModelSpec
+from carnet.preprocess import MAX_PIXELS, as_picture, decode, load_image, looks_like_image, open_image, resize
+from carnet.spec import ModelSpec, ResizeRule
 
 
 def spec(size: int = 32, **fields: Any) -> ModelSpec:
@@ -190,8 +190,8 @@ def test_sources_agree(tmp_path: Path) -> None:
     ("array", "reason"),
     [
         (np.zeros((4, 4, 3), dtype=np.float32), "must be uint8"),
-        (np.zeros((4, 4, 2), dtype=np.uint8), r"must be \(H, W, 3\)"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), r"must be \(H, W, 3\)"),
+        (np.zeros((4, 4, 2), dtype=np.uint8), r"must be \(H, W\)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"must be \(H, W\)"),
     ],
 )
 def test_wrong_arrays(array: Any, reason: str) -> None:
@@ -208,3 +208,25 @@ def test_normalization_is_the_formula() -> None:
     expected = (images / 255 - np.array(spec().mean)) / np.array(spec().std)
     np.testing.assert_allclose(on_device.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
     assert on_device.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
+def test_channels(mode: str, rule: ResizeRule) -> None:
+    image = Image.new(mode, (30, 20))
+    for in_channels in (1, 3, 4):
+        numbers = (0.5,) * in_channels
+        model = spec(16, resize=rule, in_channels=in_channels, mean=numbers, std=numbers)
+        pixels = load_image(image, model)
+        assert (pixels.shape, pixels.dtype) == ((16, 16, in_channels), np.uint8)
+        assert np.array_equal(load_image(as_picture(pixels), model), pixels)
+
+
+def test_grey_is_what_grey_was_and_opacity_stays() -> None:
+    one = spec(8, in_channels=1, mean=(0.5,), std=(0.5,))
+    assert set(load_image(Image.new("L", (8, 8), 77), one).ravel()) == {77}
+    assert set(load_image(Image.new("RGB", (8, 8), (255, 0, 0)), one).ravel()) == {76}
+    assert set(load_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), one).ravel()) == {255}
+    four = spec(8, in_channels=4, mean=(0.5,) * 4, std=(0.5,) * 4)
+    assert tuple(load_image(Image.new("RGBA", (8, 8), (9, 8, 7, 6)), four)[0, 0]) == (9, 8, 7, 6)
+    assert tuple(load_image(Image.new("RGB", (8, 8), (9, 8, 7)), four)[0, 0]) == (9, 8, 7, 255)

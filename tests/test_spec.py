@@ -20,8 +20,10 @@ def test_survives_json() -> None:
         ({"image_size": 0}, "at least 1 pixel"),
         ({"resize": "squash"}, "resize must be one of crop, pad, stretch"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be above 0"),
-        ({"mean": (1.0, 0.0)}, "three finite numbers"),
-        ({"mean": (1.0, 0.0, float("nan"))}, "three finite numbers"),
+        ({"mean": (1.0, 0.0)}, "3 finite numbers"),
+        ({"in_channels": 1}, "1 finite numbers"),
+        ({"in_channels": 2}, "in_channels must be 1, 3, 4, got 2"),
+        ({"mean": (1.0, 0.0, float("nan"))}, "3 finite numbers"),
     ],
 )
 def test_refuses(fields: dict[str, Any], message: str) -> None:

@@ -27,15 +27,17 @@ class Command:
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run."""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Folder of images, as for carnet train."""
+    """Folder, table or archive of images, as for carnet train."""
     split: Literal["train", "valid", "test", "all"] = "valid"
-    """Which images; all is for a folder without splits."""
+    """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
     """Where the report goes (default: report-SPLIT.html in the run's folder)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
     skip_unreadable: bool = False
     """Leave out, and count, images that cannot be decoded, instead of stopping."""
+    ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Leave out, and count, the images whose paths this list holds, one on each line."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     json: bool = False
@@ -43,6 +45,8 @@ class Command:
 
     def run(self) -> int:
         from carnet import files
+        from carnet.data.ignore import read_ignore_file
+        from carnet.data.samples import short_name
         from carnet.models.trained import evaluate
         from carnet.report.findings import findings
         from carnet.report.html import evaluation_html
@@ -57,18 +61,18 @@ class Command:
                 device=self.device,
                 batch_size=self.batch_size,
                 skip_unreadable=self.skip_unreadable,
+                ignore=read_ignore_file(self.ignore) if self.ignore is not None else (),
                 progress=lambda done, total: progress.bar("evaluating", done, total),
             )
             target = self.output or self.run_folder / f"report-{self.split}.html"
-            run, name = self.run_folder.resolve().name, self.data.resolve().name
+            run, name = self.run_folder.resolve().name, short_name(self.data)
             spec = ModelSpec.from_json(files.read_json(RunFolder.open(self.run_folder).model))
             facts = [
                 ("run", f"{run}, a {spec.model}"),
                 ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
                 ("images", f"{name}, {self.split}"),
             ]
-            notes = [f"Note: {warning}." for warning in report.warnings]
-            notes += [f"Left out because it cannot be read: {error}." for error in report.unreadable]
+            notes = _notes(report, self.ignore)
             page = evaluation_html(report, title=f"{run} on {name}", facts=facts, notes=notes)
             files.write_text(target, page)
             if self.json:
@@ -76,6 +80,15 @@ class Command:
             else:
                 progress.say("\n".join([_table(report), "", *notes, *findings(report), f"The report is {target}."]))
         return 0
+
+
+def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:
+    from carnet.progress import counted
+
+    notes = [f"Note: {warning}." for warning in report.warnings]
+    if ignore is not None:
+        notes.append(f"Ignored: {counted(report.num_ignored, 'image')}, as asked.")
+    return notes + [f"Left out because it cannot be read: {error}." for error in report.unreadable]
 
 
 def _table(report: EvaluationReport) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, Never
 
 from carnet import __version__
-from carnet.errors import CarnetError, ConfigError, MissingExtraError
+from carnet.cli.output import is_first_process
+from carnet.errors import CarnetError, ConfigError, LostProcessError, MissingExtraError, OutOfMemoryError
 
 COMMANDS = {
     "demo": "watch a CARNet learn drawn pictures, in a few minutes",
@@ -59,7 +60,9 @@ def run(arguments: list[str]) -> int:
         print(answer)
         return 0
     except CarnetError as error:
-        print(f"carnet: {error}", file=sys.stderr)
+        # Of several processes each meets the same error, except for these, which only it knows of.
+        if is_first_process() or isinstance(error, LostProcessError | OutOfMemoryError):
+            print(f"carnet: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("carnet: stopped", file=sys.stderr)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from carnet.files import to_json
 from carnet.report.console import Console
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks: of several that torchrun has started, the first one alone."""
+    return os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
 
 
 def console(as_json: bool) -> Console:

@@ -11,6 +11,7 @@ import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
+from carnet.progress import Progress, counted
 
 STDIN = "-"
 
@@ -19,7 +20,8 @@ STDIN = "-"
 class Command:
     """Classify images: files, folders (all images inside), or - for one image on standard input.
 
-    An image that cannot be read is a line on standard error and exit code 1; the others are done.
+    An image that cannot be read is a line on standard error and exit code 1; the others are done. What --ignore names
+    is left out and counted; with --json it stands among the answers as {"image": …, "ignored": true}.
 
     Examples:
       carnet predict runs/photos-carnet18 photo.jpg
@@ -32,6 +34,8 @@ class Command:
     """Files, folders, or -."""
     top_k: int = 5
     """How many classes to name, most probable first."""
+    ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Leave out, and count, the images whose paths this list holds, one on each line."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """Where to compute."""
     json: bool = False
@@ -44,18 +48,17 @@ class Command:
             raise ConfigError(f"--top-k must be at least 1, got {self.top_k}")
         if STDIN in self.images and sys.stdin is None:
             raise ConfigError("- reads an image from standard input, which is closed")
-        names = _expand(self.images)
-        model = load(self.run_folder, device=self.device)
-        sources = [sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names]
+        listed = _expand(self.images)
         with console(as_json=True) as progress:
+            names, ignored = _leave_out(listed, self.images, self.ignore, progress)
+            model = load(self.run_folder, device=self.device)
+            sources = [sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names]
             answers = model.predict_many(
                 sources, self.top_k, progress=lambda done, total: progress.bar("predicting", done, total)
             )
-        failed = 0
         documents: list[dict[str, Any]] = []
         for name, answer in zip(names, answers, strict=True):
             if isinstance(answer, ImageError):
-                failed += 1
                 print(f"carnet: {name}: {answer.reason}", file=sys.stderr)
                 documents.append({"image": name, "error": answer.reason})
             else:
@@ -63,8 +66,28 @@ class Command:
                 if not self.json:
                     print(f"{name}: {answer}")
         if self.json:
-            print_json(documents)
-        return 1 if failed else 0
+            print_json(documents + [{"image": name, "ignored": True} for name in ignored])
+        return 1 if any("error" in document for document in documents) else 0
+
+
+def _leave_out(
+    names: list[str], given: tuple[str, ...], ignore: Path | None, progress: Progress
+) -> tuple[list[str], list[str]]:
+    """(what to look at, what the ignore list names), with a word about the latter."""
+    from carnet.data.ignore import about_strange, named_images, read_ignore_file
+
+    if ignore is None:
+        return names, []
+    folders = [Path(name) for name in given if name != STDIN and Path(name).is_dir()]
+    images = [Path(name) for name in names if name != STDIN]
+    named, strange = named_images(images, read_ignore_file(ignore), folders)
+    ignored = [name for name in names if name != STDIN and Path(name) in named]
+    if len(ignored) == len(names):
+        raise DataError(f"{ignore} names every image; shorten it, or name other images")
+    progress.say(f"Ignored: {counted(len(ignored), 'image')}, as asked.")
+    if strange:
+        progress.say(f"Note: {about_strange(strange)}.")
+    return [name for name in names if name == STDIN or Path(name) not in named], ignored
 
 
 def _expand(names: tuple[str, ...]) -> list[str]:

@@ -28,6 +28,8 @@ class Command:
     """Number of classes."""
     image_size: int = 244
     """Side of the square input, in pixels."""
+    in_channels: int = 3
+    """Channels of the input."""
     json: bool = False
     """Print one JSON document."""
 
@@ -35,8 +37,14 @@ class Command:
         from carnet.models.registry import create_model
         from carnet.models.summary import summarize
 
-        network = create_model(self.model, num_classes=self.num_classes)
-        summary = summarize(network, self.model, num_classes=self.num_classes, image_size=self.image_size)
+        network = create_model(self.model, num_classes=self.num_classes, in_channels=self.in_channels)
+        summary = summarize(
+            network,
+            self.model,
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            in_channels=self.in_channels,
+        )
         if self.json:
             print_json(asdict(summary))
         else:

@@ -10,15 +10,16 @@ from typing import Annotated, Literal, Self
 import tyro
 
 from carnet.cli.main import parse
-from carnet.cli.output import console, print_json
+from carnet.cli.output import console, is_first_process, print_json
 from carnet.training.config import PRESETS, TrainingConfig
 
 
 @dataclass(frozen=True)
 class Command:
-    """Train a classifier on a folder of photos.
+    """Train a classifier on photos.
 
-    DATA holds one folder of images per class, either directly or inside train, valid and test folders.
+    DATA is a folder with one folder of images per class, directly or inside train, valid and test folders; a zip or
+    tar archive of one; or a table (CSV, TSV) with the columns filepath, label and, if you like, split.
     Ctrl-C stops with a checkpoint; --resume goes on from it.
 
     Examples:
@@ -26,14 +27,18 @@ class Command:
       carnet train photos --model resnet18 --preset published --output runs/baseline
       carnet train photos --init runs/photos-carnet18 --lr 0.0001
       carnet train --resume runs/photos-carnet18
+      carnet train photos.zip --ignore bad.txt --devices 2
+      torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos --batch-size 64
     """
 
     data: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Folder of images."""
+    """Folder, archive or table of images."""
+    ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Leave out the images that this text file names, one path per line, as in data.csv of a run."""
     preset: Literal["published"] = "published"
     """Recipe to start from; the flags below change it."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of the new run (default: runs/DATA-MODEL, numbered if taken)."""
+    """Folder of the new run (default: runs/DATA-MODEL, numbered if taken); with --resume, go on in a copy."""
     init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Start from this run's weights, with a new head where the classes differ."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
@@ -56,14 +61,22 @@ class Command:
         return command
 
     def run(self) -> int:
+        from carnet.data.ignore import read_ignore_file
         from carnet.training.session import train
 
+        ignore = () if self.ignore is None else read_ignore_file(self.ignore)
         with console(self.json) as progress:
             result = train(
-                self.data, self.recipe, output=self.output, init=self.init, resume=self.resume, progress=progress
+                self.data,
+                self.recipe,
+                output=self.output,
+                init=self.init,
+                resume=self.resume,
+                ignore=ignore,
+                progress=progress,
             )
-            if self.json:
+            if self.json and is_first_process():
                 print_json(result.document)
-            else:
+            elif is_first_process():
                 progress.say(f"Try it:  carnet predict {result.run} IMAGE")
         return 0

@@ -164,9 +164,7 @@ def check_images(
     warnings = [*data.warnings, *_warnings(checked)]
     if held_out and not data.is_flat:
         number = counted(len(valid), "image")
-        warnings.append(
-            f"there is no valid folder; {number} of the {len(pool):,} in train are held back for validation"
-        )
+        warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held back for validation")
     return replace(checked, warnings=tuple(warnings))
 
 
@@ -246,7 +244,7 @@ def _require_images(data: LabeledImages) -> None:
     if empty:
         raise DataError(f"no readable training image is left of {', '.join(empty[:5])}; add some, or remove the class")
     if not data.splits["valid"]:
-        raise DataError("there are no images to validate with; add a valid folder, or more images per class")
+        raise DataError("there are no images to validate with; add a valid split, or more images per class")
 
 
 def _warnings(checked: CheckedImages) -> list[str]:
@@ -294,6 +292,8 @@ def describe(images: CheckedImages) -> list[str]:
     if images.unreadable:
         names = [str(facts.error) for s in images.unreadable if (facts := images.facts[s.path]).error]
         lines.append(f"{len(names)} x left out because it cannot be read: {_examples(names)}")
+    if data.ignored:
+        lines.append(f"Ignored: {counted(len(data.ignored), 'image')}, as asked.")
     if data.num_other_files or data.num_hidden:
         others, hidden = counted(data.num_other_files, "other file"), counted(data.num_hidden, "hidden file")
         lines.append(f"Passed over: {others}, {hidden}.")

@@ -24,14 +24,15 @@ class CARNet(nn.Module):
     Args:
         depths: number of blocks in each of the four stages.
         num_classes: number of outputs.
+        in_channels: channels of the input.
 
     Attributes:
         min_image_size: the smallest side, in pixels, that leaves at least one position for the mean.
     """
 
-    def __init__(self, depths: Sequence[int], num_classes: int) -> None:
+    def __init__(self, depths: Sequence[int], num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(64, STAGE_CHANNELS[0], depths[0], stride=1)
         self.layer2 = _stage(STAGE_CHANNELS[0], STAGE_CHANNELS[1], depths[1], stride=2)
@@ -41,7 +42,7 @@ class CARNet(nn.Module):
         self.min_image_size = self._smallest_input()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 512, H', W'); 25 x 25 positions at 244 px."""
+        """(N, in_channels, H, W) -> (N, 512, H', W'); 25 x 25 positions at 244 px."""
         if min(x.shape[-2:]) < self.min_image_size:
             height, width = x.shape[-2:]
             raise ModelError(
@@ -55,7 +56,7 @@ class CARNet(nn.Module):
         return cast(Tensor, self.layer4(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, num_classes)"""
+        """(N, in_channels, H, W) -> (N, num_classes)"""
         features = self.forward_features(x).mean(dim=(2, 3))
         return cast(Tensor, self.linear(features))
 
@@ -73,6 +74,6 @@ def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.S
     return nn.Sequential(*blocks)
 
 
-def carnet18(num_classes: int = 100) -> CARNet:
+def carnet18(num_classes: int = 100, in_channels: int = 3) -> CARNet:
     """The published CARNet: 653,376 parameters at 100 classes, 1.60 G MACs at 244 px."""
-    return CARNet((2, 2, 2, 2), num_classes)
+    return CARNet((2, 2, 2, 2), num_classes, in_channels)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from statistics import fmean
 
 from torch import nn
 
 from carnet.errors import MissingExtraError, ModelError
 from carnet.models.carnet import carnet18
 from carnet.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
-from carnet.spec import IMAGENET_MEAN, IMAGENET_STD, three_floats
+from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM_PREFIX = "timm/"
-Colour = tuple[float, float, float]
-"""One number each for red, green and blue."""
+PerChannel = tuple[float, ...]
+"""One number for each channel of the input."""
 
-_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     builder.__name__: builder for builder in (carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
 }
 
@@ -26,27 +27,30 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, *, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Build a network with freshly initialised weights; it maps (N, 3, H, W) to logits (N, num_classes).
+def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
+    """Build a network with freshly initialised weights; it maps (N, in_channels, H, W) to logits (N, num_classes).
 
     Args:
         name: one of `list_models()`, or `timm/<name>` where timm is installed.
         num_classes: number of outputs.
+        in_channels: channels of the input.
         pretrained: load timm's published weights, with a new head; needs a network connection.
 
     Raises:
-        ModelError: unknown name, fewer than one class, or weights asked for that do not exist or cannot be had.
+        ModelError: unknown name, fewer than one class or channel, or weights asked for that cannot be had.
         MissingExtraError: a timm model without timm.
     """
     if num_classes < 1:
         raise ModelError(f"num_classes must be at least 1, got {num_classes}")
+    if in_channels < 1:
+        raise ModelError(f"in_channels must be at least 1, got {in_channels}")
     if name.startswith(TIMM_PREFIX):
-        return _create_timm(name.removeprefix(TIMM_PREFIX), num_classes, pretrained)
+        return _create_timm(name.removeprefix(TIMM_PREFIX), num_classes, in_channels, pretrained)
     if name not in _BUILDERS:
         raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())}")
     if pretrained:
         raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
-    return _BUILDERS[name](num_classes)
+    return _BUILDERS[name](num_classes, in_channels)
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:
@@ -56,15 +60,20 @@ def head_names(network: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def normalization(network: nn.Module) -> tuple[Colour, Colour]:
-    """Mean and std of the inputs: ImageNet's, or what the weights of a timm model expect."""
-    timm_config = getattr(network, "pretrained_cfg", None)
-    if timm_config is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return three_floats(timm_config["mean"]), three_floats(timm_config["std"])
+def normalization(network: nn.Module, in_channels: int = 3) -> tuple[PerChannel, PerChannel]:
+    """Mean and std of the inputs: ImageNet's, or what the weights of a timm model expect.
+
+    Grey takes the average over the three colours, opacity a half.
+    """
+    timm_config = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = (tuple(timm_config.get(key, own)) for key, own in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    if in_channels == 1:
+        return (fmean(mean),), (fmean(std),)
+    opacity = (0.5,) * (in_channels - len(mean))
+    return mean + opacity, std + opacity
 
 
-def _create_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ImportError:
@@ -72,7 +81,9 @@ def _create_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model {name!r}; {_nearest(name, timm.list_models())}")
     try:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes, pretrained=pretrained)
+        network: nn.Module = timm.create_model(
+            name, num_classes=num_classes, in_chans=in_channels, pretrained=pretrained
+        )
     except (OSError, RuntimeError) as error:
         # What timm and its hub client raise without a network, or for a model without weights.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -102,15 +102,20 @@ class ResNet(nn.Module):
         block: class of the blocks.
         depths: number of blocks in each of the four stages.
         num_classes: number of outputs.
+        in_channels: channels of the input.
     """
 
     min_image_size: ClassVar[int] = 1
 
     def __init__(
-        self, block: type[PreActBlock | BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int
+        self,
+        block: type[PreActBlock | BasicBlock | Bottleneck],
+        depths: Sequence[int],
+        num_classes: int,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1], stride=2)
@@ -120,7 +125,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(512 * block.expansion, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 512 * expansion, ceil(H / 8), ceil(W / 8))"""
+        """(N, in_channels, H, W) -> (N, 512 * expansion, ceil(H / 8), ceil(W / 8))"""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer1(x)
         x = self.layer2(x)
@@ -128,7 +133,7 @@ class ResNet(nn.Module):
         return cast(Tensor, self.layer4(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, num_classes)"""
+        """(N, in_channels, H, W) -> (N, num_classes)"""
         features = self.avgpool(self.forward_features(x)).flatten(1)
         return cast(Tensor, self.linear(features))
 
@@ -141,26 +146,26 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def resnet18(num_classes: int = 100) -> ResNet:
+def resnet18(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """The published baseline, pre-activation: 11,217,444 parameters at 100 classes, 32.6 G MACs at 244 px."""
-    return ResNet(PreActBlock, (2, 2, 2, 2), num_classes)
+    return ResNet(PreActBlock, (2, 2, 2, 2), num_classes, in_channels)
 
 
-def resnet34(num_classes: int = 100) -> ResNet:
+def resnet34(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """Post-activation basic blocks; defined beside the published baseline, unused there."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels)
 
 
-def resnet50(num_classes: int = 100) -> ResNet:
+def resnet50(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
 
 
-def resnet101(num_classes: int = 100) -> ResNet:
+def resnet101(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes)
+    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels)
 
 
-def resnet152(num_classes: int = 100) -> ResNet:
+def resnet152(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes)
+    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels)

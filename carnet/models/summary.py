@@ -54,21 +54,23 @@ class ModelSummary:
     layers: list[LayerSummary] = field(default_factory=list)
 
 
-def summarize(network: nn.Module, name: str, *, num_classes: int, image_size: int) -> ModelSummary:
+def summarize(
+    network: nn.Module, name: str, *, num_classes: int, image_size: int, in_channels: int = 3
+) -> ModelSummary:
     """Run one zero image through the network and count.
 
     Raises:
         ModelError: if the network cannot take an image of that size.
     """
-    summary = ModelSummary(name, num_classes, (1, 3, image_size, image_size), 0, 0, 0, 0, 0)
+    summary = ModelSummary(name, num_classes, (1, in_channels, image_size, image_size), 0, 0, 0, 0, 0)
     with _recording(network, summary):
-        check_image_size(network, name, image_size)
+        check_image_size(network, name, image_size, in_channels)
     summary.params = sum(parameter.numel() for parameter in network.parameters())
     summary.weights_bytes = 4 * summary.params
     return summary
 
 
-def check_image_size(network: nn.Module, name: str, image_size: int) -> None:
+def check_image_size(network: nn.Module, name: str, image_size: int, in_channels: int = 3) -> None:
     """Try one image, so that a size the network cannot take is one sentence before any work starts.
 
     Raises:
@@ -81,7 +83,8 @@ def check_image_size(network: nn.Module, name: str, image_size: int) -> None:
     parameter = next(network.parameters())
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
+            images = torch.zeros(1, in_channels, image_size, image_size, dtype=parameter.dtype)
+            network.eval()(images.to(parameter.device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(f"{name} cannot take images of {image_size} px: {error}") from error
     finally:

@@ -41,7 +41,7 @@ class TrainedModel:
         self.info = dict(info or {})
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """uint8 images (N, S, S, 3) -> logits (N, classes)."""
+        """uint8 images (N, S, S, C) -> logits (N, classes)."""
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             answer = self.network(normalize_on(device, torch.from_numpy(images), self.spec))
@@ -82,10 +82,10 @@ class TrainedModel:
 
 
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on `device`, in channels-last layout."""
-    mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
-    # Stored as (N, S, S, 3), so the permuted view already is channels-last: no copy is made.
+    """uint8 (N, S, S, C) -> float32 (N, C, S, S) on `device`, in channels-last layout."""
+    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+    # Stored as (N, S, S, C), so the permuted view already is channels-last: no copy is made.
     return (images.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -119,7 +119,7 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
         raise RunError(f"{run} has no model yet; go on with carnet train --resume {run}")
     document = files.read_json(folder.model)
     spec = ModelSpec.from_json(document)
-    network = create_model(spec.model, num_classes=spec.num_classes)
+    network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
     try:
         network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
@@ -139,7 +139,7 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     Raises:
         RunError: if the run holds another model.
     """
-    source = check_start(spec.model, run)
+    source = check_start(spec.model, spec.in_channels, run)
     folder = RunFolder.open(run)
     weights = read_weights(folder)
     same_classes = source.classes == spec.classes
@@ -156,11 +156,11 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     return f"starts from the weights of {run}, {kept}"
 
 
-def check_start(model: str, run: Path | str) -> ModelSpec:
+def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
     """The spec of a run to start from.
 
     Raises:
-        RunError: if it has no model, or another one.
+        RunError: if it has no model, or another one, or one for other images.
     """
     folder = RunFolder.open(run)
     if not folder.weights.exists():
@@ -168,6 +168,8 @@ def check_start(model: str, run: Path | str) -> ModelSpec:
     source = ModelSpec.from_json(files.read_json(folder.model))
     if source.model != model:
         raise RunError(f"{run} is a {source.model}, not a {model}; add --model {source.model}")
+    if source.in_channels != in_channels:
+        raise RunError(f"{run} takes images of other channels; add --in-channels {source.in_channels}")
     return source
 
 
@@ -191,6 +193,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 32,
     skip_unreadable: bool = False,
+    ignore: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> EvaluationReport:
     """Judge a run's model on a split of a folder of images.
@@ -203,6 +206,7 @@ def evaluate(
         device: where to compute.
         batch_size: images at a time.
         skip_unreadable: leave out, and count, images that cannot be decoded.
+        ignore: paths of images to leave out and count, as `carnet.data.ignore.read_ignore_file` gives them.
         progress: told how many images are done, of how many.
 
     Raises:
@@ -211,7 +215,7 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
-    chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests())
+    chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests(), ignore=ignore)
     report = evaluation.evaluate(
         model.logits,
         chosen.samples,
@@ -220,4 +224,4 @@ def evaluate(
         skip_unreadable=skip_unreadable,
         progress=progress,
     )
-    return replace(report.with_leaks(chosen.leaked), warnings=chosen.warnings)
+    return replace(report.with_leaks(chosen.leaked), warnings=chosen.warnings, num_ignored=chosen.num_ignored)

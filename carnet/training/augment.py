@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from carnet.preprocess import Images
+from carnet.preprocess import Images, as_picture
 from carnet.training.config import TrainingConfig
 
 
@@ -28,16 +28,16 @@ class Augmentation:
         return cls(config.brightness, config.flip, config.rotation)
 
     def __call__(self, image: Images, rng: np.random.Generator) -> Images:
-        """uint8 (S, S, 3) -> uint8 (S, S, 3)"""
+        """uint8 (S, S, C) -> uint8 (S, S, C)"""
         # Drawn first and always, so that switching one change off leaves the others as they were.
         factor = rng.uniform(1 - self.brightness, 1 + self.brightness)
         mirrored = rng.random() < self.flip
         angle = rng.uniform(-self.rotation, self.rotation)
-        picture = Image.fromarray(image)
+        picture = as_picture(image)
         if self.brightness:
             picture = ImageEnhance.Brightness(picture).enhance(factor)
         if mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rotation:
             picture = picture.rotate(angle, Image.Resampling.NEAREST)
-        return np.array(picture)
+        return np.array(picture).reshape(image.shape)

@@ -5,25 +5,50 @@ Loading such a file executes no code from it, unlike a pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from carnet import files
 from carnet.errors import RunError
 
-FORMAT = "carnet checkpoint 1"
+FORMAT = "carnet checkpoint 2"
+_DIGEST = b'"sha256":"%s"'
+_NO_DIGEST = b"0" * 64
 
 
-def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Write weights, buffers, optimizer, random generator and `state` (plain values), whole or not at all.
+class DamagedCheckpointError(Exception):
+    """A checkpoint cannot be read, or its checksum is wrong. Internal: the one before it is taken instead."""
+
+
+def save_checkpoint(
+    path: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    previous: Path | None = None,
+) -> None:
+    """Write weights, buffers, optimizer, `state` and `record`, whole or not at all.
+
+    There is no random generator among them: what is random is drawn anew at every step, from (seed, epoch, index).
+
+    Args:
+        path: the file.
+        network: gives weights and buffers.
+        optimizer: gives its state.
+        state: where the run stands, in plain values.
+        record: what `config.json` says: recipe, plan, versions, data.
+        previous: the name under which the checkpoint that was there until now stays.
 
     Raises:
         OutputError: if the folder cannot be written; the previous checkpoint stays.
@@ -32,49 +57,90 @@ def save_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer, state:
     optimizer_state = optimizer.state_dict()
     for index, values in optimizer_state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     metadata = {
         "format": FORMAT,
         "state": json.dumps(dict(state)),
+        "record": json.dumps(dict(record)),
         "optimizer": json.dumps(optimizer_state["param_groups"]),
+        "sha256": _NO_DIGEST.decode(),
     }
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write_bytes(path, save(contiguous, metadata=metadata))
+    files.write_bytes(path, _sealed(save(contiguous, metadata=metadata)), previous=previous)
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Put everything back where `save_checkpoint` took it from.
-
-    Tensors keep the memory layout and device they have in `network`.
-
-    Returns:
-        The `state` that was saved.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and verify its checksum.
 
     Raises:
-        RunError: if the file is missing, damaged, or of another network or optimizer.
+        DamagedCheckpointError: missing, unreadable, cut off, changed, or of another version of carnet.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read the checkpoint {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise RunError(f"{path} is not a checkpoint of this version")
-    try:
-        network.load_state_dict(_below("network.", tensors))
-        optimizer.load_state_dict(
-            {"state": _optimizer_state(tensors, network), "param_groups": json.loads(metadata["optimizer"])}
-        )
-        state = json.loads(metadata["state"])
-        torch.set_rng_state(tensors["random.torch"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise RunError(f"{path} does not fit this run: {error}") from error
-    return dict(state)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(error.strerror or str(error)) from error
+    return Checkpoint.from_bytes(content)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `save_checkpoint` wrote.
+
+    Attributes:
+        content: the bytes of the file.
+        state: where the run stands.
+        record: what `config.json` said.
+    """
+
+    content: bytes
+    state: dict[str, Any]
+    record: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Checkpoint:
+        """Verify and open the bytes of a checkpoint file.
+
+        Raises:
+            DamagedCheckpointError: as `read_checkpoint`.
+        """
+        try:
+            length = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+            if metadata["format"] != FORMAT:
+                raise DamagedCheckpointError(f"written by another version of carnet ({metadata['format']})")
+            if _digest(content, metadata["sha256"]) != metadata["sha256"]:
+                raise DamagedCheckpointError("its checksum is wrong")
+            state, record, param_groups = (json.loads(metadata[key]) for key in ("state", "record", "optimizer"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError("it is cut off or not a checkpoint") from error
+        return cls(content, state, record, param_groups)
+
+    def restore(self, network: nn.Module, optimizer: Optimizer) -> None:
+        """Put weights, buffers and optimizer state back; they keep the layout and device they have in `network`.
+
+        Raises:
+            RunError: if they are of another network or optimizer.
+        """
+        tensors = load(self.content)
+        try:
+            network.load_state_dict(_below("network.", tensors))
+            optimizer.load_state_dict({"state": _optimizer_state(tensors, network), "param_groups": self.param_groups})
+        except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint does not fit this run: {error}") from error
+
+
+def _sealed(content: bytes) -> bytes:
+    """The file with its own SHA-256 in the header; the digest counts as zeros while it is computed."""
+    place, digest = _DIGEST % _NO_DIGEST, hashlib.sha256(content).hexdigest().encode()
+    return content.replace(place, _DIGEST % digest, 1)
+
+
+def _digest(content: bytes, recorded: str) -> str:
+    header, rest = content[: 8 + int.from_bytes(content[:8], "little")], memoryview(content)
+    unsealed = header.replace(_DIGEST % recorded.encode(), _DIGEST % _NO_DIGEST, 1)
+    digest = hashlib.sha256(unsealed)
+    digest.update(rest[len(header) :])
+    return digest.hexdigest()
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

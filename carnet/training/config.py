@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from carnet.errors import ConfigError, RunError
-from carnet.spec import ResizeRule
+from carnet.spec import CHANNELS, ResizeRule
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -33,6 +33,8 @@ class TrainingConfig:
     """Side of the square input, in pixels."""
     resize: ResizeRule = "crop"
     """How an image becomes a square: crop (short side to size, centre cut out), pad (black bars), stretch."""
+    in_channels: int = 3
+    """What the network sees of an image: 1 grey, 3 colour, 4 colour and opacity."""
     epochs: int = 50
     """Passes over the training images."""
     batch_size: int = 16
@@ -57,18 +59,25 @@ class TrainingConfig:
     """Leave out, and count, images that cannot be decoded, instead of stopping before the first step."""
     device: Device = "auto"
     """Where to train; auto takes a GPU where there is one."""
+    devices: int = 1
+    """Processes to train with, one GPU or one part of the processor's cores each; they share every batch."""
     precision: Precision = "fp32"
     """Arithmetic of training (evaluation is fp32): auto takes bf16 where the hardware does it well."""
     threads: int = 0
-    """Processor threads of the arithmetic; 0 takes one per core this process may use."""
+    """Processor threads of the arithmetic in each process; 0 takes one per core it may use."""
     workers: int = -1
     """Threads that prepare images ahead; -1 chooses, 0 prepares each batch when it is due."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints inside an epoch; every epoch ends with one as well."""
+    checkpoint_steps: int = 0
+    """Optimizer steps between checkpoints, besides those by time; 0 is off."""
     logger: Logger = "none"
     """Write the curves for TensorBoard as well."""
 
     def __post_init__(self) -> None:
         self._require(self.image_size >= 1, "image_size", "at least 1 pixel")
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
+        self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
         self._require(self.epochs >= 1, "epochs", "at least 1")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(0 < self.lr < float("inf"), "lr", "above 0")
@@ -81,6 +90,14 @@ class TrainingConfig:
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
         self._require(self.device in get_args(Device), "device", f"one of {', '.join(get_args(Device))}")
         self._require(self.precision in get_args(Precision), "precision", f"one of {', '.join(get_args(Precision))}")
+        self._require(self.devices >= 1, "devices", "at least 1")
+        self._require(
+            self.batch_size >= 2 * self.devices or self.devices == 1,
+            "batch_size",
+            f"at least 2 images for each of the {self.devices} devices",
+        )
+        self._require(self.checkpoint_minutes > 0, "checkpoint_minutes", "above 0")
+        self._require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 (off) or more")
         self._require(self.threads >= 0, "threads", "0 (all) or more")
         self._require(self.workers >= -1, "workers", "-1 (chosen) or more")
         self._require(self.logger in get_args(Logger), "logger", f"one of {', '.join(get_args(Logger))}")
@@ -112,9 +129,10 @@ class TrainingConfig:
     def differences(self, other: TrainingConfig) -> list[str]:
         """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`.
 
-        Device, precision and threads are left to `Plan.differences`, which knows what `auto` came to.
+        Devices, precision and threads are left to `Plan.differences`, which knows what `auto` came to.
         """
-        free = {"workers", "logger", "device", "precision", "threads"}
+        free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps"}
+        free |= {"device", "devices", "precision", "threads"}
         return [
             f"--{f.name.replace('_', '-')} {getattr(other, f.name)} (was {getattr(self, f.name)})"
             for f in fields(self)

@@ -20,7 +20,7 @@ from carnet.training.augment import Augmentation
 Key = tuple[int, int]
 """(epoch, index): what a sample's randomness depends on, besides the seed."""
 
-_ORDER, _AUGMENT = 1, 2
+_ORDER, _AUGMENT, _STEP = 1, 2, 3
 
 
 class TrainingImages:
@@ -33,7 +33,7 @@ class TrainingImages:
         self.seed = seed
 
     def __getitem__(self, key: Key) -> tuple[Images, int]:
-        """(epoch, index) -> uint8 image (S, S, 3) and its label
+        """(epoch, index) -> uint8 image (S, S, C) and its label
 
         Raises:
             ImageError: if the file cannot be decoded (any more); nothing stands in for it.
@@ -47,27 +47,29 @@ class TrainingImages:
 class EpochBatches:
     """Batches of keys of one epoch, in its random order, from a given step on.
 
-    The last batch holds what is left; a single leftover image joins the batch before it, because batch norm cannot
-    learn from one value per channel.
+    The last batch holds what is left; too few leftover images join the batch before it, because batch norm cannot learn
+    from one value per channel, and every one of several processes needs some.
 
     Attributes:
         epoch: which one comes next.
         first_step: batches of it to leave out.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_images: int, batch_size: int, seed: int, *, rank: int = 0, num_processes: int = 1) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.num_processes = rank, num_processes
         self.epoch = 0
         self.first_step = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
+        """This process's share of every batch: the first image, and each `num_processes`-th after it."""
         order = np.random.default_rng([self.seed, _ORDER, self.epoch]).permutation(self.num_images).tolist()
         starts = [step * self.batch_size for step in range(self.steps_per_epoch)]
         ends = [*starts[1:], self.num_images]
         for start, end in list(zip(starts, ends, strict=True))[self.first_step :]:
-            yield [(self.epoch, index) for index in order[start:end]]
+            yield [(self.epoch, index) for index in order[start + self.rank : end : self.num_processes]]
 
     def __len__(self) -> int:
         return self.steps_per_epoch - self.first_step
@@ -76,11 +78,16 @@ class EpochBatches:
     def steps_per_epoch(self) -> int:
         """Number of batches of a whole epoch."""
         full, left = divmod(self.num_images, self.batch_size)
-        return max(1, full + (left > 1))
+        return max(1, full + (left >= 2 * self.num_processes))
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Seed of PyTorch's generators for one step in one process: what dropout drops does not depend on the past."""
+    return int(np.random.SeedSequence([seed, _STEP, epoch, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def load_batches(images: TrainingImages, batches: EpochBatches, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of uint8 images (N, S, S, 3) and labels (N,), prepared ahead on `threads` threads.
+    """Batches of uint8 images (N, S, S, C) and labels (N,), prepared ahead on `threads` threads.
 
     Raises:
         ImageError: if a file cannot be decoded any more.

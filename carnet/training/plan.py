@@ -15,6 +15,7 @@ import torch
 from carnet.errors import ConfigError
 from carnet.models.device import choose_device
 from carnet.prefetch import available_cores, loading_threads
+from carnet.progress import counted
 from carnet.training.config import TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -31,9 +32,11 @@ class Plan:
     precision: str
     """fp32, bf16 or fp16: the arithmetic of training; evaluation is fp32."""
     threads: int
-    """Processor threads of the arithmetic."""
+    """Processor threads of the arithmetic, in each process."""
     workers: int
     """Threads that prepare images ahead; does not change the result."""
+    devices: int = 1
+    """Processes that train together, one device each, on all machines."""
     memory_format: str = "channels_last"
     """All channels of a pixel side by side: 1.3 to 1.7 times as fast for carnet18 on two cores."""
     reasons: tuple[str, ...] = ()
@@ -46,7 +49,7 @@ class Plan:
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """What decides the result and is not as recorded: `--threads 4 (was 2)`."""
-        deciding = ("device", "precision", "threads", "memory_format")
+        deciding = ("device", "devices", "precision", "threads", "memory_format")
         return [
             f"--{name.replace('_', '-')} {getattr(self, name)} (was {recorded.get(name)})"
             for name in deciding
@@ -58,26 +61,54 @@ class Plan:
         return asdict(self) | {"reasons": list(self.reasons)}
 
 
-def resolve(config: TrainingConfig) -> Plan:
+def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: int = 1) -> Plan:
     """Choose device, precision, threads and workers.
 
+    Args:
+        config: the recipe.
+        num_launched: how many processes torchrun has started for this run; 1: we start `config.devices` ourselves.
+        on_this_machine: how many of them run here.
+
     Raises:
-        ConfigError: if a device or precision asked for is not to be had here.
+        ConfigError: if a device, a number of them or a precision asked for is not to be had here.
     """
     device = choose_device(config.device)
+    devices = _num_devices(config, device, num_launched)
     precision, reason = _precision(config, device)
+    here = devices if num_launched == 1 else on_this_machine
     cores = available_cores()
-    threads = config.threads or cores
-    workers = loading_threads() if config.workers < 0 else config.workers
-    name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
+    share = max(1, cores // here)
+    threads = config.threads or share
+    workers = min(loading_threads(), share) if config.workers < 0 else config.workers
+    reasons = [f"{precision} {reason}", f"{counted(threads, 'thread')} of {counted(cores, 'core')}"]
+    reasons.append(f"{counted(workers, 'thread')} to prepare images")
+    if devices > 1:
+        statistics = "common to all" if device == "cuda" else "each process's own"
+        reasons.insert(0, f"{devices} processes, batch-norm statistics {statistics}")
     return Plan(
         device=device,
-        device_name=name,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         precision=precision,
         threads=threads,
         workers=workers,
-        reasons=(f"{precision} {reason}", f"{threads} threads of {cores} cores", f"{workers} threads prepare images"),
+        devices=devices,
+        reasons=tuple(reasons),
     )
+
+
+def _num_devices(config: TrainingConfig, device: str, num_launched: int) -> int:
+    if num_launched > 1:
+        if config.devices not in (1, num_launched):
+            raise ConfigError(
+                f"--devices {config.devices} contradicts the {num_launched} processes of torchrun; leave it out"
+            )
+        if config.batch_size < 2 * num_launched:
+            raise ConfigError(f"--batch-size must be at least 2 images for each of the {num_launched} processes")
+        return num_launched
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, config.devices)
+    if config.devices > there:
+        raise ConfigError(f"--devices {config.devices}: there are {there} {device} devices here")
+    return config.devices
 
 
 def versions() -> dict[str, str]:

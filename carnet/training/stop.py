@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_ONE_WISH_SECONDS = 1.0
+"""Signals that come closer together are one: a launcher passes on what the terminal has sent already."""
 
 
 class StopRequestError(Exception):
@@ -15,19 +19,29 @@ class StopRequestError(Exception):
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
-        super().__init__(signal.Signals(signal_number).name)
+        super().__init__(signal_number)
 
 
 class StopFlag:
     """Remembers a signal until it is convenient."""
 
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
+    received: int | None = None
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal that has come, if one has."""
+        return self.received
+
+    @property
+    def request(self) -> StopRequestError | None:
+        """What to raise, if a signal has come."""
+        number = self.signal_number
+        return None if number is None else StopRequestError(number)
 
     def check(self) -> None:
         """Raise `StopRequestError` if a signal has come."""
-        if self.signal_number is not None:
-            raise StopRequestError(self.signal_number)
+        if (request := self.request) is not None:
+            raise request
 
 
 @contextmanager
@@ -38,12 +52,17 @@ def catch_stop_signals() -> Iterator[StopFlag]:
         yield flag
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first = 0.0
 
     def remember(number: int, frame: FrameType | None) -> None:
-        flag.signal_number = number
-        signal.signal(number, previous[signal.Signals(number)])
-        # A handler may interrupt a print, so it must not print itself.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        nonlocal first
+        if flag.received is None:
+            flag.received, first = number, time.monotonic()
+            # A handler may interrupt a print, so it must not print itself.
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        elif time.monotonic() - first > _ONE_WISH_SECONDS:
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for number in previous:
         signal.signal(number, remember)

@@ -1,5 +1,6 @@
 """Every command: help, JSON, exit codes, and errors without a traceback."""
 
+import hashlib
 import io
 import json
 import os
@@ -123,7 +124,7 @@ def test_evaluate(photos: Path, trained_run: Path, tmp_path: Path, capsys: pytes
     assert code == 0
     assert "24 images" in out
     code, _, err = call(capsys, "evaluate", trained_run, photos, "--split", "test")
-    assert (code, "has no test folder; it has train, valid" in err) == (2, True)
+    assert (code, "has no test split; it has train, valid" in err) == (2, True)
 
 
 def test_evaluate_skips_and_counts_unreadable_images(
@@ -143,6 +144,60 @@ def test_evaluate_skips_and_counts_unreadable_images(
     code, out, _ = call(capsys, "evaluate", trained_run, data, "--output", page, "--skip-unreadable", "--json")
     document = json.loads(out)
     assert (document["num_images"], document["num_skipped_unreadable"], document["num_leaked"]) == (12, 2, 0)
+
+
+def test_evaluate_a_table_and_an_archive_as_the_folder(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+    archive = Path(shutil.make_archive(str(tmp_path / "pets"), "gztar", photos.parent, photos.name))
+    rows = [f"{path},{path.parts[-2]},{path.parts[-3]}" for path in sorted(photos.glob("*/*/*"))]
+    (tmp_path / "pets.csv").write_text("\n".join(["path,label,split", *rows]))
+    flags = ["--output", tmp_path / "page.html", "--json"]
+    documents = [
+        json.loads(call(capsys, "evaluate", trained_run, data, *flags)[1])
+        for data in (photos, archive, tmp_path / "pets.csv")
+    ]
+    assert documents[0]["num_images"] == 12
+    assert documents[0] == documents[1] == documents[2]
+    assert "on pets</title>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    code, _, err = call(capsys, "evaluate", trained_run, archive, "--split", "test", *flags)
+    assert (code, f"{archive} has no test split; it has train, valid" in err) == (2, True)
+
+
+def test_evaluate_leaves_out_what_it_shall_ignore(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ignore.txt").write_text(f"train/red/0.jpg\nvalid/red/8.jpg\n{photos / 'valid/red/9.jpg'}\nnone.jpg\n")
+    flags = ["--ignore", tmp_path / "ignore.txt", "--output", tmp_path / "page.html"]
+    code, out, _ = call(capsys, "evaluate", trained_run, photos, *flags)
+    assert (code, "Ignored: 2 images, as asked." in out, "10 images" in out) == (0, True, True)
+    assert "Note: 1 line of the ignore list names no image here: 'none.jpg'." in out
+    assert "Ignored: 2 images, as asked." in (tmp_path / "page.html").read_text(encoding="utf-8")
+    document = json.loads(call(capsys, "evaluate", trained_run, photos, *flags, "--json")[1])
+    assert (document["num_images"], document["num_ignored"]) == (10, 2)
+    document = json.loads(call(capsys, "evaluate", trained_run, photos, *flags, "--json", "--split", "all")[1])
+    assert (document["num_images"], document["num_ignored"]) == (33, 3)
+    (tmp_path / "ignore.txt").write_text("\n".join(str(path) for path in photos.glob("valid/*/*")))
+    code, _, err = call(capsys, "evaluate", trained_run, photos, *flags)
+    assert (code, "has no images in valid, for the ignore list names them all" in err) == (2, True)
+
+
+def test_ignoring_in_a_folder_that_the_run_divided(
+    flat: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the run held back is told by content, and so is what the list names of it."""
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained_run, run_folder)
+    lines = ["split,label,filepath,sha256"]
+    for path in sorted(flat.glob("*/*")):
+        split = "valid" if path.stem in "123" else "train"
+        lines.append(f"{split},{path.parent.name},x,{hashlib.sha256(path.read_bytes()).hexdigest()}")
+    (run_folder / "data.csv").write_text("\n".join(lines))
+    (tmp_path / "ignore.txt").write_text("red/1.png\nred/4.png\n")
+    flags = ["--ignore", tmp_path / "ignore.txt", "--output", tmp_path / "page.html", "--json"]
+    document = json.loads(call(capsys, "evaluate", run_folder, flat, *flags)[1])
+    assert (document["num_images"], document["num_ignored"]) == (8, 1)
 
 
 def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +233,24 @@ def test_predict(
     assert (code, out.startswith("-: ")) == (0, True)
     assert call(capsys, "predict", trained_run, image, "--top-k", "0")[0] == 2
     assert call(capsys, "predict", trained_run, tmp_path / "empty")[0] == 1
+
+
+def test_predict_leaves_out_what_it_shall_ignore(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, image = photos / "valid" / "red", photos / "valid" / "blue" / "8.jpg"
+    (tmp_path / "ignore.txt").write_text(f"8.jpg\n{image}\nnone.jpg\n")
+    arguments = ["predict", trained_run, folder, image, "--ignore", tmp_path / "ignore.txt"]
+    code, out, err = call(capsys, *arguments)
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert "Ignored: 2 images, as asked.\nNote: 1 line of the ignore list names no image here: 'none.jpg'." in err
+    documents = json.loads(call(capsys, *arguments, "--json")[1])
+    ignored = [document["image"] for document in documents if "ignored" in document]
+    assert (len(documents), ignored) == (5, [str(folder / "8.jpg"), str(image)])
+    code, _, err = call(capsys, "predict", trained_run, image, "--ignore", tmp_path / "ignore.txt")
+    assert (code, "names every image; shorten it" in err) == (2, True)
+    code, _, err = call(capsys, "predict", trained_run, image, "--ignore", tmp_path / "none.txt")
+    assert (code, "cannot read the ignore list" in err) == (2, True)
 
 
 def test_training_and_commands_agree(

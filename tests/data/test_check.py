@@ -32,11 +32,11 @@ def test_missing_valid_is_held_back_with_a_warning(flat: Path, tmp_path: Path) -
     shutil.copytree(flat, root / "test")
     images = check(root)
     assert set(images.data.splits) == {"train", "valid", "test"}
-    assert "there is no valid folder; 6 images of the 30 in train are held back for validation" in images.warnings
+    assert "there is no valid split; 6 images of the 30 in train are held back for validation" in images.warnings
     assert "24 images of test in train as well" in str(images.warnings)
     shutil.rmtree(root / "test")
     assert check(root).warnings == (
-        "there is no valid folder; 6 images of the 30 in train are held back for validation",
+        "there is no valid split; 6 images of the 30 in train are held back for validation",
     )
 
 

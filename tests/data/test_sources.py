@@ -1,24 +1,58 @@
-import os
-import shutil
-import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pictures import save_picture
+from packing import tree, write_tar, write_zip
 
-from carnet.data.sources import find_images, images_in
+from carnet.data.check import check_images, describe
+from carnet.data.sources import find_images
 from carnet.errors import DataError
 
 
-def touch(path: Path, content: bytes = b"\xff\xd8\xff image") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def tree(root: Path, *names: str) -> Path:
-    for name in names:
-        touch(root / name)
-    return root
+def as_table(photos: Path, tmp: Path) -> Path:
+    """In the form of the published sports data, in another order, and not beside the images."""
+    lines = ["class id,filepaths,labels,data set"]
+    lines += [f"7,{path.as_posix()},{path.parts[-2]},{path.parts[-3]}" for path in photos.glob("*/*/*")]
+    (tmp / "sports.csv").write_text("\n".join([lines[0], *sorted(lines[1:], reverse=True)]))
+    return tmp / "sports.csv"
+
+
+def as_table_beside(photos: Path, tmp: Path) -> Path:
+    root = tree(tmp / "photos")
+    for name, content in contents(photos).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    lines = [f"{name};{Path(name).parts[-2]};{Path(name).parts[-3]}" for name in sorted(contents(photos), reverse=True)]
+    (root / "labels.csv").write_text("\n".join(["File Name;Category;Subset", *lines]))
+    return root / "labels.csv"
+
+
+def as_zip(photos: Path, tmp: Path) -> Path:
+    return write_zip(tmp / "photos.zip", contents(photos))
+
+
+def as_tar(photos: Path, tmp: Path) -> Path:
+    return write_tar(tmp / "photos.tar.xz", {f"x/{k}": v for k, v in contents(photos).items()}, packed="xz")
+
+
+@pytest.mark.parametrize("form", [as_table, as_table_beside, as_zip, as_tar])
+def test_every_form_gives_what_the_folder_gives(
+    form: Callable[[Path, Path], Path], photos: Path, tmp_path: Path
+) -> None:
+    folder, other = find_images(photos), find_images(form(photos, tmp_path))
+    assert other.classes == folder.classes
+    assert list(other.splits) == list(folder.splits)
+    assert [s.label for s in other.samples] == [s.label for s in folder.samples]
+    assert [s.path.read_bytes() for s in other.samples] == [s.path.read_bytes() for s in folder.samples]
+    assert (other.num_hidden, other.num_other_files) == (0, 0)
+    if form is not as_table:
+        hashes = [check_images(found, image_size=32).content_hash for found in (folder, other)]
+        assert hashes[0] == hashes[1]
 
 
 def test_one_sorted_class_list_for_all_splits(tmp_path: Path) -> None:
@@ -29,80 +63,11 @@ def test_one_sorted_class_list_for_all_splits(tmp_path: Path) -> None:
     assert found.warnings == ("1 class of train without images in valid: a",)
 
 
-@pytest.mark.parametrize("name", ["valid", "val", "validation", "Val"])
-def test_names_of_the_validation_split(name: str, tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{name}/a/1.jpg", f"{name}/b/1.jpg", "test/a/1.jpg")
-    assert {k: len(v) for k, v in find_images(root).splits.items()} == {"train": 2, "test": 1, "valid": 2}
-
-
-def test_flat_folder_with_classes_that_sound_like_splits(tmp_path: Path) -> None:
-    found = find_images(tree(tmp_path, "train/1.jpg", "bus/1.jpg", "car/1.jpg"))
-    assert (found.is_flat, found.classes) == (True, ("bus", "car", "train"))
-
-
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
-    root = tree(tmp_path, "a/1.jpg", "b/deep/er/2.JPG", "b/.hidden.jpg", ".git/x.jpg", "a/Thumbs.db", "1.jpg")
-    touch(root / "a/notes.txt", b"text")
-    touch(root / "a/no_extension")
-    found = find_images(root)
-    assert [found.relative(s) for s in found.splits["all"]] == ["a/1.jpg", "a/no_extension", "b/deep/er/2.JPG"]
-    assert (found.num_hidden, found.num_other_files) == (3, 2)
-    assert "1 image directly in" in found.warnings[0]
-
-
-def test_accents_spelled_two_ways_are_one_class(tmp_path: Path) -> None:
-    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    found = find_images(tree(tmp_path, f"train/{decomposed}/1.jpg", "train/tea/1.jpg", f"valid/{composed}/2.jpg"))
-    assert found.classes == (composed, "tea")
-    assert found.splits["valid"][0].label == 0
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
-    root = tree(tmp_path / "data", "a/1.jpg", "b/1.jpg")
-    (root / "a" / "loop").symlink_to(root / "a", target_is_directory=True)
-    tree(tmp_path / "elsewhere", "3.jpg")
-    (root / "b" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert len(find_images(root).samples) == 3
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], "no images in"),
-        (["a/1.txt", "b/2.txt"], "no images in"),
-        (["a/1.jpg"], "one class only"),
-        (["valid/a/1.jpg", "test/b/1.jpg"], "has test and valid but no train folder"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/b/1.jpg"], "has both val and valid"),
-        (
-            ["train/Cat/1.jpg", "train/dog/1.jpg", "valid/cat/1.jpg", "valid/cat/2.jpg", "valid/dog/1.jpg"],
-            r"valid has 1 class that train does not have: 'cat' \(2 images; did you mean 'Cat'\?\)",
-        ),
-    ],
-)
-def test_refusals(names: list[str], message: str, tmp_path: Path) -> None:
-    for name in names:
-        touch(tmp_path / "data" / name, b"text" if name.endswith("txt") else b"\xff\xd8\xff image")
-    (tmp_path / "data").mkdir(exist_ok=True)
-    with pytest.raises(DataError, match=message):
-        find_images(tmp_path / "data")
-
-
 def test_empty_class_is_left_out_and_named(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg", "valid/b/1.jpg")
-    (root / "train" / "empty").mkdir()
+    root = tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg", "valid/b/1.jpg", "train/empty/")
     found = find_images(root)
     assert found.classes == ("a", "b")
-    assert "1 class folder of train without images: empty" in found.warnings
-
-
-def test_missing_folder_and_file(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(DataError, match=r"no folder .*photo; did you mean .*photos\?"):
-        find_images(tmp_path / "photo")
-    touch(tmp_path / "photos.zip")
-    with pytest.raises(DataError, match="is a file"):
-        find_images(tmp_path / "photos.zip")
+    assert "1 class of train left out, having no images: empty" in found.warnings
 
 
 def test_a_models_classes_give_the_labels(tmp_path: Path) -> None:
@@ -112,25 +77,43 @@ def test_a_models_classes_give_the_labels(tmp_path: Path) -> None:
         find_images(root, classes=("a", "c"))
 
 
-@pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0, reason="root may look everywhere")
-def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path) -> None:
-    root = tree(tmp_path, "a/1.jpg", "a/closed/2.jpg", "b/1.jpg")
-    (root / "a" / "closed").chmod(0)
-    with pytest.raises(DataError, match=r"cannot look into .*closed: Permission denied"):
+def test_two_tables_that_could_give_the_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path, "all/1.jpg", "all/2.jpg")
+    for name in ("a.csv", "b.CSV"):
+        (root / name).write_text("file,label\nall/1.jpg,x\nall/2.jpg,y\n")
+    with pytest.raises(DataError, match=r"has 2 tables that could give the classes: a.csv, b.CSV; name one of them"):
         find_images(root)
+    (root / "b.CSV").write_text("file\nall/3.jpg\n")
+    assert find_images(root).classes == ("x", "y")
 
 
-def test_images_in(flat: Path) -> None:
-    (flat / "red" / "notes.txt").write_text("no image")
-    assert len(images_in(flat)) == 30
+def test_what_is_ignored_is_counted_by_split(photos: Path) -> None:
+    ignore = ("train/red/0.jpg", "train/red/1.jpg", "valid/red/8.jpg")
+    found = find_images(photos, ignore=ignore)
+    assert found.ignored == ignore
+    assert {split: len(paths) for split, paths in found.left_out.items()} == {"train": 2, "valid": 1}
+    assert found.counts("train") == {"blue": 8, "green": 8, "red": 6}
+    lines = describe(check_images(found, image_size=32))
+    assert "Found 3 classes, 22 train, 11 valid images." in lines
+    assert "Ignored: 3 images, as asked." in lines
 
 
-def test_order_does_not_depend_on_creation(tmp_path: Path) -> None:
-    names = ["a/2.png", "a/10.png", "b/1.png", "a/1.png"]
-    for i, name in enumerate(names):
-        save_picture(tmp_path / "one" / name, (9, 9, 9), seed=i)
-    for i, name in reversed(list(enumerate(names))):
-        save_picture(tmp_path / "two" / name, (9, 9, 9), seed=i)
-    one, two = find_images(tmp_path / "one"), find_images(tmp_path / "two")
-    assert [one.relative(s) for s in one.samples] == [two.relative(s) for s in two.samples]
-    shutil.rmtree(tmp_path / "one")
+def test_an_archive_reports_its_progress_once(photos: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        find_images(as_zip(photos, tmp_path), progress=lambda done, total: told.append((done, total)))
+    assert told.count((100, 100)) == 2
+    assert told[-1] == (100, 100)
+
+
+@pytest.mark.data
+def test_real_data_in_every_form(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = find_images(shared_data("trashnet150"))
+    for form in (as_table, as_zip, as_tar):
+        other = find_images(form(folder.root, tmp_path))
+        assert summary(other) == summary(folder)
+
+
+def summary(found: Any) -> tuple[Any, ...]:
+    names = [[(s.label, s.path.name) for s in samples] for samples in found.splits.values()]
+    return found.classes, list(found.splits), names

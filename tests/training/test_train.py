@@ -1,11 +1,13 @@
 """Whole runs on small pictures: what they leave, that they repeat, stop, go on, and refuse."""
 
 import csv
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from carnet import TrainingConfig, evaluate, load, train
+from carnet import TrainingConfig, evaluate, files, load, train
 from carnet.errors import (
     ConfigError,
     DataError,
@@ -27,7 +29,9 @@ from carnet.errors import (
     StoppedError,
     UnreadableImagesError,
 )
+from carnet.prefetch import available_cores
 from carnet.progress import Silent
+from carnet.training import preparation
 from carnet.training import trainer as trainer_module
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
@@ -68,7 +72,7 @@ class StopAfter:
 def test_what_a_run_leaves(trained_run: Path) -> None:
     assert {path.name for path in trained_run.iterdir()} == {
         "config.json", "curves.png", "data.csv", "last.ckpt", "metrics.csv", "model.json", "model.safetensors",
-        "report.html", "result.json",
+        "previous.ckpt", "report.html", "result.json",
     }  # fmt: skip
     result = json.loads((trained_run / "result.json").read_text())
     assert (result["kept"], result["epochs"], result["num_images"]) == ("final", 2, {"train": 24, "valid": 12})
@@ -131,26 +135,162 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
         train(data, SMALL, output=run, progress=StopAfter(1))
     with pytest.raises(RunError, match=r"does not have --lr 0.1 \(was 0.0005\)"):
         train(config=config(lr=0.1), resume=run)
-    record = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(record | {"plan": record["plan"] | {"threads": 99}}))
-    with pytest.raises(RunError, match=r"planned otherwise: --threads \d+ \(was 99\)"):
-        train(resume=run)
-    (run / "config.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"planned otherwise: --threads 1 \(was \d+\)"):
-        train(config=config(threads=1), resume=run)
+    with pytest.raises(RunError, match=r"planned otherwise: --threads 99 \(was \d+\)"):
+        train(config=config(threads=99), resume=run)
+    with pytest.raises(RunError, match=r"planned otherwise: --precision bf16 \(was fp32\)"):
+        train(config=config(precision="bf16"), resume=run)
+    with pytest.raises(RunError, match=r"planned otherwise: --devices 2 \(was 1\)"):
+        train(config=config(devices=2, threads=available_cores()), resume=run)
+    with pytest.raises(RunError, match=r"does not have --batch-size 4 \(was 8\)"):
+        train(config=config(batch_size=4), resume=run)
     shutil.copy(data / "train" / "red" / "1.jpg", data / "train" / "red" / "0.jpg")
     with pytest.raises(RunError, match="the images are not those of"):
         train(resume=run)
-    with pytest.raises(ConfigError, match="leave --output and --init out"):
-        train(resume=run, output=tmp_path / "x")
-    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:1000])
-    shutil.rmtree(data)
-    shutil.copytree(photos, data)
-    with pytest.raises(RunError, match="cannot read the checkpoint"):
+    with pytest.raises(ConfigError, match="leave --init out"):
+        train(resume=run, init=run)
+
+
+def damage_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_last_byte, lambda path: os.truncate(path, 1000), Path.unlink])
+def test_a_damaged_checkpoint_is_recognised_and_the_previous_one_used(
+    damage: Callable[[Path], None], photos: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, progress=StopAfter(1, during="epoch 2/2"))
+    damage(run / "last.ckpt")
+    # What the lost checkpoint knew and the previous one does not.
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text() + "2,0,0,0,0,0,0,0,0\n")
+    heard = StopAfter(-1)
+    with pytest.raises(StoppedError):
+        train(resume=run, progress=StopAfter(2, during="epoch 2/2"))
+    assert [row["epoch"] for row in metrics(run)] == ["1"]
+    damage(run / "last.ckpt")
+    train(resume=run, progress=heard)
+    said = "\n".join(heard.said)
+    if damage is not Path.unlink:
+        assert re.search(r"Note: .*last.ckpt: it.* (wrong|cut off).*; goes on from the checkpoint before it", said)
+    assert "1 of 2 epochs and 0 steps are done" in said
+    assert same_weights(run, trained_run)
+    assert metrics(run) == metrics(trained_run)
+
+
+def test_without_any_good_checkpoint(photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    for name in ("last.ckpt", "previous.ckpt"):
+        damage_last_byte(run / name)
+    with pytest.raises(RunError, match=r"no checkpoint can be read \(.*last.ckpt: .*previous.ckpt: .*--init"):
         train(resume=run)
-    (run / "last.ckpt").unlink()
-    with pytest.raises(RunError, match="no checkpoint yet"):
-        train(resume=run)
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run / name).unlink()
+    heard = StopAfter(-1)
+    train(resume=run, progress=heard)
+    assert "no checkpoint yet and starts at the beginning" in "\n".join(heard.said)
+    assert same_weights(run, trained_run)
+
+
+def test_a_kill_before_the_run_exists_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "data.csv").write_text("split,label\n")
+    (run / ".config.json.1234.tmp").write_text("{")
+    assert train(photos, config(epochs=1), output=run).document["epochs"] == 1
+
+
+def test_resumed_in_another_folder_with_other_workers(photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, progress=StopAfter(2))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    train(config=config(workers=0, checkpoint_steps=1), resume=run, output=tmp_path / "other")
+    assert same_weights(tmp_path / "other", trained_run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    with pytest.raises(OutputError, match="exists"):
+        train(resume=run, output=tmp_path / "other")
+
+
+def test_other_versions_are_said(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, progress=StopAfter(1))
+    monkeypatch.setattr(preparation, "processor_features", lambda: "OLDER")
+    heard = StopAfter(1, during="epoch 2/2")
+    with pytest.raises(StoppedError):
+        train(resume=run, progress=heard)
+    assert re.search(r"Note: processor features OLDER \(was .+\); the last digits can differ", "\n".join(heard.said))
+
+
+class Meddle(StopAfter):
+    """A progress that does something to the run at the second step."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__(-1)
+        self.act = act
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        if what == "epoch 1/2" and done == 2:
+            self.act()
+
+
+def test_no_room_on_disk(photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    run = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole: dict[str, bytes] = {}
+
+    def fill_the_disk() -> None:
+        whole.update({path.name: path.read_bytes() for path in run.iterdir()})
+        # The system itself cuts every file off at this size.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*last\.ckpt: .*; what was there is whole: .*--resume"):
+            train(photos, config(checkpoint_steps=3), output=run, progress=Meddle(fill_the_disk))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == whole
+    train(resume=run)
+    assert same_weights(run, trained_run)
+
+
+def test_the_run_folder_deleted_under_way(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(OutputError, match=r"the run folder .*run has gone"):
+        train(photos, SMALL, output=run, progress=Meddle(lambda: shutil.rmtree(run)))
+    assert not run.exists()
+
+
+def test_a_disk_that_becomes_read_only(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(OutputError, match=r"cannot write .*last\.ckpt: Read-only file system; what was there is whole"):
+        train(
+            photos,
+            config(checkpoint_steps=3),
+            output=run,
+            progress=Meddle(lambda: monkeypatch.setattr(files, "_fill", refuse)),
+        )
+    assert json.loads(safe_state(run))["step"] == 0
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may write everywhere")
+def test_a_read_only_run_folder(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(OutputError, match=r"cannot write .*last\.ckpt: Permission denied; what was there is whole"):
+        train(photos, config(checkpoint_steps=3), output=run, progress=Meddle(lambda: run.chmod(0o500)))
+    run.chmod(0o700)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match=r"cannot create the folder .*: Permission denied"):
+        train(photos, SMALL, output=tmp_path / "closed" / "run")
 
 
 def test_loading_a_pickle_is_refused(trained_run: Path, tmp_path: Path) -> None:
@@ -284,17 +424,19 @@ def test_wrong_output_and_start_are_noticed_before_the_images(tmp_path: Path, tr
 
 
 def test_checkpoints_inside_an_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", 0.0)
     saved = []
     original = trainer_module.save_checkpoint
 
-    def recording(path: Path, network: Any, optimizer: Any, state: Any) -> None:
+    def recording(path: Path, network: Any, optimizer: Any, state: Any, *arguments: Any, **keywords: Any) -> None:
         saved.append((state["epoch"], state["step"]))
-        original(path, network, optimizer, state)
+        original(path, network, optimizer, state, *arguments, **keywords)
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", recording)
-    train(photos, config(epochs=1), output=tmp_path / "run")
+    train(photos, config(epochs=1, checkpoint_minutes=1e-9), output=tmp_path / "by time")
     assert saved == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    saved.clear()
+    train(photos, config(epochs=2, checkpoint_steps=2), output=tmp_path / "by steps")
+    assert saved == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 3), (2, 0)]
 
 
 def test_bf16_trains_and_is_evaluated_in_fp32(photos: Path, tmp_path: Path) -> None:
@@ -389,3 +531,51 @@ def test_timm_model(photos: Path, tmp_path: Path) -> None:
     result = train(resume=run)
     assert result.document["model"] == "timm/mobilenetv3_small_050"
     assert len(load(run).predict(photos / "valid" / "red" / "8.jpg").classes) == 3
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_other_channels(in_channels: int, photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(photos, config(epochs=1, in_channels=in_channels), output=run)
+    model = load(run)
+    assert (model.spec.in_channels, len(model.spec.mean)) == (in_channels, in_channels)
+    assert load_file(run / "model.safetensors")["conv1.weight"].shape == (64, in_channels, 3, 3)
+    assert len(model.predict(photos / "valid" / "red" / "8.jpg").classes) == 3
+    assert evaluate(run, photos).top1 == result.top1
+    with pytest.raises(RunError, match=f"takes images of other channels; add --in-channels {in_channels}"):
+        train(photos, config(epochs=1), output=tmp_path / "x", init=run)
+    with pytest.raises(ConfigError, match="--in-channels must be one of 1, 3, 4, got 2"):
+        config(in_channels=2)
+
+
+def test_ignored_images_stay_out_also_on_resume(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    heard = StopAfter(1)
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, ignore=("train/red/0.jpg", "valid/blue/9.jpg"), progress=heard)
+    assert "Ignored: 2 images, as asked." in "\n".join(heard.said)
+    result = train(resume=run).document
+    assert (result["num_images"], result["num_ignored"]) == ({"train": 23, "valid": 11}, 2)
+    with pytest.raises(RunError, match="the images are not those of"):
+        train(resume=run, ignore=("train/red/1.jpg",))
+
+
+def test_folder_archive_and_table_train_alike(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+    archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", photos.parent, photos.name))
+    table = photos.parent / "photos.csv"
+    rows = [
+        {"class id": "7", "filepaths": path.relative_to(photos.parent).as_posix(), "labels": path.parent.name,
+         "data set": path.parent.parent.name}
+        for path in sorted(photos.rglob("*.jpg"), reverse=True)
+    ]  # fmt: skip
+    files.write_csv(table, rows)
+    monkeypatch.chdir(tmp_path)
+    runs = [train(data, config(epochs=1)).run for data in (photos, archive, table)]
+    assert [str(run) for run in runs] == ["runs/photos-carnet18", "runs/pictures-carnet18", "runs/photos-carnet18-2"]
+    for run in runs[1:]:
+        assert same_weights(run, runs[0])
+        assert metrics(run) == metrics(runs[0])
+        assert load(run).spec.classes == load(runs[0]).spec.classes
+    assert evaluate(runs[0], table).top1 == evaluate(runs[2], archive).top1
+    table.unlink()

@@ -1,0 +1,232 @@
+"""Kill training at random moments, resume it, and compare the end with that of a run nobody disturbed.
+
+Half of the kills come at a random time, half inside the writer of files: while a file is half filled, when it is filled
+and has no name yet, between the two names of a checkpoint, and right after. A kill is SIGKILL, which no program can
+catch; what it leaves on the disk is what a crash or an out-of-memory kill leaves.
+
+Example:
+  python benchmarks/killed_runs.py --kills 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from carnet import files
+from carnet.data.synthetic import write_dataset
+from carnet.progress import Silent
+from carnet.training.checkpoint import DamagedCheckpointError, read_checkpoint
+from carnet.training.config import TrainingConfig
+from carnet.training.session import train
+
+CONFIGS = {
+    "fp32": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1),
+    "bf16": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="bf16", patience=2),
+}
+STAGES = ("half filled", "filled", "first name", "last name")
+CLOCK = ("seconds", "images_per_second", "step_seconds")
+
+
+@dataclass
+class Kill:
+    """One kill and what became of the run."""
+
+    config: str
+    moment: str
+    found: str = ""
+    """What the kill had left."""
+    seconds_to_end: float = 0.0
+    identical: bool = False
+
+
+def kill_and_resume(root: Path, number: int, seed: int, say: Callable[[str], None] = print) -> list[Kill]:
+    """Draw a small data set, train it in peace, then `number` times with a kill; compare each end with the first."""
+    rng = random.Random(seed)
+    data = root / "pictures"
+    write_dataset(data, train_per_class=6, valid_per_class=2, size=64, seed=seed)
+    peaceful = {name: _train_in_peace(root / name, data, config) for name, config in CONFIGS.items()}
+    kills = []
+    for index in range(number):
+        name = rng.choice(list(CONFIGS))
+        run = root / f"killed-{index}"
+        kill = _kill(run, data, name, peaceful[name], rng, by_time=index % 2 == 0)
+        kill.found = _what_is_left(run)
+        started = time.monotonic()
+        code = _in_a_process(_resume_or_begin, run, data, CONFIGS[name])
+        kill.seconds_to_end = round(time.monotonic() - started, 2)
+        kill.identical = code == 0 and end_of(run) == end_of(root / name)
+        say(f"{index + 1}/{number} {kill.config}, {kill.moment}: {kill.found}; identical: {kill.identical}")
+        kills.append(kill)
+        shutil.rmtree(run, ignore_errors=True)
+    return kills
+
+
+def end_of(run: Path) -> dict[str, Any]:
+    """Everything a run ends with, without what depends on the clock or names its folder."""
+    with (run / "metrics.csv").open(encoding="utf-8") as file:
+        rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in csv.DictReader(file)]
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    last = load_file(run / "last.ckpt")
+    return {
+        "weights": (run / "model.safetensors").read_bytes(),
+        "network and optimizer": {name: tensor.numpy().tobytes() for name, tensor in sorted(last.items())},
+        "metrics": rows,
+        "result": {key: value for key, value in result.items() if key not in ("seconds", "run")},
+        "files": sorted(path.name for path in run.iterdir()),
+    }
+
+
+def _train_in_peace(run: Path, data: Path, config: TrainingConfig) -> tuple[float, int]:
+    """Seconds and number of files written."""
+    context = _context()
+    num_writes = context.Value("i", 0)
+    started = time.monotonic()
+    code = _in_a_process(_train_counting, run, data, config, num_writes)
+    assert code == 0, f"training ended with exit code {code}"
+    return time.monotonic() - started, num_writes.value
+
+
+def _kill(run: Path, data: Path, name: str, peaceful: tuple[float, int], rng: random.Random, *, by_time: bool) -> Kill:
+    seconds, num_writes = peaceful
+    while True:
+        if by_time:
+            after = rng.uniform(0, seconds)
+            kill = Kill(name, f"after {after:.3f} s")
+            code = _in_a_process(_train, run, data, CONFIGS[name], kill_after=after)
+        else:
+            number, stage = rng.randint(1, num_writes), rng.choice(STAGES)
+            kill = Kill(name, f"in write {number} of {num_writes}, {stage}")
+            code = _in_a_process(_train_and_die, run, data, CONFIGS[name], number, stage)
+        if code == -signal.SIGKILL:
+            return kill
+        # It was faster than in peace, and done before the moment came.
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _what_is_left(run: Path) -> str:
+    if not (run / "config.json").exists():
+        return "no run yet"
+    if not list(run.glob("*.ckpt")):
+        return "no checkpoint yet"
+    states = []
+    for path in sorted(run.glob("*.ckpt")):
+        try:
+            state = read_checkpoint(path).state
+            states.append(f"{path.name} at epoch {state['epoch']} step {state['step']}")
+        except DamagedCheckpointError as error:
+            states.append(f"{path.name} damaged ({error})")
+    unnamed = [path.name for path in run.glob(".*.tmp")]
+    return ", ".join(states + [f"{len(unnamed)} unnamed"] * bool(unnamed))
+
+
+def _context() -> Any:
+    # A server that has imported PyTorch once forks every process from itself; where there is none, each imports it.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["carnet.training.session", "torch._dynamo", "matplotlib.pyplot"])
+    return context
+
+
+def _in_a_process(work: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
+    process = _context().Process(target=work, args=arguments)
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return int(process.exitcode)
+
+
+def _train(run: Path, data: Path, config: TrainingConfig) -> None:
+    train(data, config, output=run, progress=Silent())
+
+
+def _train_counting(run: Path, data: Path, config: TrainingConfig, num_writes: Any) -> None:
+    fill = files._fill
+
+    def counting(path: Path, content: bytes) -> None:
+        num_writes.value += 1
+        fill(path, content)
+
+    files._fill = counting
+    _train(run, data, config)
+
+
+def _train_and_die(run: Path, data: Path, config: TrainingConfig, number: int, stage: str) -> None:
+    """Train until a certain write of a file, and kill this process at a certain stage of it."""
+    fill, rename = files._fill, files._name
+    writes = names = 0
+
+    def dying_fill(path: Path, content: bytes) -> None:
+        nonlocal writes, names
+        writes, names = writes + 1, 0
+        if writes == number and stage == "half filled":
+            path.write_bytes(content[: len(content) // 2])
+            _die()
+        fill(path, content)
+        if writes == number and stage == "filled":
+            _die()
+
+    def dying_name(path: Path, name: Path) -> None:
+        nonlocal names
+        rename(path, name)
+        names += 1
+        # A checkpoint has two: the last becomes the previous one, then the new one becomes the last.
+        is_last = path.suffix == ".tmp"
+        if writes == number and ((stage == "first name" and names == 1) or (stage == "last name" and is_last)):
+            _die()
+
+    files._fill, files._name = dying_fill, dying_name
+    _train(run, data, config)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _resume_or_begin(run: Path, data: Path, config: TrainingConfig) -> None:
+    if (run / "config.json").exists():
+        train(resume=run, progress=Silent())
+    else:
+        _train(run, data, config)
+
+
+def main() -> None:
+    from environment import write_result
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kills = kill_and_resume(Path(folder), arguments.kills, arguments.seed)
+    numbers = {
+        "num_kills": len(kills),
+        "num_identical": sum(kill.identical for kill in kills),
+        "threads": torch.get_num_threads(),
+        "configs": {name: config.to_json() for name, config in CONFIGS.items()},
+        "kills": [asdict(kill) for kill in kills],
+    }
+    command = f"python benchmarks/killed_runs.py --kills {arguments.kills} --seed {arguments.seed}"
+    print(write_result("killed-runs", command, numbers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Labelled images in folders.
+
+Two forms are understood:
+
+- split: `DATA/train/<class>/…`, with `valid` (also `val` or `validation`) and `test` beside `train`;
+- flat: `DATA/<class>/…`, which `carnet.data.split` divides.
+
+A class is a folder; its images may lie in folders inside it. Where one folder holds everything, it is entered.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from carnet.data.samples import ByClass, Listing
+from carnet.errors import DataError
+from carnet.preprocess import looks_like_image
+from carnet.progress import counted, first_few
+
+SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+"""Folder name -> the split it holds."""
+TABLE_EXTENSIONS = (".csv", ".tsv")
+
+
+def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) -> Listing:
+    """List the images in a folder, in either form.
+
+    Args:
+        root: the folder.
+        shown: what messages call it: images from an archive are known by the archive's name.
+        known_classes: a folder of such a name is a class, even if it is the only one.
+
+    Raises:
+        DataError: if two folders hold the same split, or a folder may not be looked into.
+    """
+    walk = _Walk(root, shown)
+    folders = walk.enter(known_classes)
+    splits = _split_folders(folders, walk)
+    walk.count_loose_files(walk.root)
+    if not splits:
+        return walk.listing({"all": _list_classes(folders, walk)}, root)
+    listed = {}
+    for split, folder in splits.items():
+        walk.count_loose_files(folder)
+        listed[split] = _list_classes(walk.subfolders(folder), walk)
+    for folder in folders:
+        if folder not in splits.values():
+            walk.num_other_files += sum(1 for _ in _images(folder, walk))
+            walk.warnings.append(f"folder {folder.name} is none of the splits and is left out")
+    return walk.listing(listed, root)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Every image in a folder and the folders inside it, sorted."""
+    return sorted(_images(folder, _Walk(folder, folder)))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's doing, but the system's or a tool's."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds that is not hidden, sorted.
+
+    Raises:
+        DataError: if it may not be looked into.
+    """
+    return [path for path in _contents(folder) if not is_hidden(path.name)]
+
+
+@dataclass
+class _Walk:
+    """Where the walk begins, and what it passes over."""
+
+    root: Path
+    shown: Path
+    num_hidden: int = 0
+    num_other_files: int = 0
+    num_loose_images: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def enter(self, known_classes: Collection[str]) -> list[Path]:
+        """Make the one folder that holds everything the root, as long as there is one; return the root's folders."""
+        top, been_in = self.root, {self.root.resolve()}
+        folders = self.subfolders(self.root)
+        while _holds_everything(folders, self.root, known_classes) and folders[0].resolve() not in been_in:
+            self.count_loose_files(self.root)
+            self.root = folders[0]
+            been_in.add(self.root.resolve())
+            folders = self.subfolders(self.root)
+        if self.root != top:
+            inside = self.root.relative_to(top)
+            self.warnings.append(f"everything in {self.shown} lies in one folder, {inside.as_posix()}, which is taken")
+            self.shown /= inside
+        return folders
+
+    def subfolders(self, folder: Path) -> list[Path]:
+        folders = [path for path in _contents(folder) if path.is_dir()]
+        self.num_hidden += sum(1 for path in folders if is_hidden(path.name))
+        return [path for path in folders if not is_hidden(path.name)]
+
+    def count_loose_files(self, folder: Path) -> None:
+        files = [path for path in _contents(folder) if path.is_file()]
+        loose = [path for path in files if not is_hidden(path.name)]
+        self.num_hidden += len(files) - len(loose)
+        self.num_other_files += len(loose)
+        images = [path.name for path in loose if looks_like_image(path)]
+        if images:
+            self.num_loose_images += len(images)
+            number, where = counted(len(images), "image"), self.shown / folder.relative_to(self.root)
+            self.warnings.append(f"{number} directly in {where}, in no class folder, left out: {first_few(images)}")
+
+    def listing(self, splits: dict[str, ByClass], top: Path) -> Listing:
+        return Listing(
+            root=self.root,
+            splits=splits,
+            top=top,
+            num_hidden=self.num_hidden,
+            num_other_files=self.num_other_files,
+            num_loose_images=self.num_loose_images,
+            warnings=self.warnings,
+        )
+
+
+def _contents(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _closed(error) from error
+
+
+def _closed(error: OSError) -> DataError:
+    return DataError(f"cannot look into {error.filename}: {error.strerror}; allow it, or move the folder away")
+
+
+def _holds_everything(folders: list[Path], root: Path, known_classes: Collection[str]) -> bool:
+    """Whether a folder's only folder has folders of its own, and nothing beside it could be data."""
+    if len(folders) != 1 or not _has_subfolder(folders[0]) or _class_name(folders[0]) in known_classes:
+        return False
+    if folders[0].name.lower() in SPLIT_NAMES and not _has_splits(folders[0]):
+        return False
+    # A licence or a text beside the one folder is usual; a table may say what the classes are.
+    beside = [path for path in visible(root) if path.is_file()]
+    return not any(path.suffix.lower() in TABLE_EXTENSIONS or looks_like_image(path) for path in beside)
+
+
+def _has_splits(folder: Path) -> bool:
+    return any(path.name.lower() in SPLIT_NAMES and _has_subfolder(path) for path in visible(folder) if path.is_dir())
+
+
+def _has_subfolder(folder: Path) -> bool:
+    return any(path.is_dir() for path in visible(folder))
+
+
+def _split_folders(folders: list[Path], walk: _Walk) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None:
+            continue
+        if split in splits:
+            raise DataError(f"{walk.shown} has both {splits[split].name} and {folder.name}; keep one of them")
+        splits[split] = folder
+    # A split holds class folders; a class that happens to be called "train" or "test" holds images.
+    return splits if splits and any(_has_subfolder(folder) for folder in splits.values()) else {}
+
+
+def _list_classes(folders: list[Path], walk: _Walk) -> ByClass:
+    by_class: ByClass = {}
+    for folder in folders:
+        by_class.setdefault(_class_name(folder), []).extend(sorted(_images(folder, walk)))
+    return by_class
+
+
+def _class_name(folder: Path) -> str:
+    # macOS may spell an accented letter with two characters where other systems use one.
+    return unicodedata.normalize("NFC", folder.name)
+
+
+def _images(folder: Path, walk: _Walk) -> Iterator[Path]:
+    seen: set[str] = set()
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(current)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        here = Path(current)
+        hidden = [name for name in (*folders, *names) if is_hidden(name)]
+        walk.num_hidden += len(hidden)
+        folders[:] = sorted(name for name in folders if name not in hidden)
+        for name in sorted(set(names) - set(hidden)):
+            if looks_like_image(here / name):
+                yield here / name
+            else:
+                walk.num_other_files += 1
+
+
+def _refuse(error: OSError) -> None:
+    raise _closed(error) from error

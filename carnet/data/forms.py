@@ -1,0 +1,80 @@
+"""Which form of data a path names, told by its content and never by its name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from carnet.data.archive import is_shard, is_zip
+from carnet.data.tar import is_packed, is_tar
+from carnet.errors import DataError
+from carnet.preprocess import looks_like_image
+
+Form = Literal["folder", "table", "archive"]
+
+_FORMS = "a folder with one folder of images per class, a table (CSV), or a zip or tar archive"
+_UNPACK = "unpack it, and name the folder"
+_SAVE_AS_CSV = "save it as 'CSV UTF-8' with the columns filepath and label"
+_OTHERS = {
+    b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("packed with zstd", _UNPACK),
+    b"\xd0\xcf\x11\xe0": ("an Excel workbook", _SAVE_AS_CSV),
+    b"PAR1": ("a Parquet file", "name a folder, a table or an archive that was made from it"),
+    b"\x89HDF": ("an HDF5 file", "name a folder, a table or an archive that was made from it"),
+}
+"""First bytes -> what it is, and the way out."""
+_OFFICE_MEMBERS = (b"[Content_Types].xml", b"mimetype", b"_rels/")
+"""What the zip archives that are spreadsheets begin with."""
+
+
+def form_of(data: Path) -> Form:
+    """The form of some data.
+
+    Raises:
+        DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
+    """
+    if data.is_dir():
+        return "folder"
+    if not data.exists():
+        raise DataError(_missing(data))
+    try:
+        return _form_of_file(data)
+    except OSError as error:
+        raise DataError(f"cannot read {data}: {error.strerror or error}") from error
+
+
+def _form_of_file(path: Path) -> Form:
+    if not path.is_file():
+        raise DataError(f"{path} is no ordinary file; DATA is {_FORMS}")
+    with path.open("rb") as file:
+        start = file.read(512)
+    for magic, (what, way_out) in _OTHERS.items():
+        if start.startswith(magic):
+            raise DataError(f"{path} is {what}; {way_out}")
+    if looks_like_image(path):
+        raise DataError(f"{path} is one image; DATA is {_FORMS}; carnet predict takes single images")
+    if is_zip(path):
+        if start[30:].startswith(_OFFICE_MEMBERS):
+            raise DataError(f"{path} is a spreadsheet or another document of an office suite; {_SAVE_AS_CSV}")
+        return "archive"
+    if is_tar(path):
+        if is_shard(path):
+            raise DataError(f"{path} is a WebDataset shard; unpack it, and list its images and classes in a table")
+        return "archive"
+    if is_packed(path):
+        raise DataError(
+            f"{path} is packed, but is no tar archive, or a damaged one; unpack it, and name what comes out"
+        )
+    # UTF-16, which has such bytes as well, begins with its mark; the table says how to save it otherwise.
+    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is none of the forms of DATA, or damaged; DATA is {_FORMS}")
+    return "table"
+
+
+def _missing(data: Path) -> str:
+    beside = [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else []
+    near = difflib.get_close_matches(data.name, beside, n=1)
+    hint = f"; did you mean {data.parent / near[0]}?" if near else "; DATA is looked for in the current folder"
+    return f"no {'file' if data.suffix else 'folder'} {data}{hint if near or not data.is_absolute() else ''}"

@@ -1,0 +1,109 @@
+"""What every form of data becomes: one list of labelled images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ByClass = dict[str, list[Path]]
+"""Class name -> its images, sorted by path."""
+
+_FILE_EXTENSIONS = (
+    *(".csv", ".tsv", ".txt", ".zip"),
+    *(".tar", ".gz", ".bz2", ".xz", ".tgz", ".tbz", ".tbz2", ".txz"),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image."""
+
+    path: Path
+    label: int
+    """The class's place in the class list."""
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """The images found in a folder, a table or an archive.
+
+    `splits` maps "train", "valid", "test", or "all" for data that is not divided, to samples.
+    """
+
+    root: Path
+    """The folder that paths are relative to: the one named, the table's own, or where an archive was unpacked."""
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[Sample, ...]]
+    source: Path
+    """What was named: a folder, a table or an archive."""
+    num_hidden: int = 0
+    """Hidden files and folders passed over."""
+    num_other_files: int = 0
+    """Files that are not images, or lie outside every class folder."""
+    left_out: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Images that the ignore list names, by split."""
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """A short name for titles and run folders."""
+        return short_name(self.source)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the data holds classes and no splits."""
+        return "all" in self.splits
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Every image of every split."""
+        return tuple(sample for samples in self.splits.values() for sample in samples)
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The images that the ignore list names, as `relative` would write them."""
+        return tuple(self._below_root(path) for paths in self.left_out.values() for path in paths)
+
+    def relative(self, sample: Sample) -> str:
+        """The sample's path below the root, or in full if it lies elsewhere; with forward slashes on every system."""
+        return self._below_root(sample.path)
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Images of each class in a split, in the order of `classes`."""
+        numbers = Counter(sample.label for sample in self.splits[split])
+        return {name: numbers[label] for label, name in enumerate(self.classes)}
+
+    def _below_root(self, path: Path) -> str:
+        below = path.is_relative_to(self.root)
+        return (path.relative_to(self.root) if below else path.absolute()).as_posix()
+
+
+@dataclass
+class Listing:
+    """What one form of data holds, before its classes are numbered."""
+
+    root: Path
+    splits: dict[str, ByClass]
+    top: Path | None = None
+    """The folder that was named, where `root` is one inside it."""
+    num_hidden: int = 0
+    num_other_files: int = 0
+    num_loose_images: int = 0
+    """Images outside every class folder; they count among the other files."""
+    warnings: list[str] = field(default_factory=list)
+
+    def images(self) -> list[Path]:
+        """Every image of every class and split."""
+        return [path for by_class in self.splits.values() for paths in by_class.values() for path in paths]
+
+
+def short_name(source: Path) -> str:
+    """What to call some data: the folder's name, or the file's without its extensions (`photos.tar.gz`: photos)."""
+    if source.is_dir():
+        return source.resolve().name
+    name = source.name
+    while Path(name).suffix.lower() in _FILE_EXTENSIONS:
+        name = Path(name).stem
+    return name

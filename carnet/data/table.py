@@ -1,0 +1,234 @@
+"""Labelled images listed in a table: CSV or TSV, with a header.
+
+One column names the file, one its class, and perhaps one the split; the order of the columns does not matter, others
+are left alone. Capitals, spaces and underscores in a header make no difference. Paths count from the table's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from carnet.data.locate import Locator, kind_of
+from carnet.data.samples import Listing
+from carnet.errors import DataError
+from carnet.preprocess import EXTENSIONS
+from carnet.progress import counted, first_few
+
+_PATH = (
+    *("filepath", "filepaths", "path", "paths", "imagepath", "imagepaths"),
+    *("file", "files", "filename", "filenames", "imagefile", "imagename", "image", "images"),
+)
+_LABEL = ("label", "labels", "class", "classes", "classname", "category", "categories")
+_SPLIT = ("split", "dataset", "set", "subset")
+"""Names of columns, in the order in which they are preferred."""
+SPLIT_VALUES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What stands in a row -> the split it means."""
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
+_EXAMPLE = "a header such as filepath,label and a row for each image"
+_NEEDED = (
+    "needed are a column for the image's path (filepath, path, file, filename or image) and one for its class "
+    "(label, class or category)"
+)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where in a row to look."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    path: int
+    label: int
+    split: int | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a line says of one image."""
+
+    line: int
+    name: str
+    label: str
+    split: str
+
+
+def list_table(path: Path) -> Listing:
+    """List the images that a table names.
+
+    Args:
+        path: the table.
+
+    Raises:
+        DataError: naming the line, for a header or a row that cannot be understood, a file that is missing or a
+            folder, and an image with two classes or in two splits.
+    """
+    locator = Locator(path.parent)
+    listing = Listing(path.parent, {})
+    rows = _read_rows(path, listing.warnings)
+    repeated = _place(rows, path, locator, listing)
+    if not listing.splits:
+        raise DataError(f"{path} has a header and no rows below it; it needs {_EXAMPLE}")
+    listing.warnings += locator.warnings()
+    if repeated:
+        lines = first_few([f"{line:,}" for line in repeated])
+        what = f"{counted(len(repeated), 'row')} of {path.name}"
+        listing.warnings.append(f"{what} repeated word for word, counted once: line {lines}")
+    # The same order as a folder of the same images gives, since training depends on it.
+    listing.splits = {
+        split: {label: sorted(by_class[label]) for label in sorted(by_class)}
+        for split, by_class in sorted(listing.splits.items())
+    }
+    return listing
+
+
+def fits(path: Path) -> bool:
+    """Whether a file's header names the columns that a table of images needs."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            _columns(file, path)
+    except (DataError, OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing) -> list[int]:
+    """Sort the rows' images into the listing; return the lines that only repeat another."""
+    first: dict[Path, _Row] = {}
+    missing: list[_Row] = []
+    repeated: list[int] = []
+    for row in rows:
+        path = locator.find(row.name)
+        if path is None:
+            missing.append(row)
+        elif kind_of(path) == "folder":
+            raise DataError(
+                f"{table} line {row.line}: {row.name} is a folder; name each image in a row of its own, "
+                f"or give the folder itself as DATA"
+            )
+        elif path in first:
+            _check_same(first[path], row, table)
+            repeated.append(row.line)
+        else:
+            first[path] = row
+            listing.splits.setdefault(row.split, {}).setdefault(row.label, []).append(path)
+    if missing:
+        names = first_few([f"{row.name} (line {row.line})" for row in missing])
+        raise DataError(
+            f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
+            f"paths count from the table's folder, so mend them or move the table"
+        )
+    return repeated
+
+
+def _check_same(first: _Row, row: _Row, table: Path) -> None:
+    for was, now in ((first.label, row.label), (first.split, row.split)):
+        if was != now:
+            raise DataError(
+                f"{table} line {row.line}: {row.name} is {now!r}, but {was!r} in line {first.line}; keep one of the two"
+            )
+
+
+def _read_rows(path: Path, warnings: list[str]) -> Iterator[_Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = _columns(file, path, warnings)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=columns.delimiter, strict=True)
+            try:
+                filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+                next(filled)
+                for cells in filled:
+                    yield _row(cells, reader.line_num, columns, path)
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.line_num}: {error}; is a quotation mark missing?") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} line {_first_undecodable_line(path)}: is not UTF-8; save the table as UTF-8 "
+            f"(a spreadsheet calls it 'CSV UTF-8')"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
+    if len(cells) != len(columns.names):
+        raise DataError(
+            f"{path} line {line} has {counted(len(cells), 'column')} where the header has {len(columns.names)}; "
+            f"put what holds a {_DELIMITERS[columns.delimiter]} into quotation marks"
+        )
+    name, label = cells[columns.path].strip(), unicodedata.normalize("NFC", cells[columns.label].strip())
+    for what, value in (("path", name), ("class", label)):
+        if not value:
+            raise DataError(f"{path} line {line}: the {what} is empty; fill it in, or remove the row")
+        if any(ord(character) < 32 for character in value):
+            raise DataError(f"{path} line {line}: the {what} {value[:60]!r} has a line break or the like; remove it")
+    return _Row(line, name, label, "all" if columns.split is None else _split(cells[columns.split], line, path))
+
+
+def _split(value: str, line: int, path: Path) -> str:
+    split = SPLIT_VALUES.get(value.strip().lower())
+    if split is None:
+        what = f"unknown split {value.strip()[:60]!r}" if value.strip() else "the split is empty"
+        raise DataError(f"{path} line {line}: {what}; write train, valid or test")
+    return split
+
+
+def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Columns:
+    """Read the header: of the possible delimiters the one that gives the columns, or else the most of them."""
+    headers = [(delimiter, _header(file, delimiter)) for delimiter in _DELIMITERS]
+    if not any(cells for _, cells in headers):
+        raise DataError(f"{path} is empty; it needs {_EXAMPLE}")
+    for delimiter, cells in headers:
+        place, label = _choose(cells, _PATH), _choose(cells, _LABEL)
+        if place and label:
+            if warnings is not None:
+                warnings += _ambiguities(cells, (place, label), path)
+            split = _choose(cells, _SPLIT)
+            return _Columns(tuple(cells), delimiter, place[0], label[0], split[0] if split else None)
+    cells = max((cells for _, cells in headers), key=len)
+    if any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
+        raise DataError(f"{path} line 1 names an image already; put a header above it, such as filepath,label")
+    found = first_few([repr(cell.strip()[:40]) for cell in cells], 8)
+    raise DataError(f"{path} line 1: found {counted(len(cells), 'column')}, {found}; {_NEEDED}")
+
+
+def _header(file: TextIO, delimiter: str) -> list[str]:
+    file.seek(0)
+    try:
+        rows = csv.reader(file, delimiter=delimiter)
+        return next((cells for cells in rows if any(cell.strip() for cell in cells)), [])
+    except csv.Error:
+        return []
+
+
+def _choose(cells: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Places of the columns that go by one of the names, the preferred name first."""
+    plain = [cell.strip().lower().replace(" ", "").replace("_", "").replace("-", "") for cell in cells]
+    return [place for name in names for place, cell in enumerate(plain) if cell == name]
+
+
+def _ambiguities(cells: Sequence[str], choices: Sequence[list[int]], path: Path) -> list[str]:
+    return [
+        f"{path.name} has the columns {' and '.join(cells[place].strip() for place in places)}; the first is taken"
+        for places in choices
+        if len(places) > 1
+    ]
+
+
+def _first_undecodable_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1

@@ -1,0 +1,169 @@
+"""A folder that takes the members of an archive, and nothing that could reach beyond it or fill the disk.
+
+Archives come from anywhere. A name that leads out of the folder, a link, two names that some system takes for one, and
+more bytes than the archive can honestly hold are refused; no header's word is taken for how many bytes there are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import IO
+
+from carnet.data.damage import reading
+from carnet.data.folder import is_hidden
+from carnet.errors import DataError
+
+MAX_BYTES = 500 * 10**9
+"""What an archive may unpack to; ImageNet has 150 GB."""
+MAX_RATIO = 100
+"""How many times its own size an archive may unpack to; images hardly shrink."""
+SMALL_BYTES = 256 * 2**20
+"""What any archive may unpack to, whatever the ratio: drawings without compression shrink well."""
+SPARE_BYTES = 256 * 2**20
+"""What stays free on the disk."""
+MAX_MEMBERS = 2_000_000
+"""ImageNet has 1.3 million."""
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 1000
+_CHUNK = 2**20
+_WAY_OUT = "unpack it yourself if you trust it, and name the folder"
+
+
+class SafeFolder:
+    """Takes the members of one archive.
+
+    Attributes:
+        folder: where they go.
+        archive: where they come from, for messages.
+        num_bytes: written so far.
+    """
+
+    def __init__(self, folder: Path, archive: Path) -> None:
+        self.folder = folder
+        self.archive = archive
+        self.num_bytes = 0
+        self._limit, self._why = _limit(folder, archive)
+        self._files: set[str] = set()
+        self._folders: dict[str, str] = {}
+        self._made: set[Path] = set()
+
+    def place(self, member: str, *, is_folder: bool = False) -> Path | None:
+        """Where a member goes, by its name in the archive; None for what is hidden and stays out.
+
+        Raises:
+            DataError: if the name could mean a place outside the folder, or is one that some system has already.
+        """
+        parts = self._parts(member)
+        if not parts or any(is_hidden(part) for part in parts):
+            return None
+        for length in range(1, len(parts) + is_folder):
+            self._enter_folder(member, "/".join(parts[:length]))
+        if not is_folder:
+            self._enter_file(member, "/".join(parts))
+        if len(self._files) + len(self._folders) > MAX_MEMBERS:
+            raise self.refusal(member, f"is one more than {MAX_MEMBERS:,} files and folders")
+        path = self.folder.joinpath(*parts)
+        # What the rules above have let through is inside; should they ever be wrong, nothing is written.
+        assert path.resolve().is_relative_to(self.folder.resolve())
+        return path
+
+    def check_room(self, member: str, num_bytes: int) -> None:
+        """Refuse a member that would bring the total above what is allowed.
+
+        Raises:
+            DataError: naming the member and the limit.
+        """
+        if num_bytes > self._limit:
+            raise DataError(f"{self.archive}: with {_quoted(member)} it unpacks to {self._why}")
+
+    def make(self, path: Path) -> None:
+        """Make a folder that `place` gave."""
+        if path not in self._made:
+            path.mkdir(parents=True, exist_ok=True)
+            self._made.add(path)
+
+    def write(self, path: Path, member: str, size: int, content: IO[bytes]) -> None:
+        """Fill a file that `place` gave.
+
+        Raises:
+            DataError: if the total grows too large, or there are fewer bytes than the header says.
+            ArchiveReadError: if the archive cannot be read.
+        """
+        self.check_room(member, self.num_bytes + size)
+        self.make(path.parent)
+        before = self.num_bytes
+        with path.open("xb") as file:
+            while True:
+                with reading():
+                    chunk = content.read(_CHUNK)
+                if not chunk:
+                    break
+                self.num_bytes += len(chunk)
+                self.check_room(member, self.num_bytes)
+                file.write(chunk)
+        if self.num_bytes - before != size:
+            raise self.refusal(member, f"has {self.num_bytes - before} bytes, not the {size} its header says")
+
+    def refusal(self, member: str, why: str) -> DataError:
+        """The error for a member that cannot be taken."""
+        return DataError(f"{self.archive}: {_quoted(member)} {why}; {_WAY_OUT}")
+
+    def _parts(self, member: str) -> list[str]:
+        name = member.replace("\\", "/")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if any(ord(character) < 32 or ord(character) == 127 for character in name):
+            raise self.refusal(member, "has control characters in its name")
+        if name.startswith("/") or re.match("[A-Za-z]:", name):
+            raise self.refusal(member, "has an absolute name")
+        # Windows leaves dots and spaces at the end of a name out, so that ".. " would be "..".
+        if any(not part.strip(" .") for part in parts):
+            raise self.refusal(member, "has a name that leads out of its folder")
+        sizes = [len(os.fsencode(part)) for part in parts]
+        if max(sizes, default=0) > _MAX_NAME_BYTES or sum(sizes) + len(sizes) > _MAX_PATH_BYTES:
+            raise self.refusal(member, "has a name that is too long")
+        if os.name == "nt" and any(character in '<>:"|?*' for character in name):
+            raise self.refusal(member, "has a name that Windows does not know")
+        return parts
+
+    def _enter_folder(self, member: str, name: str) -> None:
+        key = _folded(name)
+        if key in self._files:
+            raise self.refusal(member, "lies in what is also a file")
+        if (known := self._folders.setdefault(key, name)) != name:
+            raise self.refusal(member, f"lies in a folder that some systems take for {_quoted(known)}")
+
+    def _enter_file(self, member: str, name: str) -> None:
+        key = _folded(name)
+        if key in self._files or key in self._folders:
+            raise self.refusal(member, "has a name that is there twice (for some systems, if capitals differ)")
+        self._files.add(key)
+
+
+def _folded(name: str) -> str:
+    """Equal for two names where a system exists that takes them for one."""
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return "/".join(part.rstrip(" .") for part in plain.split("/"))
+
+
+def _quoted(member: str) -> str:
+    """A name as it may stand in a line."""
+    return repr(member if len(member) <= 100 else f"{member[:50]}…{member[-49:]}")
+
+
+def _limit(folder: Path, archive: Path) -> tuple[int, str]:
+    """How many bytes may be written, and what to say if they are not enough."""
+    by_ratio = max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size)
+    by_disk = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
+    return min(
+        (MAX_BYTES, f"more than {MAX_BYTES / 1e9:,.0f} GB; {_WAY_OUT}"),
+        (by_ratio, f"more than {by_ratio / 1e9:,.1f} GB, far more than images of that size could; {_WAY_OUT}"),
+        (
+            by_disk,
+            f"more than the {by_disk / 1e9:,.1f} GB that the disk of the cache {folder.parent} can spare; "
+            f"free some space, or name another place in the environment variable CARNET_CACHE",
+        ),
+    )

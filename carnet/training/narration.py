@@ -1,0 +1,64 @@
+"""What training says on its way: epoch lines, the time left, why it ended and how to go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from carnet.errors import NonFiniteLossError
+from carnet.progress import duration
+from carnet.training.config import TrainingConfig
+from carnet.training.preparation import Job
+from carnet.training.state import EpochMetrics, TrainingState
+
+
+def epoch_line(epoch: EpochMetrics, config: TrainingConfig, *, is_best: bool) -> str:
+    """How an epoch went."""
+    best = " (best so far)" if is_best else ""
+    return (
+        f"epoch {epoch['epoch']:.0f}/{config.epochs}: "
+        f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
+        f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
+        f"{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
+    )
+
+
+def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, steps_per_epoch: int) -> str:
+    """How long it will take, from the seconds of the steps so far; the first ones are slower and do not count."""
+    step_seconds = float(np.median(session_steps[len(session_steps) // 2 :]))
+    left = (job.config.epochs - state.epoch) * steps_per_epoch - state.step
+    return (
+        f"{step_seconds:.2f} s a step, {job.config.batch_size / step_seconds:.1f} images/s: "
+        f"about {duration(steps_per_epoch * step_seconds)} an epoch and {duration(left * step_seconds)} to the end, "
+        f"validation not counted"
+    )
+
+
+def stopped(job: Job, state: TrainingState, steps_per_epoch: int) -> str:
+    """Where a run was when it was asked to stop."""
+    where = f"epoch {state.epoch + 1} of {job.config.epochs}, step {state.step} of {steps_per_epoch}"
+    return f"stopped in {where}; {go_on(job)}"
+
+
+def go_on(job: Job) -> str:
+    """The command that takes the run up again."""
+    return f"go on with carnet train --resume {job.run.path}"
+
+
+def require_finite(loss: float, where: str, job: Job, state: TrainingState) -> None:
+    """End a run that diverges, while its last checkpoint is good.
+
+    Raises:
+        NonFiniteLossError: if the loss is infinite or not a number.
+    """
+    if math.isfinite(loss):
+        return
+    lr = job.config.lr
+    raise NonFiniteLossError(
+        f"the loss became {loss} in epoch {state.epoch + 1}, {where}, at learning rate {lr:g}; "
+        f"try a smaller one, --lr {lr / 10:g}"
+        + (", or --precision fp32" if job.plan.precision != "fp32" else "")
+        + f"; the last good checkpoint is {job.run.checkpoint}"
+    )

@@ -1,0 +1,252 @@
+"""What comes before the first step: look at the images, build the network, lay out the run; or take one up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from carnet.data.check import CheckedImages, check_images, describe
+from carnet.data.sources import find_images
+from carnet.errors import ConfigError, DataError, MissingExtraError, RunError
+from carnet.models.registry import create_model, normalization
+from carnet.models.summary import check_image_size
+from carnet.models.trained import check_start, start_from
+from carnet.progress import Progress, counted
+from carnet.run_folder import RunFolder, new_run_path
+from carnet.spec import ModelSpec
+from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
+from carnet.training.config import TrainingConfig
+from carnet.training.plan import Plan, processor_features, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a trainer needs, in a form that passes between processes.
+
+    Attributes:
+        record: what `config.json` says.
+        checkpoint: where to go on; None: at the beginning.
+    """
+
+    run: RunFolder
+    config: TrainingConfig
+    plan: Plan
+    spec: ModelSpec
+    images: CheckedImages
+    network: nn.Module
+    record: Mapping[str, Any]
+    checkpoint: Checkpoint | None = None
+
+
+def prepare(
+    data: Path | str,
+    config: TrainingConfig,
+    plan: Plan,
+    *,
+    output: Path | str | None,
+    init: Path | str | None,
+    ignore: Sequence[str],
+    progress: Progress,
+) -> Job:
+    """Check everything a new run needs, then make its folder.
+
+    Raises:
+        CarnetError: one of its kinds, before anything is written.
+    """
+    if output is not None:
+        RunFolder.new(Path(output))
+    _check_early(config, init)
+    images = _look_at(data, config, ignore, progress)
+    _check_size(images, config, plan)
+    network, spec = _new_network(config, images.data.classes)
+    start = _start(network, spec, config, init)
+    default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
+    run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
+    record = _record(config, plan, images, init, ignore)
+    run.create(images.rows(), record)
+    progress.say(_intention(run, config, plan, network, start))
+    return Job(run=run, config=config, plan=plan, spec=spec, images=images, network=network, record=record)
+
+
+def prepare_resumed(
+    run: RunFolder,
+    data: Path | str | None,
+    config: TrainingConfig,
+    plan: Plan,
+    *,
+    ignore: Sequence[str],
+    progress: Progress,
+) -> Job:
+    """Take up a run where its last good checkpoint left it, and nothing else than that run.
+
+    Raises:
+        RunError: if recipe, plan or images are not the run's, or no checkpoint can be read.
+        DataError: if the images are gone.
+    """
+    checkpoint = _last_good_checkpoint(run, progress)
+    record = run.read_config() if checkpoint is None else checkpoint.record
+    recorded = TrainingConfig.from_json(record["recipe"])
+    if differences := recorded.differences(config):
+        raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
+    if differences := plan.differences(record["plan"]):
+        raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
+    images = _look_at(data or record["data"]["path"], config, ignore or record["data"].get("ignore", ()), progress)
+    if images.content_hash != record["data"]["content_hash"]:
+        raise RunError(
+            f"the images are not those of {run.path} (its data.csv lists them); --init starts from its weights"
+        )
+    # A checkpoint brings all weights; published ones need not be fetched again.
+    begun = checkpoint is not None
+    network, spec = _new_network(replace(config, pretrained=config.pretrained and not begun), images.data.classes)
+    if not begun:
+        _start(network, spec, config, record["init"])
+    progress.say(_continuation(run, config, checkpoint, record))
+    return Job(
+        run=run,
+        config=config,
+        plan=plan,
+        spec=spec,
+        images=images,
+        network=network,
+        record=record,
+        checkpoint=checkpoint,
+    )
+
+
+def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
+    """The last checkpoint, or the one before it where the last is damaged; None where there is none yet."""
+    reasons = []
+    for path in (run.checkpoint, run.previous_checkpoint):
+        # A kill between two renamings leaves the previous one alone; nothing is damaged then.
+        if not path.exists():
+            continue
+        try:
+            checkpoint = read_checkpoint(path)
+        except DamagedCheckpointError as error:
+            reasons.append(f"{path}: {error}")
+            continue
+        if reasons:
+            progress.say(f"Note: {reasons[0]}; goes on from the checkpoint before it, {path.name}.")
+        if path != run.checkpoint:
+            # Under its own name it would be the next to be overwritten.
+            run.promote_previous_checkpoint()
+        return checkpoint
+    if reasons:
+        raise RunError(
+            f"no checkpoint can be read ({'; '.join(reasons)}); --init starts from the weights of {run.path}"
+        )
+    return None
+
+
+def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
+    """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
+    network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
+    check_image_size(network, config.model, config.image_size, config.in_channels)
+    if init is not None:
+        check_start(config.model, config.in_channels, init)
+    if init is not None and config.pretrained:
+        raise ConfigError("--init and --pretrained both give the weights to start from; choose one")
+    if config.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
+
+
+def _look_at(data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress) -> CheckedImages:
+    found = find_images(
+        data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking, in percent", done, total)
+    )
+    images = check_images(
+        found,
+        image_size=config.image_size,
+        skip_unreadable=config.skip_unreadable,
+        valid_fraction=config.valid_fraction,
+        seed=config.seed,
+        progress=lambda done, total: progress.bar("looking at the images", done, total),
+    )
+    progress.say("\n".join(describe(images)))
+    return images
+
+
+def _check_size(images: CheckedImages, config: TrainingConfig, plan: Plan) -> None:
+    number = len(images.data.splits["train"])
+    if plan.devices > 1 and number < 2 * plan.devices:
+        raise DataError(f"{counted(number, 'training image')} cannot be shared by {plan.devices} devices; use fewer")
+
+
+def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
+    torch.manual_seed(config.seed)
+    network = create_model(
+        config.model, num_classes=len(classes), in_channels=config.in_channels, pretrained=config.pretrained
+    )
+    mean, std = normalization(network, config.in_channels)
+    spec = ModelSpec(
+        model=config.model,
+        classes=classes,
+        image_size=config.image_size,
+        resize=config.resize,
+        in_channels=config.in_channels,
+        mean=mean,
+        std=std,
+    )
+    return network, spec
+
+
+def _start(network: nn.Module, spec: ModelSpec, config: TrainingConfig, init: Path | str | None) -> str:
+    if init is not None:
+        return start_from(network, spec, init)
+    return "starts from timm's published weights" if config.pretrained else "starts from random weights"
+
+
+def _record(
+    config: TrainingConfig, plan: Plan, images: CheckedImages, init: Path | str | None, ignore: Sequence[str]
+) -> dict[str, Any]:
+    """What `config.json` says: enough to repeat the run, written before its first step."""
+    return {
+        "recipe": config.to_json(),
+        "plan": plan.to_json(),
+        "init": None if init is None else str(Path(init).resolve()),
+        "versions": versions(),
+        "processor_features": processor_features(),
+        "data": {
+            "path": str(images.data.source.resolve()),
+            "content_hash": images.content_hash,
+            "classes": list(images.data.classes),
+            "num_images": {split: len(samples) for split, samples in images.data.splits.items()},
+            "num_unreadable": len(images.unreadable),
+            "held_out": images.held_out,
+            "ignore": list(ignore),
+        },
+    }
+
+
+def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, start: str) -> str:
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return (
+        f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
+        f"{config.image_size} px images in batches of {config.batch_size}, seed {config.seed}.\n"
+        f"On {plan.device} ({plan.device_name}): {'; '.join(plan.reasons)}.\n"
+        f"Keeps everything in {run.path}."
+    )
+
+
+def _continuation(
+    run: RunFolder, config: TrainingConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
+) -> str:
+    if checkpoint is None:
+        lines = [f"Goes on with {run.path}: it has no checkpoint yet and starts at the beginning."]
+    else:
+        epochs, steps = checkpoint.state["epoch"], counted(checkpoint.state["step"], "step")
+        lines = [f"Goes on with {run.path}: {epochs} of {config.epochs} epochs and {steps} are done."]
+    now = versions() | {"processor features": processor_features()}
+    then = record["versions"] | {"processor features": record["processor_features"]}
+    changes = [
+        f"{name} {now.get(name)} (was {then.get(name)})" for name in now | then if now.get(name) != then.get(name)
+    ]
+    if changes:
+        lines.append(f"Note: {', '.join(changes)}; the last digits can differ from those of an uninterrupted run.")
+    return "\n".join(lines)

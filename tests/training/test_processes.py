@@ -1,0 +1,125 @@
+"""Two processes on this machine's processor, over loopback."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from together import die, losses_with_frozen_batch_norm
+
+from carnet import TrainingConfig, train
+from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
+from carnet.progress import Silent
+from carnet.training.dataset import EpochBatches
+from carnet.training.launch import launch
+from carnet.training.plan import resolve
+from carnet.training.preparation import Job, prepare
+from carnet.training.processes import Processes
+from carnet.training.stop import StopFlag
+
+# 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.
+TWO = TrainingConfig(image_size=48, epochs=2, batch_size=9, devices=2, threads=1)
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**(TWO.to_json() | changes))
+
+
+def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
+    return prepare(data, recipe, resolve(recipe), output=run, init=None, ignore=(), progress=Silent())
+
+
+@pytest.mark.parametrize(("num_images", "steps"), [(24, 3), (22, 3), (21, 2), (20, 2), (9, 1), (4, 1)])
+def test_every_image_belongs_to_one_process(num_images: int, steps: int) -> None:
+    shares = [EpochBatches(num_images, 9, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
+    assert [share.steps_per_epoch for share in shares] == [steps, steps]
+    whole = list(EpochBatches(num_images, 9, seed=0))
+    batches = [sorted([*one, *other]) for one, other in zip(*shares, strict=True)]
+    assert sorted(key for batch in batches for key in batch) == [(0, index) for index in range(num_images)]
+    assert all(len(part) >= 2 for share in shares for part in share)
+    if len(whole) == steps:
+        assert batches == [sorted(batch) for batch in whole]
+
+
+def test_with_frozen_batch_norm_two_processes_learn_like_one(photos: Path, tmp_path: Path) -> None:
+    single = new_job(photos, tmp_path / "one", config(devices=1, lr=2e-3))
+    losses, state = losses_with_frozen_batch_norm(single, Processes(), Silent(), StopFlag())
+    job = new_job(photos, tmp_path / "two", config(lr=2e-3))
+    two, two_state = launch(losses_with_frozen_batch_norm, job, size=2, device="cpu", progress=Silent())
+    assert len(losses) == 6
+    assert two == pytest.approx(losses, rel=1e-4)
+    assert max(losses) - min(losses) > 100 * 1e-4  # something was learned to compare
+    for one, other in zip(state.history, two_state.history, strict=True):
+        for name in ("train_loss", "train_top1", "valid_loss", "valid_top1"):
+            assert other[name] == pytest.approx(one[name], rel=1e-3)
+
+
+class StopInSecondEpoch(Silent):
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        if (what, done) == ("epoch 2/2", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_two_processes_stop_and_resume_to_the_same_weights(photos: Path, tmp_path: Path) -> None:
+    whole = train(photos, TWO, output=tmp_path / "whole", progress=Silent())
+    assert (whole.report.num_images, whole.document["num_images"]) == (12, {"train": 24, "valid": 12})
+    assert whole.report.top1 == whole.history[-1]["valid_top1"]
+    with pytest.raises(StoppedError, match=r"epoch 2 of 2, step \d of 3; go on with") as stopped:
+        train(photos, TWO, output=tmp_path / "run", progress=StopInSecondEpoch())
+    assert stopped.value.exit_code == 130
+    train(resume=tmp_path / "run", progress=Silent())
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "run"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_process_ends_the_others(rank: int, photos: Path, tmp_path: Path) -> None:
+    job = new_job(photos, tmp_path / "run")
+    started = time.monotonic()
+    with pytest.raises(LostProcessError, match=rf"process {rank + 1} of 2 was killed \(SIGKILL\)"):
+        launch(die, (job, rank), size=2, device="cpu", progress=Silent())
+    assert time.monotonic() - started < 120  # not the hours that they would wait for a living one
+
+
+def test_an_error_in_one_process_is_everyones(photos: Path, tmp_path: Path) -> None:
+    job = new_job(photos, tmp_path / "run")
+    order = next(iter(EpochBatches(24, 9, seed=0, rank=1, num_processes=2)))
+    missing = job.images.data.splits["train"][order[0][1]]
+    object.__setattr__(missing, "path", missing.path.with_name("gone.jpg"))
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file") as error:
+        launch(die, (job, -1), size=2, device="cpu", progress=Silent())
+    assert error.value.reason == "no such file"
+    assert job.run.checkpoint.exists()
+
+
+def test_refusals(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--batch-size must be at least 2 images for each of the 8 devices"):
+        config(devices=8)
+    with pytest.raises(ConfigError, match="--devices 2 contradicts the 4 processes of torchrun"):
+        resolve(TWO, num_launched=4)
+    with pytest.raises(DataError, match="24 training images cannot be shared by 16 devices"):
+        new_job(photos, tmp_path / "run", config(devices=16, batch_size=32))
+
+
+@pytest.mark.slow
+def test_torchrun(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--image-size", "48", "--epochs", "2", "--batch-size", "9", "--threads", "1", "--output", str(run)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    answer = subprocess.run(
+        [*torchrun, "-m", "carnet", "train", str(photos), *flags], capture_output=True, text=True, check=True
+    )
+    assert len(re.findall(r"^epoch \d/2: ", answer.stdout, re.MULTILINE)) == 2
+    assert answer.stdout.count("Try it:") == 1
+    train(photos, TWO, output=tmp_path / "ours", progress=Silent())
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "ours" / "model.safetensors").read_bytes()
+    failed = subprocess.run(
+        [*torchrun, "-m", "carnet", "train", str(tmp_path / "nowhere"), *flags[:-1], str(tmp_path / "x")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.stderr.count("carnet: no folder") == 1
