@@ -26,7 +26,7 @@ class Command:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run."""
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder, table or archive of images, as for carnet train."""
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
@@ -65,7 +65,7 @@ class Command:
                 progress=lambda done, total: progress.bar("evaluating", done, total),
             )
             target = self.output or self.run_folder / f"report-{self.split}.html"
-            run, name = self.run_folder.resolve().name, short_name(self.data)
+            run, name = self.run_folder.resolve().name, short_name(Path(self.data))
             spec = ModelSpec.from_json(files.read_json(RunFolder.open(self.run_folder).model))
             facts = [
                 ("run", f"{run}, a {spec.model}"),

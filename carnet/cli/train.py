@@ -19,7 +19,8 @@ class Command:
     """Train a classifier on photos.
 
     DATA is a folder with one folder of images per class, directly or inside train, valid and test folders; a zip or
-    tar archive of one; or a table (CSV, TSV) with the columns filepath, label and, if you like, split.
+    tar archive of one; a table (CSV, TSV) with the columns filepath, label and, if you like, split; or a data set that
+    Hugging Face datasets reads: Parquet files, WebDataset shards, hf:NAME of the hub.
     Ctrl-C stops with a checkpoint; --resume goes on from it.
 
     Examples:
@@ -31,8 +32,8 @@ class Command:
       torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos --batch-size 64
     """
 
-    data: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-    """Folder, archive or table of images."""
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+    """Folder, archive, table or data set of images."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Leave out the images that this text file names, one path per line, as in data.csv of a run."""
     preset: Literal["published"] = "published"

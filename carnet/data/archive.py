@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import stat
 import tarfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from carnet.data.cache import cached_folder
 from carnet.data.damage import ArchiveReadError, damaged, reading
-from carnet.data.tar import TarReader, is_tar
+from carnet.data.tar import TarReader
 from carnet.data.unpacking import SafeFolder
 from carnet.errors import DataError
-from carnet.preprocess import EXTENSIONS, looks_like_image
+from carnet.preprocess import looks_like_image
 from carnet.progress import OnProgress, counted
 
 ARCHIVE_EXTENSIONS = frozenset(
@@ -63,25 +62,6 @@ def is_zip(path: Path) -> bool:
     """Whether a file begins as zip archives do."""
     with path.open("rb") as file:
         return file.read(4) in _ZIP_MAGIC
-
-
-def is_shard(path: Path) -> bool:
-    """Whether a file is a WebDataset shard: a tar archive with a class beside each image, 1.jpg and 1.cls."""
-    if not is_tar(path):
-        return False
-    extensions: dict[str, set[str]] = {}
-    try:
-        with TarReader.open(path) as tar:
-            for info, _ in itertools.islice(tar.members(), _SHARD_MEMBERS):
-                name = PurePosixPath(info.name)
-                key, _, extension = name.name.partition(".")
-                found = extensions.setdefault(str(name.with_name(key or ".")), set())
-                found.add(f".{extension.lower()}")
-                if ".cls" in found and found & EXTENSIONS:
-                    return True
-    except DataError:
-        return False
-    return False
 
 
 class _Percent:

@@ -127,6 +127,7 @@ def check_images(
     skip_unreadable: bool = False,
     valid_fraction: float = 0.2,
     seed: int = 0,
+    facts: Mapping[Path, ImageFacts] | None = None,
     progress: OnProgress | None = None,
 ) -> CheckedImages:
     """Decode every image once, divide the data if it is not divided, and report what is odd.
@@ -137,13 +138,15 @@ def check_images(
         skip_unreadable: leave out, and count, what cannot be decoded, instead of stopping.
         valid_fraction: share held back for validation where the data has no `valid` of its own.
         seed: of that division.
+        facts: what each image holds, if that is known already.
         progress: told how many images are done, of how many.
 
     Raises:
         UnreadableImagesError: listing every image that cannot be decoded.
         DataError: if leaving them out leaves a class without images to train on, or nothing to validate with.
     """
-    facts = inspect_images([sample.path for sample in data.samples], image_size, progress)
+    if facts is None:
+        facts = inspect_images([sample.path for sample in data.samples], image_size, progress)
     unreadable = tuple(sample for sample in data.samples if facts[sample.path].error is not None)
     if unreadable and not skip_unreadable:
         errors = [error for sample in unreadable if (error := facts[sample.path].error) is not None]
@@ -204,6 +207,17 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
         content = path.read_bytes()
     except OSError as error:
         return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+    return inspect_bytes(content, path, image_size)
+
+
+def inspect_bytes(content: bytes, path: Path, image_size: int) -> ImageFacts:
+    """Hash and decode the content of a file.
+
+    Args:
+        content: the encoded image.
+        path: what it is called.
+        image_size: the model's.
+    """
     digest = hashlib.sha256(content).hexdigest()
     try:
         image = open_image(content)

@@ -6,14 +6,15 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from carnet.data.archive import is_shard, is_zip
+from carnet.data.archive import is_zip
+from carnet.data.hub import is_dataset
 from carnet.data.tar import is_packed, is_tar
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
 
-Form = Literal["folder", "table", "archive"]
+Form = Literal["folder", "table", "archive", "dataset"]
 
-_FORMS = "a folder with one folder of images per class, a table (CSV), or a zip or tar archive"
+_FORMS = "a folder with one folder of images per class, a table (CSV), a zip or tar archive, or a data set (hf:NAME)"
 _UNPACK = "unpack it, and name the folder"
 _SAVE_AS_CSV = "save it as 'CSV UTF-8' with the columns filepath and label"
 _OTHERS = {
@@ -21,7 +22,7 @@ _OTHERS = {
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("packed with zstd", _UNPACK),
     b"\xd0\xcf\x11\xe0": ("an Excel workbook", _SAVE_AS_CSV),
-    b"PAR1": ("a Parquet file", "name a folder, a table or an archive that was made from it"),
+    b"PAR1": ("a Parquet file", "give it a name that ends in .parquet"),
     b"\x89HDF": ("an HDF5 file", "name a folder, a table or an archive that was made from it"),
 }
 """First bytes -> what it is, and the way out."""
@@ -35,6 +36,8 @@ def form_of(data: Path) -> Form:
     Raises:
         DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
     """
+    if is_dataset(str(data)):
+        return "dataset"
     if data.is_dir():
         return "folder"
     if not data.exists():
@@ -60,8 +63,6 @@ def _form_of_file(path: Path) -> Form:
             raise DataError(f"{path} is a spreadsheet or another document of an office suite; {_SAVE_AS_CSV}")
         return "archive"
     if is_tar(path):
-        if is_shard(path):
-            raise DataError(f"{path} is a WebDataset shard; unpack it, and list its images and classes in a table")
         return "archive"
     if is_packed(path):
         raise DataError(

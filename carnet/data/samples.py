@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ ByClass = dict[str, list[Path]]
 
 _FILE_EXTENSIONS = (
     *(".csv", ".tsv", ".txt", ".zip"),
-    *(".tar", ".gz", ".bz2", ".xz", ".tgz", ".tbz", ".tbz2", ".txz"),
+    *(".parquet", ".tar", ".gz", ".bz2", ".xz", ".tgz", ".tbz", ".tbz2", ".txz"),
 )
 
 
@@ -50,6 +51,12 @@ class LabeledImages:
     def name(self) -> str:
         """A short name for titles and run folders."""
         return short_name(self.source)
+
+    @property
+    def location(self) -> str:
+        """What would name the data from any folder."""
+        said = str(self.source)
+        return said if said.startswith("hf:") else str(self.source.resolve())
 
     @property
     def is_flat(self) -> bool:
@@ -100,10 +107,13 @@ class Listing:
 
 
 def short_name(source: Path) -> str:
-    """What to call some data: the folder's name, or the file's without its extensions (`photos.tar.gz`: photos)."""
+    """What to call some data: its name without extensions (`photos.tar.gz`: photos), owner and revision."""
     if source.is_dir():
         return source.resolve().name
-    name = source.name
+    name = re.split("[:@?]", source.name.removeprefix("hf:"))[0]
+    if re.search(r"[*?{\[]", name):
+        # A pattern of files: what they lie in says more.
+        name = source.resolve().parent.name
     while Path(name).suffix.lower() in _FILE_EXTENSIONS:
         name = Path(name).stem
     return name

@@ -1,8 +1,8 @@
-"""From what was named, a folder, a table or an archive, to one sorted list of labelled images.
+"""From what was named, a folder, a table, an archive or a data set, to one sorted list of labelled images.
 
-Each form has a file of its own (`folder`, `table`, `archive`) that lists the images of each class. Here the classes
-become numbers: every split counts them in the one sorted list that `train` gives, so a class has the same number
-everywhere, in whichever form the images come.
+Each form has a file of its own (`folder`, `table`, `archive`, `stream`) that lists the images of each class. Here the
+classes become numbers: every split counts them in the one sorted list that `train` gives, so a class has the same
+number everywhere, in whichever form the images come.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def find_images(
     """List the labelled images in a folder, a table or an archive.
 
     Args:
-        data: the folder, table or archive.
+        data: the folder, table or archive, or what `carnet.data.hub` calls a data set.
         classes: number the labels by this list (a trained model's) instead of by the data's own.
         ignore: paths of images to leave out, as `carnet.data.ignore.read_ignore_file` gives them.
-        progress: told how many percent of an archive are unpacked, of 100.
+        progress: told how much of an archive or a data set is unpacked, of how much.
 
     Raises:
         DataError: no such data, no images, a class that `train` (or `classes`) does not have, one class only,
@@ -66,6 +66,8 @@ def find_images(
 
 def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | None) -> Listing:
     form = form_of(source)
+    if form == "dataset":
+        return _list_dataset(str(source), progress)
     if form == "table":
         return list_table(source)
     if form == "folder":
@@ -73,6 +75,15 @@ def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | Non
     listing = _list_folder(unpack(source, progress), source, known_classes)
     # The cache keeps a record of its own in the folder.
     listing.num_hidden = max(0, listing.num_hidden - 1)
+    return listing
+
+
+def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
+    from carnet.data.stream import notes, store
+
+    table = store(data, progress)
+    listing = list_table(table)
+    listing.warnings += notes(table)
     return listing
 
 

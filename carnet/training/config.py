@@ -57,6 +57,8 @@ class TrainingConfig:
     """Of everything random: initial weights, order, augmentation, held-back images."""
     skip_unreadable: bool = False
     """Leave out, and count, images that cannot be decoded, instead of stopping before the first step."""
+    stream: bool = False
+    """Read training images while training, for a data set (hf:, Parquet, shards) larger than the disk."""
     device: Device = "auto"
     """Where to train; auto takes a GPU where there is one."""
     devices: int = 1

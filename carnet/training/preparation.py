@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from carnet.data.check import CheckedImages, check_images, describe
+from carnet.data.forms import form_of
+from carnet.data.hub import Source
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError, DataError, MissingExtraError, RunError
 from carnet.models.registry import create_model, normalization
@@ -32,6 +34,7 @@ class Job:
     Attributes:
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
+        stream: the data set that training images are read from while training; None: they are files.
     """
 
     run: RunFolder
@@ -42,6 +45,7 @@ class Job:
     network: nn.Module
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    stream: Source | None = None
 
 
 def prepare(
@@ -62,7 +66,7 @@ def prepare(
     if output is not None:
         RunFolder.new(Path(output))
     _check_early(config, init)
-    images = _look_at(data, config, ignore, progress)
+    images, stream = _look_at(data, config, ignore, progress)
     _check_size(images, config, plan)
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
@@ -71,7 +75,16 @@ def prepare(
     record = _record(config, plan, images, init, ignore)
     run.create(images.rows(), record)
     progress.say(_intention(run, config, plan, network, start))
-    return Job(run=run, config=config, plan=plan, spec=spec, images=images, network=network, record=record)
+    return Job(
+        run=run,
+        config=config,
+        plan=plan,
+        spec=spec,
+        images=images,
+        network=network,
+        record=record,
+        stream=stream,
+    )
 
 
 def prepare_resumed(
@@ -96,7 +109,8 @@ def prepare_resumed(
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
     if differences := plan.differences(record["plan"]):
         raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
-    images = _look_at(data or record["data"]["path"], config, ignore or record["data"].get("ignore", ()), progress)
+    data, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
+    images, stream = _look_at(data, config, ignore, progress)
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(
             f"the images are not those of {run.path} (its data.csv lists them); --init starts from its weights"
@@ -116,6 +130,7 @@ def prepare_resumed(
         network=network,
         record=record,
         checkpoint=checkpoint,
+        stream=stream,
     )
 
 
@@ -156,20 +171,37 @@ def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
-def _look_at(data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress) -> CheckedImages:
-    found = find_images(
-        data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking, in percent", done, total)
-    )
-    images = check_images(
-        found,
-        image_size=config.image_size,
-        skip_unreadable=config.skip_unreadable,
-        valid_fraction=config.valid_fraction,
-        seed=config.seed,
-        progress=lambda done, total: progress.bar("looking at the images", done, total),
-    )
+def _look_at(
+    data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress
+) -> tuple[CheckedImages, Source | None]:
+    check: dict[str, Any] = {
+        "image_size": config.image_size,
+        "skip_unreadable": config.skip_unreadable,
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed,
+        "progress": lambda done, total: progress.bar("looking at the images", done, total),
+    }
+    if config.stream:
+        images, stream = _look_at_stream(str(data), check, ignore, progress)
+    else:
+        found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
+        images, stream = check_images(found, **check), None
     progress.say("\n".join(describe(images)))
-    return images
+    return images, stream
+
+
+def _look_at_stream(
+    data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
+) -> tuple[CheckedImages, Source]:
+    if (form := form_of(Path(data))) != "dataset":
+        raise ConfigError(
+            f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
+        )
+    from carnet.data.stream import ImageStream
+    from carnet.data.streamed import check_stream
+
+    stream = ImageStream(data, progress=lambda done, total: progress.bar("counting the images", done, total))
+    return check_stream(stream, ignore=ignore, **check), stream.source
 
 
 def _check_size(images: CheckedImages, config: TrainingConfig, plan: Plan) -> None:
@@ -213,7 +245,7 @@ def _record(
         "versions": versions(),
         "processor_features": processor_features(),
         "data": {
-            "path": str(images.data.source.resolve()),
+            "path": images.data.location,
             "content_hash": images.content_hash,
             "classes": list(images.data.classes),
             "num_images": {split: len(samples) for split, samples in images.data.splits.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from carnet.report.plots import draw_curves
 from carnet.training import narration
 from carnet.training.augment import Augmentation
 from carnet.training.checkpoint import save_checkpoint
-from carnet.training.dataset import EpochBatches, TrainingImages, load_batches, step_seed
+from carnet.training.dataset import EpochBatches, ShuffledBatches, TrainingImages, load_batches, step_seed
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.state import EpochMetrics, TrainingState
@@ -48,11 +48,8 @@ class Trainer:
     def __init__(self, job: Job, processes: Processes, progress: Progress) -> None:
         self.job, self.processes, self.progress = job, processes, progress
         self.run, self.config, self.spec = job.run, job.config, job.spec
-        train, self.valid = (job.images.data.splits[split] for split in ("train", "valid"))
-        self.batches = EpochBatches(
-            len(train), self.config.batch_size, self.config.seed, rank=processes.rank, num_processes=processes.size
-        )
-        self.images = TrainingImages(train, job.spec, Augmentation.from_config(self.config), self.config.seed)
+        self.valid = job.images.data.splits["valid"]
+        self.decode, self.batches = _training_images(job, processes)
         self.fabric = processes.fabric(job.plan, self._loggers())
         self.network = job.network.to(memory_format=torch.channels_last)
         if processes.size > 1 and job.plan.device == "cuda":
@@ -127,7 +124,7 @@ class Trainer:
     def _batches(self, stop: StopFlag) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
         self.batches.epoch, self.batches.first_step = self.state.epoch, self.state.step
-        batches = load_batches(self.images, self.batches, self.job.plan.workers)
+        batches = load_batches(self.decode, self.batches, self.job.plan.workers)
         while True:
             batch = None
             problem: Exception | None = stop.request
@@ -285,6 +282,20 @@ class Trainer:
                 f"a step of {self.config.batch_size} images of {self.config.image_size} px does not fit into memory; "
                 f"try --batch-size {smaller} or a smaller --image-size"
             ) from error
+
+
+def _training_images(job: Job, processes: Processes) -> tuple[Callable[[Any], tuple[Images, int]], EpochBatches[Any]]:
+    """What decodes a training image, and the batches of what it decodes."""
+    config, train = job.config, job.images.data.splits["train"]
+    augmentation, place = Augmentation.from_config(config), {"rank": processes.rank, "num_processes": processes.size}
+    if job.stream is None:
+        batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
+        return TrainingImages(train, job.spec, augmentation, config.seed).__getitem__, batches
+    from carnet.data.stream import ImageStream
+    from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
+
+    streamed = StreamedBatches(ImageStream(job.stream), train, config.batch_size, config.seed, **place)
+    return StreamedTrainingImages(job.spec.classes, job.spec, augmentation, config.seed).__getitem__, streamed
 
 
 def model_info(network: nn.Module, epoch: EpochMetrics) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -6,7 +5,7 @@ import pytest
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar, write_zip
 
 from carnet.data import unpacking
-from carnet.data.archive import is_shard, unpack
+from carnet.data.archive import unpack
 from carnet.data.cache import cache_root
 from carnet.errors import DataError, OutputError
 
@@ -98,27 +97,3 @@ def test_other_ways_of_packing_a_zip(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"\x08\x00\x00\x00\x21\x00", b"\x09\x00\x00\x00\x21\x00"))
     with pytest.raises(DataError, match=r"'a.jpg' is packed in a way that Python does not know; unpack it yourself"):
         unpack(path)
-
-
-@pytest.mark.parametrize(
-    ("names", "answer"),
-    [
-        (("0.jpg", "0.cls", "1.jpg", "1.cls"), True),
-        (("a/0.cls", "a/0.seg.png", "a/0.JPG"), True),
-        (("0.jpg", "1.cls"), False),
-        (("0.jpg", "a/0.cls"), False),
-        (CATS_AND_DOGS, False),
-        ((), False),
-    ],
-)
-def test_shards(names: tuple[str, ...], answer: bool, tmp_path: Path) -> None:
-    assert is_shard(write_tar(tmp_path / "x.tar", images(*names), packed="")) is answer
-    assert is_shard(write_tar(tmp_path / "x.tgz", images(*names))) is answer
-    assert not is_shard(write_zip(tmp_path / "x.zip", images(*names)))
-
-
-def test_a_damaged_shard_is_no_shard(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", images("0.jpg"), packed="")
-    path.write_bytes(path.read_bytes()[:700])
-    assert tarfile.is_tarfile(path)
-    assert not is_shard(path)

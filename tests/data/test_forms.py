@@ -33,8 +33,7 @@ def test_one_packed_file_is_no_archive(pack, tmp_path: Path) -> None:  # type: i
 
 
 def test_a_shard_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a WebDataset shard; unpack it"):
-        form_of(write_tar(tmp_path / "0.tar", images("0.jpg", "0.cls"), packed=""))
+    assert form_of(write_tar(tmp_path / "0.tar", images("0.jpg", "0.cls"), packed="")) == "dataset"
 
 
 def test_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What people do with their data, and what becomes of it: it works, perhaps with a note, or one line says the way out.
 
 To add a form, add its rows and name them in FORMS. A row has a name, what the user did, how the data is made, and the
-outcome.
+outcome. Those of data sets, by far the most, have a file of their own: test_hub.py.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ TABLES: list[Row] = [
         "cat/1.jpg,cat,train", "dog/1.jpg,dog,train", "cat/2.jpg,cow,test"),
         Refused("test has 1 class that train does not have: 'cow'")),
     ("parquet", "a Parquet file", a_file("labels.parquet", b"PAR1 and more"),
-        Refused("is a Parquet file; name a folder")),
+        Refused("is damaged or incomplete, its end is missing; copy or download it again")),
     ("binary", "something else", a_file("labels.csv", b"\x00\x01\x02"), Refused("none of the forms of DATA")),
 ]
 ARCHIVES: list[Row] = [

@@ -10,7 +10,7 @@ from carnet.data.sources import Sample, find_images
 from carnet.errors import ImageError
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.dataset import EpochBatches, TrainingImages, load_batches
+from carnet.training.dataset import ShuffledBatches, TrainingImages, load_batches
 
 
 @given(
@@ -20,7 +20,7 @@ from carnet.training.dataset import EpochBatches, TrainingImages, load_batches
     first_step=st.integers(0, 120),
 )
 def test_every_image_once_and_never_alone(num_images: int, batch_size: int, epoch: int, first_step: int) -> None:
-    batches = EpochBatches(num_images, batch_size, seed=3)
+    batches = ShuffledBatches(num_images, batch_size, seed=3)
     batches.epoch = epoch
     whole = list(batches)
     assert sorted(index for batch in whole for _, index in batch) == list(range(num_images))
@@ -32,11 +32,11 @@ def test_every_image_once_and_never_alone(num_images: int, batch_size: int, epoc
 
 
 def test_order_differs_between_epochs_and_seeds() -> None:
-    batches = EpochBatches(50, 50, seed=0)
+    batches = ShuffledBatches(50, 50, seed=0)
     (first,) = batches
     batches.epoch = 1
     (second,) = batches
-    (other,) = EpochBatches(50, 50, seed=1)
+    (other,) = ShuffledBatches(50, 50, seed=1)
     assert len({tuple(i for _, i in batch) for batch in (first, second, other)}) == 3
 
 
@@ -58,9 +58,9 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) 
 
 
 def test_threads_do_not_change_anything(images: TrainingImages) -> None:
-    batches = EpochBatches(len(images.samples), 7, seed=0)
-    alone = list(load_batches(images, batches, threads=0))
-    helped = list(load_batches(images, batches, threads=3))
+    batches = ShuffledBatches(len(images.samples), 7, seed=0)
+    alone = list(load_batches(images.__getitem__, batches, threads=0))
+    helped = list(load_batches(images.__getitem__, batches, threads=3))
     assert len(alone) == len(helped) == 4
     for (x, y), (u, v) in zip(alone, helped, strict=True):
         assert torch.equal(x, u)
@@ -72,7 +72,7 @@ def test_a_file_that_goes_under_way_is_named(threads: int, images: TrainingImage
     gone = Sample(tmp_path / "gone.jpg", 0)
     images.samples = [*images.samples[:3], gone]
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
-        list(load_batches(images, EpochBatches(4, 2, seed=0), threads))
+        list(load_batches(images.__getitem__, ShuffledBatches(4, 2, seed=0), threads))
 
 
 def test_augmentation_off_changes_nothing() -> None:

@@ -15,7 +15,7 @@ from together import die, losses_with_frozen_batch_norm
 from carnet import TrainingConfig, train
 from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
 from carnet.progress import Silent
-from carnet.training.dataset import EpochBatches
+from carnet.training.dataset import ShuffledBatches
 from carnet.training.launch import launch
 from carnet.training.plan import resolve
 from carnet.training.preparation import Job, prepare
@@ -36,9 +36,9 @@ def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
 
 @pytest.mark.parametrize(("num_images", "steps"), [(24, 3), (22, 3), (21, 2), (20, 2), (9, 1), (4, 1)])
 def test_every_image_belongs_to_one_process(num_images: int, steps: int) -> None:
-    shares = [EpochBatches(num_images, 9, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
+    shares = [ShuffledBatches(num_images, 9, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
     assert [share.steps_per_epoch for share in shares] == [steps, steps]
-    whole = list(EpochBatches(num_images, 9, seed=0))
+    whole = list(ShuffledBatches(num_images, 9, seed=0))
     batches = [sorted([*one, *other]) for one, other in zip(*shares, strict=True)]
     assert sorted(key for batch in batches for key in batch) == [(0, index) for index in range(num_images)]
     assert all(len(part) >= 2 for share in shares for part in share)
@@ -88,7 +88,7 @@ def test_a_dead_process_ends_the_others(rank: int, photos: Path, tmp_path: Path)
 
 def test_an_error_in_one_process_is_everyones(photos: Path, tmp_path: Path) -> None:
     job = new_job(photos, tmp_path / "run")
-    order = next(iter(EpochBatches(24, 9, seed=0, rank=1, num_processes=2)))
+    order = next(iter(ShuffledBatches(24, 9, seed=0, rank=1, num_processes=2)))
     missing = job.images.data.splits["train"][order[0][1]]
     object.__setattr__(missing, "path", missing.path.with_name("gone.jpg"))
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file") as error:

@@ -1,0 +1,436 @@
+"""The images of a data set that `carnet.data.hub` names: streamed from where they lie, or stored once as a table.
+
+Either way they are counted first, by their labels alone, so that classes, numbers and missing labels are known before
+the first image is needed. Streaming keeps no more in memory than its buffer and what `datasets` has read ahead: a row
+group of each open parquet file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from carnet import files
+from carnet.data import hub
+from carnet.data.cache import cache_root, cached_folder
+from carnet.errors import DataError, ImageError
+from carnet.prefetch import load_ahead
+from carnet.preprocess import open_image
+from carnet.progress import OnProgress, counted, first_few
+
+_IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values")
+_IMAGE_KINDS = ("binary", "large_binary", "List", "LargeList", "Array2D", "Array3D")
+_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "fine_label")
+"""Names of columns, in the order in which they are preferred."""
+_MAX_SHARDS = 256
+"""Parts of a split that are read in an order of their own; neighbours are taken together where there are more files."""
+_FEW_SHARDS = 64
+"""Up to so many files, the row groups inside them count as parts: what is sorted by class is mixed better."""
+_OPEN_SHARDS = 8
+"""Parts read in turns, so that one that holds a single class does not fill the buffer."""
+_EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+_TABLE, _ABOUT = "data.csv", "about.json"
+"""What `store` writes beside the images."""
+
+_Row = tuple[int, str, bytes | str]
+"""Place in the split's stored order, label, and the image's bytes or where to fetch them."""
+
+
+@dataclass(frozen=True)
+class StreamedImage:
+    """One labelled image."""
+
+    name: str
+    """Split and place in the stored order, whatever the order of reading: train/0000123."""
+    label: str
+    content: bytes
+    """The encoded image, as the data set holds it."""
+
+    @property
+    def position(self) -> int:
+        """Place in the split's stored order, from 0."""
+        return int(self.name.rpartition("/")[2])
+
+
+class ImageStream:
+    """Images read one after the other, in the stored order or mixed.
+
+    Attributes:
+        source: where they lie; on the hub, with the revision.
+        classes: those of `train`, sorted.
+        splits: "train" and perhaps "valid" and "test"; "train" alone for data that is not divided, whatever its name.
+        num_images: of each split.
+        content_hash: names the data by its labels in order and the sizes of its files, or by its revision.
+        warnings: what was left out.
+    """
+
+    def __init__(
+        self, data: str | hub.Source, *, buffer_bytes: int = 256 * 2**20, progress: OnProgress | None = None
+    ) -> None:
+        """Open and count.
+
+        Args:
+            data: as `carnet.data.hub` describes it.
+            buffer_bytes: of encoded images among which one is drawn; what is read in order needs none.
+            progress: told how many parts of the data are counted, of how many.
+
+        Raises:
+            DataError: it cannot be opened, its columns cannot be told, labels are missing, or there are no two classes.
+            MissingExtraError: without Hugging Face `datasets`.
+        """
+        self.source = hub.pin(hub.find_source(data) if isinstance(data, str) else data)
+        self.buffer_bytes = buffer_bytes
+        self._format, tables = hub.open_source(self.source)
+        self._names, self.warnings = _split_names(tables, self.source)
+        with hub.explained(self.source):
+            self._columns = _Columns.find(tables[self._names["train"]], self._format, self.source)
+        version = hub.import_datasets().__version__
+        key = hashlib.sha256(f"{self.source.key(by_content=False)} {self._format} {version}".encode()).hexdigest()
+        counts = cached_folder("streams", key, lambda folder: self._count(folder / "counts.json", progress))
+        self._counts: dict[str, Any] = files.read_json(counts / "counts.json")
+        for split in [split for split, count in self._counts.items() if not count["labels"]]:
+            self.warnings += (f"{split} is left out, none of its images having a label",)
+            del self._counts[split]
+        self.classes = _classes(self._counts, self.source.data)
+        self.splits = tuple(self._counts)
+        self.num_images = {split: sum(count["shards"]) for split, count in self._counts.items()}
+        sizes = [self.source.revision, *(path.stat().st_size for _, path in self.source.files)]
+        self.content_hash = hashlib.sha256(json.dumps([self._counts, sizes], sort_keys=True).encode()).hexdigest()
+        self._tables = self._open(self._columns.image, self._columns.label)
+
+    def read(self, split: str, *, order: int | None = None, skip: int = 0) -> Iterator[StreamedImage]:
+        """The images of a split, once each.
+
+        Args:
+            split: one of `splits`.
+            order: None: the stored order. A number, not negative: mixed, in one way for each number.
+            skip: how many to pass over at the beginning; they are read, but neither fetched one by one nor decoded.
+
+        Raises:
+            DataError: no such split; while reading, whatever is wrong with the data.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.source.data} has no {split}, but {' and '.join(self.splits)}")
+        return self._read(split, self._in_order(split) if order is None else self._mixed(split, order), skip)
+
+    def _read(self, split: str, rows: Iterator[_Row], skip: int) -> Iterator[StreamedImage]:
+        def load(row: _Row) -> StreamedImage:
+            position, label, image = row
+            return StreamedImage(f"{split}/{position:07d}", label, _fetch(image) if isinstance(image, str) else image)
+
+        with hub.explained(self.source):
+            left = islice(rows, skip, None)
+            batches = iter(lambda: list(islice(left, 16)), [])
+            # Images in files of their own are fetched side by side; all others are there already.
+            for batch in load_ahead(load, batches, threads=0 if self._format in ("parquet", "webdataset") else 16):
+                yield from batch
+
+    def _in_order(self, split: str) -> Iterator[_Row]:
+        for rows in self._shards(split):
+            yield from rows()
+
+    def _mixed(self, split: str, order: int) -> Iterator[_Row]:
+        """Parts in a drawn order, some of them in turns, and then draws from a buffer.
+
+        `datasets` could mix as well, but not number the images while it does, nor alike in all its versions.
+        """
+        rng = np.random.default_rng(order)
+        shards = self._shards(split)
+        buffer: list[_Row] = []
+        num_bytes = 0
+        for row in _in_turns(shards[number]() for number in rng.permutation(len(shards))):
+            buffer.append(row)
+            num_bytes += len(row[2])
+            while num_bytes > self.buffer_bytes:
+                drawn = int(rng.integers(len(buffer)))
+                buffer[drawn], buffer[-1] = buffer[-1], buffer[drawn]
+                num_bytes -= len(buffer[-1][2])
+                yield buffer.pop()
+        for place in rng.permutation(len(buffer)):
+            yield buffer[place]
+
+    def _shards(self, split: str) -> list[Callable[[], Iterator[_Row]]]:
+        """How to read each part of a split, in the stored order."""
+        sizes = self._counts[split]["shards"]
+        starts = accumulate([0, *sizes[:-1]])
+        return [partial(self._rows, split, number, start) for number, start in enumerate(starts)]
+
+    def _rows(self, split: str, number: int, start: int) -> Iterator[_Row]:
+        table = self._tables[split]
+        part = table.shard(_num_shards(table), number)
+        for position, row in enumerate(part, start):
+            label = self._columns.text(row[self._columns.label]) or ""
+            yield position, label, self._image(row[self._columns.image], f"image {position} of {split}")
+
+    def _image(self, value: Any, which: str) -> bytes | str:
+        held = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+        if held and isinstance(held, bytes):
+            return held
+        if isinstance(held, list | np.ndarray) and len(held):
+            return _png(np.asarray(held), f"{self.source.data}: {which}")
+        # A data set of the hub shall not make us open files of this machine.
+        if isinstance(held, str) and (held.split("::")[-1].startswith("hf://") or self.source.is_folder):
+            return held
+        what = f"only a path ({held})" if isinstance(held, str) else "no bytes"
+        raise DataError(f"{self.source.data}: {which} has {what}; put the bytes of the image into the data, or drop it")
+
+    def _open(self, *columns: str) -> dict[str, Any]:
+        """Only these columns, images undecoded, cut into small parts."""
+        datasets = hub.import_datasets()
+        _, tables = hub.open_source(self.source, columns if self._format == "parquet" else None)
+        opened = {}
+        for split, name in self._names.items():
+            with hub.explained(self.source):
+                table = tables[name].select_columns(list(columns))
+                if isinstance(table.features.get(self._columns.image), datasets.Image):
+                    # As an Image, a shard's bytes would give way to any file of the same name in the current folder.
+                    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+                    feature = plain if self._format == "webdataset" else datasets.Image(decode=False)
+                    table = table.cast_column(self._columns.image, feature)
+                # On the hub, each row group would cost requests of its own.
+                few = table.num_shards < _FEW_SHARDS and not self.source.on_hub
+                opened[split] = table.reshard() if few and hasattr(table, "reshard") else table
+        return opened
+
+    def _count(self, path: Path, progress: OnProgress | None) -> None:
+        hub.check_tars(self.source)
+        tables = self._open(self._columns.label)
+        total, done = sum(map(_num_shards, tables.values())), 0
+        counts: dict[str, Any] = {}
+        for split, table in tables.items():
+            labels: Counter[str | None] = Counter()
+            digest = hashlib.sha256()
+            sizes = []
+            for number in range(_num_shards(table)):
+                before = labels.total()
+                with hub.explained(self.source):
+                    for row in table.shard(_num_shards(table), number):
+                        label = self._columns.text(row[self._columns.label])
+                        labels[label] += 1
+                        digest.update(f"{label}\n".encode("utf-8", "surrogatepass"))
+                sizes.append(labels.total() - before)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            unlabelled = labels.pop(None, 0)
+            if unlabelled and (labels or split == "train"):
+                raise DataError(
+                    f"{self.source.data}: {unlabelled:,} of the {counted(sum(sizes), 'image')} in {split} have no "
+                    f"label (none, or -1); label them, or take them out"
+                )
+            counts[split] = {"shards": sizes, "labels": labels, "sha256": digest.hexdigest()}
+        files.write_json(path, counts)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where in a row the image and its label stand."""
+
+    image: str
+    label: str
+    member: str | None
+    """Of a label that is a JSON document."""
+    names: tuple[str, ...]
+    """What the labels' numbers stand for; empty: themselves."""
+
+    @classmethod
+    def find(cls, table: Any, loader: str, source: hub.Source) -> _Columns:
+        """By kind, and by name where the kind leaves a choice."""
+        datasets = hub.import_datasets()
+        # CSV and JSON say what their columns are only as they are read.
+        features = table.features or dict.fromkeys(next(iter(table), {}))
+        images = [
+            name
+            for name, feature in features.items()
+            if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+        ]
+        plain = [name for name in _IMAGE_COLUMNS if _kind(features.get(name)) in _IMAGE_KINDS]
+        image = _choose("image", images or plain[:1], _IMAGE_COLUMNS, features, source)
+        known = (*_LABEL_COLUMNS, *(hub.LABEL_MEMBERS if loader == "webdataset" else ()))
+        named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        plain = [name for name in known if name != image and _label_member(features.get(name)) is not None]
+        label = _choose("label", named or plain[:1], known, features, source)
+        return cls(image, label, _label_member(features[label]) or None, tuple(getattr(features[label], "names", ())))
+
+    def text(self, value: Any) -> str | None:
+        """What a label says; None where there is none."""
+        if self.member is not None and value is not None:
+            value = value[self.member]
+        if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
+            return None
+        if self.names:
+            if not 0 <= value < len(self.names):
+                raise ValueError(f"label {value} where there are {len(self.names)} classes")
+            value = self.names[value]
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        # As `carnet.data.table` reads names.
+        return unicodedata.normalize("NFC", str(value).strip()) or None
+
+
+def store(data: str, progress: OnProgress | None = None) -> Path:
+    """Write the images of a data set into files, once, each exactly as the data set holds it.
+
+    Args:
+        data: as `carnet.data.hub` describes it.
+        progress: told how much is counted, of how much, and then the same of the images written.
+
+    Returns:
+        A table with the columns filepath and label, and split unless the data is not divided, beside its images. If the
+        hub does not answer, the one stored last.
+
+    Raises:
+        DataError: as `ImageStream`.
+        OutputError: if the cache cannot be written.
+    """
+    source = hub.find_source(data)
+    try:
+        source = hub.pin(source)
+    except hub.HubUnreachableError:
+        stored = list((cache_root() / "datasets").glob(f"{source.name}@*/{_TABLE}")) if not source.revision else []
+        if not stored:
+            raise
+        return max(stored, key=lambda table: table.stat().st_mtime)
+    return cached_folder("datasets", source.key(), lambda folder: _write(source, folder, progress)) / _TABLE
+
+
+def notes(table: Path) -> tuple[str, ...]:
+    """What `store` left out of the table it wrote."""
+    return tuple(files.read_json(table.with_name(_ABOUT))["warnings"])
+
+
+def _write(source: hub.Source, folder: Path, progress: OnProgress | None) -> None:
+    stream = ImageStream(source, progress=progress)
+    total, done = sum(stream.num_images.values()), 0
+    divided = len(stream.splits) > 1
+    with (folder / _TABLE).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("filepath", "label", "split") if divided else ("filepath", "label"))
+        for split in stream.splits:
+            (folder / "images" / split).mkdir(parents=True)
+            for image in stream.read(split):
+                name = f"images/{image.name}{extension_of(image.content)}"
+                (folder / name).write_bytes(image.content)
+                table.writerow((name, image.label, split) if divided else (name, image.label))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    about = {"data": stream.source.data, "revision": stream.source.revision, "warnings": stream.warnings}
+    files.write_json(folder / _ABOUT, about)
+
+
+def _choose(what: str, found: list[str], known: Iterable[str], features: Mapping[str, Any], source: hub.Source) -> str:
+    chosen = source.chosen.get(what)
+    if chosen in features:
+        return str(chosen)
+    candidates = found if len(found) == 1 else [name for name in known if name in found]
+    if candidates and chosen is None:
+        return candidates[0]
+    columns = first_few([f"{name} ({_kind(feature)})" for name, feature in features.items()], 12)
+    problem = f"no column {chosen}" if chosen else f"several {what} columns" if found else f"no {what} column"
+    raise DataError(
+        f"{source.data} has {problem}; say ?{what}=COLUMN after hf:NAME or hf:./FOLDER, or rename it {what}; "
+        f"it has {columns}"
+    )
+
+
+def _kind(feature: Any) -> str:
+    name = type(feature).__name__
+    return str(feature.dtype) if name == "Value" else {"dict": "members", "NoneType": "unknown"}.get(name, name)
+
+
+def _label_member(feature: Any) -> str | None:
+    """The member of a JSON label that holds the class; empty for a plain label; None for what is none."""
+    if isinstance(feature, dict):
+        return next((name for name in (*_LABEL_COLUMNS, "cls") if _label_member(feature.get(name)) == ""), None)
+    return "" if _kind(feature).startswith(("int", "uint", "string", "large_string", "bool", "float")) else None
+
+
+def _split_names(tables: Mapping[str, Any], source: hub.Source) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Our splits -> the data set's, and what is said about the others."""
+    names = {split: name for split, name in source.chosen.items() if split not in ("image", "label")}
+    if not names and len(tables) == 1:
+        return {"train": next(iter(tables))}, ()
+    for name in tables if not names else ():
+        split = hub.SPLITS.get(name.lower(), name)
+        if split in names:
+            raise DataError(f"{source.data} has both {names[split]} and {name}; choose one, hf:…?{split}={name}")
+        names[split] = name
+    names = {split: names[split] for split in ("train", "valid", "test") if split in names}
+    others = [name for name in tables if name not in names.values()]
+    if "train" not in names or not set(names.values()) <= set(tables):
+        raise DataError(f"{source.data} has the splits {', '.join(tables)}; say which to train on, hf:…?train=SPLIT")
+    return names, (f"{counted(len(others), 'split')} left out: {first_few(others)}",) if others else ()
+
+
+def _classes(counts: Mapping[str, Any], data: str) -> tuple[str, ...]:
+    classes = tuple(sorted(counts["train"]["labels"])) if "train" in counts else ()
+    if len(classes) < 2:
+        raise DataError(f"{data} has {counted(len(classes), 'class', 'classes')} to train on; a classifier needs two")
+    for split, count in counts.items():
+        strange = sorted(set(count["labels"]) - set(classes))
+        if strange:
+            number = counted(len(strange), "class", "classes")
+            raise DataError(f"{split} of {data} has {number} that train does not have: {first_few(strange)}; mend them")
+    return classes
+
+
+def _num_shards(table: Any) -> int:
+    return min(int(table.num_shards), _MAX_SHARDS)
+
+
+def _in_turns(shards: Iterable[Iterator[_Row]]) -> Iterator[_Row]:
+    waiting = iter(shards)
+    running = deque(islice(waiting, _OPEN_SHARDS))
+    while running:
+        rows = running.popleft()
+        row = next(rows, None)
+        if row is None:
+            running.extend(islice(waiting, 1))
+        else:
+            running.append(rows)
+            yield row
+
+
+def _fetch(path: str) -> bytes:
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        return bytes(file.read())
+
+
+def _png(array: Any, which: str) -> bytes:
+    """An image that is held as numbers, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), without loss."""
+    small = array.dtype.kind in "ui" and array.min() >= 0 and array.max() <= 255
+    if not small or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise DataError(
+            f"{which} is an array of {array.dtype} {array.shape}; needed are 0 to 255 in (height, width, 3)"
+        )
+    pixels = array.astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if array.shape[2:] == (1,) else pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def extension_of(content: bytes) -> str:
+    """What an image's file should be called, by its content."""
+    try:
+        kind = open_image(content).format or ""
+    except ImageError:
+        # The check before training shall find it and say what is wrong.
+        return ".jpg"
+    return _EXTENSIONS.get(kind, f".{kind.lower()}")

@@ -1,0 +1,146 @@
+"""Training on data sets that Hugging Face datasets reads: stored, and streamed."""
+
+import os
+import shutil
+import signal
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carnet import TrainingConfig, evaluate, load, train
+from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
+from carnet.progress import Silent
+from carnet.run_folder import RunFolder
+from carnet.training.session import TrainingResult
+
+pytest.importorskip("datasets")
+
+RECIPE = {"image_size": 48, "epochs": 2, "batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def shards(photos: Path, folder: Path, *, splits: tuple[str, ...] = ("train", "valid"), spoil: bool = False) -> Path:
+    """Two WebDataset shards of each split; with `spoil`, one training image cannot be decoded."""
+    folder.mkdir()
+    for split in splits:
+        images = sorted((photos / split).rglob("*.jpg"))
+        for part in (0, 1):
+            with tarfile.open(folder / f"{split}-{part}.tar", "w") as tar:
+                for number, image in enumerate(images[part::2]):
+                    add(tar, f"{part}{number:03}.txt", image.parent.name.encode(), folder)
+                    spoilt = spoil and (split, part, number) == ("train", 1, 5)
+                    add(tar, f"{part}{number:03}.jpg", b"\xff\xd8\xff" if spoilt else image.read_bytes(), folder)
+    return folder
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes, folder: Path) -> None:
+    path = folder / "member"
+    path.write_bytes(content)
+    tar.add(path, name)
+    path.unlink()
+
+
+def run_on(data: Path, run: Path, **changes: Any) -> TrainingResult:
+    return train(data, TrainingConfig(**(RECIPE | changes)), output=run, progress=Silent())
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+class StopAt(Silent):
+    def __init__(self, epoch: str, step: int) -> None:
+        self.moment = (epoch, step)
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        if (what, done) == self.moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stored_shards_train_like_any_table(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards")
+    result = run_on(data, tmp_path / "run", epochs=1)
+    assert result.document["num_images"] == {"train": 24, "valid": 12}
+    assert load(tmp_path / "run").spec.classes == ("blue", "green", "red")
+    assert evaluate(tmp_path / "run", data).top1 == result.top1
+
+
+def test_streamed_stops_and_resumes_to_the_same_weights(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards")
+    whole = run_on(data, tmp_path / "whole", stream=True)
+    assert whole.document["num_images"] == {"train": 24, "valid": 12}
+    for moment in (("epoch 1/2", 2), ("epoch 2/2", 1)):
+        run = tmp_path / f"run{moment[1]}"
+        with pytest.raises(StoppedError):
+            train(data, TrainingConfig(stream=True, **RECIPE), output=run, progress=StopAt(*moment))
+        train(resume=run, config=TrainingConfig(stream=True, workers=0, **RECIPE), progress=Silent())
+        assert weights(run) == weights(tmp_path / "whole")
+    stored = run_on(data, tmp_path / "stored")
+    # The same images under the same names, in another order.
+    assert RunFolder(stored.run).digests() == RunFolder(whole.run).digests()
+    assert weights(stored.run) != weights(whole.run)
+    assert (stored.run / "data.csv").read_bytes() == (whole.run / "data.csv").read_bytes()
+
+
+def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path, tmp_path: Path) -> None:
+    from carnet.data.stream import ImageStream
+    from carnet.data.streamed import check_stream
+    from carnet.training.streaming import StreamedBatches
+
+    stream = ImageStream(str(shards(photos, tmp_path / "shards")))
+    checked = check_stream(stream, image_size=48, ignore=("images/train/0000003.jpg",))
+    train = checked.data.splits["train"]
+    assert (len(train), len(checked.data.ignored)) == (23, 1)
+    shares = [StreamedBatches(stream, train, 6, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
+    positions = [[image.position for batch in share for _, image in batch] for share in shares]
+    assert sorted(positions[0] + positions[1]) == [number for number in range(24) if number != 3]
+    shares[0].first_step = 2
+    assert [image.position for batch in shares[0] for _, image in batch] == positions[0][6:]
+    shares[0].epoch = 1
+    assert [image.position for batch in shares[0] for _, image in batch] != positions[0][6:]
+
+
+def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards", splits=("train",))
+    result = run_on(data, tmp_path / "run", epochs=1, stream=True)
+    assert result.document["num_images"] == {"train": 18, "valid": 6}
+    assert evaluate(tmp_path / "run", data).num_leaked == 0
+    stored = run_on(data, tmp_path / "stored", epochs=1)
+    assert RunFolder(stored.run).digests() == RunFolder(result.run).digests()
+
+
+def test_an_unreadable_image_in_a_stream(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards", spoil=True)
+    with pytest.raises(UnreadableImagesError, match=r"1 of 36 images .*\n  .*images/train/\d{7}\.jpg: "):
+        run_on(data, tmp_path / "run", stream=True)
+    result = run_on(data, tmp_path / "run", epochs=1, stream=True, skip_unreadable=True).document
+    assert (result["num_images"]["train"], result["num_skipped_unreadable"]) == (23, 1)
+
+
+def test_what_has_changed_is_noticed(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards")
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(data, TrainingConfig(stream=True, **RECIPE), output=run, progress=StopAt("epoch 1/2", 1))
+    shutil.copy(data / "valid-1.tar", data / "valid-2.tar")
+    with pytest.raises(RunError, match="the images are not those of"):
+        train(resume=run, progress=Silent())
+    shutil.rmtree(data)
+    with pytest.raises(DataError, match="no folder"):
+        train(resume=run, progress=Silent())
+    with pytest.raises(ConfigError, match=r"--stream reads data sets .* is a folder, so leave it out"):
+        run_on(photos, tmp_path / "x", stream=True)
+
+
+def test_two_processes_share_a_stream(photos: Path, tmp_path: Path) -> None:
+    data = shards(photos, tmp_path / "shards")
+    result = run_on(data, tmp_path / "run", epochs=1, stream=True, devices=2)
+    assert result.document["num_images"] == {"train": 24, "valid": 12}
+    assert result.report.num_images == 12
