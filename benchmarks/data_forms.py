@@ -15,12 +15,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from environment import write_result
+
 from carnet.data.sources import find_images
 from carnet.files import write_csv
 from carnet.models.trained import load
 from carnet.training.config import TrainingConfig
 from carnet.training.session import train
-from environment import write_result
 
 CONFIG = TrainingConfig(image_size=48, epochs=1, batch_size=64)
 
