@@ -16,13 +16,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carnet.data.samples import ByClass, Listing
+from carnet.data.samples import SPLIT_NAMES, ByClass, Listing
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
 from carnet.progress import counted, first_few
 
-SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-"""Folder name -> the split it holds."""
 TABLE_EXTENSIONS = (".csv", ".tsv")
 
 

@@ -27,15 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from carnet.data.samples import SPLIT_NAMES
 from carnet.errors import CarnetError, DataError, MissingExtraError
 from carnet.preprocess import EXTENSIONS
 
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""A data set's word -> the split it means."""
 LABEL_MEMBERS = ("cls", "json", "txt")
 """What holds the label in a WebDataset shard, the surest first."""
 _FORMAT = 1
@@ -355,7 +350,7 @@ def _by_split(data: str, files: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
     splits = {}
     for path in files:
         for part in path.relative_to(base).parts:
-            words = {SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS}
+            words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_NAMES}
             if len(words) > 1:
                 raise DataError(f"{path} names the splits {' and '.join(sorted(words))}; rename it after one of them")
             if words:

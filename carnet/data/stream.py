@@ -27,6 +27,7 @@ from PIL import Image
 from carnet import files
 from carnet.data import hub
 from carnet.data.cache import cache_root, cached_folder
+from carnet.data.samples import SPLIT_NAMES
 from carnet.errors import DataError, ImageError
 from carnet.prefetch import load_ahead
 from carnet.preprocess import open_image
@@ -366,7 +367,7 @@ def _split_names(tables: Mapping[str, Any], source: hub.Source) -> tuple[dict[st
     if not names and len(tables) == 1:
         return {"train": next(iter(tables))}, ()
     for name in tables if not names else ():
-        split = hub.SPLITS.get(name.lower(), name)
+        split = SPLIT_NAMES.get(name.lower(), name)
         if split in names:
             raise DataError(f"{source.data} has both {names[split]} and {name}; choose one, hf:…?{split}={name}")
         names[split] = name

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from carnet.data.locate import Locator, kind_of
-from carnet.data.samples import Listing
+from carnet.data.samples import SPLIT_NAMES, Listing
 from carnet.errors import DataError
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
@@ -26,12 +26,6 @@ _PATH = (
 _LABEL = ("label", "labels", "class", "classes", "classname", "category", "categories")
 _SPLIT = ("split", "dataset", "set", "subset")
 """Names of columns, in the order in which they are preferred."""
-SPLIT_VALUES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What stands in a row -> the split it means."""
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
 _EXAMPLE = "a header such as filepath,label and a row for each image"
 _NEEDED = (
@@ -175,7 +169,7 @@ def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
 
 
 def _split(value: str, line: int, path: Path) -> str:
-    split = SPLIT_VALUES.get(value.strip().lower())
+    split = SPLIT_NAMES.get(value.strip().lower())
     if split is None:
         what = f"unknown split {value.strip()[:60]!r}" if value.strip() else "the split is empty"
         raise DataError(f"{path} line {line}: {what}; write train, valid or test")
