@@ -108,9 +108,9 @@ def a_table(
     return make
 
 
-def a_folder_with_a_table(*lines: str, of: tuple[str, ...]) -> Make:
+def a_folder_with_a_table(*lines: str, of: tuple[str, ...], encoding: str = "utf-8") -> Make:
     """The same, but the folder is named."""
-    make = a_table(*lines, of=of)
+    make = a_table(*lines, of=of, encoding=encoding)
     return lambda tmp: (make(tmp)[0].parent, None)
 
 
@@ -123,6 +123,17 @@ def a_zip(*names: str, name: str = "photos.zip", then: Callable[[Path], None] | 
         if then is not None:
             then(path)
         return path, None
+
+    return make
+
+
+def a_zip_that_names(row: str) -> Make:
+    """A zip archive of two images, its table with one row more; {elsewhere} in it is an image outside the archive."""
+
+    def make(tmp: Path) -> tuple[Path, None]:
+        elsewhere = tree(tmp / "secret", "9.jpg") / "9.jpg"
+        text = "\n".join(("file,class", "1.jpg,x", "2.jpg,y", row.replace("{elsewhere}", str(elsewhere))))
+        return a_zip("all/1.jpg", "all/2.jpg", labels=text)(tmp)
 
     return make
 

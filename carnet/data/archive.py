@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tarfile
@@ -14,6 +13,7 @@ from carnet.data.damage import ArchiveReadError, damaged, reading
 from carnet.data.tar import TarReader
 from carnet.data.unpacking import SafeFolder
 from carnet.errors import DataError
+from carnet.files import digest_of, read_json, write_json
 from carnet.preprocess import looks_like_image
 from carnet.progress import OnProgress, counted
 
@@ -24,8 +24,8 @@ _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAG = 0x1
 _DOS_FOLDER = 0x10
-_SHARD_MEMBERS = 50
-"""A shard shows within its first samples what it is."""
+_ABOUT = ".archive.json"
+"""What the cache keeps about an archive, beside what was in it."""
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -50,7 +50,7 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
     """
     try:
         percent = _Percent(2 * path.stat().st_size, progress)
-        digest = _digest(path, percent)
+        digest = digest_of(path, percent.show)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     folder = cached_folder("archives", digest, lambda scratch: _fill(scratch, path, percent))
@@ -58,10 +58,21 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
     return folder
 
 
+def num_hidden(folder: Path) -> int:
+    """How many hidden files and folders an archive had that `unpack` has unpacked into a folder."""
+    about = folder / _ABOUT
+    return int(read_json(about)["num_hidden"]) if about.exists() else 0
+
+
 def is_zip(path: Path) -> bool:
     """Whether a file begins as zip archives do."""
     with path.open("rb") as file:
         return file.read(4) in _ZIP_MAGIC
+
+
+def is_packed_data(name: str) -> bool:
+    """Whether a file's name promises what may hold images, an archive or Parquet."""
+    return Path(name).suffix.lower() in (*ARCHIVE_EXTENSIONS, ".parquet")
 
 
 class _Percent:
@@ -84,15 +95,6 @@ class _Percent:
             self.progress(100, 100)
 
 
-def _digest(path: Path, percent: _Percent) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-            percent.show(file.tell())
-    return digest.hexdigest()
-
-
 def _fill(folder: Path, path: Path, percent: _Percent) -> None:
     safe = SafeFolder(folder, path)
     try:
@@ -103,6 +105,7 @@ def _fill(folder: Path, path: Path, percent: _Percent) -> None:
     except ArchiveReadError as error:
         raise damaged(path, error.__cause__) from error
     _check_content(folder, path)
+    write_json(folder / _ABOUT, {"num_hidden": safe.num_hidden})
 
 
 def _unpack_tar(path: Path, safe: SafeFolder, percent: _Percent) -> None:
@@ -183,18 +186,17 @@ def _is_folder(info: zipfile.ZipInfo, name: str) -> bool:
 
 
 def _check_content(folder: Path, path: Path) -> None:
-    num_files, archives = 0, []
+    num_files, packed = 0, []
     for current, _, names in os.walk(folder):
         for name in names:
             if looks_like_image(Path(current) / name):
                 return
             num_files += 1
-            if Path(name).suffix.lower() in ARCHIVE_EXTENSIONS:
-                archives.append((Path(current) / name).relative_to(folder).as_posix())
-    if archives:
-        raise DataError(
-            f"{path} holds no images but another archive, {min(archives)!r}; unpack it, and name what comes out"
-        )
+            if is_packed_data(name):
+                packed.append((Path(current) / name).relative_to(folder).as_posix())
+    if packed:
+        what = "a Parquet file" if min(packed).lower().endswith(".parquet") else "another archive"
+        raise DataError(f"{path} holds no images but {what}, {min(packed)!r}; unpack it, and name what comes out")
     raise DataError(
         f"{path} holds no images ({counted(num_files, 'other file')}); DATA needs one folder of images per class, "
         f"such as cat/1.jpg"

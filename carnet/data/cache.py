@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from carnet import files
-from carnet.errors import OutputError
+from carnet.data.samples import expanded
+from carnet.errors import OutputError, RunError
 
 _MANIFEST = ".carnet.json"
+_FORGOTTEN_SECONDS = 24 * 3600
+"""A half-made folder in which nothing has changed for so long belongs to a process that was killed."""
 
 
 def cache_root() -> Path:
     """Where such folders lie: `$CARNET_CACHE`, or the system's place for caches."""
     if named := os.environ.get("CARNET_CACHE"):
-        return Path(named).absolute()
+        return expanded(named).absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("carnet", appauthor=False))
@@ -26,8 +31,8 @@ def cache_root() -> Path:
 def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     """The folder `fill` makes, made at most once for each key.
 
-    It gets its name when it is whole: a kill at any moment leaves nothing half made. A folder that has lost files since
-    is made anew.
+    It gets its name when it is whole: a kill at any moment leaves nothing half made under it. A folder that has lost
+    files since is made anew. What killed processes have left is removed after a day.
 
     Args:
         kind: a folder of the cache, for those who look into it.
@@ -39,33 +44,56 @@ def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
         Exception: whatever `fill` raises.
     """
     folder = cache_root() / kind / key
-    if _is_whole(folder):
-        return folder
-    files.make_folder(folder.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=folder.parent))
     try:
-        fill(scratch)
-        files.write_json(scratch / _MANIFEST, _measure(scratch))
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            # Another process may have been faster; what it made is the same.
-            if not _is_whole(folder):
-                raise
+        _remove_forgotten(folder.parent)
+        if not _is_whole(folder):
+            _make(folder, fill)
     except OSError as error:
         raise OutputError(
             f"cannot write into the cache {folder.parent}: {error.strerror or error}; "
             f"free some space, or name another place in the environment variable CARNET_CACHE"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
+def _make(folder: Path, fill: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
+    aside = scratch.with_name(f"{scratch.name}-old")
+    try:
+        fill(scratch)
+        files.write_json(scratch / _MANIFEST, _measure(scratch))
+        # Another process may have been faster: what it made is the same, and may be in use.
+        if _is_whole(folder):
+            return
+        with suppress(FileNotFoundError):
+            folder.rename(aside)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not _is_whole(folder):
+                raise
+    finally:
+        for path in (scratch, aside):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_forgotten(parent: Path) -> None:
+    for scratch in parent.glob(".*-*"):
+        # It may be gone while we look.
+        with suppress(OSError):
+            # Whoever writes changes one of the folders, though perhaps not the topmost.
+            changes = [Path(current).stat().st_mtime for current, _, _ in os.walk(scratch)]
+            if changes and max(changes) < time.time() - _FORGOTTEN_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _is_whole(folder: Path) -> bool:
-    manifest = folder / _MANIFEST
-    return manifest.exists() and files.read_json(manifest) == _measure(folder)
+    try:
+        return bool(files.read_json(folder / _MANIFEST) == _measure(folder))
+    except (OSError, RunError):
+        # Missing, damaged, or just being removed.
+        return False
 
 
 def _measure(folder: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ from PIL import Image
 from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
+from carnet.files import digest_of
 from carnet.prefetch import loading_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.progress import OnProgress, counted
@@ -193,7 +194,7 @@ def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
 
     def digest(path: Path) -> str | None:
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return digest_of(path)
         except OSError:
             return None
 

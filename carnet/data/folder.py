@@ -2,7 +2,7 @@
 
 Two forms are understood:
 
-- split: `DATA/train/<class>/…`, with `valid` (also `val` or `validation`) and `test` beside `train`;
+- split: `DATA/train/<class>/…`, with `valid` and `test` beside `train` (`SPLIT_NAMES` has their other names);
 - flat: `DATA/<class>/…`, which `carnet.data.split` divides.
 
 A class is a folder; its images may lie in folders inside it. Where one folder holds everything, it is entered.
@@ -11,7 +11,9 @@ A class is a folder; its images may lie in folders inside it. Where one folder h
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +52,33 @@ def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) ->
             walk.num_other_files += sum(1 for _ in _images(folder, walk))
             walk.warnings.append(f"folder {folder.name} is none of the splits and is left out")
     return walk.listing(listed, root)
+
+
+def check_classes(listing: Listing, shown: Path) -> None:
+    """Look whether the folders that are taken for classes may be something else: `seg_train` beside `seg_test`.
+
+    Args:
+        listing: as `list_folder` gives it; takes a note if folders in several classes have one name.
+        shown: what messages call the folder.
+
+    Raises:
+        DataError: if they look like splits: by their names, all of them or those that hold folders of the same names.
+    """
+    by_class = listing.splits.get("all", {})
+    inside = {name: _folders_inside(paths, listing.root) for name, paths in by_class.items() if paths}
+    times = Counter(name for names in inside.values() for name in names)
+    shared = sorted(name for name, number in times.items() if number > 1)
+    alike = [name for name, names in sorted(inside.items()) if names & set(shared)]
+    for suspects in (list(inside), alike):
+        splits = [_split_in(name) for name in suspects]
+        if len(set(splits) - {""}) > 1 and (suspects is alike or all(splits)):
+            raise DataError(
+                f"the folders {first_few(sorted(suspects))} in {shown} look like splits, not like classes; call them "
+                f"train, valid and test, with one folder per class in each, or name a table that gives the classes"
+            )
+    if shared:
+        what = f"folders of the same names ({first_few(shared)}), which are taken for parts of these classes"
+        listing.warnings.append(f"{first_few(alike)} hold {what}")
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -166,6 +195,17 @@ def _split_folders(folders: list[Path], walk: _Walk) -> dict[str, Path]:
         splits[split] = folder
     # A split holds class folders; a class that happens to be called "train" or "test" holds images.
     return splits if splits and any(_has_subfolder(folder) for folder in splits.values()) else {}
+
+
+def _folders_inside(images: list[Path], root: Path) -> set[str]:
+    """The names of folders between a class's folder and its images."""
+    return {part for folder in {path.parent for path in images} for part in folder.relative_to(root).parts[1:]}
+
+
+def _split_in(name: str) -> str:
+    """The split that a word of a folder's name means (`train_images`: train); nothing ("") for other names."""
+    words = re.split(r"[\W_\d]+", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def _list_classes(folders: list[Path], walk: _Walk) -> ByClass:

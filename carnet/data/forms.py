@@ -1,4 +1,4 @@
-"""Which form of data a path names, told by its content and never by its name."""
+"""Which form of data a path names, told by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from carnet.data.archive import is_zip
+from carnet.data.archive import ARCHIVE_EXTENSIONS, is_zip
 from carnet.data.hub import is_dataset
+from carnet.data.samples import expanded
 from carnet.data.tar import is_packed, is_tar
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
@@ -30,12 +31,22 @@ _OFFICE_MEMBERS = (b"[Content_Types].xml", b"mimetype", b"_rels/")
 """What the zip archives that are spreadsheets begin with."""
 
 
+_FETCH = "fetch it again, signed in where that is asked for"
+_INSTEAD = {
+    b"<!doctype html": ("a web page", _FETCH),
+    b"<html": ("a web page", _FETCH),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself (git lfs pull)"),
+}
+"""What a failed download begins with, in small letters -> what it is, and the way out."""
+
+
 def form_of(data: Path) -> Form:
     """The form of some data.
 
     Raises:
         DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
     """
+    data = expanded(data)
     if is_dataset(str(data)):
         return "dataset"
     if data.is_dir():
@@ -71,7 +82,19 @@ def _form_of_file(path: Path) -> Form:
     # UTF-16, which has such bytes as well, begins with its mark; the table says how to save it otherwise.
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is none of the forms of DATA, or damaged; DATA is {_FORMS}")
+    _check_download(path, start)
     return "table"
+
+
+def _check_download(path: Path, start: bytes) -> None:
+    """Name what a download that failed leaves; a table does not begin like that, and is not called like an archive."""
+    begun = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginning, (what, way_out) in _INSTEAD.items():
+        if begun.startswith(beginning):
+            raise DataError(f"{path} is {what} in place of the data; {way_out}")
+    if path.suffix.lower() in ARCHIVE_EXTENSIONS:
+        what = "a text; fetch it again, or name it .csv if it is a table" if start else "empty; fetch it again"
+        raise DataError(f"{path} is no archive but {what}")
 
 
 def _missing(data: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -62,7 +63,10 @@ class LabeledImages:
     def location(self) -> str:
         """What would name the data from any folder."""
         said = str(self.source)
-        return said if said.startswith("hf:") else str(self.source.resolve())
+        if not said.startswith("hf:"):
+            return str(expanded(said).resolve())
+        folder, mark, choice = said.removeprefix("hf:").partition("?")
+        return f"hf:{expanded(folder).resolve()}{mark}{choice}" if folder.startswith((".", "~")) else said
 
     @property
     def is_flat(self) -> bool:
@@ -110,6 +114,12 @@ class Listing:
     def images(self) -> list[Path]:
         """Every image of every class and split."""
         return [path for by_class in self.splits.values() for paths in by_class.values() for path in paths]
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with the home folder in place of `~`; `~nobody` stays what it is where there is no such user."""
+    # pathlib would raise an error for it.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def short_name(source: Path) -> str:

@@ -11,12 +11,12 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from carnet.data.archive import unpack
-from carnet.data.folder import TABLE_EXTENSIONS, images_in, list_folder, visible
+from carnet.data.archive import is_packed_data, num_hidden, unpack
+from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, list_folder, visible
 from carnet.data.forms import form_of
 from carnet.data.ignore import about_strange, named_images
-from carnet.data.samples import ByClass, LabeledImages, Listing, Sample
-from carnet.data.table import fits, list_table
+from carnet.data.samples import ByClass, LabeledImages, Listing, Sample, expanded
+from carnet.data.table import fits, labels_of, list_table
 from carnet.errors import DataError
 from carnet.progress import OnProgress, counted, first_few
 
@@ -43,7 +43,7 @@ def find_images(
             or a form that is unknown, damaged, or could mean two things.
         OutputError: if an archive cannot be unpacked into the cache.
     """
-    source = Path(data)
+    source = expanded(data)
     listing = _list(source, classes or (), progress)
     left_out = _leave_out(listing, ignore)
     if not any((*listing.images(), *left_out.values())):
@@ -72,17 +72,18 @@ def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | Non
         return list_table(source)
     if form == "folder":
         return _list_folder(source, source, known_classes)
-    listing = _list_folder(unpack(source, progress), source, known_classes)
-    # The cache keeps a record of its own in the folder.
-    listing.num_hidden = max(0, listing.num_hidden - 1)
+    folder = unpack(source, progress)
+    listing = _list_folder(folder, source, known_classes)
+    # What was hidden is not unpacked, and what is hidden here is the cache's own.
+    listing.num_hidden = num_hidden(folder)
     return listing
 
 
 def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
-    from carnet.data.stream import notes, store
+    from carnet.data.stored import notes, store
 
     table = store(data, progress)
-    listing = list_table(table)
+    listing = list_table(table, Path(data))
     listing.warnings += notes(table)
     return listing
 
@@ -90,19 +91,37 @@ def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
 def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str]) -> Listing:
     """By folders, or where these are no classes, by the one table that lies beside the images."""
     listing = list_folder(folder, shown, known_classes)
-    if len([name for name, paths in listing.splits.get("all", {}).items() if paths]) > 1 or "all" not in listing.splits:
+    classes = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
+    beside = [path for path in visible(listing.root) if path.suffix.lower() in TABLE_EXTENSIONS and path.is_file()]
+    # A competition has one beside the table that gives the classes; in it they are made up.
+    tables = [path for path in beside if fits(path) and path.stem.lower() != "sample_submission"]
+    unpack_first = "" if folder == shown else "unpack it, and "
+    if len(classes) > 1 or "all" not in listing.splits:
+        _check_agreement(classes, tables, shown, f"{unpack_first}name the table, or move it away")
+        if not tables:
+            check_classes(listing, shown)
+        if beside:
+            names = first_few([path.name for path in beside])
+            listing.warnings.append(f"{names} passed over, since the folders give the classes")
         return listing
-    beside = [path for path in visible(listing.root) if path.suffix.lower() in TABLE_EXTENSIONS]
-    tables = [path for path in beside if path.is_file() and fits(path)]
     if len(tables) > 1:
         names = first_few([path.name for path in tables])
-        raise DataError(f"{shown} has {len(tables)} tables that could give the classes: {names}; name one of them")
+        many = f"{len(tables)} tables that could give the classes"
+        raise DataError(f"{shown} has {many}: {names}; {unpack_first}name one of them")
     if not tables:
         return listing
-    by_table = list_table(tables[0])
+    by_table = list_table(tables[0], shown / tables[0].relative_to(folder), inside=folder != shown)
     by_table.warnings.insert(0, f"{shown} has no class folders; {tables[0].name} gives the classes")
     by_table.num_hidden, by_table.top = listing.num_hidden, listing.top
     return by_table
+
+
+def _check_agreement(classes: set[str], tables: Sequence[Path], shown: Path, way_out: str) -> None:
+    """Folders that only hold a table's images (train, test; images, masks) shall not be taken for classes."""
+    for table in tables:
+        if labels_of(table) != classes:
+            folders = first_few(sorted(classes))
+            raise DataError(f"the folders {folders} or {table.name} in {shown} could give the classes; {way_out}")
 
 
 def _leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -160,7 +179,12 @@ def _own_classes(source: Path, listing: Listing, left_out: dict[str, tuple[Path,
 
 def _no_images(where: str, listing: Listing) -> str:
     loose = f" (but {counted(listing.num_loose_images, 'image')} in none)" if listing.num_loose_images else ""
-    return f"no images in class folders in {where}{loose}; DATA needs one folder of images per class, such as cat/1.jpg"
+    packed = [path.name for path in visible(listing.root) if is_packed_data(path.name)]
+    what = f"unpack {first_few(packed)}: " if packed else ""
+    return (
+        f"no images in class folders in {where}{loose}; {what}DATA needs one folder of images per class, "
+        f"such as cat/1.jpg"
+    )
 
 
 def _check_known(splits: dict[str, ByClass], classes: Sequence[str], whose: str) -> None:

@@ -1,18 +1,15 @@
-"""The images of a data set that `carnet.data.hub` names: streamed from where they lie, or stored once as a table.
+"""The images of a data set that `carnet.data.hub` names, streamed from where they lie.
 
-Either way they are counted first, by their labels alone, so that classes, numbers and missing labels are known before
+They are counted first, by their labels alone, so that classes, numbers and missing labels are known before
 the first image is needed. Streaming keeps no more in memory than its buffer and what `datasets` has read ahead: a row
 group of each open parquet file.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-import math
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,26 +23,21 @@ from PIL import Image
 
 from carnet import files
 from carnet.data import hub
-from carnet.data.cache import cache_root, cached_folder
+from carnet.data.cache import cached_folder
+from carnet.data.columns import Columns
+from carnet.data.opening import explained, import_datasets, open_source, pin
 from carnet.data.samples import SPLIT_NAMES
-from carnet.errors import DataError, ImageError
+from carnet.data.shards import check_tars
+from carnet.errors import DataError
 from carnet.prefetch import load_ahead
-from carnet.preprocess import open_image
 from carnet.progress import OnProgress, counted, first_few
 
-_IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values")
-_IMAGE_KINDS = ("binary", "large_binary", "List", "LargeList", "Array2D", "Array3D")
-_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "fine_label")
-"""Names of columns, in the order in which they are preferred."""
 _MAX_SHARDS = 256
 """Parts of a split that are read in an order of their own; neighbours are taken together where there are more files."""
 _FEW_SHARDS = 64
 """Up to so many files, the row groups inside them count as parts: what is sorted by class is mixed better."""
 _OPEN_SHARDS = 8
 """Parts read in turns, so that one that holds a single class does not fill the buffer."""
-_EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
-_TABLE, _ABOUT = "data.csv", "about.json"
-"""What `store` writes beside the images."""
 
 _Row = tuple[int, str, bytes | str]
 """Place in the split's stored order, label, and the image's bytes or where to fetch them."""
@@ -93,13 +85,13 @@ class ImageStream:
             DataError: it cannot be opened, its columns cannot be told, labels are missing, or there are no two classes.
             MissingExtraError: without Hugging Face `datasets`.
         """
-        self.source = hub.pin(hub.find_source(data) if isinstance(data, str) else data)
+        self.source = pin(hub.find_source(data) if isinstance(data, str) else data)
         self.buffer_bytes = buffer_bytes
-        self._format, tables = hub.open_source(self.source)
+        self._format, tables = open_source(self.source)
         self._names, self.warnings = _split_names(tables, self.source)
-        with hub.explained(self.source):
-            self._columns = _Columns.find(tables[self._names["train"]], self._format, self.source)
-        version = hub.import_datasets().__version__
+        with explained(self.source):
+            self._columns = Columns.find(tables[self._names["train"]], self._format, self.source)
+        version = import_datasets().__version__
         key = hashlib.sha256(f"{self.source.key(by_content=False)} {self._format} {version}".encode()).hexdigest()
         counts = cached_folder("streams", key, lambda folder: self._count(folder / "counts.json", progress))
         self._counts: dict[str, Any] = files.read_json(counts / "counts.json")
@@ -133,7 +125,7 @@ class ImageStream:
             position, label, image = row
             return StreamedImage(f"{split}/{position:07d}", label, _fetch(image) if isinstance(image, str) else image)
 
-        with hub.explained(self.source):
+        with explained(self.source):
             left = islice(rows, skip, None)
             batches = iter(lambda: list(islice(left, 16)), [])
             # Images in files of their own are fetched side by side; all others are there already.
@@ -191,11 +183,11 @@ class ImageStream:
 
     def _open(self, *columns: str) -> dict[str, Any]:
         """Only these columns, images undecoded, cut into small parts."""
-        datasets = hub.import_datasets()
-        _, tables = hub.open_source(self.source, columns if self._format == "parquet" else None)
+        datasets = import_datasets()
+        _, tables = open_source(self.source, columns if self._format == "parquet" else None)
         opened = {}
         for split, name in self._names.items():
-            with hub.explained(self.source):
+            with explained(self.source):
                 table = tables[name].select_columns(list(columns))
                 if isinstance(table.features.get(self._columns.image), datasets.Image):
                     # As an Image, a shard's bytes would give way to any file of the same name in the current folder.
@@ -208,7 +200,7 @@ class ImageStream:
         return opened
 
     def _count(self, path: Path, progress: OnProgress | None) -> None:
-        hub.check_tars(self.source)
+        check_tars(self.source.tars)
         tables = self._open(self._columns.label)
         total, done = sum(map(_num_shards, tables.values())), 0
         counts: dict[str, Any] = {}
@@ -218,7 +210,7 @@ class ImageStream:
             sizes = []
             for number in range(_num_shards(table)):
                 before = labels.total()
-                with hub.explained(self.source):
+                with explained(self.source):
                     for row in table.shard(_num_shards(table), number):
                         label = self._columns.text(row[self._columns.label])
                         labels[label] += 1
@@ -235,130 +227,6 @@ class ImageStream:
                 )
             counts[split] = {"shards": sizes, "labels": labels, "sha256": digest.hexdigest()}
         files.write_json(path, counts)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where in a row the image and its label stand."""
-
-    image: str
-    label: str
-    member: str | None
-    """Of a label that is a JSON document."""
-    names: tuple[str, ...]
-    """What the labels' numbers stand for; empty: themselves."""
-
-    @classmethod
-    def find(cls, table: Any, loader: str, source: hub.Source) -> _Columns:
-        """By kind, and by name where the kind leaves a choice."""
-        datasets = hub.import_datasets()
-        # CSV and JSON say what their columns are only as they are read.
-        features = table.features or dict.fromkeys(next(iter(table), {}))
-        images = [
-            name
-            for name, feature in features.items()
-            if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-        ]
-        plain = [name for name in _IMAGE_COLUMNS if _kind(features.get(name)) in _IMAGE_KINDS]
-        image = _choose("image", images or plain[:1], _IMAGE_COLUMNS, features, source)
-        known = (*_LABEL_COLUMNS, *(hub.LABEL_MEMBERS if loader == "webdataset" else ()))
-        named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        plain = [name for name in known if name != image and _label_member(features.get(name)) is not None]
-        label = _choose("label", named or plain[:1], known, features, source)
-        return cls(image, label, _label_member(features[label]) or None, tuple(getattr(features[label], "names", ())))
-
-    def text(self, value: Any) -> str | None:
-        """What a label says; None where there is none."""
-        if self.member is not None and value is not None:
-            value = value[self.member]
-        if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
-            return None
-        if self.names:
-            if not 0 <= value < len(self.names):
-                raise ValueError(f"label {value} where there are {len(self.names)} classes")
-            value = self.names[value]
-        elif isinstance(value, float):
-            value = f"{value:g}"
-        # As `carnet.data.table` reads names.
-        return unicodedata.normalize("NFC", str(value).strip()) or None
-
-
-def store(data: str, progress: OnProgress | None = None) -> Path:
-    """Write the images of a data set into files, once, each exactly as the data set holds it.
-
-    Args:
-        data: as `carnet.data.hub` describes it.
-        progress: told how much is counted, of how much, and then the same of the images written.
-
-    Returns:
-        A table with the columns filepath and label, and split unless the data is not divided, beside its images. If the
-        hub does not answer, the one stored last.
-
-    Raises:
-        DataError: as `ImageStream`.
-        OutputError: if the cache cannot be written.
-    """
-    source = hub.find_source(data)
-    try:
-        source = hub.pin(source)
-    except hub.HubUnreachableError:
-        stored = list((cache_root() / "datasets").glob(f"{source.name}@*/{_TABLE}")) if not source.revision else []
-        if not stored:
-            raise
-        return max(stored, key=lambda table: table.stat().st_mtime)
-    return cached_folder("datasets", source.key(), lambda folder: _write(source, folder, progress)) / _TABLE
-
-
-def notes(table: Path) -> tuple[str, ...]:
-    """What `store` left out of the table it wrote."""
-    return tuple(files.read_json(table.with_name(_ABOUT))["warnings"])
-
-
-def _write(source: hub.Source, folder: Path, progress: OnProgress | None) -> None:
-    stream = ImageStream(source, progress=progress)
-    total, done = sum(stream.num_images.values()), 0
-    divided = len(stream.splits) > 1
-    with (folder / _TABLE).open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("filepath", "label", "split") if divided else ("filepath", "label"))
-        for split in stream.splits:
-            (folder / "images" / split).mkdir(parents=True)
-            for image in stream.read(split):
-                name = f"images/{image.name}{extension_of(image.content)}"
-                (folder / name).write_bytes(image.content)
-                table.writerow((name, image.label, split) if divided else (name, image.label))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-    about = {"data": stream.source.data, "revision": stream.source.revision, "warnings": stream.warnings}
-    files.write_json(folder / _ABOUT, about)
-
-
-def _choose(what: str, found: list[str], known: Iterable[str], features: Mapping[str, Any], source: hub.Source) -> str:
-    chosen = source.chosen.get(what)
-    if chosen in features:
-        return str(chosen)
-    candidates = found if len(found) == 1 else [name for name in known if name in found]
-    if candidates and chosen is None:
-        return candidates[0]
-    columns = first_few([f"{name} ({_kind(feature)})" for name, feature in features.items()], 12)
-    problem = f"no column {chosen}" if chosen else f"several {what} columns" if found else f"no {what} column"
-    raise DataError(
-        f"{source.data} has {problem}; say ?{what}=COLUMN after hf:NAME or hf:./FOLDER, or rename it {what}; "
-        f"it has {columns}"
-    )
-
-
-def _kind(feature: Any) -> str:
-    name = type(feature).__name__
-    return str(feature.dtype) if name == "Value" else {"dict": "members", "NoneType": "unknown"}.get(name, name)
-
-
-def _label_member(feature: Any) -> str | None:
-    """The member of a JSON label that holds the class; empty for a plain label; None for what is none."""
-    if isinstance(feature, dict):
-        return next((name for name in (*_LABEL_COLUMNS, "cls") if _label_member(feature.get(name)) == ""), None)
-    return "" if _kind(feature).startswith(("int", "uint", "string", "large_string", "bool", "float")) else None
 
 
 def _split_names(tables: Mapping[str, Any], source: hub.Source) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -425,13 +293,3 @@ def _png(array: Any, which: str) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if array.shape[2:] == (1,) else pixels).save(content, "PNG")
     return content.getvalue()
-
-
-def extension_of(content: bytes) -> str:
-    """What an image's file should be called, by its content."""
-    try:
-        kind = open_image(content).format or ""
-    except ImageError:
-        # The check before training shall find it and say what is wrong.
-        return ".jpg"
-    return _EXTENSIONS.get(kind, f".{kind.lower()}")

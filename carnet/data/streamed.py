@@ -16,7 +16,8 @@ from pathlib import Path
 from carnet.data.cache import cache_root, cached_folder
 from carnet.data.check import CheckedImages, ImageFacts, check_images, inspect_bytes
 from carnet.data.samples import LabeledImages, Sample
-from carnet.data.stream import ImageStream, StreamedImage, extension_of
+from carnet.data.stored import extension_of
+from carnet.data.stream import ImageStream, StreamedImage
 from carnet.prefetch import load_ahead, loading_threads
 from carnet.progress import OnProgress
 

@@ -23,6 +23,8 @@ _PATH = (
     *("filepath", "filepaths", "path", "paths", "imagepath", "imagepaths"),
     *("file", "files", "filename", "filenames", "imagefile", "imagename", "image", "images"),
 )
+_ID = ("imageid", "id")
+"""What may stand for the path where no column is called so: many tables have it for something else."""
 _LABEL = ("label", "labels", "class", "classes", "classname", "category", "categories")
 _SPLIT = ("split", "dataset", "set", "subset")
 """Names of columns, in the order in which they are preferred."""
@@ -55,22 +57,25 @@ class _Row:
     split: str
 
 
-def list_table(path: Path) -> Listing:
+def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -> Listing:
     """List the images that a table names.
 
     Args:
         path: the table.
+        shown: what messages call it, if it lies in the cache.
+        inside: it comes from an archive, and may name nothing outside its folder.
 
     Raises:
         DataError: naming the line, for a header or a row that cannot be understood, a file that is missing or a
             folder, and an image with two classes or in two splits.
     """
-    locator = Locator(path.parent)
+    shown = shown or path
+    locator = Locator(path, shown, inside=inside)
     listing = Listing(path.parent, {})
-    rows = _read_rows(path, listing.warnings)
-    repeated = _place(rows, path, locator, listing)
+    rows = _read_rows(path, shown, listing.warnings)
+    repeated = _place(rows, shown, locator, listing)
     if not listing.splits:
-        raise DataError(f"{path} has a header and no rows below it; it needs {_EXAMPLE}")
+        raise DataError(f"{shown} has a header and no rows below it; it needs {_EXAMPLE}")
     listing.warnings += locator.warnings()
     if repeated:
         lines = first_few([f"{line:,}" for line in repeated])
@@ -87,11 +92,20 @@ def list_table(path: Path) -> Listing:
 def fits(path: Path) -> bool:
     """Whether a file's header names the columns that a table of images needs."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # Whether all of it is UTF-8 shall be told where it is read.
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             _columns(file, path)
-    except (DataError, OSError, UnicodeDecodeError):
+    except (DataError, OSError):
         return False
     return True
+
+
+def labels_of(path: Path) -> set[str]:
+    """The classes that a table's rows name; empty if it cannot be read as a table of images."""
+    try:
+        return {row.label for row in _read_rows(path, path, [])}
+    except DataError:
+        return set()
 
 
 def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing) -> list[int]:
@@ -109,6 +123,7 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
                 f"or give the folder itself as DATA"
             )
         elif path in first:
+            _check_one_file(first[path], row, table, locator)
             _check_same(first[path], row, table)
             repeated.append(row.line)
         else:
@@ -120,7 +135,17 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
             f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
             f"paths count from the table's folder, so mend them or move the table"
         )
+    locator.check()
     return repeated
+
+
+def _check_one_file(first: _Row, row: _Row, table: Path, locator: Locator) -> None:
+    names = [locator.foreign(first.name), locator.foreign(row.name)]
+    if all(names) and names[0] != names[1]:
+        raise DataError(
+            f"{table} lines {first.line} and {row.line} name different files, {first.name} and {row.name}, but only "
+            f"one is here; bring the other one as well, or mend the paths"
+        )
 
 
 def _check_same(first: _Row, row: _Row, table: Path) -> None:
@@ -131,26 +156,35 @@ def _check_same(first: _Row, row: _Row, table: Path) -> None:
             )
 
 
-def _read_rows(path: Path, warnings: list[str]) -> Iterator[_Row]:
+def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            columns = _columns(file, path, warnings)
+            columns = _columns(file, shown, warnings)
             file.seek(0)
             reader = csv.reader(file, delimiter=columns.delimiter, strict=True)
             try:
-                filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+                filled = _filled(reader)
                 next(filled)
                 for cells in filled:
-                    yield _row(cells, reader.line_num, columns, path)
+                    yield _row(cells, reader.line_num, columns, shown)
             except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: {error}; is a quotation mark missing?") from error
+                raise DataError(f"{shown} line {reader.line_num}: {error}; is a quotation mark missing?") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} line {_first_undecodable_line(path)}: is not UTF-8; save the table as UTF-8 "
+            f"{shown} line {_first_undecodable_line(path)}: is not UTF-8; save the table as UTF-8 "
             f"(a spreadsheet calls it 'CSV UTF-8')"
         ) from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
+
+
+def _filled(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The header and the rows: no empty ones, and no `sep=;`, by which a spreadsheet is told the separator."""
+    filled = (cells for cells in rows if any(cell.strip() for cell in cells))
+    first = next(filled, None)
+    if first is not None and not first[0].startswith("sep="):
+        yield first
+    yield from filled
 
 
 def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
@@ -182,7 +216,7 @@ def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Co
     if not any(cells for _, cells in headers):
         raise DataError(f"{path} is empty; it needs {_EXAMPLE}")
     for delimiter, cells in headers:
-        place, label = _choose(cells, _PATH), _choose(cells, _LABEL)
+        place, label = _choose(cells, _PATH) or _choose(cells, _ID), _choose(cells, _LABEL)
         if place and label:
             if warnings is not None:
                 warnings += _ambiguities(cells, (place, label), path)
@@ -198,8 +232,7 @@ def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Co
 def _header(file: TextIO, delimiter: str) -> list[str]:
     file.seek(0)
     try:
-        rows = csv.reader(file, delimiter=delimiter)
-        return next((cells for cells in rows if any(cell.strip() for cell in cells)), [])
+        return next(_filled(csv.reader(file, delimiter=delimiter)), [])
     except csv.Error:
         return []
 

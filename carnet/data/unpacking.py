@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import IO
@@ -49,7 +50,14 @@ class SafeFolder:
         self._limit, self._why = _limit(folder, archive)
         self._files: set[str] = set()
         self._folders: dict[str, str] = {}
+        self._hidden: set[str] = set()
+        self._capitals_count = tells_capitals(folder)
         self._made: set[Path] = set()
+
+    @property
+    def num_hidden(self) -> int:
+        """Hidden files and folders that stayed out, as they would be counted in a folder."""
+        return len(self._hidden)
 
     def place(self, member: str, *, is_folder: bool = False) -> Path | None:
         """Where a member goes, by its name in the archive; None for what is hidden and stays out.
@@ -58,14 +66,18 @@ class SafeFolder:
             DataError: if the name could mean a place outside the folder, or is one that some system has already.
         """
         parts = self._parts(member)
-        if not parts or any(is_hidden(part) for part in parts):
+        if len(self._files) + len(self._folders) + len(self._hidden) >= MAX_MEMBERS:
+            raise self.refusal(member, f"is one more than {MAX_MEMBERS:,} files and folders")
+        hidden = next((place for place, part in enumerate(parts, 1) if is_hidden(part)), None)
+        if hidden is not None:
+            # What lies in a hidden folder is not looked at.
+            self._hidden.add("/".join(parts[:hidden]))
+        if not parts or hidden is not None:
             return None
         for length in range(1, len(parts) + is_folder):
             self._enter_folder(member, "/".join(parts[:length]))
         if not is_folder:
             self._enter_file(member, "/".join(parts))
-        if len(self._files) + len(self._folders) > MAX_MEMBERS:
-            raise self.refusal(member, f"is one more than {MAX_MEMBERS:,} files and folders")
         path = self.folder.joinpath(*parts)
         # What the rules above have let through is inside; should they ever be wrong, nothing is written.
         assert path.resolve().is_relative_to(self.folder.resolve())
@@ -130,23 +142,31 @@ class SafeFolder:
         return parts
 
     def _enter_folder(self, member: str, name: str) -> None:
-        key = _folded(name)
+        key = self._folded(name)
         if key in self._files:
             raise self.refusal(member, "lies in what is also a file")
         if (known := self._folders.setdefault(key, name)) != name:
             raise self.refusal(member, f"lies in a folder that some systems take for {_quoted(known)}")
 
     def _enter_file(self, member: str, name: str) -> None:
-        key = _folded(name)
+        key = self._folded(name)
         if key in self._files or key in self._folders:
-            raise self.refusal(member, "has a name that is there twice (for some systems, if capitals differ)")
+            capitals = "" if self._capitals_count else " (on the disk of the cache, capitals do not count)"
+            raise self.refusal(member, f"has a name that is there twice{capitals}")
         self._files.add(key)
 
+    def _folded(self, name: str) -> str:
+        """Equal for two names where a system exists that takes them for one; of capitals, this disk's word counts."""
+        plain = unicodedata.normalize("NFC", name)
+        if not self._capitals_count:
+            plain = unicodedata.normalize("NFC", plain.casefold())
+        return "/".join(part.rstrip(" .") for part in plain.split("/"))
 
-def _folded(name: str) -> str:
-    """Equal for two names where a system exists that takes them for one."""
-    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    return "/".join(part.rstrip(" .") for part in plain.split("/"))
+
+def tells_capitals(folder: Path) -> bool:
+    """Whether a folder's disk can hold two names that differ in capitals only."""
+    with tempfile.NamedTemporaryFile(prefix="a", dir=folder) as probe:
+        return not Path(folder, Path(probe.name).name.swapcase()).exists()
 
 
 def _quoted(member: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar, write_zip
 
 from carnet.data import unpacking
-from carnet.data.archive import unpack
+from carnet.data.archive import num_hidden, unpack
 from carnet.data.cache import cache_root
 from carnet.errors import DataError, OutputError
 
@@ -14,7 +14,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".carnet.json"
+        if path.is_file() and not path.name.startswith(".")
     }
 
 
@@ -26,7 +26,12 @@ def test_every_form_gives_the_same_files(kind: str, tmp_path: Path) -> None:
         path = write_zip(tmp_path / "x", contents | more)
     else:
         path = write_tar(tmp_path / "x", contents | more, packed=kind)
-    assert unpacked(unpack(path)) == contents
+    folder = unpack(path)
+    assert unpacked(folder) == contents
+    # As in a folder, where what lies in a hidden folder is not counted.
+    assert num_hidden(folder) == 4
+    (folder / ".archive.json").unlink()
+    assert num_hidden(folder) == 0
 
 
 def test_once_and_again_when_files_are_lost(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_the_disk_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="file"):
+    with pytest.raises(OutputError, match=r"cannot write into the cache .*file.*; .* CARNET_CACHE"):
         unpack(write_zip(tmp_path / "x.zip", images("1.jpg")))
 
 

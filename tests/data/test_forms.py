@@ -53,3 +53,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="is no ordinary file"):
         form_of(tmp_path / "pipe")
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tree(tmp_path, "photos/a.jpg")))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert form_of(Path("~/photos")) == "folder"

@@ -23,6 +23,7 @@ from packing import (
     a_table,
     a_tar,
     a_zip,
+    a_zip_that_names,
     add_link,
     cut,
     encrypt,
@@ -39,11 +40,12 @@ from carnet.errors import CarnetError
 
 @dataclass(frozen=True)
 class Works:
-    """The images are found: how many of which classes, and what is noted."""
+    """The images are found: how many of which classes, what is noted, and how many hidden files are passed over."""
 
     num_images: int = 3
     classes: tuple[str, ...] = ("cat", "dog")
     note: str = ""
+    num_hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ FOLDERS: list[Row] = [
     ("capitals", "a class of valid in other capitals",
         a_folder("train/cat/1.jpg", "train/dog/1.jpg", "valid/Cat/1.jpg"),
         Refused(r"valid has 1 class that train does not have: 'Cat' \(1 image; did you mean 'cat'\?\); rename")),
-    ("hidden", "macOS and Windows left files", a_folder(*GOOD, "__MACOSX/a/1.jpg", "cat/Thumbs.db"), Works()),
+    ("hidden", "macOS and Windows left files", a_folder(*GOOD, "__MACOSX/a/1.jpg", "cat/Thumbs.db"),
+        Works(num_hidden=2)),
     ("empty-class", "a class without images", a_folder(*GOOD, "cow/"), Works(note="left out, having no images: cow")),
     ("empty", "an empty folder", a_folder(), Refused("no images .*; DATA needs one folder of images per class")),
     ("beside", "an image beside the classes", a_folder(*GOOD, "x.jpg"), Works(note="1 image directly in")),
@@ -106,7 +109,38 @@ FOLDERS: list[Row] = [
         a_folder_with_a_table("image,label", "1.jpg,x", "2.jpg,y", of=ALL),
         Works(2, ("x", "y"), note="labels.csv gives the classes .* 2 paths found in all, beside the table")),
     ("two-tables", "two tables beside the images", a_zip(*ALL, a="file,class\n1.jpg,x", b="file,class\n1.jpg,x"),
-        Refused("has 2 tables that could give the classes: a.csv, b.csv; name one of them")),
+        Refused("has 2 tables that could give the classes: a.csv, b.csv; unpack it, and name one of them")),
+    ("train-and-test", "images to train and to test with, and a table",
+        a_folder_with_a_table("filename,label", "1.jpg,x", "2.jpg,y", of=("train/1.jpg", "train/2.jpg", "test/3.jpg")),
+        Refused("the folders test, train or labels.csv in .* could give the classes; name the table, or move it away")),
+    ("train-and-test-zip", "the same in an archive", a_zip("train/1.jpg", "test/3.jpg", train="file,class\n1.jpg,x"),
+        Refused("or train.csv in .*photos.zip could give the classes; unpack it, and name the table, or move it away")),
+    ("masks", "images and masks, and a table",
+        a_folder_with_a_table("file,label", "1.jpg,x", "2.jpg,y", of=("images/1.jpg", "images/2.jpg", "masks/1.jpg")),
+        Refused("the folders images, masks or labels.csv in")),
+    ("a-table-too", "class folders, and a table that says the same", a_folder_with_a_table(HEAD, *ROWS, of=GOOD),
+        Works(note="labels.csv passed over, since the folders give the classes")),
+    ("another-table", "class folders, and another kind of table", a_folder_with_a_table("id,weight", "1,7", of=GOOD),
+        Works(note="labels.csv passed over, since the folders give the classes")),
+    ("splits-and-a-table", "splits of class folders, and a table that says otherwise",
+        a_folder_with_a_table(HEAD, "train/a/1.jpg,x", of=("train/a/1.jpg", "train/b/1.jpg")),
+        Refused("the folders a, b or labels.csv in")),
+    ("training", "Training and Testing",
+        a_folder(*(f"{split}/{name}" for split in ("Training", "Testing") for name in GOOD)), Works(6)),
+    ("dev", "dev for valid", a_folder(*(f"{split}/{name}" for split in ("train", "dev") for name in GOOD)), Works(6)),
+    ("flat-splits", "splits without class folders", a_folder("train_images/1.jpg", "test_images/2.jpg"),
+        Refused("the folders test_images, train_images in .* look like splits, not like classes; call them train")),
+    ("other-splits", "splits by names of their own",
+        a_folder(*(f"seg_{s}/seg_{s}/{name}" for s in ("train", "test") for name in GOOD), "seg_pred/seg_pred/1.jpg"),
+        Refused("the folders seg_test, seg_train in .* look like splits, not like classes; call them train, valid")),
+    ("same-inside", "folders of the same names in the classes", a_folder("cat/2024/1.jpg", "dog/2024/1.jpg"),
+        Works(2, note=r"cat, dog hold folders of the same names \(2024\), which are taken for parts of these classes")),
+    ("latin-1", "a table beside the images that is not UTF-8",
+        a_folder_with_a_table("image,label", "1.jpg,é", "2.jpg,y", of=ALL, encoding="latin-1"),
+        Refused("line 2: is not UTF-8; save the table as UTF-8")),
+    ("submission", "a competition's second table",
+        a_zip(*ALL, train="file,class\n1.jpg,x\n2.jpg,y", sample_submission="file,class\n3.jpg,x"),
+        Works(2, ("x", "y"), note="train.csv gives the classes")),
 ]
 TABLES: list[Row] = [
     ("plain", "all as it should be", a_table(HEAD, *ROWS), Works()),
@@ -163,6 +197,27 @@ TABLES: list[Row] = [
         Refused("test has 1 class that train does not have: 'cow'")),
     ("parquet", "a Parquet file", a_file("labels.parquet", b"PAR1 and more"),
         Refused("is damaged or incomplete, its end is missing; copy or download it again")),
+    ("two-folders", "images to train and to test with beside it",
+        a_table(HEAD, "1.jpg,x", "2.jpg,y", name="train.csv", of=("train_x/1.jpg", "train_x/2.jpg", "test_x/1.jpg")),
+        Works(2, ("x", "y"), note="2 paths found in train_x, beside the table")),
+    ("parts", "images in parts", a_table("image_id,label", "1,x", "2,y", of=("part_1/1.jpg", "part_2/2.jpg")),
+        Works(2, ("x", "y"), note="1 path found in part_1, .* 1 path found in part_2, beside the table")),
+    ("which-folder", "one name in two folders", a_table(HEAD, "1.jpg,x", of=("a/1.jpg", "b/1.jpg")),
+        Refused("labels.csv: 1.jpg lies in a and b; write the folder into the path")),
+    ("two-files-one-here", "two files of another machine, one of them here",
+        a_table(HEAD, "/a/train/cat/1.jpg,cat", "/a/test/cat/1.jpg,cat", "/a/train/dog/1.jpg,dog", of=GOOD),
+        Refused("lines 2 and 3 name different files, /a/train/cat/1.jpg and /a/test/cat/1.jpg, but only one is here")),
+    ("bare-names", "files of another machine, without their folders",
+        a_table(HEAD, "/a/cat/1.jpg,cat", "/a/dog/2.jpg,dog", "/a/cat/2.jpg,dog", of=("1.jpg", "2.jpg")),
+        Refused("lines 3 and 4 name different files, /a/dog/2.jpg and /a/cat/2.jpg, but only one is here; bring")),
+    ("without-extension", "names without .jpg", a_table("id,label", "1,x", "2,y", of=("1.jpg", "2.PNG")),
+        Works(2, ("x", "y"))),
+    ("two-extensions", "a name that fits two files", a_table("id,label", "1,x", of=("1.jpg", "1.png")),
+        Refused("labels.csv: 1 could be 1.jpg or 1.png; write the extension as well")),
+    ("from-here", "paths from the current folder", a_table(HEAD, *(f"photos/{row}" for row in ROWS)),
+        Works(note="3 paths found by counting from")),
+    ("sep", "a line for a spreadsheet", a_table("sep=;", *(row.replace(",", ";") for row in (HEAD, *ROWS))), Works()),
+    ("sep-row", "the same, and a mistake", a_table("sep=,", HEAD, *ROWS, "x.jpg,"), Refused("line 6: the class is")),
     ("binary", "something else", a_file("labels.csv", b"\x00\x01\x02"), Refused("none of the forms of DATA")),
 ]
 ARCHIVES: list[Row] = [
@@ -170,7 +225,9 @@ ARCHIVES: list[Row] = [
     ("tar", "all as it should be", a_tar(*GOOD), Works()),
     ("one-top-folder", "packed with its folder", a_tar(*IN_A_FOLDER), Works(note="lies in one folder, photos, which")),
     ("dot", "packed from inside", a_tar(*(f"./{name}" for name in GOOD)), Works()),
-    ("macos", "packed by macOS", a_zip(*GOOD, "__MACOSX/cat/._1.jpg", "cat/.DS_Store"), Works()),
+    ("macos", "packed by macOS", a_zip(*GOOD, "__MACOSX/cat/._1.jpg", "__MACOSX/cat/._2.jpg", "cat/.DS_Store"),
+        Works(num_hidden=2)),
+    ("hidden-tar", "packed by macOS's tar", a_tar(*GOOD, "./._cat", "cat/._1.jpg"), Works(num_hidden=2)),
     ("accents", "accents packed by macOS", a_zip("tea/1.jpg", "caf??/1.jpg", then=named_by_macos),
         Works(2, ("café", "tea"))),
     ("windows", "packed by an old Windows", a_zip(*(name.replace("/", "\\") for name in GOOD)), Works()),
@@ -200,10 +257,26 @@ ARCHIVES: list[Row] = [
         Refused("is a device; unpack it yourself")),
     ("bomb", "far more in it than it looks", a_zip(then=stuffed),
         Refused("with 'cat/3.jpg' it unpacks to more than .*; unpack it")),
-    ("twice", "names that differ in capitals", a_zip("cat/a.jpg", "cat/A.jpg"),
-        Refused("'cat/A.jpg' has a name that is there twice")),
-    ("folders", "folders that differ in capitals", a_zip("cat/1.jpg", "Cat/2.jpg"),
+    ("twice", "a name that is there twice", a_zip("cat/a.jpg", "./cat/a.jpg"),
+        Refused("'./cat/a.jpg' has a name that is there twice")),
+    ("folders", "folders that some system takes for one", a_zip("cat/1.jpg", "cat./2.jpg"),
         Refused("systems take for 'cat'; unpack it")),
+    ("bad-table", "a mistake in its table", a_zip(*ALL, train="file,class\n1.jpg,"),
+        Refused("^[^ ]*/photos.zip/train.csv line 2: the class is empty; fill it in")),
+    ("table-reaches-out", "a table with a path of this machine", a_zip_that_names("{elsewhere},x"),
+        Refused("/photos.zip/labels.csv: 1 of 3 files are not there: .*9.jpg .line 4")),
+    ("table-leads-out", "a table with a path that leads out", a_zip_that_names("../" * 40 + "{elsewhere},x"),
+        Refused("/photos.zip/labels.csv: 1 of 3 files are not there: .*9.jpg .line 4")),
+    ("parquet", "an archive of Parquet", a_zip("a.parquet", then=lambda path: write_zip(path, {"a.parquet": b"PAR1"})),
+        Refused("holds no images but a Parquet file, 'a.parquet'; unpack it")),
+    ("empty-file", "a download of nothing", a_file("photos.zip", b""),
+        Refused("is no archive but empty; fetch it again")),
+    ("web-page", "a page to sign in", a_file("photos.zip", b"\n<!DOCTYPE html><html>"),
+        Refused("is a web page in place of the data; fetch it again, signed in")),
+    ("lfs", "a Git LFS pointer", a_file("photos.tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab"),
+        Refused("is a Git LFS pointer in place of the data; fetch the file itself")),
+    ("text", "a server's message", a_file("photos.tar.gz", b'{"error": "quota"}'),
+        Refused("is no archive but a text; fetch it again, or name it .csv if it is a table")),
     ("cut-zip", "half a download", a_zip(*GOOD, then=cut), Refused("is damaged or incomplete .*; fetch it again")),
     ("cut-tar", "half a download", a_tar(*GOOD, then=cut), Refused("is damaged or incomplete .*; fetch it again")),
     ("rar", "a RAR archive", a_file("photos.rar", b"Rar!\x1a\x07\x01"),
@@ -267,6 +340,7 @@ def test_what_becomes_of_it(
         return
     found = find_images(data, ignore=read_ignore_file(ignore) if ignore else ())
     assert (len(found.samples), found.classes) == (outcome.num_images, outcome.classes)
+    assert found.num_hidden == outcome.num_hidden
     notes = " | ".join(found.warnings)
     assert re.search(outcome.note, notes) if outcome.note else not notes
     assert all(sample.path.read_bytes().startswith(IMAGE) for sample in found.samples)

@@ -32,3 +32,18 @@ def test_names_below_the_root_and_elsewhere(tmp_path: Path) -> None:
     data = LabeledImages(root, ("cat", "dog"), {"all": samples}, source=root, left_out={"all": (root / "x.jpg",)})
     assert [data.relative(sample) for sample in samples] == ["cat/1.jpg", (tmp_path / "dog.jpg").as_posix()]
     assert (data.ignored, data.name) == (("x.jpg",), "photos")
+
+
+def test_a_location_names_the_data_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for source, location in (
+        ("photos", str(tmp_path / "photos")),
+        ("~/photos", str(tmp_path / "home" / "photos")),
+        ("hf:./photos?label=kind", f"hf:{tmp_path / 'photos'}?label=kind"),
+        ("hf:~/photos", f"hf:{tmp_path / 'home' / 'photos'}"),
+        ("hf:/data/photos", "hf:/data/photos"),
+        ("hf:owner/photos:small@v2", "hf:owner/photos:small@v2"),
+    ):
+        assert LabeledImages(tmp_path, (), {}, source=Path(source)).location == location

@@ -117,3 +117,33 @@ def test_real_data_in_every_form(shared_data: Callable[[str], Path], tmp_path: P
 def summary(found: Any) -> tuple[Any, ...]:
     names = [[(s.label, s.path.name) for s in samples] for samples in found.splits.values()]
     return found.classes, list(found.splits), names
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tree(tmp_path, "photos/a/1.jpg", "photos/b/1.jpg")))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    found = find_images("~/photos")
+    assert (found.root, found.location) == (tmp_path / "photos", str(tmp_path / "photos"))
+
+
+def test_archives_by_class_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": b"\xff\xd8\xff"}, packed="")
+    with pytest.raises(DataError, match=r"no images in class folders in .*; unpack cat.tar, dog.tar: DATA needs one"):
+        find_images(tmp_path)
+
+
+def test_hidden_files_are_counted_alike(tmp_path: Path) -> None:
+    hidden = ("._x", "a/.DS_Store", ".git/1.jpg", ".git/2.jpg", "__MACOSX/a/._1.jpg")
+    root = tree(tmp_path / "photos", "a/1.jpg", "b/1.jpg", *hidden)
+    archive = write_zip(tmp_path / "photos.zip", {f"photos/{name}": data for name, data in contents(root).items()})
+    assert find_images(archive).num_hidden == find_images(root).num_hidden == 4
+
+
+def test_a_table_in_an_archive_is_called_by_the_archives_name(tmp_path: Path) -> None:
+    rows = "file,class\n/home/ann/all/1.jpg,x\n/home/ann/all/2.jpg,y\n"
+    images = {f"all/{number}.jpg": b"\xff\xd8\xff" + bytes(number) for number in (1, 2)}
+    found = find_images(write_zip(tmp_path / "photos.zip", images | {"t.csv": rows.encode()}))
+    assert found.warnings[1:] == (
+        f"2 paths of another machine, below /home/ann, found below {tmp_path / 'photos.zip'}",
+    )

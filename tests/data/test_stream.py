@@ -19,7 +19,8 @@ from PIL import Image
 from carnet.data import stream
 from carnet.data.check import check_images
 from carnet.data.sources import find_images
-from carnet.data.stream import ImageStream, StreamedImage, notes, store
+from carnet.data.stored import notes, store
+from carnet.data.stream import ImageStream, StreamedImage
 from carnet.errors import DataError, UnreadableImagesError
 
 datasets = pytest.importorskip("datasets")

@@ -88,7 +88,7 @@ def test_what_is_listed_counts_whatever_it_looks_like(tmp_path: Path) -> None:
 
 def test_paths_of_another_machine_come_from_one_place(tmp_path: Path) -> None:
     root = tree(tmp_path, "photos/cat/1.jpg", "cat/1.jpg", "cat/2.jpg")
-    locator = Locator(root)
+    locator = Locator(root / "t.csv")
     assert locator.find("/home/ann/cat/2.jpg") == root / "cat/2.jpg"
     assert locator.find("/home/ann/photos/cat/1.jpg") == root / "photos/cat/1.jpg"
     assert locator.find("/home/ann/cat/3.jpg") is None
@@ -103,7 +103,7 @@ def test_paths_of_another_machine_come_from_one_place(tmp_path: Path) -> None:
     "name", ["x" * 5000, "a\0b", "~nobody", "/", "//", "C:", "", "..", "/../../x.jpg", "http://a/b"]
 )
 def test_odd_names_are_no_files(name: str, tmp_path: Path) -> None:
-    locator = Locator(tree(tmp_path / "photos", "a.jpg"))
+    locator = Locator(tree(tmp_path / "photos", "a.jpg") / "t.csv")
     found = locator.find(name)
     assert found is None or found.is_dir()
 
@@ -115,3 +115,30 @@ def test_a_table_named_by_way_of_a_link(tmp_path: Path) -> None:
     write(root / "t.csv", "path,label", f"{root / 'a.jpg'},x", f"{tmp_path / 'link' / 'b.jpg'},y")
     found = find_images(tmp_path / "link" / "t.csv")
     assert [found.relative(sample) for sample in found.samples] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_table_that_is_a_link(tmp_path: Path) -> None:
+    root = tree(tmp_path / "real", "a.jpg", "b.jpg")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "t.csv").symlink_to(write(root / "t.csv", "path,label", "a.jpg,x", "b.jpg,y"))
+    found = find_images(tmp_path / "tables" / "t.csv")
+    assert [sample.path for sample in found.samples] == [root / "a.jpg", root / "b.jpg"]
+    assert found.warnings == (f"2 paths found by counting from {root}",)
+
+
+def test_an_id_is_the_path_only_where_nothing_else_is(tmp_path: Path) -> None:
+    root = tree(tmp_path, "a.jpg", "b.JPG")
+    for header in ("image_id,label", "id,label"):
+        assert len(find_images(write(root / "t.csv", header, "a,x", "b,y")).samples) == 2
+    found = find_images(write(root / "t.csv", "id,filepath,label", "b,a.jpg,x", "a,b.JPG,y"))
+    assert [sample.path.name for sample in found.samples] == ["a.jpg", "b.JPG"]
+    assert found.warnings == ()
+
+
+def test_another_image_of_the_same_bare_name_is_not_taken(tmp_path: Path) -> None:
+    root = tree(tmp_path, "cat/1.jpg", "dog/2.jpg", "7.jpg")
+    rows = ("/home/ann/cat/1.jpg,cat", "/home/ann/dog/2.jpg,dog")
+    assert len(find_images(write(root / "t.csv", "path,label", *rows, "/home/ann/7.jpg,dog")).samples) == 3
+    with pytest.raises(DataError, match="below /home/ann, /y/q, of which only the last part is found here; bring"):
+        find_images(write(root / "t.csv", "path,label", *rows, "/y/q/7.jpg,dog"))

@@ -1,0 +1,142 @@
+"""Open what `carnet.data.hub` names with Hugging Face `datasets`, and say in one line what is wrong where it fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from carnet.data.hub import Source
+from carnet.errors import CarnetError, DataError, MissingExtraError
+
+_UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"
+_REASONS = (
+    ("GatedRepo|is a gated", "is not open to everybody; ask for it at {page}, then `hf auth login`"),
+    ("RevisionNotFound|Revision '", "has no revision {revision!r}; {page}/commits/main lists them"),
+    (
+        "RepositoryNotFound|DatasetNotFound",
+        "is no data set of the Hugging Face hub, or a private one; find its name at https://huggingface.co/datasets, "
+        "or `hf auth login`; a folder is hf:./FOLDER",
+    ),
+    (_UNREACHABLE, "cannot be read, for the Hugging Face hub does not answer; try again later ({text})"),
+    ("scripts are no longer", "is a Python script, which `datasets` no longer runs; try {name}@refs/convert/parquet"),
+    (r"[Aa]vailable(?: configs)?: \[(.*?)\]", "needs a configuration; name one of {found}, hf:NAME:CONFIGURATION"),
+    ("EmptyDataset|DataFilesNotFound", "has no data files of a kind that `datasets` knows; name another"),
+    ("TarError|EOFError|LZMAError|zlib.error", "has a damaged tar ({text}); copy or download it again"),
+    ("JSONDecodeError", "has a damaged .json member ({text}); write its shards again"),
+    (
+        "WebDataset format|at least one table|Duplicate field",
+        "has tars whose samples are not all of the same members, such as 1.jpg and 1.cls side by side ({text}); "
+        "write them again, or unpack them and name the folder",
+    ),
+    (r"literal for int\(\)", "has a label that should be a number ({text}); names belong into .txt members, not .cls"),
+    (
+        "CastError|ArrowNotImplemented|No match for FieldRef",
+        "has files with different columns ({text}); write them all with the same",
+    ),
+    ("BatchSize must be", "has a parquet file without rows; leave it out"),
+    ("ArrowException", "has a damaged parquet file ({text}); copy or download it again"),
+    ("", "cannot be read ({text}); mend it, or see whether `datasets` itself can load it"),
+)
+"""What to find in an error's kinds and text -> what to tell."""
+
+
+class HubUnreachableError(DataError):
+    """The hub does not answer."""
+
+
+def pin(source: Source) -> Source:
+    """The source with its present revision, so that all that follows reads the same bytes.
+
+    Raises:
+        DataError: no such data set or revision, not open to everybody, or `HubUnreachableError`.
+    """
+    if not source.on_hub or re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        return source
+    import_datasets()
+    import huggingface_hub
+
+    with explained(source):
+        name = source.repository
+        found = huggingface_hub.HfApi().dataset_info(name, revision=source.revision, timeout=20)
+        return replace(source, revision=found.sha)
+
+
+def open_source(source: Source, columns: Sequence[str] | None = None) -> tuple[str, dict[str, Any]]:
+    """The source's format, and its splits as `datasets.IterableDataset` under their own names.
+
+    Args:
+        source: pinned.
+        columns: only these are read; for the format "parquet".
+
+    Raises:
+        DataError: whatever is wrong with it.
+    """
+    datasets = import_datasets()
+    options = {} if columns is None else {"columns": list(columns)}
+    with explained(source):
+        if source.loader in ("parquet", "webdataset"):
+            by_split: dict[str, list[str]] = {}
+            for split, path in source.files:
+                by_split.setdefault(split, []).append(str(path.absolute()))
+            # Said this way, a path may hold what `datasets` would take for a pattern.
+            from datasets.data_files import DataFilesDict, DataFilesList
+
+            lists = {split: DataFilesList(paths, [()] * len(paths)) for split, paths in by_split.items()}
+            options["data_files"] = DataFilesDict(lists)
+        builder = datasets.load_dataset_builder(source.loader, source.config, revision=source.revision, **options)
+        # It would fetch and decode images of which only the label is asked.
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0
+        return str(builder.name), dict(builder.as_streaming_dataset())
+
+
+def import_datasets() -> Any:
+    """The package, silent from here on: what it has to say comes as errors, and progress is shown by us.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import datasets
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError as error:
+        raise MissingExtraError("DATA of this form", "Hugging Face datasets", "datasets") from error
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    disable_progress_bars()
+    return datasets
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Turn what `datasets` and all it stands on raise into one line that names the data and a way out.
+
+    Raises:
+        DataError: that line.
+    """
+    try:
+        yield
+    except CarnetError:
+        raise
+    # Arrow, fsspec, httpx and tarfile each have errors of their own, and `datasets` lets most of them through.
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        pattern, reason = next((p, reason) for p, reason in _REASONS if re.search(p, f"{kinds}: {text}"))
+        found = re.search(pattern, f"{kinds}: {text}")
+        name = source.repository
+        raise (HubUnreachableError if pattern == _UNREACHABLE else DataError)(
+            f"{source.data} "
+            + reason.format(
+                text=text or type(error).__name__,
+                name=f"hf:{name}",
+                page=f"https://huggingface.co/datasets/{name}",
+                revision=source.revision,
+                found=found[1] if found and found.re.groups else "",
+            )
+        ) from error
