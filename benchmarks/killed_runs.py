@@ -20,8 +20,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from carnet.training.config import TrainingConfig
 from carnet.training.session import train
 
 CONFIGS = {
-    "fp32": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1),
+    "fp32": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="fp32"),
     "bf16": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="bf16", patience=2),
 }
+# What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
+ENGINE = replace(CONFIGS["bf16"], patience=0, compile="on", micro_batch=4, cache="disk")
 STAGES = ("half filled", "filled", "first name", "last name")
 CLOCK = ("seconds", "images_per_second", "step_seconds")
 
@@ -55,20 +57,27 @@ class Kill:
     identical: bool = False
 
 
-def kill_and_resume(root: Path, number: int, seed: int, say: Callable[[str], None] = print) -> list[Kill]:
+def kill_and_resume(
+    root: Path,
+    number: int,
+    seed: int,
+    configs: Mapping[str, TrainingConfig] = CONFIGS,
+    say: Callable[[str], None] = print,
+) -> list[Kill]:
     """Draw a small data set, train it in peace, then `number` times with a kill; compare each end with the first."""
     rng = random.Random(seed)
     data = root / "pictures"
     write_dataset(data, train_per_class=6, valid_per_class=2, size=64, seed=seed)
-    peaceful = {name: _train_in_peace(root / name, data, config) for name, config in CONFIGS.items()}
+    peaceful = {name: _train_in_peace(root / name, data, config) for name, config in configs.items()}
     kills = []
     for index in range(number):
-        name = rng.choice(list(CONFIGS))
+        name = rng.choice(list(configs))
+        config = configs[name]
         run = root / f"killed-{index}"
-        kill = _kill(run, data, name, peaceful[name], rng, by_time=index % 2 == 0)
+        kill = _kill(run, data, (name, config), peaceful[name], rng, by_time=index % 2 == 0)
         kill.found = _what_is_left(run)
         started = time.monotonic()
-        code = _in_a_process(_resume_or_begin, run, data, CONFIGS[name])
+        code = _in_a_process(_resume_or_begin, run, data, config)
         kill.seconds_to_end = round(time.monotonic() - started, 2)
         kill.identical = code == 0 and end_of(run) == end_of(root / name)
         say(f"{index + 1}/{number} {kill.config}, {kill.moment}: {kill.found}; identical: {kill.identical}")
@@ -102,17 +111,26 @@ def _train_in_peace(run: Path, data: Path, config: TrainingConfig) -> tuple[floa
     return time.monotonic() - started, num_writes.value
 
 
-def _kill(run: Path, data: Path, name: str, peaceful: tuple[float, int], rng: random.Random, *, by_time: bool) -> Kill:
+def _kill(
+    run: Path,
+    data: Path,
+    named: tuple[str, TrainingConfig],
+    peaceful: tuple[float, int],
+    rng: random.Random,
+    *,
+    by_time: bool,
+) -> Kill:
     seconds, num_writes = peaceful
+    name, config = named
     while True:
         if by_time:
             after = rng.uniform(0, seconds)
             kill = Kill(name, f"after {after:.3f} s")
-            code = _in_a_process(_train, run, data, CONFIGS[name], kill_after=after)
+            code = _in_a_process(_train, run, data, config, kill_after=after)
         else:
             number, stage = rng.randint(1, num_writes), rng.choice(STAGES)
             kill = Kill(name, f"in write {number} of {num_writes}, {stage}")
-            code = _in_a_process(_train_and_die, run, data, CONFIGS[name], number, stage)
+            code = _in_a_process(_train_and_die, run, data, config, number, stage)
         if code == -signal.SIGKILL:
             return kill
         # It was faster than in peace, and done before the moment came.
@@ -214,18 +232,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", action="store_true", help="compiled runs instead of plain ones")
     arguments = parser.parse_args()
+    configs = {"engine": ENGINE} if arguments.engine else CONFIGS
     with tempfile.TemporaryDirectory() as folder:
-        kills = kill_and_resume(Path(folder), arguments.kills, arguments.seed)
+        kills = kill_and_resume(Path(folder), arguments.kills, arguments.seed, configs)
     numbers = {
         "num_kills": len(kills),
         "num_identical": sum(kill.identical for kill in kills),
         "threads": torch.get_num_threads(),
-        "configs": {name: config.to_json() for name, config in CONFIGS.items()},
+        "configs": {name: config.to_json() for name, config in configs.items()},
         "kills": [asdict(kill) for kill in kills],
     }
     command = f"python benchmarks/killed_runs.py --kills {arguments.kills} --seed {arguments.seed}"
-    print(write_result("killed-runs", command, numbers))
+    command += " --engine" * arguments.engine
+    print(write_result("killed-runs-engine" if arguments.engine else "killed-runs", command, numbers))
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     skip_unreadable: bool = False,
+    read: Callable[[Path], Images] | None = None,
     progress: OnProgress | None = None,
 ) -> EvaluationReport:
     """Judge a model on labelled images.
@@ -182,6 +183,7 @@ def evaluate(
         spec: how to make an image out of a file.
         batch_size: images handed to `predict_fn` at a time; the last batch may hold fewer.
         skip_unreadable: leave out, and count, images that cannot be decoded; nothing ever stands in for one.
+        read: gives the pixels of a file; None: decodes it as `spec` says.
         progress: told after every batch.
 
     Raises:
@@ -192,7 +194,7 @@ def evaluate(
     judged: list[Sample] = []
     unreadable: list[ImageError] = []
     remaining = iter(samples)
-    for batch in load_batches([sample.path for sample in samples], spec, batch_size):
+    for batch in load_batches([sample.path for sample in samples], spec, batch_size, read):
         pairs = list(zip(itertools.islice(remaining, len(batch)), batch, strict=True))
         unreadable += [image for _, image in pairs if isinstance(image, ImageError)]
         good = [(sample, image) for sample, image in pairs if not isinstance(image, ImageError)]
@@ -209,7 +211,9 @@ def evaluate(
     return replace(report, unreadable=tuple(unreadable))
 
 
-def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> Iterator[list[Images | ImageError]]:
+def load_batches(
+    sources: Sequence[Any], spec: ModelSpec, batch_size: int, read: Callable[[Any], Images] | None = None
+) -> Iterator[list[Images | ImageError]]:
     """Decode on several threads, ahead of their use; a failure takes its image's place in the batch.
 
     Raises:
@@ -220,7 +224,7 @@ def load_batches(sources: Sequence[Any], spec: ModelSpec, batch_size: int) -> It
 
     def load(source: Any) -> Images | ImageError:
         try:
-            return load_image(source, spec)
+            return load_image(source, spec) if read is None else read(source)
         except ImageError as error:
             return error
 

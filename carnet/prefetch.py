@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from carnet.progress import OnProgress
+
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
@@ -26,6 +28,27 @@ def available_cores() -> int:
 def loading_threads() -> int:
     """How many threads should decode images: one per core, but no more than memory for large photos allows."""
     return min(8, available_cores())
+
+
+def each_on_threads(
+    work: Callable[[Item], Loaded], items: Sequence[Item], progress: OnProgress | None = None
+) -> Iterator[Loaded]:
+    """`work` of every item, in order, done on several threads.
+
+    Args:
+        work: what to do.
+        items: with what.
+        progress: told how many are done, of how many.
+    """
+    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
+        try:
+            for done, answer in enumerate(pool.map(work, items), start=1):
+                yield answer
+                if progress is not None:
+                    progress(done, len(items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def load_ahead(

@@ -105,9 +105,27 @@ def load_image(source: ImageSource, spec: ModelSpec) -> Images:
     """
     image = open_image(source)
     with image:
-        pixels = decode(image, name_of(source), min_side=2 * spec.image_size, in_channels=spec.in_channels)
-    square = np.array(resize(pixels, spec.image_size, spec.resize))
-    return square.reshape(spec.image_size, spec.image_size, spec.in_channels)
+        return to_square(image, name_of(source), spec.image_size, spec.resize, spec.in_channels)
+
+
+def to_square(image: Image.Image, name: Path | str, size: int, rule: ResizeRule, in_channels: int) -> Images:
+    """Decode an opened image and resize it.
+
+    Args:
+        image: as `open_image` gives it.
+        name: for the error.
+        size: side of the square, in pixels.
+        rule: how it becomes one.
+        in_channels: 1 grey, 3 RGB, 4 RGB and opacity.
+
+    Returns:
+        uint8 array (size, size, in_channels).
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    pixels = decode(image, name, min_side=2 * size, in_channels=in_channels)
+    return np.array(resize(pixels, size, rule)).reshape(size, size, in_channels)
 
 
 def as_picture(pixels: Images) -> Image.Image:

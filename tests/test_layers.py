@@ -18,6 +18,7 @@ BASE = {
     "prefetch",
     "progress",
     "metrics",
+    "quantities",
     "evaluation",
     "files",
     "run_folder",

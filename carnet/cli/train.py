@@ -25,6 +25,7 @@ class Command:
 
     Examples:
       carnet train photos --epochs 10 --image-size 128
+      carnet train photos --budget 10m --max-memory 2GB
       carnet train photos --model resnet18 --preset published --output runs/baseline
       carnet train photos --init runs/photos-carnet18 --lr 0.0001
       carnet train --resume runs/photos-carnet18
@@ -36,7 +37,7 @@ class Command:
     """Folder, archive, table or data set of images."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Leave out the images that this text file names, one path per line, as in data.csv of a run."""
-    preset: Literal["published"] = "published"
+    preset: Literal["default", "published"] = "default"
     """Recipe to start from; the flags below change it."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of the new run (default: runs/DATA-MODEL, numbered if taken); with --resume, go on in a copy."""

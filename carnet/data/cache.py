@@ -56,6 +56,21 @@ def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
+def forget_unused(kind: str, used: Path, days: float) -> None:
+    """Note that a folder of the cache has been used, and remove those of its kind that have not been for long.
+
+    Args:
+        kind: as for `cached_folder`.
+        used: the folder.
+        days: how long is long.
+    """
+    with suppress(OSError):
+        os.utime(used)
+        for other in (cache_root() / kind).iterdir():
+            if other.stat().st_mtime < time.time() - days * 24 * 3600:
+                shutil.rmtree(other, ignore_errors=True)
+
+
 def _make(folder: Path, fill: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import digest_of
-from carnet.prefetch import loading_threads
+from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.progress import OnProgress, counted
 
@@ -176,17 +175,7 @@ def inspect_images(
     paths: Sequence[Path], image_size: int, progress: OnProgress | None = None
 ) -> dict[Path, ImageFacts]:
     """Hash and decode files, on several threads."""
-    facts = {}
-    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
-        try:
-            for path, fact in zip(paths, pool.map(lambda path: _inspect(path, image_size), paths), strict=True):
-                facts[path] = fact
-                if progress is not None:
-                    progress(len(facts), len(paths))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return facts
+    return dict(zip(paths, each_on_threads(lambda path: _inspect(path, image_size), paths, progress), strict=True))
 
 
 def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
@@ -198,9 +187,8 @@ def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
         except OSError:
             return None
 
-    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
-        digests = zip(paths, pool.map(digest, paths), strict=True)
-        return {path: digest for path, digest in digests if digest is not None}
+    digests = zip(paths, each_on_threads(digest, paths), strict=True)
+    return {path: digest for path, digest in digests if digest is not None}
 
 
 def _inspect(path: Path, image_size: int) -> ImageFacts:
@@ -211,13 +199,16 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
     return inspect_bytes(content, path, image_size)
 
 
-def inspect_bytes(content: bytes, path: Path, image_size: int) -> ImageFacts:
+def inspect_bytes(
+    content: bytes, path: Path, image_size: int, keep: Callable[[Image.Image], None] | None = None
+) -> ImageFacts:
     """Hash and decode the content of a file.
 
     Args:
         content: the encoded image.
         path: what it is called.
         image_size: the model's.
+        keep: decodes the opened image, and does something with it; None: it is decoded and forgotten.
     """
     digest = hashlib.sha256(content).hexdigest()
     try:
@@ -226,7 +217,10 @@ def inspect_bytes(content: bytes, path: Path, image_size: int) -> ImageFacts:
             width, height = image.size
             oddities = _oddities(path, image)
             facts = ImageFacts(digest, width, height, image.format or "", image.mode, oddities)
-            decode(image, path, min_side=2 * image_size)
+            if keep is None:
+                decode(image, path, min_side=2 * image_size)
+            else:
+                keep(image)
             return facts
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from carnet.errors import ConfigError
@@ -24,5 +26,8 @@ def choose_device(wish: str) -> str:
 
 def compute_exactly() -> None:
     """Keep float32 arithmetic float32 on NVIDIA GPUs, whose convolutions otherwise round to 10 bits (TF32)."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    with warnings.catch_warnings():
+        # Some versions recommend another way, after which torch.export and torch.compile fail to read the setting.
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -10,16 +10,20 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from carnet.errors import ConfigError, RunError
+from carnet.quantities import parse_bytes, parse_seconds
 from carnet.spec import CHANNELS, ResizeRule
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
+Choice = Literal["auto", "on", "off"]
+Cache = Literal["auto", "disk", "ram", "off"]
+MemoryFormat = Literal["channels_last", "contiguous"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a network is trained. The defaults are the published recipe.
+    """How a network is trained. The defaults are the published recipe, but for its arithmetic.
 
     Raises:
         ConfigError: if a field is out of range.
@@ -63,12 +67,28 @@ class TrainingConfig:
     """Where to train; auto takes a GPU where there is one."""
     devices: int = 1
     """Processes to train with, one GPU or one part of the processor's cores each; they share every batch."""
-    precision: Precision = "fp32"
-    """Arithmetic of training (evaluation is fp32): auto takes bf16 where the hardware does it well."""
+    precision: Precision = "auto"
+    """Arithmetic of training (evaluation is fp32): auto takes bf16 or fp16 where the hardware does it well."""
+    compile: Choice = "auto"
+    """Compile the network (torch.compile): auto does where the run is long enough to repay it."""
+    memory_format: MemoryFormat = "channels_last"
+    """How images lie in memory: all channels of a pixel side by side is faster for these networks, on every device."""
+    fast_depthwise: Choice = "auto"
+    """Compute the gradient of depthwise convolutions our way; auto does where it is faster."""
+    keep_memory: Choice = "auto"
+    """Keep freed memory for the next step (glibc): much faster, but takes more; auto does without --max-memory."""
+    cache: Cache = "auto"
+    """Where decoded images are kept: on the disk for later runs too, in memory, or nowhere; auto by what is free."""
     threads: int = 0
-    """Processor threads of the arithmetic in each process; 0 takes one per core it may use."""
+    """Processor threads of the arithmetic in each process; 0 measures how many are fastest."""
     workers: int = -1
     """Threads that prepare images ahead; -1 chooses, 0 prepares each batch when it is due."""
+    micro_batch: int = 0
+    """Images that go through the network at a time; gradients add up to those of the batch. 0: as memory allows."""
+    max_memory: str = ""
+    """Memory that training may take, such as 2GB; empty: what is free."""
+    budget: str = ""
+    """Time to train in, such as 10m or 1h30m, from the start of the command; chooses the number of epochs."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints inside an epoch; every epoch ends with one as well."""
     checkpoint_steps: int = 0
@@ -98,6 +118,13 @@ class TrainingConfig:
             "batch_size",
             f"at least 2 images for each of the {self.devices} devices",
         )
+        for name, kind in (("compile", Choice), ("fast_depthwise", Choice), ("keep_memory", Choice), ("cache", Cache)):
+            self._require(getattr(self, name) in get_args(kind), name, f"one of {', '.join(get_args(kind))}")
+        formats = get_args(MemoryFormat)
+        self._require(self.memory_format in formats, "memory_format", f"one of {', '.join(formats)}")
+        self._require(self.micro_batch >= 0, "micro_batch", "0 (chosen) or more images")
+        self._require(not self.max_memory or parse_bytes(self.max_memory) > 0, "max_memory", "a size such as 2GB")
+        self._require(not self.budget or parse_seconds(self.budget) > 0, "budget", "a time such as 10m")
         self._require(self.checkpoint_minutes > 0, "checkpoint_minutes", "above 0")
         self._require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 (off) or more")
         self._require(self.threads >= 0, "threads", "0 (all) or more")
@@ -131,10 +158,11 @@ class TrainingConfig:
     def differences(self, other: TrainingConfig) -> list[str]:
         """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`.
 
-        Devices, precision and threads are left to `Plan.differences`, which knows what `auto` came to.
+        What the machine decides with is left to `Plan.differences`, which knows what `auto` came to.
         """
-        free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps"}
-        free |= {"device", "devices", "precision", "threads"}
+        free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache", "budget"}
+        free |= {"device", "devices", "precision", "threads", "compile", "memory_format", "fast_depthwise"}
+        free |= {"micro_batch", "keep_memory", "max_memory"}
         return [
             f"--{f.name.replace('_', '-')} {getattr(other, f.name)} (was {getattr(self, f.name)})"
             for f in fields(self)
@@ -149,7 +177,16 @@ def published() -> TrainingConfig:
     Published result on the 100 sports classes: 81.8 % top-1, mean of five runs, under 1.7 hours each on an RTX 2080 Ti.
     `docs/recipe.md` names each difference from the published scripts.
     """
+    return TrainingConfig(precision="fp32")
+
+
+def default() -> TrainingConfig:
+    """The published recipe in the arithmetic that this machine does well.
+
+    Command: `carnet train DATA` (the same as `--preset default`); with `--budget 10m` the time decides the epochs.
+    Cost and result on the photos measured so far: `benchmarks/results` and the README.
+    """
     return TrainingConfig()
 
 
-PRESETS: dict[str, Callable[[], TrainingConfig]] = {"published": published}
+PRESETS: dict[str, Callable[[], TrainingConfig]] = {"default": default, "published": published}

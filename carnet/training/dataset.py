@@ -6,7 +6,8 @@ Neither the number of threads nor how far they read ahead can alter a run, and i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from carnet.data.sources import Sample
 from carnet.prefetch import load_ahead
-from carnet.preprocess import Images, load_image
-from carnet.spec import ModelSpec
-from carnet.training.augment import Augmentation
+from carnet.preprocess import Images
+from carnet.training.augment import Augmentation, Change
 
 Key = tuple[int, int]
 """(epoch, index): what a sample's randomness depends on, besides the seed."""
@@ -25,25 +25,83 @@ Item = TypeVar("Item")
 _ORDER, _AUGMENT, _STEP = 1, 2, 3
 
 
-class TrainingImages:
-    """Decoded, resized and augmented images."""
+@dataclass(frozen=True)
+class Batch:
+    """Images to train on.
 
-    def __init__(self, samples: Sequence[Sample], spec: ModelSpec, augmentation: Augmentation, seed: int) -> None:
-        self.samples = samples
-        self.spec = spec
-        self.augmentation = augmentation
-        self.seed = seed
+    Attributes:
+        images: uint8 (N, S, S, C).
+        labels: (N,)
+        changes: (N, 3), a `Change` for each image that is still to be made; None: they are made.
+    """
 
-    def __getitem__(self, key: Key) -> tuple[Images, int]:
-        """(epoch, index) -> uint8 image (S, S, C) and its label
+    images: Tensor
+    labels: Tensor
+    changes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; the copy goes on while the processor does something else."""
+        if device.type != "cuda":
+            return Batch(self.images.to(device), self.labels.to(device), self.changes)
+        images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        return Batch(images, labels, self.changes)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in equal parts of `size` images, or one more where the last one would be alone."""
+        number = max(1, -(-(len(self) - 1) // size))
+        for images, labels in zip(self.images.tensor_split(number), self.labels.tensor_split(number), strict=True):
+            yield Batch(images, labels)
+
+
+Prepared = tuple[Images, int, Change]
+"""uint8 image (S, S, C), its label, and how it is, or is to be, changed."""
+
+
+class Preparation:
+    """What is done to every training image on the threads that prepare them.
+
+    Attributes:
+        load: reads the pixels of a file, or of an encoded image.
+        augmentation: how images are changed.
+        seed: of the changes.
+        apply: whether changes are made here; or later, to the whole batch, on a GPU.
+    """
+
+    def __init__(
+        self, load: Callable[[Any], Images], augmentation: Augmentation, seed: int, *, apply: bool = True
+    ) -> None:
+        self.load, self.augmentation, self.seed, self.apply = load, augmentation, seed, apply
+
+    def __call__(self, source: Any, label: int, epoch: int, index: int) -> Prepared:
+        """A source of pixels -> the image and its label
 
         Raises:
             ImageError: if the file cannot be decoded (any more); nothing stands in for it.
         """
+        change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index))
+        pixels = self.load(source)
+        return self.augmentation.apply(pixels, change) if self.apply else pixels, label, change
+
+
+class TrainingImages:
+    """Prepared images of files, by (epoch, index)."""
+
+    def __init__(self, samples: Sequence[Sample], prepare: Preparation) -> None:
+        self.samples = samples
+        self.prepare = prepare
+
+    def __getitem__(self, key: Key) -> Prepared:
+        """(epoch, index) -> image, label and change
+
+        Raises:
+            ImageError: as `Preparation`.
+        """
         epoch, index = key
         sample = self.samples[index]
-        rng = augmenting_rng(self.seed, epoch, index)
-        return self.augmentation(load_image(sample.path, self.spec), rng), sample.label
+        return self.prepare(sample.path, sample.label, epoch, index)
 
 
 class EpochBatches(Generic[Item]):
@@ -110,12 +168,20 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 def load_batches(
-    decode: Callable[[Item], tuple[Images, int]], batches: EpochBatches[Item], threads: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of uint8 images (N, S, S, C) and labels (N,), prepared ahead on `threads` threads.
+    prepare: Callable[[Item], Prepared], batches: EpochBatches[Item], threads: int, *, changed: bool = True
+) -> Iterator[Batch]:
+    """Batches prepared ahead on `threads` threads.
+
+    Args:
+        prepare: makes an image of an item.
+        batches: the items.
+        threads: 0 prepares each batch when it is due.
+        changed: whether `prepare` has made the changes it has drawn.
 
     Raises:
         ImageError: if a file cannot be decoded any more.
     """
-    for items in load_ahead(decode, batches, threads=threads):
-        yield torch.from_numpy(np.stack([image for image, _ in items])), torch.tensor([label for _, label in items])
+    for items in load_ahead(prepare, batches, threads=threads):
+        images, labels, changes = zip(*items, strict=True)
+        wanted = None if changed else torch.tensor(changes, dtype=torch.float64)
+        yield Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), wanted)

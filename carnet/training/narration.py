@@ -42,6 +42,20 @@ def stopped(job: Job, state: TrainingState, steps_per_epoch: int) -> str:
     return f"stopped in {where}; {go_on(job)}"
 
 
+def less_at_a_time(micro_batch: int, state: TrainingState) -> str:
+    """That a GPU's memory ran out, and what became of it."""
+    return (
+        f"out of memory in epoch {state.epoch + 1}, step {state.step + 1}: from there on {micro_batch} images go "
+        f"through the network at a time, and batch-norm statistics are those of {micro_batch}"
+    )
+
+
+def time_is_up(config: TrainingConfig, state: TrainingState, steps_per_epoch: int) -> str:
+    """That the budget is spent before the epochs are."""
+    where = f"epoch {state.epoch + 1} of {config.epochs}, step {state.step} of {steps_per_epoch}"
+    return f"the budget of {config.budget} was spent in {where}"
+
+
 def go_on(job: Job) -> str:
     """The command that takes the run up again."""
     return f"go on with carnet train --resume {job.run.path}"

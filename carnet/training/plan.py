@@ -12,14 +12,17 @@ from typing import Any, Literal
 
 import torch
 
-from carnet.errors import ConfigError
+from carnet.errors import ConfigError, RunError
 from carnet.models.device import choose_device
 from carnet.prefetch import available_cores, loading_threads
-from carnet.progress import counted
 from carnet.training.config import TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _FABRIC_PRECISIONS: dict[str, FabricPrecision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+DECIDING = ("device", "devices", "precision", "threads", "memory_format", "micro_batch", "compile", "fast_depthwise")
+"""What the weights depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +42,36 @@ class Plan:
     """Processes that train together, one device each, on all machines."""
     memory_format: str = "channels_last"
     """All channels of a pixel side by side: 1.3 to 1.7 times as fast for carnet18 on two cores."""
+    micro_batch: int = 0
+    """Images that go through the network at a time in each process; batch-norm statistics are theirs."""
+    compile: bool = False
+    """Whether batches of that size go through the compiled network."""
+    recompute: float = 1.0
+    """Share of what the compiler would keep for the backward pass; the rest is computed again there."""
+    fast_depthwise: bool = False
+    """Whether `carnet.training.depthwise` computes gradients."""
+    keep_memory: bool = False
+    """Whether freed memory stays with the process."""
+    training_seconds: float = 0.0
+    """When this much time has been spent training, the run ends at the next step; 0: it does not."""
     reasons: tuple[str, ...] = ()
-    """Why, a sentence each."""
+    """Why, a phrase each."""
 
     @property
     def fabric_precision(self) -> FabricPrecision:
         """The precision as Lightning Fabric names it."""
         return _FABRIC_PRECISIONS[self.precision]
 
+    @property
+    def judging_batch(self) -> int:
+        """Images to judge at a time: without gradients they take less memory than so many in training."""
+        return min(32, self.micro_batch)
+
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """What decides the result and is not as recorded: `--threads 4 (was 2)`."""
-        deciding = ("device", "devices", "precision", "threads", "memory_format")
         return [
             f"--{name.replace('_', '-')} {getattr(self, name)} (was {recorded.get(name)})"
-            for name in deciding
+            for name in DECIDING
             if getattr(self, name) != recorded.get(name)
         ]
 
@@ -60,9 +79,23 @@ class Plan:
         """A dictionary of plain values."""
         return asdict(self) | {"reasons": list(self.reasons)}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from `to_json`'s dictionary.
+
+        Raises:
+            RunError: if it is one of another version of carnet.
+        """
+        try:
+            return cls(**{**values, "reasons": tuple(values["reasons"])})
+        except (TypeError, KeyError) as error:
+            raise RunError(f"the plan is one of another version of carnet: {error}") from error
+
 
 def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: int = 1) -> Plan:
-    """Choose device, precision, threads and workers.
+    """Choose what needs no measuring: device, precision, layout, and a first guess at the rest.
+
+    `carnet.training.tuning` refines it, before the first step.
 
     Args:
         config: the recipe.
@@ -76,15 +109,15 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     devices = _num_devices(config, device, num_launched)
     precision, reason = _precision(config, device)
     here = devices if num_launched == 1 else on_this_machine
-    cores = available_cores()
-    share = max(1, cores // here)
+    share = max(1, available_cores() // here)
     threads = config.threads or share
     workers = min(loading_threads(), share) if config.workers < 0 else config.workers
-    reasons = [f"{precision} {reason}", f"{counted(threads, 'thread')} of {counted(cores, 'core')}"]
-    reasons.append(f"{counted(workers, 'thread')} to prepare images")
+    reasons = [f"{precision} {reason}", f"{config.memory_format.replace('_', ' ')} layout"]
     if devices > 1:
         statistics = "common to all" if device == "cuda" else "each process's own"
         reasons.insert(0, f"{devices} processes, batch-norm statistics {statistics}")
+    keep = config.keep_memory == "on" or (config.keep_memory == "auto" and not config.max_memory)
+    whole = -(-config.batch_size // devices)
     return Plan(
         device=device,
         device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
@@ -92,6 +125,10 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
         threads=threads,
         workers=workers,
         devices=devices,
+        memory_format=config.memory_format,
+        micro_batch=min(config.micro_batch or whole, whole),
+        fast_depthwise=config.fast_depthwise == "on" or (config.fast_depthwise == "auto" and device == "cpu"),
+        keep_memory=keep and device == "cpu",
         reasons=tuple(reasons),
     )
 
@@ -131,7 +168,7 @@ def _precision(config: TrainingConfig, device: str) -> tuple[str, str]:
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
     if config.precision != "auto":
-        return config.precision, "as the recipe says"
+        return config.precision, "as asked"
     if device == "cuda":
         # Before compute capability 8 bf16 is emulated.
         if torch.cuda.get_device_capability() >= (8, 0):
@@ -148,6 +185,13 @@ def _has_bf16_instructions() -> bool:
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())  # PyTorch before 2.12
+
+
+def physical_cores() -> int:
+    """Cores of the machine, each counted once even if it runs two threads; as many as this process may use at most."""
+    import psutil
+
+    return min(available_cores(), psutil.cpu_count(logical=False) or available_cores())
 
 
 def processor_name() -> str:

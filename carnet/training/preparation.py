@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from carnet.data.check import CheckedImages, check_images, describe
+from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
 from carnet.data.forms import form_of
 from carnet.data.hub import Source
 from carnet.data.sources import find_images
@@ -19,12 +20,18 @@ from carnet.errors import ConfigError, DataError, MissingExtraError, RunError
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
 from carnet.models.trained import check_start, start_from
+from carnet.prefetch import available_cores
 from carnet.progress import Progress, counted
 from carnet.run_folder import RunFolder, new_run_path
 from carnet.spec import ModelSpec
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
 from carnet.training.config import TrainingConfig
+from carnet.training.feed import Feed, make_feed
+from carnet.training.memory import free_bytes
 from carnet.training.plan import Plan, processor_features, versions
+from carnet.training.processes import Processes
+from carnet.training.step import compiler_problem
+from carnet.training.tuning import Rehearsal, tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,7 @@ class Job:
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
         stream: the data set that training images are read from while training; None: they are files.
+        decoded: the images that are decoded already; None: none are.
     """
 
     run: RunFolder
@@ -46,6 +54,14 @@ class Job:
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
     stream: Source | None = None
+    decoded: DecodedImages | None = None
+
+    def feed(self, processes: Processes) -> Feed:
+        """One process's share of the training images."""
+        train = self.images.data.splits["train"]
+        return make_feed(
+            self.config, self.spec, train, self.decoded, self.stream, device=self.plan.device, processes=processes
+        )
 
 
 def prepare(
@@ -56,9 +72,10 @@ def prepare(
     output: Path | str | None,
     init: Path | str | None,
     ignore: Sequence[str],
+    started: float,
     progress: Progress,
 ) -> Job:
-    """Check everything a new run needs, then make its folder.
+    """Check everything a new run needs, measure what the plan leaves open, then make the run's folder.
 
     Raises:
         CarnetError: one of its kinds, before anything is written.
@@ -66,10 +83,12 @@ def prepare(
     if output is not None:
         RunFolder.new(Path(output))
     _check_early(config, init)
-    images, stream = _look_at(data, config, ignore, progress)
+    found = _look_at(data, config, plan, ignore, progress)
+    images = found.images
     _check_size(images, config, plan)
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
+    config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
     record = _record(config, plan, images, init, ignore)
@@ -83,7 +102,8 @@ def prepare(
         images=images,
         network=network,
         record=record,
-        stream=stream,
+        stream=found.stream,
+        decoded=found.decoded,
     )
 
 
@@ -107,10 +127,10 @@ def prepare_resumed(
     recorded = TrainingConfig.from_json(record["recipe"])
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
-    if differences := plan.differences(record["plan"]):
-        raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
+    plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
     data, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
-    images, stream = _look_at(data, config, ignore, progress)
+    found = _look_at(data, config, plan, ignore, progress)
+    images = found.images
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(
             f"the images are not those of {run.path} (its data.csv lists them); --init starts from its weights"
@@ -130,8 +150,30 @@ def prepare_resumed(
         network=network,
         record=record,
         checkpoint=checkpoint,
-        stream=stream,
+        stream=found.stream,
+        decoded=found.decoded,
     )
+
+
+def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfig, config: TrainingConfig) -> Plan:
+    """The plan of the run, with what may change; measured choices stay, unless they are asked for otherwise.
+
+    Raises:
+        RunError: if this machine, or a flag, wants another plan.
+    """
+    names = ("threads", "micro_batch", "compile", "fast_depthwise")
+    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recorded, name)}
+    words = {"on": True, "off": False}
+    asked = {name: words.get(flag, flag) for name, flag in changed.items() if flag not in ("auto", 0)}
+    expected = replace(now, **{name: getattr(then, name) for name in names} | asked)
+    differences = expected.differences(then.to_json())
+    if then.threads > (cores := available_cores()):
+        differences.append(f"{cores} cores (was --threads {then.threads})")
+    if differences:
+        raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
+    if then.compile and (problem := compiler_problem(then.device)):
+        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
+    return replace(then, workers=now.workers if config.workers != recorded.workers else then.workers)
 
 
 def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
@@ -171,23 +213,69 @@ def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
-def _look_at(
-    data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress
-) -> tuple[CheckedImages, Source | None]:
+@dataclass(frozen=True)
+class _Found:
+    """The images, and how they are read."""
+
+    images: CheckedImages
+    stream: Source | None = None
+    decoded: DecodedImages | None = None
+    reason: str = ""
+    """Of how decoded images are kept: a phrase."""
+
+
+def _look_at(data: Path | str, config: TrainingConfig, plan: Plan, ignore: Sequence[str], progress: Progress) -> _Found:
     check: dict[str, Any] = {
         "image_size": config.image_size,
         "skip_unreadable": config.skip_unreadable,
         "valid_fraction": config.valid_fraction,
         "seed": config.seed,
-        "progress": lambda done, total: progress.bar("looking at the images", done, total),
     }
+
+    def bar(done: int, total: int) -> None:
+        progress.bar("looking at the images", done, total)
+
     if config.stream:
-        images, stream = _look_at_stream(str(data), check, ignore, progress)
-    else:
-        found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
-        images, stream = check_images(found, **check), None
+        images, stream = _look_at_stream(str(data), {**check, "progress": bar}, ignore, progress)
+        progress.say("\n".join(describe(images)))
+        return _Found(images, stream)
+    found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
+    inspected = inspect_and_keep(
+        [sample.path for sample in found.samples],
+        Target(config.image_size, config.resize, config.in_channels),
+        config.cache,
+        free_memory=free_bytes(),
+        shared=plan.devices > 1,
+        progress=bar,
+    )
+    images = check_images(found, facts=inspected.facts, **check)
     progress.say("\n".join(describe(images)))
-    return images, stream
+    return _Found(images, None, inspected.decoded, inspected.reason)
+
+
+def _tune(
+    config: TrainingConfig,
+    plan: Plan,
+    network: nn.Module,
+    spec: ModelSpec,
+    *,
+    found: _Found,
+    started: float,
+    progress: Progress,
+) -> tuple[TrainingConfig, Plan]:
+    splits = found.images.data.splits
+    first = Processes(0, plan.devices)
+    feed = make_feed(config, spec, splits["train"], found.decoded, found.stream, device=plan.device, processes=first)
+    config, plan = tune(
+        config,
+        plan,
+        lambda: Rehearsal.begin(network, spec, config, feed),
+        steps_per_epoch=feed.batches.steps_per_epoch,
+        num_valid=len(splits["valid"]) // plan.devices,
+        started=started,
+        progress=progress,
+    )
+    return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
 
 
 def _look_at_stream(
@@ -261,8 +349,9 @@ def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.M
     return (
         f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
         f"{config.image_size} px images in batches of {config.batch_size}, seed {config.seed}.\n"
-        f"On {plan.device} ({plan.device_name}): {'; '.join(plan.reasons)}.\n"
-        f"Keeps everything in {run.path}."
+        f"On {plan.device} ({plan.device_name}):\n"
+        + "".join(f"- {reason}\n" for reason in plan.reasons)
+        + f"Keeps everything in {run.path}."
     )
 
 

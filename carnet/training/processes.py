@@ -7,6 +7,7 @@ whose, and that an error one process meets ends all of them in the same place in
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,9 @@ class Processes:
 
     def fabric(self, plan: Plan, loggers: list[Logger]) -> Fabric:
         """Lightning Fabric for this process: places the network, sets its precision, sums gradients over all."""
+        # It would name the precision on standard error each time; the plan has said it.
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         torch.set_num_threads(plan.threads)
         torch.backends.cudnn.deterministic = True
         compute_exactly()

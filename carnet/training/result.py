@@ -51,14 +51,18 @@ def finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult
     model = load(run.path, device=job.plan.device)
     valid = images.data.splits["valid"]
     report = evaluate(
-        model.logits, valid, model.spec, progress=lambda done, total: progress.bar("final validation", done, total)
+        model.logits,
+        valid,
+        model.spec,
+        batch_size=job.plan.judging_batch,
+        progress=lambda done, total: progress.bar("final validation", done, total),
     )
     report = report.with_leaks({sample.path for sample in images.leaked("valid")})
     document = _result(job, state, report)
     page = evaluation_html(
         report,
         title=f"{model.spec.model} on {images.data.name}",
-        facts=_facts(job, document),
+        facts=_facts(job, state, document),
         history=state.history,
         notes=describe(images),
     )
@@ -80,6 +84,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "seed": job.config.seed,
         "epochs": len(state.history),
         "stopped_early": state.finished,
+        "notes": state.notes,
         "kept": "best" if job.config.patience else "final",
         "final": {key: final[key] for key in keys},
         "best": {key: best[key] for key in keys},
@@ -91,7 +96,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
     }
 
 
-def _facts(job: Job, document: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(job: Job, state: TrainingState, document: dict[str, Any]) -> list[tuple[str, str]]:
     plan, spec = job.plan, job.spec
     together = f" in each of {plan.devices} processes" if plan.devices > 1 else ""
     counts = ", ".join(f"{count:,} {split}" for split, count in document["num_images"].items())
@@ -104,5 +109,6 @@ def _facts(job: Job, document: dict[str, Any]) -> list[tuple[str, str]]:
         ("training time", duration(document["seconds"])),
         ("device", f"{plan.device} ({plan.device_name}), {plan.precision}, {plan.threads} threads{together}"),
         ("seed", str(job.config.seed)),
+        *(("note", note) for note in state.notes),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from carnet.report.console import Console
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
 from carnet.training.launch import launch
+from carnet.training.memory import take_huge_pages
 from carnet.training.plan import resolve
 from carnet.training.preparation import Job, prepare, prepare_resumed
 from carnet.training.processes import Processes, launched_together
@@ -58,11 +60,14 @@ def train(
     if progress is None:
         with Console(sys.stderr) as console:
             return train(data, config, output=output, init=init, resume=resume, ignore=ignore, progress=console)
+    started = time.monotonic()
     if resume is not None and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
     config = config or _recipe(resume)
+    if config.max_memory:
+        take_huge_pages()
     # torchrun says how many processes it has started, here and in all.
     num_launched, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     together = launched_together()
@@ -71,7 +76,9 @@ def train(
     def begin() -> Job:
         if resume is None:
             assert data is not None
-            return prepare(data, config, plan, output=output, init=init, ignore=ignore, progress=progress)
+            return prepare(
+                data, config, plan, output=output, init=init, ignore=ignore, started=started, progress=progress
+            )
         run = RunFolder.open(resume)
         if output is not None:
             run = run.copy_to(Path(output))

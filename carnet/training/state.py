@@ -32,6 +32,11 @@ class TrainingState:
     epochs_since_best: int = 0
     history: list[EpochMetrics] = field(default_factory=list)
     finished: bool = False
+    """Ended before the last epoch."""
+    micro_batch: int = 0
+    """Where a GPU's memory ran out: images at a time from then on; 0: as planned."""
+    notes: list[str] = field(default_factory=list)
+    """What went otherwise than planned, a sentence each."""
 
     def add_step(self, loss: float, num_correct: int, num_images: int, seconds: float) -> None:
         """Count a step; `loss` is the mean over its images."""

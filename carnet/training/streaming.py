@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import numpy as np
-
 from carnet.data.samples import Sample
 from carnet.data.stream import ImageStream, StreamedImage
 from carnet.errors import DataError
-from carnet.preprocess import Images, load_image
-from carnet.spec import ModelSpec
-from carnet.training.augment import Augmentation
-from carnet.training.dataset import EpochBatches, augmenting_rng, order_seed
+from carnet.training.dataset import EpochBatches, Preparation, Prepared, order_seed
 
 Item = tuple[int, StreamedImage]
 """Epoch and image."""
@@ -59,20 +54,17 @@ class StreamedBatches(EpochBatches[Item]):
 
 
 class StreamedTrainingImages:
-    """Decoded, resized and augmented images of a stream."""
+    """Prepared images of a stream."""
 
-    def __init__(self, classes: Sequence[str], spec: ModelSpec, augmentation: Augmentation, seed: int) -> None:
+    def __init__(self, classes: Sequence[str], prepare: Preparation) -> None:
         self.number = {name: label for label, name in enumerate(classes)}
-        self.spec = spec
-        self.augmentation = augmentation
-        self.seed = seed
+        self.prepare = prepare
 
-    def __getitem__(self, item: Item) -> tuple[Images, int]:
-        """(epoch, image) -> uint8 image (S, S, C) and its label
+    def __getitem__(self, item: Item) -> Prepared:
+        """(epoch, image) -> image, label and change
 
         Raises:
             ImageError: if it cannot be decoded.
         """
         epoch, image = item
-        rng: np.random.Generator = augmenting_rng(self.seed, epoch, image.position)
-        return self.augmentation(load_image(image.content, self.spec), rng), self.number[image.label]
+        return self.prepare(image.content, self.number[image.label], epoch, image.position)

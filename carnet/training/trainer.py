@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from carnet import files
 from carnet.data.sources import Sample
-from carnet.errors import DataError, LostProcessError, OutOfMemoryError, OutputError, StoppedError
+from carnet.errors import DataError, LostProcessError, OutputError, StoppedError
 from carnet.evaluation import EvaluationReport, evaluate
-from carnet.models.trained import TrainedModel, normalize_on, save_model
+from carnet.models.trained import TrainedModel, save_model
 from carnet.preprocess import Images
 from carnet.progress import Progress
 from carnet.report.plots import draw_curves
 from carnet.training import narration
-from carnet.training.augment import Augmentation
 from carnet.training.checkpoint import save_checkpoint
-from carnet.training.dataset import EpochBatches, ShuffledBatches, TrainingImages, load_batches, step_seed
+from carnet.training.dataset import Batch, step_seed
+from carnet.training.feed import pixels_from
+from carnet.training.memory import keep_freed_memory
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.state import EpochMetrics, TrainingState
+from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
@@ -49,18 +49,19 @@ class Trainer:
         self.job, self.processes, self.progress = job, processes, progress
         self.run, self.config, self.spec = job.run, job.config, job.spec
         self.valid = job.images.data.splits["valid"]
-        self.decode, self.batches = _training_images(job, processes)
+        if job.plan.keep_memory:
+            keep_freed_memory()
+        self.feed = job.feed(processes)
+        self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())
-        self.network = job.network.to(memory_format=torch.channels_last)
-        if processes.size > 1 and job.plan.device == "cuda":
-            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
+        self.step = TrainingStep(
+            job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
         )
-        self.wrapped, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.network, self.optimizer = self.step.network, self.step.optimizer
         self.state = TrainingState()
         self.session_steps: list[float] = []
         self.has_foretold = False
+        self.must_save = False
         self.last_checkpoint = time.monotonic()
 
     def fit(self, stop: StopFlag) -> TrainingState:
@@ -83,19 +84,25 @@ class Trainer:
             while state.epoch < self.config.epochs and not state.finished:
                 self.network.train()
                 started = time.perf_counter()
-                for images, labels in self._batches(stop):
-                    loss, num_correct, num_images = self._train_step(images, labels)
+                for batch in self._batches(stop):
+                    result = self._train_step(batch)
                     now = time.perf_counter()
-                    state.add_step(loss, num_correct, num_images, now - started)
-                    self._after_step(loss, now - started)
+                    state.add_step(result.loss, result.num_correct, result.num_images, now - started)
+                    self._after_step(result.loss, now - started)
                     started = now
+                    if self._is_time_up():
+                        break
+                spent = self._is_time_up() and narration.time_is_up(self.config, state, self.steps_per_epoch)
                 valid = self._validate(stop)
                 state.seconds += time.perf_counter() - started
+                if spent:
+                    state.finished = True
+                    state.notes.append(spent)
                 self._end_epoch(state.end_epoch(valid, lr=self.config.lr))
         except StopRequestError as request:
             self._checkpoint()
             raise StoppedError(
-                narration.stopped(self.job, state, self.batches.steps_per_epoch), request.signal_number
+                narration.stopped(self.job, state, self.steps_per_epoch), request.signal_number
             ) from None
         except DataError:
             self._checkpoint()
@@ -116,15 +123,15 @@ class Trainer:
         state = dict(checkpoint.state)
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
+        self.step.micro_batch = self.state.micro_batch or self.step.micro_batch
         # Cuts off what a later, damaged checkpoint has left behind, and what a killed writer has.
         if self.processes.is_first:
             files.remove_temporary(self.run.path)
         self._write_history()
 
-    def _batches(self, stop: StopFlag) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, stop: StopFlag) -> Iterator[Batch]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
-        self.batches.epoch, self.batches.first_step = self.state.epoch, self.state.step
-        batches = load_batches(self.decode, self.batches, self.job.plan.workers)
+        batches = self.feed.read(self.state.epoch, self.state.step, self.job.plan.workers)
         while True:
             batch = None
             problem: Exception | None = stop.request
@@ -137,29 +144,31 @@ class Trainer:
                 return
             yield batch
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
-        """This process's uint8 images (N, S, S, C) and labels (N,) -> mean loss, hits and images of the whole batch
+    def _train_step(self, batch: Batch) -> StepResult:
+        """Learn from this process's share of a batch."""
+        state = self.state
+        seed = step_seed(self.config.seed, state.epoch, state.step, self.processes.rank)
 
-        Loss and hits are those before the step's update.
-        """
-        torch.manual_seed(step_seed(self.config.seed, self.state.epoch, self.state.step, self.processes.rank))
-        device = self.fabric.device
-        labels = labels.to(device)
-        with self._explaining_out_of_memory(), self.processes.noticing_loss():
-            logits = self.wrapped(normalize_on(device, images, self.spec))
-        loss = F.cross_entropy(logits.float(), labels)
-        hits = (logits.argmax(dim=1) == labels).sum()
-        mean, num_correct = torch.stack([loss.detach(), hits.float()]).tolist()
-        total, num_correct, num_images = self.processes.sum(mean * len(labels), num_correct, len(labels))
-        mean = total / num_images if self.processes.size > 1 else mean
-        narration.require_finite(mean, f"step {self.state.step + 1}", self.job, self.state)
-        # Gradients are averaged over processes, which may hold unequal numbers of images; 1.0 in a single one.
-        share = len(labels) * self.processes.size / num_images
-        with self._explaining_out_of_memory(), self.processes.noticing_loss():
-            self.fabric.backward(loss * share)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return mean, int(num_correct), int(num_images)
+        def require_finite(loss: float) -> None:
+            narration.require_finite(loss, f"step {state.step + 1}", self.job, state)
+
+        planned = self.step.micro_batch
+        with explaining_out_of_memory(self.config, planned):
+            result = self.step(batch, seed, require_finite)
+        if self.step.micro_batch < planned:
+            state.micro_batch = self.step.micro_batch
+            state.notes.append(narration.less_at_a_time(self.step.micro_batch, state))
+            self.progress.say(f"Note: {state.notes[-1]}.")
+            self.must_save = True
+        return result
+
+    def _is_time_up(self) -> bool:
+        """Whether the budget is spent; the first process's clock counts."""
+        allowed = self.job.plan.training_seconds
+        if not allowed:
+            return False
+        (late,) = self.processes.sum(self.processes.is_first and self.state.seconds > allowed)
+        return bool(late)
 
     def _validate(self, stop: StopFlag) -> EvaluationReport:
         """Judge the weights as they are, in float32, each image once; every process gets the whole report."""
@@ -186,29 +195,34 @@ class Trainer:
             return np.empty((0, self.spec.num_classes), np.float32)
         what = f"epoch {self.state.epoch + 1}/{self.config.epochs} validation"
         return evaluate(
-            predict, samples, self.spec, progress=lambda done, total: self.progress.bar(what, done, total)
+            predict,
+            samples,
+            self.spec,
+            batch_size=self.job.plan.judging_batch,
+            read=pixels_from(self.job.decoded, self.spec),
+            progress=lambda done, total: self.progress.bar(what, done, total),
         ).logits
 
     def _after_step(self, loss: float, seconds: float) -> None:
         state = self.state
         what = f"epoch {state.epoch + 1}/{self.config.epochs}"
         note = f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %"
-        self.progress.bar(what, state.step, self.batches.steps_per_epoch, note)
+        self.progress.bar(what, state.step, self.steps_per_epoch, note)
         if not self.has_foretold:
             self.session_steps.append(seconds)
             if len(self.session_steps) >= MEASURED_STEPS and sum(self.session_steps) >= MEASURED_SECONDS:
                 self.has_foretold = True
-                self.progress.say(narration.forecast(self.session_steps, self.job, state, self.batches.steps_per_epoch))
-        global_step = state.epoch * self.batches.steps_per_epoch + state.step
+                self.progress.say(narration.forecast(self.session_steps, self.job, state, self.steps_per_epoch))
+        global_step = state.epoch * self.steps_per_epoch + state.step
         self.fabric.log("loss/step", loss, step=global_step)
         every = self.config.checkpoint_steps
         late = time.monotonic() - self.last_checkpoint > 60 * self.config.checkpoint_minutes
-        if late or (every and global_step % every == 0):
+        if late or self.must_save or (every and global_step % every == 0):
             self._checkpoint()
 
     def _end_epoch(self, epoch: EpochMetrics) -> None:
         state = self.state
-        state.finished = bool(self.config.patience) and state.epochs_since_best >= self.config.patience
+        state.finished |= bool(self.config.patience) and state.epochs_since_best >= self.config.patience
         if self.processes.is_first and (not self.config.patience or state.best is epoch):
             with self._explaining_lost_output():
                 save_model(self.run, self.network, self.spec, model_info(self.network, epoch))
@@ -221,7 +235,7 @@ class Trainer:
                 "top1/train": epoch["train_top1"],
                 "top1/valid": epoch["valid_top1"],
             },
-            step=int(epoch["epoch"]) * self.batches.steps_per_epoch,
+            step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
         self.progress.say(narration.epoch_line(epoch, self.config, is_best=state.best is epoch))
 
@@ -252,6 +266,7 @@ class Trainer:
                 previous=self.run.previous_checkpoint,
             )
         self.last_checkpoint = time.monotonic()
+        self.must_save = False
 
     def _loggers(self) -> list[Logger]:
         if self.config.logger != "tensorboard" or not self.processes.is_first:
@@ -268,34 +283,6 @@ class Trainer:
             raise OutputError(
                 f"{error}; what was there is whole: mend that, then {narration.go_on(self.job)}"
             ) from error
-
-    @contextmanager
-    def _explaining_out_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            # On a GPU torch has a class for it; the processor's allocator only says so.
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            smaller = max(1, self.config.batch_size // 2)
-            raise OutOfMemoryError(
-                f"a step of {self.config.batch_size} images of {self.config.image_size} px does not fit into memory; "
-                f"try --batch-size {smaller} or a smaller --image-size"
-            ) from error
-
-
-def _training_images(job: Job, processes: Processes) -> tuple[Callable[[Any], tuple[Images, int]], EpochBatches[Any]]:
-    """What decodes a training image, and the batches of what it decodes."""
-    config, train = job.config, job.images.data.splits["train"]
-    augmentation, place = Augmentation.from_config(config), {"rank": processes.rank, "num_processes": processes.size}
-    if job.stream is None:
-        batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
-        return TrainingImages(train, job.spec, augmentation, config.seed).__getitem__, batches
-    from carnet.data.stream import ImageStream
-    from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
-
-    streamed = StreamedBatches(ImageStream(job.stream), train, config.batch_size, config.seed, **place)
-    return StreamedTrainingImages(job.spec.classes, job.spec, augmentation, config.seed).__getitem__, streamed
 
 
 def model_info(network: nn.Module, epoch: EpochMetrics) -> dict[str, Any]:

@@ -50,6 +50,14 @@ def test_survives_json() -> None:
         ("precision", "int8"),
         ("threads", -1),
         ("workers", -2),
+        ("micro_batch", -1),
+        ("compile", "yes"),
+        ("cache", "gpu"),
+        ("memory_format", "nhwc"),
+        ("max_memory", "much"),
+        ("max_memory", "0GB"),
+        ("budget", "soon"),
+        ("budget", "0m"),
         ("logger", "wandb"),
     ],
 )
@@ -60,6 +68,6 @@ def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
 
 def test_differences_leave_out_what_does_not_change_the_result() -> None:
     recipe = TrainingConfig()
-    assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard")) == []
+    assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard", compile="on")) == []
     assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.0005)", "--seed 7 (was 0)"]
     assert len(fields(recipe)) == len(recipe.to_json())

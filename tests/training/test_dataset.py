@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from carnet.data.sources import Sample, find_images
 from carnet.errors import ImageError
+from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.dataset import ShuffledBatches, TrainingImages, load_batches
+from carnet.training.dataset import Batch, Preparation, ShuffledBatches, TrainingImages, load_batches
 
 
 @given(
@@ -44,16 +45,21 @@ def test_order_differs_between_epochs_and_seeds() -> None:
 def images(photos: Path) -> TrainingImages:
     found = find_images(photos)
     spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
-    return TrainingImages(found.splits["train"], spec, Augmentation(0.2, 0.5, 15), seed=5)
+    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), seed=5)
+    return TrainingImages(found.splits["train"], prepare)
+
+
+def changed(augmentation: Augmentation, image: Images, seed: int) -> Images:
+    return augmentation.apply(image, augmentation.draw(np.random.default_rng(seed)))
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) -> None:
-    first, label = images[0, 3]
+    first, label, _ = images[0, 3]
     assert (first.shape, first.dtype) == ((48, 48, 3), np.uint8)
     assert label == images.samples[3].label
     assert np.array_equal(first, images[0, 3][0])
     assert not np.array_equal(first, images[1, 3][0])
-    images.seed = 6
+    images.prepare.seed = 6
     assert not np.array_equal(first, images[0, 3][0])
 
 
@@ -62,9 +68,9 @@ def test_threads_do_not_change_anything(images: TrainingImages) -> None:
     alone = list(load_batches(images.__getitem__, batches, threads=0))
     helped = list(load_batches(images.__getitem__, batches, threads=3))
     assert len(alone) == len(helped) == 4
-    for (x, y), (u, v) in zip(alone, helped, strict=True):
-        assert torch.equal(x, u)
-        assert torch.equal(y, v)
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -77,7 +83,7 @@ def test_a_file_that_goes_under_way_is_named(threads: int, images: TrainingImage
 
 def test_augmentation_off_changes_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    assert np.array_equal(Augmentation(0, 0, 0)(image, np.random.default_rng(1)), image)
+    assert np.array_equal(changed(Augmentation(0, 0, 0), image, 1), image)
 
 
 @settings(deadline=None, max_examples=20)
@@ -93,15 +99,54 @@ def test_augmentation_is_the_published_one(seed: int) -> None:
     reference = functional.adjust_brightness(Image.fromarray(image), factor)
     reference = functional.hflip(reference) if mirrored else reference
     reference = functional.rotate(reference, angle)
-    assert np.array_equal(Augmentation(0.2, 0.5, 15)(image, np.random.default_rng(seed)), np.asarray(reference))
+    assert np.array_equal(changed(Augmentation(0.2, 0.5, 15), image, seed), np.asarray(reference))
 
 
 def test_augmentation_draws_from_the_stated_ranges() -> None:
     white = np.full((9, 9, 3), 200, dtype=np.uint8)
-    means = [Augmentation(0.2, 0, 0)(white, np.random.default_rng(i)).mean() / 200 for i in range(300)]
+    means = [changed(Augmentation(0.2, 0, 0), white, i).mean() / 200 for i in range(300)]
     assert 0.8 <= min(means) < 0.83
     assert 1.17 < max(means) <= 1.2
     marked = np.zeros((9, 9, 3), dtype=np.uint8)
     marked[:, 0] = 255
-    flipped = [Augmentation(0, 0.25, 0)(marked, np.random.default_rng(i))[0, 8, 0] == 255 for i in range(400)]
+    flipped = [changed(Augmentation(0, 0.25, 0), marked, i)[0, 8, 0] == 255 for i in range(400)]
     assert 0.18 < np.mean(flipped) < 0.32
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.integers(1, 70),
+    channels=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 1000),
+    strengths=st.sampled_from([(0.2, 0.5, 15), (1, 1, 180), (0, 0.5, 0), (0.3, 0, 0), (0, 0, 90)]),
+)
+def test_a_gpus_batch_is_changed_to_the_same_pixels(
+    size: int, channels: int, seed: int, strengths: tuple[float, float, float]
+) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
+    augmentation = Augmentation(*strengths)
+    changes = [augmentation.draw(np.random.default_rng([seed, number])) for number in range(5)]
+    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64))
+    one_by_one = [augmentation.apply(image, change) for image, change in zip(images, changes, strict=True)]
+    assert np.array_equal(batch.numpy(), np.stack(one_by_one))
+
+
+def test_changes_can_be_left_to_the_gpu(images: TrainingImages) -> None:
+    batches = ShuffledBatches(len(images.samples), 7, seed=0)
+    here = list(load_batches(images.__getitem__, batches, threads=0))
+    images.prepare.apply = False
+    later = list(load_batches(images.__getitem__, batches, threads=0, changed=False))
+    for done, raw in zip(here, later, strict=True):
+        assert done.changes is None
+        assert raw.changes is not None
+        assert torch.equal(images.prepare.augmentation.apply_to_batch(raw.images, raw.changes), done.images)
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "parts"),
+    [(16, 16, [16]), (17, 16, [17]), (16, 4, [4] * 4), (9, 4, [5, 4]), (3, 8, [3]), (1, 2, [1])],
+)
+def test_micro_batches_leave_no_image_alone(number: int, size: int, parts: list[int]) -> None:
+    batch = Batch(torch.arange(number).view(-1, 1, 1, 1), torch.arange(number))
+    assert [len(part) for part in batch.parts(size)] == parts
+    assert torch.equal(torch.cat([part.labels for part in batch.parts(size)]), batch.labels)

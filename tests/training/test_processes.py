@@ -31,7 +31,7 @@ def config(**changes: Any) -> TrainingConfig:
 
 
 def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
-    return prepare(data, recipe, resolve(recipe), output=run, init=None, ignore=(), progress=Silent())
+    return prepare(data, recipe, resolve(recipe), output=run, init=None, ignore=(), started=0.0, progress=Silent())
 
 
 @pytest.mark.parametrize(("num_images", "steps"), [(24, 3), (22, 3), (21, 2), (20, 2), (9, 1), (4, 1)])
@@ -87,7 +87,7 @@ def test_a_dead_process_ends_the_others(rank: int, photos: Path, tmp_path: Path)
 
 
 def test_an_error_in_one_process_is_everyones(photos: Path, tmp_path: Path) -> None:
-    job = new_job(photos, tmp_path / "run")
+    job = new_job(photos, tmp_path / "run", config(cache="off"))
     order = next(iter(ShuffledBatches(24, 9, seed=0, rank=1, num_processes=2)))
     missing = job.images.data.splits["train"][order[0][1]]
     object.__setattr__(missing, "path", missing.path.with_name("gone.jpg"))

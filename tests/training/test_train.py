@@ -32,6 +32,7 @@ from carnet.errors import (
 from carnet.prefetch import available_cores
 from carnet.progress import Silent
 from carnet.training import preparation
+from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
@@ -132,17 +133,17 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(photos, data)
     with pytest.raises(StoppedError):
-        train(data, SMALL, output=run, progress=StopAfter(1))
+        train(data, config(precision="fp32"), output=run, progress=StopAfter(1))
     with pytest.raises(RunError, match=r"does not have --lr 0.1 \(was 0.0005\)"):
-        train(config=config(lr=0.1), resume=run)
+        train(config=config(precision="fp32", lr=0.1), resume=run)
     with pytest.raises(RunError, match=r"planned otherwise: --threads 99 \(was \d+\)"):
-        train(config=config(threads=99), resume=run)
+        train(config=config(precision="fp32", threads=99), resume=run)
     with pytest.raises(RunError, match=r"planned otherwise: --precision bf16 \(was fp32\)"):
         train(config=config(precision="bf16"), resume=run)
     with pytest.raises(RunError, match=r"planned otherwise: --devices 2 \(was 1\)"):
-        train(config=config(devices=2, threads=available_cores()), resume=run)
+        train(config=config(precision="fp32", devices=2, threads=available_cores()), resume=run)
     with pytest.raises(RunError, match=r"does not have --batch-size 4 \(was 8\)"):
-        train(config=config(batch_size=4), resume=run)
+        train(config=config(precision="fp32", batch_size=4), resume=run)
     shutil.copy(data / "train" / "red" / "1.jpg", data / "train" / "red" / "0.jpg")
     with pytest.raises(RunError, match="the images are not those of"):
         train(resume=run)
@@ -380,7 +381,7 @@ def test_an_image_deleted_under_way_leaves_a_checkpoint(photos: Path, tmp_path: 
                 gone.unlink(missing_ok=True)
 
     with pytest.raises(ImageError, match=r"red/0\.jpg: no such file"):
-        train(data, SMALL, output=run, progress=Delete(-1))
+        train(data, config(cache="off"), output=run, progress=Delete(-1))
     assert json.loads(safe_state(run))["epoch"] == 1
     shutil.copy(photos / "train" / "red" / "0.jpg", gone)
     assert train(resume=run).document["epochs"] == 2
@@ -410,9 +411,9 @@ def test_out_of_memory_is_one_sentence(photos: Path, tmp_path: Path, monkeypatch
     def exhausted(*args: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    monkeypatch.setattr(trainer_module, "normalize_on", exhausted)
-    with pytest.raises(OutOfMemoryError, match=r"a step of 8 images of 48 px .*--batch-size 4"):
-        train(photos, SMALL, output=tmp_path / "run")
+    heard = Meddle(lambda: monkeypatch.setattr(step_module, "normalize_on", exhausted))
+    with pytest.raises(OutOfMemoryError, match=r"a step of 8 images of 48 px .*--micro-batch 4"):
+        train(photos, SMALL, output=tmp_path / "run", progress=heard)
 
 
 def test_wrong_output_and_start_are_noticed_before_the_images(tmp_path: Path, trained_run: Path) -> None:

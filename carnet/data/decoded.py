@@ -1,0 +1,224 @@
+"""Decoded images, kept from run to run: every file is decoded once, when its content is new.
+
+They lie as one uint8 array in one file of the cache, named by the content of all images and by what they are made into.
+A training run maps that file into memory, so that the system's own cache of files serves it, as far as memory is free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, __version__
+
+from carnet import files
+from carnet.data.cache import cache_root, cached_folder, forget_unused
+from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
+from carnet.errors import ImageError
+from carnet.prefetch import each_on_threads
+from carnet.preprocess import Images, to_square
+from carnet.progress import OnProgress
+from carnet.quantities import show_bytes
+from carnet.spec import ResizeRule
+
+CacheWish = Literal["auto", "disk", "ram", "off"]
+_FORMAT = 1
+"""Of the files; another number makes them anew."""
+_PIXELS, _INDEX = "images.u8", "index.json"
+_KIND = "decoded"
+_UNUSED_DAYS = 30
+_SPARE_DISK_BYTES = 2 * 10**9
+_SHARE_OF_MEMORY = 0.4
+"""Of what is free, at most so much for decoded images."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What images are made into."""
+
+    image_size: int
+    resize: ResizeRule = "crop"
+    in_channels: int = 3
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        """Of the array of so many images."""
+        return number, self.image_size, self.image_size, self.in_channels
+
+
+class DecodedImages:
+    """Images as `carnet.preprocess.load_image` gives them, by path.
+
+    Attributes:
+        pixels: uint8 (M, S, S, C), in memory or mapped into it.
+        row_of: where in it each file's image stands; files of equal content share one.
+    """
+
+    def __init__(self, pixels: Images, row_of: Mapping[Path, int]) -> None:
+        self.pixels = pixels
+        self.row_of = row_of
+
+    def load(self, path: Path) -> Images:
+        """The image (S, S, C) of a file."""
+        pixels: Images = self.pixels[self.row_of[path]]
+        return pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the same file instead of getting a copy.
+        assert isinstance(self.pixels, np.memmap), "what is kept in one process's memory cannot be shared"
+        return {"file": str(self.pixels.filename), "shape": self.pixels.shape, "row_of": self.row_of}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.pixels = np.memmap(state["file"], np.uint8, "r", shape=state["shape"])
+        self.row_of = state["row_of"]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What `inspect_and_keep` found."""
+
+    facts: dict[Path, ImageFacts]
+    decoded: DecodedImages | None
+    """None where they are not kept."""
+    reason: str
+    """Where they are kept, or why not: a phrase."""
+
+
+def inspect_and_keep(
+    paths: Sequence[Path],
+    target: Target,
+    wish: CacheWish,
+    *,
+    free_memory: int,
+    shared: bool = False,
+    progress: OnProgress | None = None,
+) -> Inspected:
+    """Look into every image, as `carnet.data.check.inspect_images` does, and keep what it decodes to.
+
+    Args:
+        paths: the files.
+        target: what to make of them.
+        wish: disk, ram or off as it says; auto: on the disk where there is room, or else in memory, or else not.
+        free_memory: bytes that may be used.
+        shared: whether several processes will use them, which memory of one process does not allow.
+        progress: told how many images are done, of how many.
+
+    Raises:
+        OutputError: if the cache cannot be written.
+    """
+    digests = {} if wish == "off" else hash_files(paths)
+    size = math.prod(target.shape(len(set(digests.values()))))
+    place, reason = _place(wish, size, free_memory, shared=shared)
+    if place == "off":
+        return Inspected(inspect_images(paths, target.image_size, progress), None, reason)
+    keys = {path: f"{digest}{path.suffix.lower()}" for path, digest in digests.items()}
+    # Files equal byte for byte are decoded once; what is odd about a file depends on its name's end as well.
+    unique = {key: path for path, key in sorted(keys.items(), reverse=True)}
+    row_of = {digest: row for row, digest in enumerate(sorted(set(digests.values())))}
+    shape = target.shape(len(row_of))
+    if place == "ram":
+        pixels: Images = np.empty(shape, np.uint8)
+        found = _decode(unique, row_of, pixels, target, progress)
+    else:
+        folder = cached_folder(
+            _KIND, _name(unique, target), lambda scratch: _fill(scratch, unique, row_of, target, progress)
+        )
+        forget_unused(_KIND, folder, _UNUSED_DAYS)
+        pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=shape)
+        found = {key: _from_json(values) for key, values in files.read_json(folder / _INDEX).items()}
+    facts = {path: _named(found[keys[path]], path) if path in keys else _gone(path, target) for path in paths}
+    return Inspected(facts, DecodedImages(pixels, {path: row_of[digests[path]] for path in keys}), reason)
+
+
+def _place(wish: CacheWish, size: int, free_memory: int, *, shared: bool) -> tuple[CacheWish, str]:
+    if wish == "off":
+        return "off", "images are decoded each time they are needed, as asked"
+    if wish == "disk":
+        return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), as asked"
+    if wish == "ram" and not shared:
+        return "ram", f"decoded images are kept in memory ({show_bytes(size)}), as asked"
+    root = cache_root()
+    while not root.exists():
+        root = root.parent
+    if shutil.disk_usage(root).free > size + _SPARE_DISK_BYTES:
+        return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), so that none is decoded twice"
+    if size < _SHARE_OF_MEMORY * free_memory and not shared:
+        return "ram", f"decoded images are kept in memory ({show_bytes(size)}), for the cache's disk is too full"
+    return (
+        "off",
+        f"images are decoded each time they are needed: {show_bytes(size)} fit neither the cache's disk nor memory",
+    )
+
+
+def _fill(
+    folder: Path,
+    unique: Mapping[str, Path],
+    row_of: Mapping[str, int],
+    target: Target,
+    progress: OnProgress | None,
+) -> None:
+    shape = target.shape(len(row_of))
+    pixels = np.memmap(folder / _PIXELS, np.uint8, "w+", shape=shape)
+    found = _decode(unique, row_of, pixels, target, progress)
+    # On the disk before the folder gets its name.
+    pixels.flush()
+    files.write_json(folder / _INDEX, {key: _to_json(fact) for key, fact in found.items()})
+
+
+def _decode(
+    unique: Mapping[str, Path],
+    row_of: Mapping[str, int],
+    pixels: Images,
+    target: Target,
+    progress: OnProgress | None,
+) -> dict[str, ImageFacts]:
+    """Fill `pixels`, and return what was found under each key."""
+
+    def look(path: Path) -> ImageFacts:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+
+        def keep(image: Image.Image) -> None:
+            row = row_of.get(hashlib.sha256(content).hexdigest())
+            square = to_square(image, path, target.image_size, target.resize, target.in_channels)
+            # A file that changes while we look has another hash; the check before training names it.
+            if row is not None:
+                pixels[row] = square
+
+        return inspect_bytes(content, path, target.image_size, keep)
+
+    return dict(zip(unique, each_on_threads(look, list(unique.values()), progress), strict=True))
+
+
+def _name(unique: Mapping[str, Path], target: Target) -> str:
+    # Another version of Pillow may decode to other pixels.
+    about = json.dumps([_FORMAT, __version__, asdict(target), sorted(unique)])
+    return hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _to_json(fact: ImageFacts) -> dict[str, Any]:
+    return asdict(fact) | {"error": None if fact.error is None else fact.error.reason}
+
+
+def _from_json(values: Mapping[str, Any]) -> ImageFacts:
+    error = None if values["error"] is None else ImageError(Path(), values["error"])
+    return ImageFacts(**{**values, "oddities": tuple(values["oddities"]), "error": error})
+
+
+def _named(fact: ImageFacts, path: Path) -> ImageFacts:
+    if fact.error is None:
+        return fact
+    return ImageFacts(fact.sha256, error=ImageError(path, fact.error.reason))
+
+
+def _gone(path: Path, target: Target) -> ImageFacts:
+    """What to say of a file that could not even be hashed."""
+    return inspect_images([path], target.image_size)[path]

@@ -1,0 +1,88 @@
+"""What training is fed with: images from files, from the cache of decoded ones, or from a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carnet.data.decoded import DecodedImages
+from carnet.data.hub import Source
+from carnet.data.samples import Sample
+from carnet.preprocess import Images, load_image
+from carnet.spec import ModelSpec
+from carnet.training.augment import Augmentation
+from carnet.training.config import TrainingConfig
+from carnet.training.dataset import (
+    Batch,
+    EpochBatches,
+    Preparation,
+    Prepared,
+    ShuffledBatches,
+    TrainingImages,
+    load_batches,
+)
+from carnet.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Prepared training images, in batches.
+
+    Attributes:
+        batches: which images each batch of an epoch has.
+    """
+
+    batches: EpochBatches[Any]
+    _prepare: Callable[[Any], Prepared]
+    _changed: bool
+
+    def read(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
+        """This process's share of an epoch's batches, from a step on, prepared ahead.
+
+        Raises:
+            DataError: if an image cannot be read any more.
+        """
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        return load_batches(self._prepare, self.batches, workers, changed=self._changed)
+
+
+def make_feed(
+    config: TrainingConfig,
+    spec: ModelSpec,
+    train: Sequence[Sample],
+    decoded: DecodedImages | None,
+    stream: Source | None,
+    *,
+    device: str,
+    processes: Processes,
+) -> Feed:
+    """Join images, their changes and their order.
+
+    Args:
+        config: the recipe.
+        spec: what images are made into.
+        train: the training images.
+        decoded: what is decoded already; None: nothing.
+        stream: where training images are read from while training; None: they are files.
+        device: where training happens; on a GPU, so do the changes.
+        processes: whose share this is.
+    """
+    on_gpu = device == "cuda"
+    load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
+    prepare = Preparation(load, Augmentation.from_config(config), config.seed, apply=not on_gpu)
+    place = {"rank": processes.rank, "num_processes": processes.size}
+    if stream is None:
+        batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
+        return Feed(batches, TrainingImages(train, prepare).__getitem__, not on_gpu)
+    from carnet.data.stream import ImageStream
+    from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
+
+    streamed = StreamedBatches(ImageStream(stream), train, config.batch_size, config.seed, **place)
+    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare).__getitem__, not on_gpu)
+
+
+def pixels_from(decoded: DecodedImages | None, spec: ModelSpec) -> Callable[[Path], Images]:
+    """Reads a file's pixels (S, S, C), from the cache where they are there."""
+    return decoded.load if decoded is not None else lambda path: load_image(path, spec)

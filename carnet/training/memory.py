@@ -1,0 +1,119 @@
+"""What memory there is, what this run takes of it, and how its freed memory is kept for the next step."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import re
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""From glibc's malloc.h."""
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process may still take, by the system and by the control group it runs in.
+
+    Args:
+        root: of the file system in which the control group is looked up; tests have their own.
+    """
+    free = int(psutil.virtual_memory().available)
+    for limit, used, statistics in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        # No such group, no limit ("max"), or a system without groups.
+        with suppress(OSError, ValueError):
+            folder = root / "sys/fs/cgroup"
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            # Cached files count as used, and give way.
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / statistics).read_text(), re.MULTILINE)
+            free = min(free, left + (int(cached[1]) if cached else 0))
+    return max(0, free)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process and those it has started that no file backs; where the system cannot tell, all of it."""
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process()
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                info = one.memory_info()
+                total += info.rss - getattr(info, "shared", 0)
+    return total
+
+
+class PeakMemory:
+    """The most anonymous memory that this process takes while the block runs, looked at every few milliseconds.
+
+    Attributes:
+        peak_bytes: so far.
+    """
+
+    def __init__(self, interval_seconds: float = 0.005) -> None:
+        self.interval_seconds = interval_seconds
+        self.peak_bytes = 0
+        self._process = psutil.Process()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._look()
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self.interval_seconds):
+            self._look()
+
+    def _look(self) -> None:
+        info = self._process.memory_info()
+        self.peak_bytes = max(self.peak_bytes, info.rss - getattr(info, "shared", 0))
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep the memory that a step frees, for the next step, until the process ends.
+
+    Every step of a small network on large images takes and frees gigabytes. Given back to the system, they have to be
+    fetched again page by page, each filled with zeros, which can take longer than the arithmetic. In return, gaps
+    remain between what is in use: memory grows by about a half.
+
+    Returns:
+        Whether the C library (glibc) can.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    # No block gets a mapping of its own, and the top of the heap is never given back.
+    return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is free now: what compiling has left, and gaps of another use of memory."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def take_huge_pages() -> None:
+    """Let PyTorch ask Linux for pages of 2 MB, of which fewer have to be fetched; for runs that give memory back.
+
+    Has an effect only before the process's first tensor.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

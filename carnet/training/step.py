@@ -1,0 +1,183 @@
+"""One optimizer step: a batch in, weights changed; with everything that makes it fast on the machine at hand."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from carnet.errors import OutOfMemoryError
+from carnet.models.trained import normalize_on
+from carnet.spec import ModelSpec
+from carnet.training.augment import Augmentation
+from carnet.training.config import TrainingConfig
+from carnet.training.dataset import Batch
+from carnet.training.depthwise import speed_up_depthwise
+from carnet.training.memory import release_freed_memory
+from carnet.training.plan import Plan
+from carnet.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found, before its update."""
+
+    loss: float
+    """Mean over the images of all processes."""
+    num_correct: int
+    num_images: int
+
+
+class TrainingStep:
+    """Forward and backward through a network, micro-batch by micro-batch, and an update.
+
+    Attributes:
+        network: as it is saved and judged.
+        optimizer: of its parameters.
+        fabric: places them on the device.
+        micro_batch: images that go through the network at a time; halved when a GPU's memory runs out.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        config: TrainingConfig,
+        *,
+        plan: Plan,
+        processes: Processes,
+        fabric: Fabric,
+    ) -> None:
+        self.spec, self.processes, self.fabric = spec, processes, fabric
+        self.augmentation = Augmentation.from_config(config)
+        self.network = network.to(memory_format=getattr(torch, plan.memory_format))
+        if plan.fast_depthwise:
+            speed_up_depthwise(self.network)
+        if processes.size > 1 and plan.device == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+        self.micro_batch = plan.micro_batch
+        self._is_first = True
+        forward = _Forward(self.network, plan.micro_batch if plan.compile else None, plan.recompute)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.forward, self.optimizer = fabric.setup(forward, optimizer)
+
+    def __call__(self, batch: Batch, seed: int, require_finite: Callable[[float], None]) -> StepResult:
+        """Learn from this process's share of a batch.
+
+        Args:
+            batch: uint8 images and labels.
+            seed: of what the network draws, such as dropout.
+            require_finite: given the mean loss before the update; raises if the update would spoil the weights.
+
+        Raises:
+            OutOfMemoryError: if the smallest micro-batch does not fit.
+            LostProcessError: if another process has died.
+        """
+        (num_images,) = self.processes.sum(len(batch))
+        torch.manual_seed(seed)
+        while True:
+            try:
+                sums = self._accumulate(batch, int(num_images))
+                break
+            except torch.OutOfMemoryError:
+                # In several processes the others wait inside a sum of gradients, and cannot begin again.
+                if self.processes.size > 1 or self.micro_batch < 4:
+                    raise
+                self.micro_batch = -(-self.micro_batch // 2)
+                self.optimizer.zero_grad()
+                torch.cuda.empty_cache()
+        loss, num_correct = self.processes.sum(*sums.tolist())
+        require_finite(loss / num_images)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self._is_first:
+            # Which may have compiled the network, and leaves gaps where the next steps have nothing.
+            release_freed_memory()
+            self._is_first = False
+        return StepResult(loss / num_images, int(num_correct), int(num_images))
+
+    def _accumulate(self, batch: Batch, num_images: int) -> Tensor:
+        """Add up gradients over the micro-batches; return the sums of loss and hits of this process."""
+        device = self.fabric.device
+        batch = batch.to(device)
+        images = batch.images
+        if batch.changes is not None:
+            images = self.augmentation.apply_to_batch(images, batch.changes)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        parts = list(Batch(images, batch.labels).parts(self.micro_batch))
+        for number, part in enumerate(parts, start=1):
+            with self.processes.noticing_loss(), self._sums_later(number < len(parts)):
+                logits = self.forward(normalize_on(device, part.images, self.spec))
+                loss = F.cross_entropy(logits.float(), part.labels)
+                # Gradients are averaged over processes, which may hold unequal numbers of images.
+                self.fabric.backward(loss * (len(part) * self.processes.size / num_images))
+            hits = (logits.argmax(dim=1) == part.labels).sum()
+            sums += torch.stack([loss.detach() * len(part), hits.float()])
+        return sums
+
+    def _sums_later(self, later: bool) -> Any:
+        """Leave the sum of gradients over processes to the last micro-batch."""
+        return self.fabric.no_backward_sync(self.forward, enabled=later) if self.processes.size > 1 else nullcontext()
+
+
+class _Forward(nn.Module):
+    """A network that is compiled for batches of one size, and runs as it is for others, such as an epoch's last."""
+
+    def __init__(self, network: nn.Module, compiled_size: int | None, recompute: float) -> None:
+        super().__init__()
+        self.network = network
+        self._size, self._recompute = compiled_size, recompute
+        # A plain function: as a module it would appear among the parameters twice.
+        self._compiled = None if compiled_size is None else torch.compile(network.forward, dynamic=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, S, S) -> (N, classes)"""
+        if self._compiled is None or len(images) != self._size or not self.training:
+            logits: Tensor = self.network(images)
+            return logits
+        import torch._functorch.config
+
+        # Read while the backward pass is compiled, which is at the first call.
+        with torch._functorch.config.patch(activation_memory_budget=self._recompute):
+            return cast(Tensor, self._compiled(images))
+
+
+def compiler_problem(device: str) -> str:
+    """Why `torch.compile` cannot work here: a phrase; empty where nothing is known."""
+    if device == "cuda":
+        return "" if find_spec("triton") else "Triton is missing"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError, RuntimeError):
+        return "there is no C++ compiler"
+    return "" if shutil.which(compiler) else "there is no C++ compiler"
+
+
+@contextmanager
+def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterator[None]:
+    """Say in one sentence that memory ran out.
+
+    Raises:
+        OutOfMemoryError: instead of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # On a GPU torch has a class for it; the processor's allocator only says so.
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
+        raise OutOfMemoryError(
+            f"a step of {micro_batch} images of {config.image_size} px does not fit into memory; try {way_out}"
+        ) from error

@@ -1,0 +1,319 @@
+"""What is chosen by measuring, before the first step: micro-batch, threads, compiling, epochs.
+
+A rehearsal takes real steps on a real batch, and then puts the weights back. Everything chosen is frozen in the plan
+and the recipe of the run, so that it can be repeated and resumed; every choice is told with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from carnet.errors import CarnetError, ConfigError
+from carnet.models.trained import TrainedModel
+from carnet.prefetch import available_cores
+from carnet.progress import Progress, counted, duration
+from carnet.quantities import parse_bytes, parse_seconds, show_bytes
+from carnet.spec import ModelSpec
+from carnet.training.config import TrainingConfig
+from carnet.training.dataset import Batch
+from carnet.training.feed import Feed
+from carnet.training.memory import PeakMemory, anonymous_bytes, free_bytes, keep_freed_memory
+from carnet.training.plan import Plan, physical_cores
+from carnet.training.processes import Processes
+from carnet.training.step import TrainingStep, compiler_problem
+
+SHORT_RUN_SECONDS = 30.0
+"""A shorter run is over before a choice could repay its measuring."""
+COMPILED_RUN_SECONDS = 180.0
+"""From here on, compiling is tried: it takes about a minute the first time, and saves about a third."""
+_LEAN_RECOMPUTE = 0.3
+_SPARE_MEMORY = 0.9
+"""Share of the limit that is planned for; the rest is for what the measurement has not seen."""
+_KEPT_MEMORY = 1.6
+"""How much more a step takes where freed memory is kept, because of the gaps."""
+_SPARE_TIME = 0.93
+_BETTER = 0.97
+"""A choice counts as faster if it takes less than this share of the time."""
+
+
+@dataclass
+class Rehearsal:
+    """Steps on the first batch of the run; `undo` puts the weights back.
+
+    Attributes:
+        seconds_to_load: what one thread takes to prepare one image.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    config: TrainingConfig
+    batch: Batch
+    seconds_to_load: float
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
+        """Read the first batch, and remember the weights."""
+        started = time.perf_counter()
+        batch = next(feed.read(0, 0, workers=0))
+        seconds = (time.perf_counter() - started) / len(batch)
+        return cls(network, spec, config, batch, seconds, copy.deepcopy(network.state_dict()))
+
+    def undo(self) -> None:
+        """Weights, buffers and gradients as they were."""
+        self.network.load_state_dict(self.weights)
+        self.network.zero_grad()
+        self.network.train()
+
+    def seconds(self, plan: Plan, *, limit: float = 4.0) -> float:
+        """Median time of a step, after one to warm up (which compiles, if the plan says so)."""
+        step = self._step(plan)
+        self._take(step)
+        times: list[float] = []
+        while len(times) < 5 and (sum(times) < limit or len(times) < 2):
+            started = time.perf_counter()
+            self._take(step)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times))
+
+    def peak_bytes(self, plan: Plan, num_images: int) -> int:
+        """The most anonymous memory during a step of so many images."""
+        step = self._step(replace(plan, compile=False))
+        part = Batch(self.batch.images[:num_images], self.batch.labels[:num_images])
+        with PeakMemory() as memory:
+            step(part, 0, lambda _: None)
+        return memory.peak_bytes
+
+    def seconds_to_judge(self, plan: Plan) -> float:
+        """Time of one image in validation."""
+        images = self.batch.images.numpy()
+        started = time.perf_counter()
+        TrainedModel(self.network, self.spec).logits(images)
+        return (time.perf_counter() - started) / len(images)
+
+    def _step(self, plan: Plan) -> TrainingStep:
+        self.network.train()
+        processes = Processes()
+        fabric = processes.fabric(plan, [])
+        return TrainingStep(self.network, self.spec, self.config, plan=plan, processes=processes, fabric=fabric)
+
+    def _take(self, step: TrainingStep) -> None:
+        step(self.batch, 0, lambda _: None)
+        if step.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def tune(
+    config: TrainingConfig,
+    plan: Plan,
+    rehearse: Callable[[], Rehearsal],
+    *,
+    steps_per_epoch: int,
+    num_valid: int,
+    started: float,
+    progress: Progress,
+) -> tuple[TrainingConfig, Plan]:
+    """Fill in what only this machine can tell.
+
+    Args:
+        config: the recipe; a budget decides its epochs.
+        plan: as `resolve` gives it.
+        rehearse: begins the rehearsal.
+        steps_per_epoch: optimizer steps of an epoch.
+        num_valid: validation images, judged after each epoch.
+        started: when the command began, by `time.monotonic`.
+        progress: shown what is measured.
+
+    Raises:
+        ConfigError: if the memory allowed is too little, or compiling was asked for and fails.
+    """
+    progress.say("Measures this machine …")
+    rehearsal = rehearse()
+    try:
+        tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
+        tuning.fit_memory()
+        tuning.measure_step()
+        if tuning.run_seconds >= SHORT_RUN_SECONDS and plan.devices == 1:
+            tuning.choose_threads()
+            tuning.choose_depthwise()
+        tuning.choose_compiling()
+        tuning.choose_workers()
+        if config.budget:
+            tuning.choose_epochs(num_valid)
+        return tuning.config, replace(tuning.plan, reasons=(*plan.reasons, *tuning.reasons))
+    finally:
+        rehearsal.undo()
+
+
+class _Tuning:
+    """Choices so far. Each method makes one, and says why."""
+
+    def __init__(self, config: TrainingConfig, plan: Plan, rehearsal: Rehearsal, steps: int, started: float) -> None:
+        self.config, self.plan, self.rehearsal = config, plan, rehearsal
+        self.steps_per_epoch, self.started = steps, started
+        self.step_seconds = 0.0
+        self.reasons: list[str] = []
+
+    @property
+    def run_seconds(self) -> float:
+        """What the steps of the run take, as measured so far."""
+        if self.config.budget:
+            return self._left()
+        return self.step_seconds * self.steps_per_epoch * self.config.epochs
+
+    def fit_memory(self) -> None:
+        """Choose how many images go through the network at a time."""
+        plan, config = self.plan, self.config
+        if plan.device == "cuda":
+            if config.max_memory:
+                share = parse_bytes(config.max_memory) / torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+                self.reasons.append(f"at most {config.max_memory} of the GPU's memory")
+            return
+        limit = anonymous_bytes() + free_bytes() // plan.devices
+        if config.max_memory:
+            limit = min(limit, parse_bytes(config.max_memory) // plan.devices)
+        smallest = min(2, plan.micro_batch)
+        fixed, each = self._memory_of(smallest)
+        fitting = int((_SPARE_MEMORY * limit - fixed) / each) if each else plan.micro_batch
+        if fitting < smallest:
+            raise ConfigError(
+                f"a step of {counted(smallest, 'image')} of {config.image_size} px takes about "
+                f"{show_bytes((fixed + smallest * each) / _SPARE_MEMORY)} here, more than the "
+                f"{show_bytes(limit)} there are; raise --max-memory, or take a smaller --image-size"
+            )
+        if fitting < plan.micro_batch and not config.micro_batch:
+            size = _part_of(plan.micro_batch, fitting)
+            self.plan = replace(plan, micro_batch=size)
+            self.reasons.append(
+                f"{counted(size, 'image')} at a time, so that a step stays below {show_bytes(limit)}: gradients are "
+                f"those of {config.batch_size}, batch-norm statistics those of {size}"
+            )
+        elif config.max_memory:
+            needed = fixed + plan.micro_batch * each
+            self.reasons.append(f"a step takes about {show_bytes(needed)} of the {show_bytes(limit)} allowed")
+        if self.plan.keep_memory:
+            self.plan = replace(self.plan, keep_memory=keep_freed_memory())
+            self.reasons += ["freed memory is kept for the next step"] if self.plan.keep_memory else []
+
+    def _memory_of(self, smallest: int) -> tuple[float, float]:
+        """What a step takes: bytes whatever the number of images, and bytes for each."""
+        peak = self.rehearsal.peak_bytes(self.plan, smallest)
+        twice = min(2 * smallest, self.plan.micro_batch)
+        if twice == smallest:
+            return 0.0, peak / smallest
+        each = max(0, self.rehearsal.peak_bytes(self.plan, twice) - peak) / (twice - smallest)
+        return peak - smallest * each, each * (_KEPT_MEMORY if self.plan.keep_memory else 1.0)
+
+    def measure_step(self) -> None:
+        """Time a step as planned so far."""
+        self.step_seconds = self.rehearsal.seconds(self.plan)
+
+    def choose_threads(self) -> None:
+        """Where two threads share a core, try one for each core."""
+        cores = physical_cores()
+        if self.plan.device != "cpu" or self.config.threads or cores >= self.plan.threads:
+            return
+        usual = counted(self.plan.threads, "thread")
+        self._take_if_faster(replace(self.plan, threads=cores), counted(cores, "thread"), usual)
+
+    def choose_depthwise(self) -> None:
+        """On a GPU, try our gradient of depthwise convolutions; on processors it is known to be faster."""
+        if self.plan.device == "cpu" and self.plan.fast_depthwise:
+            self.reasons.append("gradients of depthwise convolutions computed our way")
+        if self.plan.device == "cuda" and self.config.fast_depthwise == "auto":
+            ours = "gradients of depthwise convolutions computed our way"
+            self._take_if_faster(replace(self.plan, fast_depthwise=True), ours, "PyTorch's gradients of convolutions")
+
+    def choose_compiling(self) -> None:
+        """Compile where that is asked for, or the run is long enough to repay it, and it works."""
+        wish, plan = self.config.compile, self.plan
+        if wish == "off" or (wish == "auto" and plan.devices > 1):
+            return
+        if wish == "auto" and self.run_seconds < COMPILED_RUN_SECONDS:
+            self.reasons.append("not compiled, for the run is short")
+            return
+        if problem := compiler_problem(plan.device):
+            if wish == "on":
+                raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
+            self.reasons.append(f"not compiled, for {problem}")
+            return
+        recompute = _LEAN_RECOMPUTE if self.config.max_memory else 1.0
+        compiled = replace(plan, compile=True, recompute=recompute)
+        started = time.perf_counter()
+        try:
+            seconds = self.rehearsal.seconds(compiled)
+        # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
+        except Exception as error:
+            if wish == "on" or isinstance(error, CarnetError):
+                raise ConfigError(f"--compile on: {_first_line(error)}") from error
+            self.reasons.append(f"not compiled, for that failed ({_first_line(error)})")
+            return
+        finally:
+            _end_compiling()
+        took = time.perf_counter() - started
+        gain = f"{self.step_seconds:.2f} to {seconds:.2f} s a step, in {duration(took)}"
+        if wish == "on" or seconds < _BETTER * self.step_seconds:
+            self.plan, self.step_seconds = compiled, seconds
+            self.reasons.append(f"compiled: {gain}")
+        else:
+            self.reasons.append(f"not compiled, for that is no faster: {gain}")
+
+    def choose_workers(self) -> None:
+        """As many threads to prepare images as keep up with the steps."""
+        if self.config.workers < 0:
+            rate = self.config.batch_size / self.plan.devices / self.step_seconds
+            needed = int(np.ceil(1.5 * self.rehearsal.seconds_to_load * rate))
+            self.plan = replace(self.plan, workers=max(1, min(needed, self.plan.workers)))
+        threads = f"{counted(self.plan.threads, 'thread')} of {counted(available_cores(), 'core')}"
+        self.reasons.append(f"{threads}, {counted(self.plan.workers, 'thread')} to prepare images")
+
+    def choose_epochs(self, num_valid: int) -> None:
+        """As many as fit into what is left of the budget."""
+        judging = num_valid * self.rehearsal.seconds_to_judge(self.plan)
+        epoch = self.steps_per_epoch * self.step_seconds + judging
+        # The end judges once more, and writes the report.
+        left = max(1.0, self._left() - judging - 3.0)
+        epochs = max(1, int(_SPARE_TIME * left / epoch))
+        self.config = replace(self.config, epochs=epochs)
+        self.plan = replace(self.plan, training_seconds=round(left, 1))
+        say = f"{counted(epochs, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}"
+        self.reasons.append(
+            say if epoch <= left else f"an epoch takes about {duration(epoch)}, so training ends inside the first"
+        )
+
+    def _left(self) -> float:
+        return parse_seconds(self.config.budget) - (time.monotonic() - self.started)
+
+    def _take_if_faster(self, other: Plan, name: str, usual: str) -> None:
+        seconds = self.rehearsal.seconds(other)
+        if seconds < _BETTER * self.step_seconds:
+            self.reasons.append(f"{name}: {seconds:.3f} s a step, {usual}: {self.step_seconds:.3f} s")
+            self.plan, self.step_seconds = other, seconds
+
+
+def _part_of(whole: int, limit: int) -> int:
+    """The largest equal part of a batch that is not above a limit; a size that divides it can be compiled once."""
+    divisors = [size for size in range(1, limit + 1) if whole % size == 0]
+    best = max(divisors)
+    # A prime number of images has no useful divisor: parts that differ by one image then.
+    return best if 2 * best > limit or best == limit else -(-whole // -(-whole // limit))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def _end_compiling() -> None:
+    """End the processes that PyTorch keeps for compiling more: there is nothing more, and they take memory."""
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    shutdown_compile_workers()

@@ -1,0 +1,155 @@
+"""Decoded images: the same pixels and facts as without a cache, decoded once, and anew when a file has changed."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carnet.data import decoded as decoded_module
+from carnet.data.check import check_images, describe, inspect_images
+from carnet.data.decoded import CacheWish, Inspected, Target, inspect_and_keep
+from carnet.data.sources import find_images
+from carnet.data.synthetic import write_dataset
+from carnet.preprocess import Images, load_image
+from carnet.spec import ModelSpec
+
+FREE = 10**12
+DEFAULT = Target(48)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A data set with planted faults: odd modes and names, duplicates; three files cannot be decoded."""
+    root = tmp_path / "odd"
+    write_dataset(root, train_per_class=4, valid_per_class=2, size=64, seed=1, dirty=True)
+    return root
+
+
+def keep(root: Path, wish: CacheWish = "auto", target: Target = DEFAULT) -> tuple[list[Path], Inspected]:
+    paths = [sample.path for sample in find_images(root).samples]
+    return paths, inspect_and_keep(paths, target, wish, free_memory=FREE)
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Which files are decoded."""
+    seen: list[Path] = []
+    original = decoded_module.inspect_bytes
+
+    def counting(content: bytes, path: Path, size: int, keep: Callable[..., None]) -> object:
+        seen.append(path)
+        return original(content, path, size, keep)
+
+    monkeypatch.setattr(decoded_module, "inspect_bytes", counting)
+    return seen
+
+
+@pytest.mark.parametrize("wish", ["disk", "ram"])
+def test_pixels_and_facts_are_those_of_the_files(wish: CacheWish, odd: Path) -> None:
+    for target in (Target(48), Target(32, "pad", 1), Target(20, "stretch", 4)):
+        paths, found = keep(odd, wish, target)
+        assert {path: str(fact) for path, fact in found.facts.items()} == {
+            path: str(fact) for path, fact in inspect_images(paths, 48).items()
+        }
+        spec = ModelSpec(
+            model="x", classes=("a", "b"), image_size=target.image_size, resize=target.resize,
+            in_channels=target.in_channels, mean=(0.5,) * target.in_channels, std=(0.5,) * target.in_channels,
+        )  # fmt: skip
+        assert found.decoded is not None
+        good = [path for path in paths if found.facts[path].error is None]
+        assert len(good) < len(paths)
+        for path in good:
+            assert np.array_equal(found.decoded.load(path), load_image(path, spec))
+
+
+def test_a_file_is_decoded_once_and_again_when_it_changes(odd: Path, count: list[Path]) -> None:
+    paths, first = keep(odd)
+    assert 0 < len(count) <= len(paths)
+    _, again = keep(odd)
+    num_decoded = len(count)
+    assert again.facts == first.facts or {str(f) for f in again.facts.values()} == {
+        str(f) for f in first.facts.values()
+    }
+    assert len(count) == num_decoded
+    good = [path for path in paths if first.facts[path].error is None]
+    shutil.copy(good[1], good[0])
+    _, changed = keep(odd)
+    assert len(count) > num_decoded
+    assert changed.decoded is not None
+    assert np.array_equal(changed.decoded.load(good[0]), changed.decoded.load(good[1]))
+
+
+def test_another_size_has_a_cache_of_its_own(odd: Path, count: list[Path]) -> None:
+    keep(odd)
+    before = len(count)
+    keep(odd, target=Target(40))
+    assert len(count) == 2 * before
+
+
+def test_moved_images_need_no_decoding(odd: Path, count: list[Path]) -> None:
+    keep(odd)
+    before = len(count)
+    odd.rename(odd.with_name("moved"))
+    _, found = keep(odd.with_name("moved"))
+    assert len(count) == before
+    errors = [fact.error for fact in found.facts.values() if fact.error is not None]
+    assert all("moved" in str(error) for error in errors)
+
+
+def test_off_and_where_nothing_fits(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keep(odd, "off")[1].decoded is None
+    usage = shutil.disk_usage(odd)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    paths, found = keep(odd)
+    assert "in memory" in found.reason
+    assert found.decoded is not None
+    assert not isinstance(found.decoded.pixels, np.memmap)
+    for free, shared in ((0, False), (FREE, True)):
+        found = inspect_and_keep(paths, Target(48), "auto", free_memory=free, shared=shared)
+        assert found.decoded is None
+        assert "fit neither" in found.reason
+        assert len(found.facts) == len(paths)
+
+
+def test_another_process_maps_the_same_file(odd: Path) -> None:
+    paths, found = keep(odd, "disk")
+    content = pickle.dumps(found.decoded)
+    assert len(content) < 20_000
+    other = pickle.loads(content)
+    path = next(path for path in paths if found.facts[path].error is None)
+    assert found.decoded is not None
+    assert np.array_equal(other.load(path), found.decoded.load(path))
+
+
+def test_a_file_that_goes_while_it_is_looked_at(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [sample.path for sample in find_images(odd).samples]
+    original = decoded_module.hash_files
+
+    def hash_then_remove(files: list[Path]) -> dict[Path, str]:
+        digests = original(files)
+        paths[0].unlink()
+        return digests
+
+    monkeypatch.setattr(decoded_module, "hash_files", hash_then_remove)
+    error = inspect_and_keep(paths, Target(48), "ram", free_memory=FREE).facts[paths[0]].error
+    assert "cannot be read" in str(error)
+
+
+def test_the_check_says_the_same(odd: Path) -> None:
+    _, found = keep(odd)
+    data = find_images(odd)
+    with_cache = check_images(data, image_size=48, skip_unreadable=True, facts=found.facts)
+    without = check_images(data, image_size=48, skip_unreadable=True)
+    assert describe(with_cache) == describe(without)
+    assert with_cache.content_hash == without.content_hash
+
+
+def test_what_is_kept_is_read_only(odd: Path) -> None:
+    paths, found = keep(odd, "disk")
+    assert found.decoded is not None
+    pixels: Images = found.decoded.load(next(path for path in paths if found.facts[path].error is None))
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0] = 0

@@ -1,0 +1,164 @@
+"""Whole runs with everything that makes training fast: they stop, resume, and learn like plain ones."""
+
+import copy
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from carnet import TrainingConfig, train
+from carnet.errors import RunError, StoppedError
+from carnet.progress import Silent
+from carnet.spec import ModelSpec
+from carnet.training import preparation, step
+from carnet.training.dataset import Batch
+from carnet.training.plan import Plan, resolve
+from carnet.training.processes import Processes
+from carnet.training.step import TrainingStep, compiler_problem
+
+SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
+needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
+
+
+def run_with(plan_changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **keywords: Any) -> Any:
+    """Train with a plan that was tuned to something else."""
+    original = preparation.tune
+
+    def retuned(*args: Any, **kwargs: Any) -> Any:
+        config, plan = original(*args, **kwargs)
+        return config, replace(plan, **plan_changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "tune", retuned)
+        return train(*arguments, progress=Silent(), **keywords)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(run / "model.safetensors"))
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_rehearsal_leaves_no_trace(
+    photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Plan.from_json(json.loads((trained_run / "config.json").read_text())["plan"])
+    monkeypatch.setattr(preparation, "tune", lambda config, *_, **__: (config, recorded))
+    train(photos, SMALL, output=tmp_path / "unrehearsed", progress=Silent())
+    assert same(trained_run, tmp_path / "unrehearsed")
+
+
+def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    recipe = replace(SMALL, budget="10m", compile="off")
+    document = run_with({"training_seconds": 1e-9}, monkeypatch, photos, recipe, output=run).document
+    assert document["stopped_early"]
+    assert document["epochs"] == 1
+    assert any("the budget of 10m was spent in epoch 1" in note for note in document["notes"])
+    assert "was spent in" in (run / "report.html").read_text()
+    recorded = json.loads((run / "config.json").read_text())
+    assert recorded["recipe"]["epochs"] > 2
+    train(resume=run, progress=Silent())
+
+
+class StopAt(Silent):
+    def __init__(self, epoch: str, number: int) -> None:
+        self.moment = (epoch, number)
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        if (what, done) == self.moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@needs_compiler
+def test_exact_resume_with_everything_on(photos: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, compile="on", precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
+    train(photos, recipe, output=tmp_path / "whole", progress=Silent())
+    plan = json.loads((tmp_path / "whole" / "config.json").read_text())["plan"]
+    assert (plan["compile"], plan["precision"], plan["micro_batch"]) == (True, "bf16", 4)
+    for number, moment in enumerate((("epoch 1/2", 1), ("epoch 2/2", 2))):
+        run = tmp_path / f"run{number}"
+        with pytest.raises(StoppedError):
+            train(photos, recipe, output=run, progress=StopAt(*moment))
+        torch.compiler.reset()
+        train(resume=run, config=replace(recipe, cache="ram", workers=0), progress=Silent())
+        assert same(run, tmp_path / "whole")
+    with pytest.raises(RunError, match=r"planned otherwise: --micro-batch 2 \(was 4\)"):
+        train(resume=run, config=replace(recipe, micro_batch=2))
+    with pytest.raises(RunError, match=r"planned otherwise: --compile False \(was True\)"):
+        train(resume=run, config=replace(recipe, compile="off"))
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_learns_like_plain(photos: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, precision="fp32", epochs=1)
+    train(photos, replace(recipe, compile="on"), output=tmp_path / "compiled", progress=Silent())
+    train(photos, replace(recipe, fast_depthwise="off"), output=tmp_path / "plain", progress=Silent())
+    one, other = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
+    # Adam turns rounding of a vanishing gradient, as a bias before batch norm has, into a whole step.
+    names = [name for name in one if not name.endswith("conv1.bias") and "num_batches" not in name]
+    distance = sum(float((one[name] - other[name]).square().sum()) for name in names) ** 0.5
+    length = sum(float(other[name].square().sum()) for name in names) ** 0.5
+    assert distance < 0.02 * length
+
+
+def test_gradients_add_up_over_micro_batches() -> None:
+    """Without batch norm, parts of a batch learn what the batch does."""
+    config = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32")
+    spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
+    torch.manual_seed(0)
+    batch = Batch(torch.randint(0, 256, (10, 9, 9, 3), dtype=torch.uint8), torch.randint(0, 3, (10,)))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 3))
+    ends = {}
+    for micro_batch in (10, 5, 4, 1):
+        plan = replace(resolve(config), micro_batch=micro_batch)
+        learner = copy.deepcopy(network)
+        processes = Processes()
+        fabric = processes.fabric(plan, [])
+        take = TrainingStep(learner, spec, config, plan=plan, processes=processes, fabric=fabric)
+        results = [take(batch, 0, lambda _: None) for _ in range(3)]
+        ends[micro_batch] = (
+            [result.loss for result in results],
+            torch.cat([p.flatten() for p in learner.parameters()]),
+        )
+        assert all(result.num_images == 10 for result in results)
+    for losses, parameters in ends.values():
+        assert losses == pytest.approx(ends[10][0], rel=1e-4)
+        assert torch.allclose(parameters, ends[10][1], atol=1e-5)
+
+
+def test_a_gpu_that_runs_out_of_memory_gets_less_at_a_time(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = step.normalize_on
+    limits = [100]
+
+    def limited(device: torch.device, images: torch.Tensor, spec: Any) -> torch.Tensor:
+        if len(images) > limits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(device, images, spec)
+
+    class Shrink(Silent):
+        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+            if (what, done) == ("epoch 2/2", 1):
+                limits[0] = 3
+
+    monkeypatch.setattr(step, "normalize_on", limited)
+    run = tmp_path / "run"
+    result = train(photos, SMALL, output=run, progress=Shrink())
+    (note,) = result.document["notes"]
+    assert note.startswith("out of memory in epoch 2, step 2: from there on 2 images go through the network at a time")
+    assert result.document["epochs"] == 2
+    again = train(resume=run, progress=Silent())
+    assert again.document["notes"] == [note]

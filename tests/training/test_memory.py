@@ -1,0 +1,85 @@
+import ctypes
+import mmap
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carnet.training.memory import PeakMemory, anonymous_bytes, free_bytes, keep_freed_memory
+
+MEGABYTE = 2**20
+
+
+def groups(root: Path, limit: str, used: int, cached: int) -> Path:
+    folder = root / "sys" / "fs" / "cgroup"
+    folder.mkdir(parents=True)
+    (folder / "memory.max").write_text(limit)
+    (folder / "memory.current").write_text(str(used))
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+    return root
+
+
+def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
+    everything = free_bytes(tmp_path)
+    assert everything > 100 * MEGABYTE
+    small = groups(tmp_path / "small", str(90 * MEGABYTE), 60 * MEGABYTE, 20 * MEGABYTE)
+    assert free_bytes(small) == 50 * MEGABYTE
+    over = groups(tmp_path / "over", str(9 * MEGABYTE), 60 * MEGABYTE, 0)
+    assert free_bytes(over) == 0
+    endless = groups(tmp_path / "endless", "max\n", 60 * MEGABYTE, 0)
+    assert free_bytes(endless) > 50 * MEGABYTE
+
+
+def test_peaks_are_seen_and_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 * MEGABYTE))
+    with PeakMemory() as memory:
+        before = memory.peak_bytes
+        assert before == pytest.approx(anonymous_bytes(), rel=0.5)
+        mapped = np.memmap(tmp_path / "file", np.uint8, "r")
+        assert int(mapped[::4096].sum()) == 0
+        if sys.platform == "linux":
+            assert memory.peak_bytes - before < 32 * MEGABYTE
+    with PeakMemory() as memory:
+        before = memory.peak_bytes
+        # Straight from the system; what the process has kept would not show.
+        private = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        with mmap.mmap(-1, 64 * MEGABYTE, **private) as block:
+            block.write(b"1" * 64 * MEGABYTE)
+            time.sleep(0.05)
+    assert memory.peak_bytes - before > 48 * MEGABYTE
+
+
+KEEPING = """
+import ctypes, resource
+from carnet.training.memory import keep_freed_memory
+def faults():
+    block = bytearray(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        block = ctypes.create_string_buffer(32 * 2**20)
+        ctypes.memset(block, 1, len(block))
+        del block
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = faults()
+assert keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can")
+def test_kept_memory_is_not_fetched_again() -> None:
+    answer = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True).stdout
+    given_back, kept = map(int, answer.split())
+    assert given_back > 10 * kept
+
+
+def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert not keep_freed_memory()

@@ -1,0 +1,144 @@
+"""What is chosen by measuring, decided on made-up measurements."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from carnet import TrainingConfig
+from carnet.errors import ConfigError
+from carnet.progress import Silent
+from carnet.training import tuning
+from carnet.training.plan import Plan, resolve
+from carnet.training.step import compiler_problem
+
+GIGA = 10**9
+SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
+needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
+
+
+class MadeUp:
+    """A rehearsal with given measurements."""
+
+    def __init__(self, seconds: Callable[[Plan], float], image_bytes: float = 1e7) -> None:
+        self.seconds, self.image_bytes = seconds, image_bytes
+        self.seconds_to_load = 0.001
+        self.undone = False
+
+    def peak_bytes(self, plan: Plan, num_images: int) -> int:
+        return int(GIGA / 2 + num_images * self.image_bytes)
+
+    def seconds_to_judge(self, plan: Plan) -> float:
+        return 0.01
+
+    def undo(self) -> None:
+        self.undone = True
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores of two threads each, half a gigabyte in use, four free, a compiler."""
+    monkeypatch.setattr(tuning, "physical_cores", lambda: 4)
+    monkeypatch.setattr(tuning, "available_cores", lambda: 8)
+    monkeypatch.setattr(tuning, "anonymous_bytes", lambda: GIGA // 2)
+    monkeypatch.setattr(tuning, "free_bytes", lambda: 4 * GIGA)
+    monkeypatch.setattr(tuning, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
+
+
+def tuned(
+    seconds: float | Callable[[Plan], float] = 0.1, image_bytes: float = 1e7, **recipe: Any
+) -> tuple[TrainingConfig, Plan]:
+    config = TrainingConfig(**({"device": "cpu"} | recipe))
+    rehearsal = MadeUp(seconds if callable(seconds) else lambda _: seconds, image_bytes)
+    plan = replace(resolve(config), threads=config.threads or 8, workers=8)
+    answer = tuning.tune(
+        config, plan, lambda: rehearsal, steps_per_epoch=100, num_valid=50, started=tuning.time.monotonic(),  # type: ignore[arg-type,return-value]
+        progress=Silent(),
+    )  # fmt: skip
+    assert rehearsal.undone
+    return answer
+
+
+def compiled_is(ratio: float) -> Callable[[Plan], float]:
+    return lambda plan: ratio if plan.compile else 1.0
+
+
+def test_compiled_where_it_repays() -> None:
+    assert tuned(compiled_is(0.6))[1].compile
+    assert not tuned(compiled_is(0.99))[1].compile
+    assert "no faster" in " ".join(tuned(compiled_is(1.1))[1].reasons)
+    short = tuned(compiled_is(0.6), epochs=1)[1]
+    assert not short.compile
+    assert "the run is short" in " ".join(short.reasons)
+    assert tuned(compiled_is(2.0), epochs=1, compile="on")[1].compile
+    assert not tuned(compiled_is(0.1), compile="off")[1].compile
+
+
+def test_without_a_compiler_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "compiler_problem", lambda _: "there is no C++ compiler")
+    plan = tuned(1.0)[1]
+    assert not plan.compile
+    assert "not compiled, for there is no C++ compiler" in plan.reasons
+    with pytest.raises(ConfigError, match="--compile on: there is no C"):
+        tuned(1.0, compile="on")
+
+
+def test_a_compiler_that_fails_is_told_and_done_without() -> None:
+    def fails(plan: Plan) -> float:
+        if plan.compile:
+            raise RuntimeError("the linker is gone\nwith a long story")
+        return 1.0
+
+    plan = tuned(fails)[1]
+    assert not plan.compile
+    assert "not compiled, for that failed (the linker is gone)" in plan.reasons
+    with pytest.raises(ConfigError, match=r"--compile on: the linker is gone$"):
+        tuned(fails, compile="on")
+
+
+def test_images_at_a_time_as_memory_allows() -> None:
+    assert tuned(batch_size=16)[1].micro_batch == 16
+    # 0.9 x 2 GB - 0.5 GB leave 1.3 GB; kept memory would take 1.6 times as much, but is not kept below a limit.
+    plan = tuned(batch_size=16, image_bytes=2e8, max_memory="2GB")[1]
+    assert (plan.micro_batch, plan.keep_memory) == (4, False)
+    assert any(
+        "4 images at a time" in reason and "batch-norm statistics those of 4" in reason for reason in plan.reasons
+    )
+    assert tuned(batch_size=16, image_bytes=8e8)[1].micro_batch == 2
+    assert tuned(batch_size=17, image_bytes=2e8, max_memory="2GB")[1].micro_batch == 6
+    with pytest.raises(ConfigError, match=r"a step of 2 images of 244 px takes about .* more than the 1.0 GB"):
+        tuned(image_bytes=5e8, max_memory="1GB")
+    with pytest.raises(ConfigError, match="raise --max-memory"):
+        tuned(image_bytes=1e11)
+    assert tuned(batch_size=16, micro_batch=2)[1].micro_batch == 2
+
+
+def test_less_is_kept_for_the_backward_pass_where_memory_is_limited() -> None:
+    assert tuned(compiled_is(0.5))[1].recompute == 1.0
+    assert tuned(compiled_is(0.5), max_memory="2GB")[1].recompute < 1.0
+
+
+def test_threads_are_those_that_are_faster() -> None:
+    assert tuned(lambda plan: 1.0 if plan.threads == 8 else 0.8)[1].threads == 4
+    assert tuned(lambda plan: 1.0 if plan.threads == 8 else 1.2)[1].threads == 8
+    assert tuned(lambda plan: 1.0 if plan.threads == 6 else 0.1, threads=6)[1].threads == 6
+
+
+def test_workers_keep_up() -> None:
+    assert tuned(1.0)[1].workers == 1
+    # 16 images in 10 ms, each of which takes 1 ms to prepare: two threads, and something to spare.
+    assert tuned(0.01)[1].workers == 3
+    assert tuned(0.0001)[1].workers == 8
+    assert tuned(0.0001, workers=0)[1].workers == 8
+
+
+def test_a_budget_chooses_epochs() -> None:
+    # 100 steps of 0.1 s and 50 images of 0.01 s: 10.5 s an epoch.
+    config, plan = tuned(0.1, budget="10m")
+    assert config.epochs == int(0.93 * (600 - 3.5) / 10.5)
+    assert 590 < plan.training_seconds < 600
+    config, plan = tuned(10.0, budget="2m", compile="off")
+    assert config.epochs == 1
+    assert any("training ends inside the first" in reason for reason in plan.reasons)
