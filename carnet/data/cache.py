@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from carnet import files
 from carnet.data.samples import expanded
 from carnet.errors import OutputError, RunError
 
+CacheWish = Literal["auto", "disk", "ram", "off"]
+"""Where decoded images shall be kept; auto: by what is free."""
 _MANIFEST = ".carnet.json"
 _FORGOTTEN_SECONDS = 24 * 3600
 """A half-made folder in which nothing has changed for so long belongs to a process that was killed."""

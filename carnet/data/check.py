@@ -200,7 +200,7 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
 
 
 def inspect_bytes(
-    content: bytes, path: Path, image_size: int, keep: Callable[[Image.Image], None] | None = None
+    content: bytes, path: Path, image_size: int, keep: Callable[[Image.Image, str], None] | None = None
 ) -> ImageFacts:
     """Hash and decode the content of a file.
 
@@ -208,7 +208,7 @@ def inspect_bytes(
         content: the encoded image.
         path: what it is called.
         image_size: the model's.
-        keep: decodes the opened image, and does something with it; None: it is decoded and forgotten.
+        keep: decodes the opened image, and does something with it and its hash; None: it is decoded and forgotten.
     """
     digest = hashlib.sha256(content).hexdigest()
     try:
@@ -220,7 +220,7 @@ def inspect_bytes(
             if keep is None:
                 decode(image, path, min_side=2 * image_size)
             else:
-                keep(image)
+                keep(image, digest)
             return facts
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))

@@ -13,13 +13,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, __version__
 
 from carnet import files
-from carnet.data.cache import cache_root, cached_folder, forget_unused
+from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
 from carnet.errors import ImageError
 from carnet.prefetch import each_on_threads
@@ -28,7 +28,6 @@ from carnet.progress import OnProgress
 from carnet.quantities import show_bytes
 from carnet.spec import ResizeRule
 
-CacheWish = Literal["auto", "disk", "ram", "off"]
 _FORMAT = 1
 """Of the files; another number makes them anew."""
 _PIXELS, _INDEX = "images.u8", "index.json"
@@ -186,8 +185,8 @@ def _decode(
         except OSError as error:
             return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
 
-        def keep(image: Image.Image) -> None:
-            row = row_of.get(hashlib.sha256(content).hexdigest())
+        def keep(image: Image.Image, digest: str) -> None:
+            row = row_of.get(digest)
             square = to_square(image, path, target.image_size, target.resize, target.in_channels)
             # A file that changes while we look has another hash; the check before training names it.
             if row is not None:

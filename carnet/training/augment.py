@@ -1,7 +1,7 @@
 """Random changes to training images, each a function of the generator it is drawn from and of nothing else.
 
 On processors Pillow changes one image at a time, on the threads that prepare images: measured, twice as fast as whole
-batches in numpy or PyTorch. On a GPU whole batches are changed there, to the same pixels.
+batches in PyTorch (`benchmarks/kernels.py`). On a GPU whole batches are changed there, to the same pixels.
 """
 
 from __future__ import annotations

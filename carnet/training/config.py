@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from carnet.data.cache import CacheWish
 from carnet.errors import ConfigError, RunError
 from carnet.quantities import parse_bytes, parse_seconds
 from carnet.spec import CHANNELS, ResizeRule
@@ -17,7 +18,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
 Choice = Literal["auto", "on", "off"]
-Cache = Literal["auto", "disk", "ram", "off"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 
@@ -77,10 +77,10 @@ class TrainingConfig:
     """Compute the gradient of depthwise convolutions our way; auto does where it is faster."""
     keep_memory: Choice = "auto"
     """Keep freed memory for the next step (glibc): much faster, but takes more; auto does without --max-memory."""
-    cache: Cache = "auto"
+    cache: CacheWish = "auto"
     """Where decoded images are kept: on the disk for later runs too, in memory, or nowhere; auto by what is free."""
     threads: int = 0
-    """Processor threads of the arithmetic in each process; 0 measures how many are fastest."""
+    """Processor threads of the arithmetic in each process; 0 takes one per core, or what is measured faster."""
     workers: int = -1
     """Threads that prepare images ahead; -1 chooses, 0 prepares each batch when it is due."""
     micro_batch: int = 0
@@ -88,7 +88,7 @@ class TrainingConfig:
     max_memory: str = ""
     """Memory that training may take, such as 2GB; empty: what is free."""
     budget: str = ""
-    """Time to train in, such as 10m or 1h30m, from the start of the command; chooses the number of epochs."""
+    """Time to train in, such as 10m or 1h30m, looking at the images included; chooses the number of epochs."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints inside an epoch; every epoch ends with one as well."""
     checkpoint_steps: int = 0
@@ -118,13 +118,21 @@ class TrainingConfig:
             "batch_size",
             f"at least 2 images for each of the {self.devices} devices",
         )
-        for name, kind in (("compile", Choice), ("fast_depthwise", Choice), ("keep_memory", Choice), ("cache", Cache)):
+        for name, kind in (
+            ("compile", Choice),
+            ("fast_depthwise", Choice),
+            ("keep_memory", Choice),
+            ("cache", CacheWish),
+        ):
             self._require(getattr(self, name) in get_args(kind), name, f"one of {', '.join(get_args(kind))}")
         formats = get_args(MemoryFormat)
         self._require(self.memory_format in formats, "memory_format", f"one of {', '.join(formats)}")
         self._require(self.micro_batch >= 0, "micro_batch", "0 (chosen) or more images")
-        self._require(not self.max_memory or parse_bytes(self.max_memory) > 0, "max_memory", "a size such as 2GB")
-        self._require(not self.budget or parse_seconds(self.budget) > 0, "budget", "a time such as 10m")
+        # Each says itself what is wrong.
+        if self.max_memory:
+            parse_bytes(self.max_memory)
+        if self.budget:
+            parse_seconds(self.budget)
         self._require(self.checkpoint_minutes > 0, "checkpoint_minutes", "above 0")
         self._require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 (off) or more")
         self._require(self.threads >= 0, "threads", "0 (all) or more")

@@ -56,8 +56,8 @@ class Batch:
             yield Batch(images, labels)
 
 
-Prepared = tuple[Images, int, Change]
-"""uint8 image (S, S, C), its label, and how it is, or is to be, changed."""
+Prepared = tuple[Images, int, Change | None]
+"""uint8 image (S, S, C), its label, and how it is still to be changed; None: it is."""
 
 
 class Preparation:
@@ -83,7 +83,7 @@ class Preparation:
         """
         change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index))
         pixels = self.load(source)
-        return self.augmentation.apply(pixels, change) if self.apply else pixels, label, change
+        return (self.augmentation.apply(pixels, change), label, None) if self.apply else (pixels, label, change)
 
 
 class TrainingImages:
@@ -167,21 +167,18 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, _STEP, epoch, step, rank]).generate_state(1, np.uint64)[0])
 
 
-def load_batches(
-    prepare: Callable[[Item], Prepared], batches: EpochBatches[Item], threads: int, *, changed: bool = True
-) -> Iterator[Batch]:
+def load_batches(prepare: Callable[[Item], Prepared], batches: EpochBatches[Item], threads: int) -> Iterator[Batch]:
     """Batches prepared ahead on `threads` threads.
 
     Args:
         prepare: makes an image of an item.
         batches: the items.
         threads: 0 prepares each batch when it is due.
-        changed: whether `prepare` has made the changes it has drawn.
 
     Raises:
         ImageError: if a file cannot be decoded any more.
     """
     for items in load_ahead(prepare, batches, threads=threads):
         images, labels, changes = zip(*items, strict=True)
-        wanted = None if changed else torch.tensor(changes, dtype=torch.float64)
+        wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
         yield Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), wanted)

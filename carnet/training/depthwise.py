@@ -83,7 +83,8 @@ def _gradient_of_input(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, pa
     if stride != (1, 1):
         # What a stride of one would have given, had every position that was left out a gradient of zero.
         height, width = (x.shape[d + 2] + 2 * padding[d] - weight.shape[d + 2] + 1 for d in (0, 1))
-        spread = grad.new_zeros((*grad.shape[:2], height, width)).contiguous(memory_format=_layout_of(x))
+        shape = (*grad.shape[:2], height, width)
+        spread = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_layout_of(x)).zero_()
         spread[:, :, :: stride[0], :: stride[1]] = grad
         grad = spread
     return _gradients(grad, x, weight, ((1, 1), padding), [True, False, False])[0]

@@ -36,7 +36,6 @@ class Feed:
 
     batches: EpochBatches[Any]
     _prepare: Callable[[Any], Prepared]
-    _changed: bool
 
     def read(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
         """This process's share of an epoch's batches, from a step on, prepared ahead.
@@ -45,7 +44,7 @@ class Feed:
             DataError: if an image cannot be read any more.
         """
         self.batches.epoch, self.batches.first_step = epoch, first_step
-        return load_batches(self._prepare, self.batches, workers, changed=self._changed)
+        return load_batches(self._prepare, self.batches, workers)
 
 
 def make_feed(
@@ -69,18 +68,17 @@ def make_feed(
         device: where training happens; on a GPU, so do the changes.
         processes: whose share this is.
     """
-    on_gpu = device == "cuda"
     load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
-    prepare = Preparation(load, Augmentation.from_config(config), config.seed, apply=not on_gpu)
+    prepare = Preparation(load, Augmentation.from_config(config), config.seed, apply=device != "cuda")
     place = {"rank": processes.rank, "num_processes": processes.size}
     if stream is None:
         batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
-        return Feed(batches, TrainingImages(train, prepare).__getitem__, not on_gpu)
+        return Feed(batches, TrainingImages(train, prepare).__getitem__)
     from carnet.data.stream import ImageStream
     from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
 
     streamed = StreamedBatches(ImageStream(stream), train, config.batch_size, config.seed, **place)
-    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare).__getitem__, not on_gpu)
+    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare).__getitem__)
 
 
 def pixels_from(decoded: DecodedImages | None, spec: ModelSpec) -> Callable[[Path], Images]:

@@ -47,8 +47,7 @@ def anonymous_bytes() -> int:
         process = psutil.Process()
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):
-                info = one.memory_info()
-                total += info.rss - getattr(info, "shared", 0)
+                total += _anonymous_bytes_of(one)
     return total
 
 
@@ -83,8 +82,12 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        info = self._process.memory_info()
-        self.peak_bytes = max(self.peak_bytes, info.rss - getattr(info, "shared", 0))
+        self.peak_bytes = max(self.peak_bytes, _anonymous_bytes_of(self._process))
+
+
+def _anonymous_bytes_of(process: psutil.Process) -> int:
+    info = process.memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
 
 
 def keep_freed_memory() -> bool:
@@ -92,7 +95,7 @@ def keep_freed_memory() -> bool:
 
     Every step of a small network on large images takes and frees gigabytes. Given back to the system, they have to be
     fetched again page by page, each filled with zeros, which can take longer than the arithmetic. In return, gaps
-    remain between what is in use: memory grows by about a half.
+    remain between what is in use, and memory grows.
 
     Returns:
         Whether the C library (glibc) can.

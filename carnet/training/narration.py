@@ -42,11 +42,11 @@ def stopped(job: Job, state: TrainingState, steps_per_epoch: int) -> str:
     return f"stopped in {where}; {go_on(job)}"
 
 
-def less_at_a_time(micro_batch: int, state: TrainingState) -> str:
-    """That a GPU's memory ran out, and what became of it."""
+def less_at_a_time(state: TrainingState) -> str:
+    """That a GPU's memory ran out in the step just done, and what became of it."""
     return (
-        f"out of memory in epoch {state.epoch + 1}, step {state.step + 1}: from there on {micro_batch} images go "
-        f"through the network at a time, and batch-norm statistics are those of {micro_batch}"
+        f"out of memory in epoch {state.epoch + 1}, step {state.step}: from there on {state.micro_batch} images go "
+        f"through the network at a time, and batch-norm statistics are those of {state.micro_batch}"
     )
 
 

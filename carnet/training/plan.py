@@ -67,12 +67,12 @@ class Plan:
         """Images to judge at a time: without gradients they take less memory than so many in training."""
         return min(32, self.micro_batch)
 
-    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+    def differences(self, recorded: Plan) -> list[str]:
         """What decides the result and is not as recorded: `--threads 4 (was 2)`."""
         return [
-            f"--{name.replace('_', '-')} {getattr(self, name)} (was {recorded.get(name)})"
+            f"--{name.replace('_', '-')} {getattr(self, name)} (was {getattr(recorded, name)})"
             for name in DECIDING
-            if getattr(self, name) != recorded.get(name)
+            if getattr(self, name) != getattr(recorded, name)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +116,9 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     if devices > 1:
         statistics = "common to all" if device == "cuda" else "each process's own"
         reasons.insert(0, f"{devices} processes, batch-norm statistics {statistics}")
+    fast_depthwise = config.fast_depthwise == "on" or (config.fast_depthwise == "auto" and device == "cpu")
+    if fast_depthwise:
+        reasons.append("gradients of depthwise convolutions computed our way, around a slow kernel")
     keep = config.keep_memory == "on" or (config.keep_memory == "auto" and not config.max_memory)
     whole = -(-config.batch_size // devices)
     return Plan(
@@ -127,7 +130,7 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
         devices=devices,
         memory_format=config.memory_format,
         micro_batch=min(config.micro_batch or whole, whole),
-        fast_depthwise=config.fast_depthwise == "on" or (config.fast_depthwise == "auto" and device == "cpu"),
+        fast_depthwise=fast_depthwise,
         keep_memory=keep and device == "cpu",
         reasons=tuple(reasons),
     )

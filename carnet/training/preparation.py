@@ -166,7 +166,7 @@ def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfi
     words = {"on": True, "off": False}
     asked = {name: words.get(flag, flag) for name, flag in changed.items() if flag not in ("auto", 0)}
     expected = replace(now, **{name: getattr(then, name) for name in names} | asked)
-    differences = expected.differences(then.to_json())
+    differences = expected.differences(then)
     if then.threads > (cores := available_cores()):
         differences.append(f"{cores} cores (was --threads {then.threads})")
     if differences:

@@ -64,7 +64,7 @@ class TrainingStep:
         if processes.size > 1 and plan.device == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.micro_batch = plan.micro_batch
-        self._is_first = True
+        self._is_first, self._is_compiled = True, plan.compile
         forward = _Forward(self.network, plan.micro_batch if plan.compile else None, plan.recompute)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.forward, self.optimizer = fabric.setup(forward, optimizer)
@@ -100,6 +100,8 @@ class TrainingStep:
         self.optimizer.zero_grad()
         if self._is_first:
             # Which may have compiled the network, and leaves gaps where the next steps have nothing.
+            if self._is_compiled:
+                end_compiling()
             release_freed_memory()
             self._is_first = False
         return StepResult(loss / num_images, int(num_correct), int(num_images))
@@ -162,6 +164,13 @@ def compiler_problem(device: str) -> str:
     except (InvalidCxxCompiler, OSError, RuntimeError):
         return "there is no C++ compiler"
     return "" if shutil.which(compiler) else "there is no C++ compiler"
+
+
+def end_compiling() -> None:
+    """End the processes that PyTorch keeps for compiling more: there is nothing more, and they take memory."""
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    shutdown_compile_workers()
 
 
 @contextmanager

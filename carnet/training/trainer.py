@@ -61,7 +61,6 @@ class Trainer:
         self.state = TrainingState()
         self.session_steps: list[float] = []
         self.has_foretold = False
-        self.must_save = False
         self.last_checkpoint = time.monotonic()
 
     def fit(self, stop: StopFlag) -> TrainingState:
@@ -152,15 +151,8 @@ class Trainer:
         def require_finite(loss: float) -> None:
             narration.require_finite(loss, f"step {state.step + 1}", self.job, state)
 
-        planned = self.step.micro_batch
-        with explaining_out_of_memory(self.config, planned):
-            result = self.step(batch, seed, require_finite)
-        if self.step.micro_batch < planned:
-            state.micro_batch = self.step.micro_batch
-            state.notes.append(narration.less_at_a_time(self.step.micro_batch, state))
-            self.progress.say(f"Note: {state.notes[-1]}.")
-            self.must_save = True
-        return result
+        with explaining_out_of_memory(self.config, self.step.micro_batch):
+            return self.step(batch, seed, require_finite)
 
     def _is_time_up(self) -> bool:
         """Whether the budget is spent; the first process's clock counts."""
@@ -217,7 +209,12 @@ class Trainer:
         self.fabric.log("loss/step", loss, step=global_step)
         every = self.config.checkpoint_steps
         late = time.monotonic() - self.last_checkpoint > 60 * self.config.checkpoint_minutes
-        if late or self.must_save or (every and global_step % every == 0):
+        shrunk = self.step.micro_batch < (state.micro_batch or self.job.plan.micro_batch)
+        if shrunk:
+            state.micro_batch = self.step.micro_batch
+            state.notes.append(narration.less_at_a_time(state))
+            self.progress.say(f"Note: {state.notes[-1]}.")
+        if late or shrunk or (every and global_step % every == 0):
             self._checkpoint()
 
     def _end_epoch(self, epoch: EpochMetrics) -> None:
@@ -266,7 +263,6 @@ class Trainer:
                 previous=self.run.previous_checkpoint,
             )
         self.last_checkpoint = time.monotonic()
-        self.must_save = False
 
     def _loggers(self) -> list[Logger]:
         if self.config.logger != "tensorboard" or not self.processes.is_first:

@@ -27,7 +27,7 @@ from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory, anonymous_bytes, free_bytes, keep_freed_memory
 from carnet.training.plan import Plan, physical_cores
 from carnet.training.processes import Processes
-from carnet.training.step import TrainingStep, compiler_problem
+from carnet.training.step import TrainingStep, compiler_problem, end_compiling
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
@@ -226,8 +226,6 @@ class _Tuning:
 
     def choose_depthwise(self) -> None:
         """On a GPU, try our gradient of depthwise convolutions; on processors it is known to be faster."""
-        if self.plan.device == "cpu" and self.plan.fast_depthwise:
-            self.reasons.append("gradients of depthwise convolutions computed our way")
         if self.plan.device == "cuda" and self.config.fast_depthwise == "auto":
             ours = "gradients of depthwise convolutions computed our way"
             self._take_if_faster(replace(self.plan, fast_depthwise=True), ours, "PyTorch's gradients of convolutions")
@@ -252,12 +250,11 @@ class _Tuning:
             seconds = self.rehearsal.seconds(compiled)
         # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
         except Exception as error:
+            end_compiling()
             if wish == "on" or isinstance(error, CarnetError):
                 raise ConfigError(f"--compile on: {_first_line(error)}") from error
             self.reasons.append(f"not compiled, for that failed ({_first_line(error)})")
             return
-        finally:
-            _end_compiling()
         took = time.perf_counter() - started
         gain = f"{self.step_seconds:.2f} to {seconds:.2f} s a step, in {duration(took)}"
         if wish == "on" or seconds < _BETTER * self.step_seconds:
@@ -310,10 +307,3 @@ def _part_of(whole: int, limit: int) -> int:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
-
-
-def _end_compiling() -> None:
-    """End the processes that PyTorch keeps for compiling more: there is nothing more, and they take memory."""
-    from torch._inductor.async_compile import shutdown_compile_workers
-
-    shutdown_compile_workers()

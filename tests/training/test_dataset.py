@@ -135,7 +135,7 @@ def test_changes_can_be_left_to_the_gpu(images: TrainingImages) -> None:
     batches = ShuffledBatches(len(images.samples), 7, seed=0)
     here = list(load_batches(images.__getitem__, batches, threads=0))
     images.prepare.apply = False
-    later = list(load_batches(images.__getitem__, batches, threads=0, changed=False))
+    later = list(load_batches(images.__getitem__, batches, threads=0))
     for done, raw in zip(here, later, strict=True):
         assert done.changes is None
         assert raw.changes is not None

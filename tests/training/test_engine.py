@@ -2,14 +2,13 @@
 
 import copy
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import StopAt, same_weights
 from safetensors.torch import load_file
 from torch import nn
 
@@ -44,18 +43,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(run / "model.safetensors"))
 
 
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_the_rehearsal_leaves_no_trace(
     photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = Plan.from_json(json.loads((trained_run / "config.json").read_text())["plan"])
     monkeypatch.setattr(preparation, "tune", lambda config, *_, **__: (config, recorded))
     train(photos, SMALL, output=tmp_path / "unrehearsed", progress=Silent())
-    assert same(trained_run, tmp_path / "unrehearsed")
+    assert same_weights(trained_run, tmp_path / "unrehearsed")
 
 
 def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +65,6 @@ def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkey
     train(resume=run, progress=Silent())
 
 
-class StopAt(Silent):
-    def __init__(self, epoch: str, number: int) -> None:
-        self.moment = (epoch, number)
-
-    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        if (what, done) == self.moment:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @needs_compiler
 def test_exact_resume_with_everything_on(photos: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, compile="on", precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
@@ -92,7 +77,7 @@ def test_exact_resume_with_everything_on(photos: Path, tmp_path: Path) -> None:
             train(photos, recipe, output=run, progress=StopAt(*moment))
         torch.compiler.reset()
         train(resume=run, config=replace(recipe, cache="ram", workers=0), progress=Silent())
-        assert same(run, tmp_path / "whole")
+        assert same_weights(run, tmp_path / "whole")
     with pytest.raises(RunError, match=r"planned otherwise: --micro-batch 2 \(was 4\)"):
         train(resume=run, config=replace(recipe, micro_batch=2))
     with pytest.raises(RunError, match=r"planned otherwise: --compile False \(was True\)"):

@@ -1,13 +1,12 @@
 """Training on data sets that Hugging Face datasets reads: stored, and streamed."""
 
-import os
 import shutil
-import signal
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import StopAt
 
 from carnet import TrainingConfig, evaluate, load, train
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
@@ -53,15 +52,6 @@ def run_on(data: Path, run: Path, **changes: Any) -> TrainingResult:
 
 def weights(run: Path) -> bytes:
     return (run / "model.safetensors").read_bytes()
-
-
-class StopAt(Silent):
-    def __init__(self, epoch: str, step: int) -> None:
-        self.moment = (epoch, step)
-
-    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        if (what, done) == self.moment:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_stored_shards_train_like_any_table(photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import same_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -40,11 +41,6 @@ SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
 
 def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**(SMALL.to_json() | changes))
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    first, second = (load_file(run / "model.safetensors") for run in (one, other))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

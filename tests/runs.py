@@ -1,0 +1,29 @@
+"""What tests do to whole runs: stop them, and compare what they end with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from carnet.progress import Silent
+
+
+class StopAt(Silent):
+    """A progress that presses Ctrl-C at one moment."""
+
+    def __init__(self, what: str, done: int) -> None:
+        self.moment = (what, done)
+
+    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+        if (what, done) == self.moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs end with the same weights, bit for bit."""
+    first, second = (load_file(run / "model.safetensors") for run in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
