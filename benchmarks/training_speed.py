@@ -169,9 +169,9 @@ class Runner:
 def work(name: str, options: argparse.Namespace, connection: Connection) -> None:
     """Take steps when told to."""
     if name == "ours, lean":
-        from carnet.training.memory import take_huge_pages
+        from carnet.training.memory import return_freed_memory
 
-        take_huge_pages()
+        return_freed_memory()
     import torch
 
     from carnet import create_model
@@ -254,8 +254,9 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     from carnet.training.memory import free_bytes
     from carnet.training.plan import resolve
     from carnet.training.processes import Processes
+    from carnet.training.rehearsal import Rehearsal
     from carnet.training.step import TrainingStep
-    from carnet.training.tuning import Rehearsal, tune
+    from carnet.training.tuning import tune
 
     config, samples, _, _ = recipe(options, max_memory=options_memory(options) if lean else "")
     found = find_images(options.data)

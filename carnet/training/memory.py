@@ -15,8 +15,11 @@ from typing import Self
 
 import psutil
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+from carnet.quantities import parse_bytes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """From glibc's malloc.h."""
+_LARGE_BLOCK = 4 * 2**20
 
 
 def free_bytes(root: Path = Path("/")) -> int:
@@ -107,16 +110,37 @@ def keep_freed_memory() -> bool:
     return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def release_freed_memory() -> None:
+def return_freed_memory() -> None:
+    """Have every large block go back to the system as soon as it is free: for runs whose memory is limited.
+
+    Linux is asked for pages of 2 MB, of which fewer have to be fetched anew, and the network is compiled by one process
+    at a time. Both have an effect only before the process's first tensor.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if platform.libc_ver()[0] == "glibc":
+        # Else the library raises it to 32 MB by itself, and gaps remain between smaller blocks.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
+def hold_memory_below(limit: str, device: str) -> None:
+    """Do what this process can to keep a limit, beyond images at a time.
+
+    Args:
+        limit: as in "2GB"; of a GPU it is for each.
+        device: cpu, cuda or mps.
+    """
+    if device == "cuda":
+        import torch
+
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_bytes(limit) / total))
+    else:
+        return_freed_memory()
+
+
+def trim_memory() -> None:
     """Give back to the system what is free now: what compiling has left, and gaps of another use of memory."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def take_huge_pages() -> None:
-    """Let PyTorch ask Linux for pages of 2 MB, of which fewer have to be fetched; for runs that give memory back.
-
-    Has an effect only before the process's first tensor.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

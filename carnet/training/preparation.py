@@ -30,8 +30,9 @@ from carnet.training.feed import Feed, make_feed
 from carnet.training.memory import free_bytes
 from carnet.training.plan import Plan, processor_features, versions
 from carnet.training.processes import Processes
+from carnet.training.rehearsal import Rehearsal
 from carnet.training.step import compiler_problem
-from carnet.training.tuning import Rehearsal, tune
+from carnet.training.tuning import tune
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from carnet.report.console import Console
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
 from carnet.training.launch import launch
-from carnet.training.memory import take_huge_pages
+from carnet.training.memory import return_freed_memory
 from carnet.training.plan import resolve
 from carnet.training.preparation import Job, prepare, prepare_resumed
 from carnet.training.processes import Processes, launched_together
@@ -67,7 +67,7 @@ def train(
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
     config = config or _recipe(resume)
     if config.max_memory:
-        take_huge_pages()
+        return_freed_memory()
     # torchrun says how many processes it has started, here and in all.
     num_launched, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     together = launched_together()

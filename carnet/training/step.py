@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from carnet.training.augment import Augmentation
 from carnet.training.config import TrainingConfig
 from carnet.training.dataset import Batch
 from carnet.training.depthwise import speed_up_depthwise
-from carnet.training.memory import release_freed_memory
+from carnet.training.memory import trim_memory
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
 
@@ -102,7 +103,7 @@ class TrainingStep:
             # Which may have compiled the network, and leaves gaps where the next steps have nothing.
             if self._is_compiled:
                 end_compiling()
-            release_freed_memory()
+            trim_memory()
             self._is_first = False
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
@@ -137,6 +138,8 @@ class _Forward(nn.Module):
         super().__init__()
         self.network = network
         self._size, self._recompute = compiled_size, recompute
+        # Says that no CUDA runtime is found wherever a CUDA folder is, which is no news on a processor.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         # A plain function: as a module it would appear among the parameters twice.
         self._compiled = None if compiled_size is None else torch.compile(network.forward, dynamic=False)
 

@@ -25,7 +25,7 @@ from carnet.training import narration
 from carnet.training.checkpoint import save_checkpoint
 from carnet.training.dataset import Batch, step_seed
 from carnet.training.feed import pixels_from
-from carnet.training.memory import keep_freed_memory
+from carnet.training.memory import hold_memory_below, keep_freed_memory
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.state import EpochMetrics, TrainingState
@@ -51,6 +51,8 @@ class Trainer:
         self.valid = job.images.data.splits["valid"]
         if job.plan.keep_memory:
             keep_freed_memory()
+        elif job.config.max_memory:
+            hold_memory_below(job.config.max_memory, job.plan.device)
         self.feed = job.feed(processes)
         self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())

@@ -6,34 +6,29 @@ and the recipe of the run, so that it can be repeated and resumed; every choice 
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from carnet.errors import CarnetError, ConfigError
-from carnet.models.trained import TrainedModel
 from carnet.prefetch import available_cores
 from carnet.progress import Progress, counted, duration
 from carnet.quantities import parse_bytes, parse_seconds, show_bytes
-from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
-from carnet.training.dataset import Batch
-from carnet.training.feed import Feed
-from carnet.training.memory import PeakMemory, anonymous_bytes, free_bytes, keep_freed_memory
+from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
 from carnet.training.plan import Plan, physical_cores
-from carnet.training.processes import Processes
-from carnet.training.step import TrainingStep, compiler_problem, end_compiling
+from carnet.training.rehearsal import Rehearsal
+from carnet.training.step import compiler_problem, end_compiling
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
 COMPILED_RUN_SECONDS = 180.0
 """From here on, compiling is tried: it takes about a minute the first time, and saves about a third."""
 _LEAN_RECOMPUTE = 0.3
+_COMPILING_BYTES = 600 * 10**6
+"""What compiling takes besides: the C++ compiler, and PyTorch's own."""
 _SPARE_MEMORY = 0.9
 """Share of the limit that is planned for; the rest is for what the measurement has not seen."""
 _KEPT_MEMORY = 1.6
@@ -41,73 +36,6 @@ _KEPT_MEMORY = 1.6
 _SPARE_TIME = 0.93
 _BETTER = 0.97
 """A choice counts as faster if it takes less than this share of the time."""
-
-
-@dataclass
-class Rehearsal:
-    """Steps on the first batch of the run; `undo` puts the weights back.
-
-    Attributes:
-        seconds_to_load: what one thread takes to prepare one image.
-    """
-
-    network: nn.Module
-    spec: ModelSpec
-    config: TrainingConfig
-    batch: Batch
-    seconds_to_load: float
-    weights: Mapping[str, Tensor]
-
-    @classmethod
-    def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
-        """Read the first batch, and remember the weights."""
-        started = time.perf_counter()
-        batch = next(feed.read(0, 0, workers=0))
-        seconds = (time.perf_counter() - started) / len(batch)
-        return cls(network, spec, config, batch, seconds, copy.deepcopy(network.state_dict()))
-
-    def undo(self) -> None:
-        """Weights, buffers and gradients as they were."""
-        self.network.load_state_dict(self.weights)
-        self.network.zero_grad()
-        self.network.train()
-
-    def seconds(self, plan: Plan, *, limit: float = 4.0) -> float:
-        """Median time of a step, after one to warm up (which compiles, if the plan says so)."""
-        step = self._step(plan)
-        self._take(step)
-        times: list[float] = []
-        while len(times) < 5 and (sum(times) < limit or len(times) < 2):
-            started = time.perf_counter()
-            self._take(step)
-            times.append(time.perf_counter() - started)
-        return float(np.median(times))
-
-    def peak_bytes(self, plan: Plan, num_images: int) -> int:
-        """The most anonymous memory during a step of so many images."""
-        step = self._step(replace(plan, compile=False))
-        part = Batch(self.batch.images[:num_images], self.batch.labels[:num_images])
-        with PeakMemory() as memory:
-            step(part, 0, lambda _: None)
-        return memory.peak_bytes
-
-    def seconds_to_judge(self, plan: Plan) -> float:
-        """Time of one image in validation."""
-        images = self.batch.images.numpy()
-        started = time.perf_counter()
-        TrainedModel(self.network, self.spec).logits(images)
-        return (time.perf_counter() - started) / len(images)
-
-    def _step(self, plan: Plan) -> TrainingStep:
-        self.network.train()
-        processes = Processes()
-        fabric = processes.fabric(plan, [])
-        return TrainingStep(self.network, self.spec, self.config, plan=plan, processes=processes, fabric=fabric)
-
-    def _take(self, step: TrainingStep) -> None:
-        step(self.batch, 0, lambda _: None)
-        if step.fabric.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def tune(
@@ -173,22 +101,18 @@ class _Tuning:
         plan, config = self.plan, self.config
         if plan.device == "cuda":
             if config.max_memory:
-                share = parse_bytes(config.max_memory) / torch.cuda.get_device_properties(0).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+                hold_memory_below(config.max_memory, plan.device)
                 self.reasons.append(f"at most {config.max_memory} of the GPU's memory")
             return
         limit = anonymous_bytes() + free_bytes() // plan.devices
         if config.max_memory:
             limit = min(limit, parse_bytes(config.max_memory) // plan.devices)
         smallest = min(2, plan.micro_batch)
-        fixed, each = self._memory_of(smallest)
+        self._require_room(anonymous_bytes() + smallest * self.rehearsal.least_bytes(plan), smallest, limit)
+        fixed, each = self._memory_of(smallest, limit)
         fitting = int((_SPARE_MEMORY * limit - fixed) / each) if each else plan.micro_batch
         if fitting < smallest:
-            raise ConfigError(
-                f"a step of {counted(smallest, 'image')} of {config.image_size} px takes about "
-                f"{show_bytes((fixed + smallest * each) / _SPARE_MEMORY)} here, more than the "
-                f"{show_bytes(limit)} there are; raise --max-memory, or take a smaller --image-size"
-            )
+            self._require_room((fixed + smallest * each) / _SPARE_MEMORY, smallest, limit)
         if fitting < plan.micro_batch and not config.micro_batch:
             size = _part_of(plan.micro_batch, fitting)
             self.plan = replace(plan, micro_batch=size)
@@ -203,12 +127,22 @@ class _Tuning:
             self.plan = replace(self.plan, keep_memory=keep_freed_memory())
             self.reasons += ["freed memory is kept for the next step"] if self.plan.keep_memory else []
 
-    def _memory_of(self, smallest: int) -> tuple[float, float]:
+    def _require_room(self, needed: float, num_images: int, limit: int) -> None:
+        if needed > limit:
+            raise ConfigError(
+                f"a step of {counted(num_images, 'image')} of {self.config.image_size} px takes at least "
+                f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; raise --max-memory, or take "
+                "a smaller --image-size"
+            )
+
+    def _memory_of(self, smallest: int, limit: int) -> tuple[float, float]:
         """What a step takes: bytes whatever the number of images, and bytes for each."""
+        before = anonymous_bytes()
         peak = self.rehearsal.peak_bytes(self.plan, smallest)
         twice = min(2 * smallest, self.plan.micro_batch)
-        if twice == smallest:
-            return 0.0, peak / smallest
+        if twice == smallest or peak + (peak - before) > limit:
+            # Measuring more might exceed the limit; all that has come with the first step counts as the images'.
+            return before, max(0, peak - before) / smallest
         each = max(0, self.rehearsal.peak_bytes(self.plan, twice) - peak) / (twice - smallest)
         return peak - smallest * each, each * (_KEPT_MEMORY if self.plan.keep_memory else 1.0)
 
@@ -243,6 +177,13 @@ class _Tuning:
                 raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
             self.reasons.append(f"not compiled, for {problem}")
             return
+        if self.config.max_memory and wish == "auto":
+            left = parse_bytes(self.config.max_memory) // plan.devices - anonymous_bytes()
+            if left < _COMPILING_BYTES:
+                self.reasons.append(
+                    f"not compiled, for that takes about {show_bytes(_COMPILING_BYTES)}, more than the limit leaves"
+                )
+                return
         recompute = _LEAN_RECOMPUTE if self.config.max_memory else 1.0
         compiled = replace(plan, compile=True, recompute=recompute)
         started = time.perf_counter()

@@ -83,3 +83,18 @@ def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert not keep_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how the C library keeps memory is only known of glibc")
+@pytest.mark.parametrize("returned", [True, False])
+def test_freed_blocks_go_back_where_memory_is_limited(returned: bool) -> None:
+    code = (
+        "import numpy as np; from carnet.training.memory import anonymous_bytes, return_freed_memory\n"
+        f"if {returned}: return_freed_memory()\n"
+        "block = np.ones(2**23, np.uint8); del block; before = anonymous_bytes()\n"
+        "blocks = [np.ones(2**23, np.uint8) for _ in range(16)]; del blocks[:-1]\n"
+        "print(anonymous_bytes() - before)"
+    )
+    left = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    # The block that is left lies behind the others in the heap, which therefore stay.
+    assert (left < 16 * MEGABYTE) == returned

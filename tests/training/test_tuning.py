@@ -29,6 +29,9 @@ class MadeUp:
     def peak_bytes(self, plan: Plan, num_images: int) -> int:
         return int(GIGA / 2 + num_images * self.image_bytes)
 
+    def least_bytes(self, plan: Plan) -> int:
+        return int(self.image_bytes / 2)
+
     def seconds_to_judge(self, plan: Plan) -> float:
         return 0.01
 
@@ -108,16 +111,27 @@ def test_images_at_a_time_as_memory_allows() -> None:
     )
     assert tuned(batch_size=16, image_bytes=8e8)[1].micro_batch == 2
     assert tuned(batch_size=17, image_bytes=2e8, max_memory="2GB")[1].micro_batch == 6
-    with pytest.raises(ConfigError, match=r"a step of 2 images of 244 px takes about .* more than the 1.0 GB"):
+    with pytest.raises(ConfigError, match=r"a step of 2 images of 244 px takes at least .* more than the 1.0 GB"):
         tuned(image_bytes=5e8, max_memory="1GB")
     with pytest.raises(ConfigError, match="raise --max-memory"):
         tuned(image_bytes=1e11)
+    # Two images take 0.4 GB more: whether four fit into 1 GB is not tried out.
+    assert tuned(batch_size=16, image_bytes=2e8, max_memory="1GB")[1].micro_batch == 2
     assert tuned(batch_size=16, micro_batch=2)[1].micro_batch == 2
 
 
 def test_less_is_kept_for_the_backward_pass_where_memory_is_limited() -> None:
     assert tuned(compiled_is(0.5))[1].recompute == 1.0
     assert tuned(compiled_is(0.5), max_memory="2GB")[1].recompute < 1.0
+
+
+def test_the_compiler_needs_room_below_the_limit() -> None:
+    # Half a gigabyte is in use already.
+    assert tuned(compiled_is(0.5), max_memory="1.2GB")[1].compile
+    plan = tuned(compiled_is(0.5), max_memory="1GB")[1]
+    assert not plan.compile
+    assert any("more than the limit leaves" in reason for reason in plan.reasons)
+    assert tuned(compiled_is(0.5), max_memory="1GB", compile="on")[1].compile
 
 
 def test_threads_are_those_that_are_faster() -> None:

@@ -1,0 +1,103 @@
+"""Real steps on a real batch before the first one, to learn what a choice costs on this machine."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from carnet.models.summary import summarize
+from carnet.models.trained import TrainedModel
+from carnet.spec import ModelSpec
+from carnet.training.config import TrainingConfig
+from carnet.training.dataset import Batch
+from carnet.training.feed import Feed
+from carnet.training.memory import PeakMemory
+from carnet.training.plan import Plan
+from carnet.training.processes import Processes
+from carnet.training.step import TrainingStep
+
+
+@dataclass
+class Rehearsal:
+    """Steps on the first batch of the run; `undo` puts the weights back.
+
+    Attributes:
+        seconds_to_load: what one thread takes to prepare one image.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    config: TrainingConfig
+    batch: Batch
+    seconds_to_load: float
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
+        """Read the first batch, and remember the weights."""
+        started = time.perf_counter()
+        batch = next(feed.read(0, 0, workers=0))
+        seconds = (time.perf_counter() - started) / len(batch)
+        return cls(network, spec, config, batch, seconds, copy.deepcopy(network.state_dict()))
+
+    def undo(self) -> None:
+        """Weights, buffers and gradients as they were."""
+        self.network.load_state_dict(self.weights)
+        self.network.zero_grad()
+        self.network.train()
+
+    def seconds(self, plan: Plan, *, limit: float = 4.0) -> float:
+        """Median time of a step, after one to warm up (which compiles, if the plan says so)."""
+        step = self._step(plan)
+        self._take(step)
+        times: list[float] = []
+        while len(times) < 5 and (sum(times) < limit or len(times) < 2):
+            started = time.perf_counter()
+            self._take(step)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times))
+
+    def peak_bytes(self, plan: Plan, num_images: int) -> int:
+        """The most anonymous memory during a step of so many images."""
+        step = self._step(replace(plan, compile=False))
+        part = Batch(self.batch.images[:num_images], self.batch.labels[:num_images])
+        with PeakMemory() as memory:
+            step(part, 0, lambda _: None)
+        return memory.peak_bytes
+
+    def least_bytes(self, plan: Plan) -> int:
+        """What a step holds of one image at least: the outputs of convolutions and batch norms, for the way back."""
+        spec = self.spec
+        summary = summarize(
+            self.network,
+            spec.model,
+            num_classes=spec.num_classes,
+            image_size=spec.image_size,
+            in_channels=spec.in_channels,
+        )
+        # Counted there as the published tables do: each output twice, of four bytes.
+        return summary.activations_bytes // 8 * (4 if plan.precision == "fp32" else 2)
+
+    def seconds_to_judge(self, plan: Plan) -> float:
+        """Time of one image in validation."""
+        images = self.batch.images.numpy()
+        started = time.perf_counter()
+        TrainedModel(self.network, self.spec).logits(images)
+        return (time.perf_counter() - started) / len(images)
+
+    def _step(self, plan: Plan) -> TrainingStep:
+        self.network.train()
+        processes = Processes()
+        fabric = processes.fabric(plan, [])
+        return TrainingStep(self.network, self.spec, self.config, plan=plan, processes=processes, fabric=fabric)
+
+    def _take(self, step: TrainingStep) -> None:
+        step(self.batch, 0, lambda _: None)
+        if step.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
