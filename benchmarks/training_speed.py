@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -306,12 +307,15 @@ def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, 
     """The published recipe, with the arithmetic and the images that both sides share."""
     from carnet.data.sources import find_images
     from carnet.training.augment import Augmentation
-    from carnet.training.config import TrainingConfig
+    from carnet.training.config import published
     from carnet.training.dataset import ShuffledBatches
 
-    config = TrainingConfig(
+    config = replace(
+        published(),
+        precision="auto",
         model=options.model,
         image_size=options.image_size,
+        train_size=options.image_size,
         batch_size=options.batch_size,
         device=options.device,
         **changes,
@@ -429,6 +433,7 @@ def starting(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         environment |= {"CARNET_CACHE": str(folder / ("cache-cold" if name != "plain" else "cache-plain"))}
         command = [sys.executable, "-m", "carnet", "train", str(options.data), "--model", options.model]
         command += ["--image-size", str(options.image_size), "--batch-size", str(options.batch_size)]
+        command += ["--preset", "published", "--precision", "auto", "--train-size", str(options.image_size)]
         command += ["--epochs", "1", "--checkpoint-steps", "1", "--device", options.device, "--output", str(run)]
         started = time.perf_counter()
         with (folder / f"{name}.log").open("w") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from carnet.data.synthetic import CLASSES, write_dataset
 from carnet.errors import OutputError
 from carnet.files import make_folder
 from carnet.run_folder import new_run_path
-from carnet.training.config import TrainingConfig
+from carnet.training.config import TrainingConfig, published
 
 
 def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
@@ -23,7 +23,15 @@ def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConf
 
     Command: `carnet demo`.
     """
-    return TrainingConfig(image_size=64, epochs=8, seed=seed, skip_unreadable=skip_unreadable)
+    return replace(
+        published(),
+        precision="auto",
+        image_size=64,
+        train_size=64,
+        epochs=8,
+        seed=seed,
+        skip_unreadable=skip_unreadable,
+    )
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,9 @@ def _what_next(run: Path, pictures: Path, *, dirty: bool) -> str:
     return f"""Open {run / "report.html"} to see what it can and cannot tell apart.
 
 Now with photos of your own, one folder per class:
-  {carnet} train YOUR_PHOTOS --image-size 128 --epochs 20
-  {carnet} evaluate runs/YOUR_PHOTOS-carnet18 YOUR_PHOTOS
-  {carnet} predict runs/YOUR_PHOTOS-carnet18 PHOTO.jpg
+  {carnet} train YOUR_PHOTOS
+  {carnet} evaluate runs/YOUR_PHOTOS-carnet_s YOUR_PHOTOS
+  {carnet} predict runs/YOUR_PHOTOS-carnet_s PHOTO.jpg
 Or look at what you just trained:
   {carnet} summary carnet18
   {carnet} evaluate {run} {pictures} --split train{" --skip-unreadable" if dirty else ""}"""

@@ -21,7 +21,7 @@ class Command:
     Images that stand byte for byte among the run's training images are counted, and the accuracy is given with and
     without them.
 
-    Example:  carnet evaluate runs/photos-carnet18 photos --split valid
+    Example:  carnet evaluate runs/photos-carnet_s photos --split valid
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -24,8 +24,8 @@ class Command:
     is left out and counted; with --json it stands among the answers as {"image": …, "ignored": true}.
 
     Examples:
-      carnet predict runs/photos-carnet18 photo.jpg
-      carnet predict runs/photos-carnet18 holiday/ --json
+      carnet predict runs/photos-carnet_s photo.jpg
+      carnet predict runs/photos-carnet_s holiday/ --json
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

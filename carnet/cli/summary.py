@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Command:
     """Show a network's layers, parameters, multiply-adds and bytes.
 
-    Our networks: carnet18, resnet18, resnet34, resnet50, resnet101, resnet152; and any of timm's as timm/NAME.
+    Our networks: carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101, resnet152; and any of
+    timm's as timm/NAME.
 
     Example:  carnet summary carnet18 --image-size 244
     """
@@ -26,15 +27,15 @@ class Command:
     """Name of the network."""
     num_classes: int = 100
     """Number of classes."""
-    image_size: int = 244
-    """Side of the square input, in pixels."""
+    image_size: int = 0
+    """Side of the square input, in pixels; 0 takes the network's own."""
     in_channels: int = 3
     """Channels of the input."""
     json: bool = False
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.models.registry import create_model
+        from carnet.models.registry import create_model, default_image_size
         from carnet.models.summary import summarize
 
         network = create_model(self.model, num_classes=self.num_classes, in_channels=self.in_channels)
@@ -42,7 +43,7 @@ class Command:
             network,
             self.model,
             num_classes=self.num_classes,
-            image_size=self.image_size,
+            image_size=self.image_size or default_image_size(self.model),
             in_channels=self.in_channels,
         )
         if self.json:

@@ -24,11 +24,12 @@ class Command:
     Ctrl-C stops with a checkpoint; --resume goes on from it.
 
     Examples:
-      carnet train photos --epochs 10 --image-size 128
+      carnet train photos
+      carnet train photos --epochs 100 --flip 0
       carnet train photos --budget 10m --max-memory 2GB
       carnet train photos --model resnet18 --preset published --output runs/baseline
-      carnet train photos --init runs/photos-carnet18 --lr 0.0001
-      carnet train --resume runs/photos-carnet18
+      carnet train photos --init runs/photos-carnet_s --lr 0.0001
+      carnet train --resume runs/photos-carnet_s
       carnet train photos.zip --ignore bad.txt --devices 2
       torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos --batch-size 64
     """

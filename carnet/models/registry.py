@@ -10,6 +10,7 @@ from torch import nn
 
 from carnet.errors import MissingExtraError, ModelError
 from carnet.models.carnet import carnet18
+from carnet.models.residual_carnet import carnet_m, carnet_n, carnet_s
 from carnet.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
@@ -18,8 +19,10 @@ PerChannel = tuple[float, ...]
 """One number for each channel of the input."""
 
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    builder.__name__: builder for builder in (carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
+    builder.__name__: builder
+    for builder in (carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
 }
+PUBLISHED_IMAGE_SIZE, IMAGE_SIZE = 244, 128
 
 
 def list_models() -> list[str]:
@@ -51,6 +54,21 @@ def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretraine
     if pretrained:
         raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
     return _BUILDERS[name](num_classes, in_channels)
+
+
+def default_image_size(name: str) -> int:
+    """Side of the input, in pixels, that a network is meant for.
+
+    Raises:
+        ModelError: unknown name.
+        MissingExtraError: a timm model without timm.
+    """
+    if name.startswith(TIMM_PREFIX):
+        network = create_model(name, num_classes=2)
+        return int(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1])
+    if name not in _BUILDERS:
+        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())}")
+    return IMAGE_SIZE if name in ("carnet_n", "carnet_s", "carnet_m") else PUBLISHED_IMAGE_SIZE
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from carnet.preprocess import Images, as_picture
 from carnet.training.config import TrainingConfig
 
+MAX_LEAN = 4 / 3
+"""How much wider than high, or higher than wide, a piece may be."""
 _FIXED = 65536
 """Pillow counts positions in parts of a pixel of this size."""
 
@@ -25,6 +27,11 @@ _FIXED = 65536
 class Change(NamedTuple):
     """What happens to one image."""
 
+    left: float
+    """Of the piece that is cut out, as a share of the image's side; and so on."""
+    top: float
+    width: float
+    height: float
     factor: float
     """Of brightness."""
     mirrored: bool
@@ -34,7 +41,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Brightness jitter, mirroring, rotation, in the published order."""
+    """A random piece of the image; then brightness jitter, mirroring, rotation, in the published order."""
 
     brightness: float
     """Factor between 1 - this and 1 + this."""
@@ -42,38 +49,87 @@ class Augmentation:
     """Probability of mirroring left to right."""
     rotation: float
     """Degrees either way; corners that come from outside become black."""
+    min_crop: float = 1.0
+    """Share of the area that is cut out at least; 1: the whole image."""
+    size: int = 0
+    """Side in pixels of what comes out; 0: that of the image."""
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> Augmentation:
         """Take the recipe's strengths."""
-        return cls(config.brightness, config.flip, config.rotation)
+        return cls(config.brightness, config.flip, config.rotation, config.min_crop, config.train_size)
 
     def draw(self, rng: np.random.Generator) -> Change:
-        """What to do to an image; always three draws, so that switching one off leaves the others as they were."""
-        return Change(
+        """What to do to an image; always as many draws, so that switching one off leaves the others as they were."""
+        factor, mirrored, angle = (
             rng.uniform(1 - self.brightness, 1 + self.brightness),
             bool(rng.random() < self.flip),
             rng.uniform(-self.rotation, self.rotation),
         )
+        return Change(*self._draw_piece(rng), factor, mirrored, angle)
+
+    def _draw_piece(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        """A box of a random area, and a random ratio of its sides between 3:4 and 4:3, as far as the square allows."""
+        area = rng.uniform(self.min_crop, 1)
+        lean = min(math.log(MAX_LEAN), abs(math.log(area)))
+        ratio = math.exp(rng.uniform(-lean, lean))
+        width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
+        return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
 
     def apply(self, image: Images, change: Change) -> Images:
-        """uint8 (S, S, C) -> uint8 (S, S, C)"""
+        """uint8 (S, S, C) -> uint8 (size, size, C)"""
         picture = as_picture(image)
+        if self._cuts(picture.width):
+            left, top, width, height = (picture.width * share for share in change[:4])
+            box = (left, top, left + width, top + height)
+            size = self.size or picture.width
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
         if self.brightness:
             picture = ImageEnhance.Brightness(picture).enhance(change.factor)
         if change.mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rotation:
             picture = picture.rotate(change.angle, Image.Resampling.NEAREST)
-        return np.array(picture).reshape(image.shape)
+        return np.array(picture).reshape(picture.height, picture.width, image.shape[2])
 
     def apply_to_batch(self, images: Tensor, changes: Tensor) -> Tensor:
-        """The same for uint8 images (N, S, S, C) and their changes (N, 3), on the device where they are."""
-        size = images.shape[1]
-        turns = [_turn(angle, size) for angle in changes[:, 2].tolist()] if self.rotation else [_turn(0, size)]
+        """The same for uint8 images (N, S, S, C) and their changes (N, 7), on the device where they are."""
+        size = self.size or images.shape[1]
+        turns = [_turn(angle, size) for angle in changes[:, 6].tolist()] if self.rotation else [_turn(0, size)]
         changes = changes.to(images.device)
-        images = _place(images, changes[:, 1].bool(), torch.tensor(turns, device=images.device))
-        return _brighten(images, changes[:, 0].float()) if self.brightness else images
+        images = _cut(images, changes[:, :4], size) if self._cuts(images.shape[1]) else images
+        images = _brighten(images, changes[:, 4].float()) if self.brightness else images
+        return _place(images, changes[:, 5].bool(), torch.tensor(turns, device=images.device))
+
+    def _cuts(self, size: int) -> bool:
+        return self.min_crop < 1 or self.size not in (0, size)
+
+
+def _cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Resize a box of every image to (size, size), as Pillow does: columns first, then rows, each to whole levels.
+
+    Args:
+        images: uint8 (N, S, S, C).
+        boxes: (N, 4), left, top, width and height as shares of S.
+        size: of the result.
+    """
+    side = images.shape[1]
+    across, down = (_weights(boxes[:, i] * side, boxes[:, i + 2] * side, side, size) for i in (0, 1))
+    pixels = torch.einsum("nxs,nysc->nyxc", across, images.float()).round()
+    return torch.einsum("nyr,nrxc->nyxc", down, pixels).round().clamp(0, 255).to(torch.uint8)
+
+
+def _weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """What every pixel of a line counts for each of the `size` pixels that a part of it is resized to.
+
+    (N,), (N,) -> (N, size, side); triangles, as wide as a new pixel is, and at least as an old one.
+    """
+    scale = length / size
+    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale[:, None]
+    distances = torch.arange(side, device=start.device) + 0.5 - centres[..., None]
+    weights = (1 - distances.abs() / scale.clamp(min=1)[:, None, None]).clamp(min=0)
+    # Pillow lets pixels outside the box count as well, as long as they are inside the image.
+    return (weights / weights.sum(-1, keepdim=True)).float()
 
 
 def _turn(angle: float, size: int) -> list[int]:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from carnet import files
 from carnet.errors import RunError
 
-FORMAT = "carnet checkpoint 3"
+FORMAT = "carnet checkpoint 4"
 _DIGEST = b'"sha256":"%s"'
 _NO_DIGEST = b"0" * 64
 
@@ -37,6 +37,7 @@ def save_checkpoint(
     record: Mapping[str, Any],
     *,
     previous: Path | None = None,
+    average: nn.Module | None = None,
 ) -> None:
     """Write weights, buffers, optimizer, `state` and `record`, whole or not at all.
 
@@ -49,11 +50,14 @@ def save_checkpoint(
         state: where the run stands, in plain values.
         record: what `config.json` says: recipe, plan, versions, data.
         previous: the name under which the checkpoint that was there until now stays.
+        average: the network with averaged weights, where the run keeps one.
 
     Raises:
         OutputError: if the folder cannot be written; the previous checkpoint stays.
     """
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     optimizer_state = optimizer.state_dict()
     for index, values in optimizer_state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
@@ -115,7 +119,7 @@ class Checkpoint:
             raise DamagedCheckpointError("it is cut off or not a checkpoint") from error
         return cls(content, state, record, param_groups)
 
-    def restore(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def restore(self, network: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:
         """Put weights, buffers and optimizer state back; they keep the layout and device they have in `network`.
 
         Raises:
@@ -124,7 +128,10 @@ class Checkpoint:
         tensors = load(self.content)
         try:
             network.load_state_dict(_below("network.", tensors))
-            optimizer.load_state_dict({"state": _optimizer_state(tensors, network), "param_groups": self.param_groups})
+            if average is not None:
+                average.load_state_dict(_below("average.", tensors))
+            state = _optimizer_state(tensors, optimizer)
+            optimizer.load_state_dict({"state": state, "param_groups": self.param_groups})
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit this run: {error}") from error
 
@@ -147,8 +154,9 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _optimizer_state(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[int, dict[str, Tensor]]:
-    parameters = list(network.parameters())
+def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    # The order in which an optimizer counts them; not every one counts as the network does.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)

@@ -18,40 +18,60 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
 Choice = Literal["auto", "on", "off"]
+Optimizer = Literal["adam", "muon"]
+Schedule = Literal["constant", "cosine"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a network is trained. The defaults are the published recipe, but for its arithmetic.
+    """How a network is trained. The defaults are what we recommend; `published` is the published recipe.
 
     Raises:
         ConfigError: if a field is out of range.
     """
 
-    model: str = "carnet18"
+    model: str = "carnet_s"
     """Network: one of ours (`carnet summary --help` lists them), or timm/NAME."""
     pretrained: bool = False
     """Start from timm's published weights (timm/ models only; needs a network)."""
-    image_size: int = 244
-    """Side of the square input, in pixels."""
+    image_size: int = 0
+    """Side of the square input, in pixels; 0 takes the network's own."""
+    train_size: int = 0
+    """Side while training; smaller is faster, and what is cropped looks larger. 0: seven eighths of --image-size."""
     resize: ResizeRule = "crop"
     """How an image becomes a square: crop (short side to size, centre cut out), pad (black bars), stretch."""
     in_channels: int = 3
     """What the network sees of an image: 1 grey, 3 colour, 4 colour and opacity."""
-    epochs: int = 50
-    """Passes over the training images."""
-    batch_size: int = 16
+    epochs: int = 0
+    """Passes over the training images; 0 follows from their number."""
+    batch_size: int = 64
     """Images per optimizer step; the last, smaller batch of an epoch is kept."""
-    lr: float = 5e-4
-    """Learning rate of Adam, constant."""
-    weight_decay: float = 0.0
-    """L2 penalty that Adam adds to the gradient."""
+    optimizer: Optimizer = "muon"
+    """Muon (AdamW for what is no hidden matrix) or Adam."""
+    lr: float = 0.08
+    """Learning rate, at its highest."""
+    adam_share: float = 0.1
+    """With muon: learning rate of what AdamW trains, as a share of --lr."""
+    weight_decay: float = 0.05
+    """Taken off the weights at each step, times the learning rate; with adam an L2 penalty in the gradient."""
+    schedule: Schedule = "cosine"
+    """Learning rate over the run: constant; or up in a line, and down to zero in half a cosine."""
+    warmup: float = 0.15
+    """Share of the run in which a cosine schedule goes up."""
+    label_smoothing: float = 0.1
+    """Share of every label that is spread over all classes, so that nothing is learned to be certain."""
+    cutmix: float = 0.0
+    """Share of batches in which a piece of every image comes from another one."""
+    ema: float = 0.998
+    """Judge and keep a moving average of the weights, with this decay at each step; 0 is off."""
+    min_crop: float = 0.35
+    """Training images are cut out at random, at least this share of their area; 1 is off."""
     brightness: float = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
     flip: float = 0.5
     """Share of training images mirrored left to right; 0 where left and right matter (digits, road signs)."""
-    rotation: float = 15.0
+    rotation: float = 0.0
     """Training images are turned by up to this many degrees either way; 0 is off."""
     valid_fraction: float = 0.2
     """Share of each class held back for validation where the data has no valid folder."""
@@ -97,13 +117,22 @@ class TrainingConfig:
     """Write the curves for TensorBoard as well."""
 
     def __post_init__(self) -> None:
-        self._require(self.image_size >= 1, "image_size", "at least 1 pixel")
+        self._require(self.image_size >= 0, "image_size", "0 (the network's own) or more pixels")
+        self._require(self.train_size >= 0, "train_size", "0 (chosen) or more pixels")
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
         self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
-        self._require(self.epochs >= 1, "epochs", "at least 1")
+        self._require(self.epochs >= 0, "epochs", "0 (chosen) or more")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(0 < self.lr < float("inf"), "lr", "above 0")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
+        self._require(self.optimizer in get_args(Optimizer), "optimizer", f"one of {', '.join(get_args(Optimizer))}")
+        self._require(0 < self.adam_share < float("inf"), "adam_share", "above 0")
+        self._require(self.schedule in get_args(Schedule), "schedule", f"one of {', '.join(get_args(Schedule))}")
+        self._require(0 <= self.warmup < 1, "warmup", "0 or more, and below 1")
+        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more, and below 1")
+        self._require(0 <= self.cutmix <= 1, "cutmix", "between 0 and 1")
+        self._require(0 <= self.ema < 1, "ema", "0 (off) or more, and below 1")
+        self._require(0 < self.min_crop <= 1, "min_crop", "above 0, up to 1 (off)")
         self._require(0 <= self.brightness <= 1, "brightness", "between 0 and 1")
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
@@ -185,14 +214,28 @@ def published() -> TrainingConfig:
     Published result on the 100 sports classes: 81.8 % top-1, mean of five runs, under 1.7 hours each on an RTX 2080 Ti.
     `docs/recipe.md` names each difference from the published scripts.
     """
-    return TrainingConfig(precision="fp32")
+    return TrainingConfig(
+        model="carnet18",
+        image_size=244,
+        train_size=244,
+        epochs=50,
+        batch_size=16,
+        optimizer="adam",
+        lr=5e-4,
+        weight_decay=0.0,
+        schedule="constant",
+        label_smoothing=0.0,
+        ema=0.0,
+        min_crop=1.0,
+        rotation=15.0,
+        precision="fp32",
+    )
 
 
 def default() -> TrainingConfig:
-    """The published recipe in the arithmetic that this machine does well.
+    """What we recommend; how it was found, and what it gives: `docs/design-of-carnet-s.md`.
 
     Command: `carnet train DATA` (the same as `--preset default`); with `--budget 10m` the time decides the epochs.
-    Cost and result on the photos measured so far: `benchmarks/results` and the README.
     """
     return TrainingConfig()
 

@@ -32,12 +32,16 @@ class Batch:
     Attributes:
         images: uint8 (N, S, S, C).
         labels: (N,)
-        changes: (N, 3), a `Change` for each image that is still to be made; None: they are made.
+        changes: (N, 7), a `Change` for each image that is still to be made; None: they are made.
+        other_labels: (N,), of the images that pieces come from; None: there are no pieces.
+        label_share: how much of each image is its own.
     """
 
     images: Tensor
     labels: Tensor
     changes: Tensor | None = None
+    other_labels: Tensor | None = None
+    label_share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,8 +56,15 @@ class Batch:
     def parts(self, size: int) -> Iterator[Batch]:
         """The batch in equal parts of `size` images, or one more where the last one would be alone."""
         number = max(1, -(-(len(self) - 1) // size))
-        for images, labels in zip(self.images.tensor_split(number), self.labels.tensor_split(number), strict=True):
-            yield Batch(images, labels)
+        others = self.labels if self.other_labels is None else self.other_labels
+        parts = (tensor.tensor_split(number) for tensor in (self.images, self.labels, others))
+        for images, labels, other_labels in zip(*parts, strict=True):
+            yield Batch(
+                images,
+                labels,
+                other_labels=None if self.other_labels is None else other_labels,
+                label_share=self.label_share,
+            )
 
 
 Prepared = tuple[Images, int, Change | None]

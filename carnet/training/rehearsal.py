@@ -78,7 +78,7 @@ class Rehearsal:
             self.network,
             spec.model,
             num_classes=spec.num_classes,
-            image_size=spec.image_size,
+            image_size=self.config.train_size,
             in_channels=spec.in_channels,
         )
         # Counted there as the published tables do: each output twice, of four bytes.

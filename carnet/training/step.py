@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -23,6 +24,8 @@ from carnet.training.config import TrainingConfig
 from carnet.training.dataset import Batch
 from carnet.training.depthwise import speed_up_depthwise
 from carnet.training.memory import trim_memory
+from carnet.training.mix import cut_mix
+from carnet.training.optimizers import make_optimizer, set_lr
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
 
@@ -67,16 +70,19 @@ class TrainingStep:
         self.micro_batch = plan.micro_batch
         self._is_first, self._is_compiled = True, plan.compile
         forward = _Forward(self.network, plan.micro_batch if plan.compile else None, plan.recompute)
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.forward, self.optimizer = fabric.setup(forward, optimizer)
+        self.config = config
+        self.forward, self.optimizer = fabric.setup(forward, make_optimizer(self.network, config))
 
-    def __call__(self, batch: Batch, seed: int, require_finite: Callable[[float], None]) -> StepResult:
+    def __call__(
+        self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_share: float = 1.0
+    ) -> StepResult:
         """Learn from this process's share of a batch.
 
         Args:
             batch: uint8 images and labels.
-            seed: of what the network draws, such as dropout.
+            seed: of what is mixed, and of what the network draws, such as dropout.
             require_finite: given the mean loss before the update; raises if the update would spoil the weights.
+            lr_share: of the recipe's learning rate.
 
         Raises:
             OutOfMemoryError: if the smallest micro-batch does not fit.
@@ -86,7 +92,7 @@ class TrainingStep:
         torch.manual_seed(seed)
         while True:
             try:
-                sums = self._accumulate(batch, int(num_images))
+                sums = self._accumulate(batch, int(num_images), seed)
                 break
             except torch.OutOfMemoryError:
                 # In several processes the others wait inside a sum of gradients, and cannot begin again.
@@ -97,6 +103,7 @@ class TrainingStep:
                 torch.cuda.empty_cache()
         loss, num_correct = self.processes.sum(*sums.tolist())
         require_finite(loss / num_images)
+        set_lr(self.optimizer, lr_share)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self._is_first:
@@ -107,7 +114,7 @@ class TrainingStep:
             self._is_first = False
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
-    def _accumulate(self, batch: Batch, num_images: int) -> Tensor:
+    def _accumulate(self, batch: Batch, num_images: int, seed: int) -> Tensor:
         """Add up gradients over the micro-batches; return the sums of loss and hits of this process."""
         device = self.fabric.device
         batch = batch.to(device)
@@ -115,16 +122,26 @@ class TrainingStep:
         if batch.changes is not None:
             images = self.augmentation.apply_to_batch(images, batch.changes)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        parts = list(Batch(images, batch.labels).parts(self.micro_batch))
+        batch = cut_mix(Batch(images, batch.labels), self.config.cutmix, np.random.default_rng(seed))
+        parts = list(batch.parts(self.micro_batch))
         for number, part in enumerate(parts, start=1):
             with self.processes.noticing_loss(), self._sums_later(number < len(parts)):
                 logits = self.forward(normalize_on(device, part.images, self.spec))
-                loss = F.cross_entropy(logits.float(), part.labels)
+                loss = self._loss(logits.float(), part)
                 # Gradients are averaged over processes, which may hold unequal numbers of images.
                 self.fabric.backward(loss * (len(part) * self.processes.size / num_images))
             hits = (logits.argmax(dim=1) == part.labels).sum()
             sums += torch.stack([loss.detach() * len(part), hits.float()])
         return sums
+
+    def _loss(self, logits: Tensor, part: Batch) -> Tensor:
+        """Mean cross entropy, with each label's share where images are mixed."""
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
+        if part.other_labels is None:
+            return loss
+        others = F.cross_entropy(logits, part.other_labels, label_smoothing=smoothing)
+        return part.label_share * loss + (1 - part.label_share) * others
 
     def _sums_later(self, later: bool) -> Any:
         """Leave the sum of gradients over processes to the last micro-batch."""
@@ -191,5 +208,5 @@ def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterat
             raise
         way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
         raise OutOfMemoryError(
-            f"a step of {micro_batch} images of {config.image_size} px does not fit into memory; try {way_out}"
+            f"a step of {micro_batch} images of {config.train_size} px does not fit into memory; try {way_out}"
         ) from error

@@ -22,10 +22,12 @@ from carnet.preprocess import Images
 from carnet.progress import Progress
 from carnet.report.plots import draw_curves
 from carnet.training import narration
+from carnet.training.average import WeightAverage
 from carnet.training.checkpoint import save_checkpoint
 from carnet.training.dataset import Batch, step_seed
 from carnet.training.feed import pixels_from
 from carnet.training.memory import hold_memory_below, keep_freed_memory
+from carnet.training.optimizers import lr_share
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.state import EpochMetrics, TrainingState
@@ -60,6 +62,7 @@ class Trainer:
             job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
         )
         self.network, self.optimizer = self.step.network, self.step.optimizer
+        self.average = WeightAverage(self.network, self.config.ema) if self.config.ema else None
         self.state = TrainingState()
         self.session_steps: list[float] = []
         self.has_foretold = False
@@ -99,7 +102,7 @@ class Trainer:
                 if spent:
                     state.finished = True
                     state.notes.append(spent)
-                self._end_epoch(state.end_epoch(valid, lr=self.config.lr))
+                self._end_epoch(state.end_epoch(valid, lr=self.optimizer.param_groups[0]["lr"]))
         except StopRequestError as request:
             self._checkpoint()
             raise StoppedError(
@@ -120,7 +123,7 @@ class Trainer:
         if checkpoint is None:
             self._checkpoint()
             return
-        checkpoint.restore(self.network, self.optimizer)
+        checkpoint.restore(self.network, self.optimizer, None if self.average is None else self.average.network)
         state = dict(checkpoint.state)
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
@@ -153,8 +156,18 @@ class Trainer:
         def require_finite(loss: float) -> None:
             narration.require_finite(loss, f"step {state.step + 1}", self.job, state)
 
+        done = state.epoch * self.steps_per_epoch + state.step
+        share = lr_share(done, self.config.epochs * self.steps_per_epoch, self.config)
         with explaining_out_of_memory(self.config, self.step.micro_batch):
-            return self.step(batch, seed, require_finite)
+            result = self.step(batch, seed, require_finite, lr_share=share)
+        if self.average is not None:
+            self.average.update(self.network, done)
+        return result
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average.network
 
     def _is_time_up(self) -> bool:
         """Whether the budget is spent; the first process's clock counts."""
@@ -166,7 +179,7 @@ class Trainer:
 
     def _validate(self, stop: StopFlag) -> EvaluationReport:
         """Judge the weights as they are, in float32, each image once; every process gets the whole report."""
-        self.processes.share_buffers(self.network)
+        self.processes.share_buffers(self.judged)
         shares = self.processes.gather(lambda: self._judge(self.processes.share(self.valid), stop))
         logits = np.empty((len(self.valid), self.spec.num_classes), np.float32)
         for rank, share in enumerate(shares):
@@ -179,7 +192,7 @@ class Trainer:
     def _judge(self, samples: Sequence[Sample], stop: StopFlag) -> NDArray[np.float32]:
         """Logits (N, classes) of some images."""
         # The unwrapped network: evaluation leaves the mixed precision of training out.
-        model = TrainedModel(self.network, self.spec)
+        model = TrainedModel(self.judged, self.spec)
 
         def predict(images: Images) -> NDArray[np.float32]:
             stop.check()
@@ -224,7 +237,7 @@ class Trainer:
         state.finished |= bool(self.config.patience) and state.epochs_since_best >= self.config.patience
         if self.processes.is_first and (not self.config.patience or state.best is epoch):
             with self._explaining_lost_output():
-                save_model(self.run, self.network, self.spec, model_info(self.network, epoch))
+                save_model(self.run, self.judged, self.spec, model_info(self.network, epoch))
         self._checkpoint()
         self._write_history()
         self.fabric.log_dict(
@@ -263,6 +276,7 @@ class Trainer:
                 state,
                 self.job.record,
                 previous=self.run.previous_checkpoint,
+                average=None if self.average is None else self.average.network,
             )
         self.last_checkpoint = time.monotonic()
 

@@ -130,7 +130,7 @@ class _Tuning:
     def _require_room(self, needed: float, num_images: int, limit: int) -> None:
         if needed > limit:
             raise ConfigError(
-                f"a step of {counted(num_images, 'image')} of {self.config.image_size} px takes at least "
+                f"a step of {counted(num_images, 'image')} of {self.config.train_size} px takes at least "
                 f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; raise --max-memory, or take "
                 "a smaller --image-size"
             )

@@ -20,7 +20,7 @@ def test_deeper_resnets(name: str, params: int) -> None:
 def test_unknown_model_names_the_nearest() -> None:
     with pytest.raises(ModelError, match="unknown model 'carnet81'; did you mean carnet18"):
         create_model("carnet81", num_classes=2)
-    with pytest.raises(ModelError, match="there are carnet18, resnet101"):
+    with pytest.raises(ModelError, match="there are carnet18, carnet_m"):
         create_model("zzz", num_classes=2)
 
 

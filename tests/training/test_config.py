@@ -11,6 +11,8 @@ from carnet.training.config import PRESETS, TrainingConfig, published
 def test_published_recipe() -> None:
     recipe = published()
     assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0, 16, 50)
+    assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.train_size) == ("carnet18", "adam", "constant", 244)
+    assert (recipe.label_smoothing, recipe.cutmix, recipe.ema, recipe.min_crop) == (0, 0, 0, 1)
     assert (recipe.image_size, recipe.resize, recipe.precision, recipe.pretrained) == (244, "crop", "fp32", False)
     assert (recipe.brightness, recipe.flip, recipe.rotation) == (0.2, 0.5, 15)
 
@@ -32,9 +34,9 @@ def test_survives_json() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("image_size", 0),
+        ("image_size", -1),
         ("resize", "squash"),
-        ("epochs", 0),
+        ("epochs", -1),
         ("batch_size", 0),
         ("lr", 0.0),
         ("lr", float("nan")),
@@ -53,6 +55,15 @@ def test_survives_json() -> None:
         ("micro_batch", -1),
         ("compile", "yes"),
         ("cache", "gpu"),
+        ("train_size", -1),
+        ("optimizer", "lion"),
+        ("adam_share", 0),
+        ("schedule", "step"),
+        ("warmup", 1.0),
+        ("label_smoothing", 1.0),
+        ("cutmix", 1.1),
+        ("ema", 1.0),
+        ("min_crop", 0),
         ("memory_format", "nhwc"),
         ("max_memory", "much"),
         ("max_memory", "0GB"),
@@ -69,5 +80,5 @@ def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
 def test_differences_leave_out_what_does_not_change_the_result() -> None:
     recipe = TrainingConfig()
     assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard", compile="on")) == []
-    assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.0005)", "--seed 7 (was 0)"]
+    assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.08)", "--seed 7 (was 0)"]
     assert len(fields(recipe)) == len(recipe.to_json())

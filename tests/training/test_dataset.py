@@ -131,6 +131,40 @@ def test_a_gpus_batch_is_changed_to_the_same_pixels(
     assert np.array_equal(batch.numpy(), np.stack(one_by_one))
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    side=st.integers(2, 70),
+    size=st.integers(1, 70),
+    channels=st.sampled_from([1, 3]),
+    min_crop=st.sampled_from([0.1, 0.35, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_a_gpu_cuts_out_the_same_pieces(side: int, size: int, channels: int, min_crop: float, seed: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (3, side, side, channels), dtype=np.uint8)
+    augmentation = Augmentation(0, 0.5, 0, min_crop=min_crop, size=size)
+    changes = [augmentation.draw(np.random.default_rng([seed, number])) for number in range(3)]
+    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64))
+    one_by_one = np.stack([augmentation.apply(image, change) for image, change in zip(images, changes, strict=True)])
+    assert batch.shape == (3, size, size, channels)
+    # Pillow counts in fixed point; each of the two passes can fall on the other side of a half.
+    assert np.abs(batch.numpy().astype(int) - one_by_one).max() <= 2
+
+
+def test_pieces_have_the_stated_areas_and_lie_inside() -> None:
+    augmentation = Augmentation(0, 0, 0, min_crop=0.35, size=8)
+    changes = [augmentation.draw(np.random.default_rng(number)) for number in range(2000)]
+    areas = [change.width * change.height for change in changes]
+    assert 0.35 <= min(areas) < 0.37
+    assert 0.98 < max(areas) <= 1
+    assert all(change.left >= 0 and change.left + change.width <= 1 + 1e-9 for change in changes)
+    assert all(change.top >= 0 and change.top + change.height <= 1 + 1e-9 for change in changes)
+    ratios = [change.width / change.height for change in changes]
+    assert 0.74 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.34
+    whole = Augmentation(0, 0, 0).draw(np.random.default_rng(0))
+    assert whole[:4] == (0, 0, 1, 1)
+
+
 def test_changes_can_be_left_to_the_gpu(images: TrainingImages) -> None:
     batches = ShuffledBatches(len(images.samples), 7, seed=0)
     here = list(load_batches(images.__getitem__, batches, threads=0))

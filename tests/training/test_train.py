@@ -35,6 +35,7 @@ from carnet.progress import Silent
 from carnet.training import preparation
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
+from carnet.training.recipe import with_sizes
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
 
@@ -76,10 +77,10 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert [row["epoch"] for row in metrics(trained_run)] == ["1", "2"]
     assert float(metrics(trained_run)[1]["valid_top1"]) == result["final"]["valid_top1"] == result["valid"]["top1"]
     record = json.loads((trained_run / "config.json").read_text())
-    assert TrainingConfig.from_json(record["recipe"]) == SMALL
+    assert TrainingConfig.from_json(record["recipe"]) == with_sizes(SMALL)
     assert record["plan"]["device"] == "cpu"
     model = json.loads((trained_run / "model.json").read_text())
-    assert (model["classes"], model["params"]) == (["blue", "green", "red"], 603_615)
+    assert (model["classes"], model["params"]) == (["blue", "green", "red"], 605_407)
 
 
 def test_same_seed_same_weights(photos: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
     shutil.copytree(photos, data)
     with pytest.raises(StoppedError):
         train(data, config(precision="fp32"), output=run, progress=StopAfter(1))
-    with pytest.raises(RunError, match=r"does not have --lr 0.1 \(was 0.0005\)"):
+    with pytest.raises(RunError, match=r"does not have --lr 0.1 \(was 0.08\)"):
         train(config=config(precision="fp32", lr=0.1), resume=run)
     with pytest.raises(RunError, match=r"planned otherwise: --threads 99 \(was \d+\)"):
         train(config=config(precision="fp32", threads=99), resume=run)
@@ -311,7 +312,7 @@ def test_init_keeps_or_renews_the_head(photos: Path, trained_run: Path, tmp_path
     train(photos, frozen, output=tmp_path / "same", init=trained_run)
     old, new = (load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "same"))
     assert torch.allclose(old["linear.weight"], new["linear.weight"], atol=1e-6)
-    assert torch.allclose(old["layer4.1.conv2.weight"], new["layer4.1.conv2.weight"], atol=1e-6)
+    assert torch.allclose(old["stages.3.1.conv2.weight"], new["stages.3.1.conv2.weight"], atol=1e-6)
     other = tmp_path / "other"
     for split in ("train", "valid"):
         for name in ("red", "green"):
@@ -320,9 +321,9 @@ def test_init_keeps_or_renews_the_head(photos: Path, trained_run: Path, tmp_path
     train(other, frozen, output=tmp_path / "two", init=trained_run, progress=said)
     new = load_file(tmp_path / "two" / "model.safetensors")
     assert new["linear.weight"].shape == (2, 512)
-    assert torch.allclose(old["layer4.1.conv2.weight"], new["layer4.1.conv2.weight"], atol=1e-6)
+    assert torch.allclose(old["stages.3.1.conv2.weight"], new["stages.3.1.conv2.weight"], atol=1e-6)
     assert any("with a new head (other classes)" in text for text in said.said)
-    with pytest.raises(RunError, match="is a carnet18, not a resnet18"):
+    with pytest.raises(RunError, match="is a carnet_s, not a resnet18"):
         train(photos, config(model="resnet18"), output=tmp_path / "x", init=trained_run)
 
 
@@ -486,7 +487,7 @@ def test_unreadable_image_stops_before_a_folder_is_made(photos: Path, tmp_path: 
     ("changes", "error", "message"),
     [
         ({"model": "carnet81"}, ModelError, "did you mean carnet18"),
-        ({"image_size": 46}, ModelError, "at least 47 px"),
+        ({"model": "carnet18", "image_size": 46}, ModelError, "at least 47 px"),
         ({"device": "cuda"}, ConfigError, "--device cuda is not available"),
         ({"precision": "fp16"}, ConfigError, "needs a GPU"),
     ],
@@ -536,7 +537,7 @@ def test_other_channels(in_channels: int, photos: Path, trained_run: Path, tmp_p
     result = train(photos, config(epochs=1, in_channels=in_channels), output=run)
     model = load(run)
     assert (model.spec.in_channels, len(model.spec.mean)) == (in_channels, in_channels)
-    assert load_file(run / "model.safetensors")["conv1.weight"].shape == (64, in_channels, 3, 3)
+    assert load_file(run / "model.safetensors")["stem.0.weight"].shape == (64, in_channels, 4, 4)
     assert len(model.predict(photos / "valid" / "red" / "8.jpg").classes) == 3
     assert evaluate(run, photos).top1 == result.top1
     with pytest.raises(RunError, match=f"takes images of other channels; add --in-channels {in_channels}"):
@@ -569,7 +570,7 @@ def test_folder_archive_and_table_train_alike(photos: Path, tmp_path: Path, monk
     files.write_csv(table, rows)
     monkeypatch.chdir(tmp_path)
     runs = [train(data, config(epochs=1)).run for data in (photos, archive, table)]
-    assert [str(run) for run in runs] == ["runs/photos-carnet18", "runs/pictures-carnet18", "runs/photos-carnet18-2"]
+    assert [str(run) for run in runs] == ["runs/photos-carnet_s", "runs/pictures-carnet_s", "runs/photos-carnet_s-2"]
     for run in runs[1:]:
         assert same_weights(run, runs[0])
         assert metrics(run) == metrics(runs[0])

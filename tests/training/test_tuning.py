@@ -10,6 +10,7 @@ from carnet import TrainingConfig
 from carnet.errors import ConfigError
 from carnet.progress import Silent
 from carnet.training import tuning
+from carnet.training.config import published
 from carnet.training.plan import Plan, resolve
 from carnet.training.step import compiler_problem
 
@@ -53,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def tuned(
     seconds: float | Callable[[Plan], float] = 0.1, image_bytes: float = 1e7, **recipe: Any
 ) -> tuple[TrainingConfig, Plan]:
-    config = TrainingConfig(**({"device": "cpu"} | recipe))
+    config = replace(published(), **({"device": "cpu"} | recipe))
     rehearsal = MadeUp(seconds if callable(seconds) else lambda _: seconds, image_bytes)
     plan = replace(resolve(config), threads=config.threads or 8, workers=8)
     answer = tuning.tune(

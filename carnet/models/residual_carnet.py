@@ -1,0 +1,122 @@
+"""CARNet of the second generation: depthwise convolution, channel attention, 1x1 convolution, and now a shortcut.
+
+An image is cut into patches of 4x4 pixels, which four stages of blocks work on, each at half the resolution of the one
+before. A block is the published one (`carnet.models.blocks`) with padding, with batch norm instead of biases, and with
+its input added to its output:
+
+    x ── depthwise 3x3 ── batch norm ── ReLU ── channel attention ── 1x1 ── batch norm ── + ── y
+    └─────────── where the shape changes: 2x2 mean, channels repeated ───────────────────┘
+
+The shortcut has no parameters, and the last batch norm begins at zero: every block begins as its shortcut, and learns
+what to add. The mean over all positions and one linear layer give the logits, so that the same layer, applied to every
+position, gives a map of where each class is seen.
+
+Why it is built this way, and what else was tried: `docs/design-of-carnet-s.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carnet.models.blocks import ChannelAttention
+
+PATCH = 4
+
+
+class ResidualBlock(nn.Module):
+    """Look around in each channel, weigh the channels, mix them, and add that to what was there.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; a multiple of them, or as many.
+        stride: 1, or 2 to halve the resolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        assert out_channels % in_channels == 0, "the shortcut repeats channels"
+        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.attn = ChannelAttention(in_channels)
+        self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        nn.init.zeros_(self.bn2.weight)
+        self.stride = stride
+        self.repeats = out_channels // in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'); H' = ceil(H / stride)"""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(self.attn(out)))
+        return cast(Tensor, out + self.shortcut(x))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The input in the shape of the output."""
+        if self.stride > 1:
+            # An odd side keeps its last row: the mean there is over fewer pixels.
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
+        return x.repeat(1, self.repeats, 1, 1) if self.repeats > 1 else x
+
+
+class ResidualCARNet(nn.Module):
+    """Patches, four stages of residual blocks, mean, linear.
+
+    Args:
+        widths: channels of each stage; each a multiple of the one before.
+        depths: blocks of each stage.
+        num_classes: number of outputs.
+        in_channels: channels of the image.
+
+    Attributes:
+        min_image_size: the smallest side, in pixels: one patch.
+    """
+
+    min_image_size = PATCH
+
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], num_classes: int = 100, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], PATCH, PATCH, bias=False), nn.BatchNorm2d(widths[0])
+        )
+        inputs = (widths[0], *widths[:-1])
+        strides = (1, *(2 for _ in widths[1:]))
+        self.stages = nn.Sequential(
+            *(_stage(*shape) for shape in zip(inputs, widths, depths, strides, strict=True))
+        )  # fmt: skip
+        self.linear = nn.Linear(widths[-1], num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, C, H / 32, W / 32), each side rounded up after the patches."""
+        return F.relu(self.stages(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, num_classes)"""
+        features = self.forward_features(x).mean(dim=(2, 3))
+        return cast(Tensor, self.linear(features))
+
+
+def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:
+    blocks = [ResidualBlock(in_channels, out_channels, stride)]
+    blocks += [ResidualBlock(out_channels, out_channels) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def carnet_n(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
+    """For the smallest devices: 0.18 M parameters at 100 classes, 9 M MACs at 128 px."""
+    return ResidualCARNet((32, 64, 128, 256), (2, 2, 2, 2), num_classes, in_channels)
+
+
+def carnet_s(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
+    """The default: 0.65 M parameters at 100 classes, 32 M MACs at 128 px."""
+    return ResidualCARNet((64, 128, 256, 512), (2, 2, 2, 2), num_classes, in_channels)
+
+
+def carnet_m(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
+    """Where accuracy counts more than size: 2.2 M parameters at 100 classes, 119 M MACs at 128 px."""
+    return ResidualCARNet((112, 224, 448, 896), (2, 3, 3, 2), num_classes, in_channels)

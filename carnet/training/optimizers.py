@@ -1,0 +1,168 @@
+"""What turns gradients into new weights, and how fast over the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from carnet.training.config import TrainingConfig
+
+_POLYNOMIAL = (3.4445, -4.7750, 2.0315)
+"""Of Newton-Schulz iteration, chosen by Muon's author to be steep at zero; singular values end between 0.7 and 1.2."""
+_ITERATIONS = 5
+
+
+class Muon(Optimizer):
+    """Muon for the matrices of a network, AdamW for everything else.
+
+    Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that every direction is learned equally
+    fast; a convolution counts as the matrix (out_channels, in_channels x height x width). Depthwise convolutions, the
+    first layer, linear layers, biases and batch norms are none of those, and go with AdamW, at a smaller rate.
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Loshchilov and Hutter,
+    "Decoupled weight decay regularization", 2019.
+
+    Args:
+        network: whose parameters are trained.
+        lr: of the matrices.
+        adam_share: learning rate of the others, as a share of it.
+        weight_decay: times the learning rate, taken off matrices and other weights at each step; not off vectors.
+        momentum: of the matrices.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, lr: float, adam_share: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        matrices = hidden_matrices(network)
+        known = set(map(id, matrices))
+        others = [parameter for parameter in network.parameters() if id(parameter) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "kind": "muon", "lr": lr, "weight_decay": weight_decay},
+            {
+                "params": [parameter for parameter in others if parameter.ndim > 1],
+                "kind": "adamw",
+                "lr": lr * adam_share,
+                "weight_decay": weight_decay,
+            },
+            {
+                "params": [parameter for parameter in others if parameter.ndim <= 1],
+                "kind": "adamw",
+                "lr": lr * adam_share,
+                "weight_decay": 0.0,
+            },
+        ]
+        defaults = {"momentum": momentum, "betas": (0.9, 0.99), "eps": 1e-8}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Change the weights by their gradients."""
+        assert closure is None, "no closure is needed"
+        for group in self.param_groups:
+            (self._step_matrices if group["kind"] == "muon" else self._step_others)(group)
+        return None
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+            ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
+            change = orthogonalized(ahead.flatten(1))
+            tall = max(1.0, change.shape[0] / change.shape[1]) ** 0.5
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(change.view(parameter.shape), alpha=-group["lr"] * tall)
+
+    def _step_others(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def hidden_matrices(network: nn.Module) -> list[Tensor]:
+    """Weights of the convolutions that mix channels, without the first one, which sees pixels."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    return [convolution.weight for convolution in convolutions[1:]]
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The nearest matrix whose rows, or columns if there are fewer, are orthonormal; roughly, in bf16.
+
+    (M, N) -> (M, N), singular values between 0.7 and 1.2
+    """
+    a, b, c = _POLYNOMIAL
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = matrix.bfloat16()
+    x = x.mT if is_tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if is_tall else x).to(matrix.dtype)
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
+    """The optimizer that the recipe names."""
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        case "muon":
+            return Muon(network, lr=config.lr, adam_share=config.adam_share, weight_decay=config.weight_decay)
+
+
+def lr_share(step: int, num_steps: int, config: TrainingConfig) -> float:
+    """Share of the learning rate at a step: constant, or up in a line and down to zero in half a cosine.
+
+    Args:
+        step: from 0.
+        num_steps: of the whole run.
+        config: names the schedule.
+    """
+    if config.schedule == "constant":
+        return 1.0
+    warm = config.warmup * num_steps
+    # Counted to the middle of the step, so that neither the first nor the last one is lost.
+    at = step + 0.5
+    if at < warm:
+        return at / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (at - warm) / (num_steps - warm))))
+
+
+def set_lr(optimizer: Optimizer, share: float) -> None:
+    """Give every group of parameters that share of the learning rate it began with."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group.setdefault("initial_lr", group["lr"])

@@ -1,0 +1,37 @@
+"""What a recipe leaves open and the network or the data decide; all of it is written into the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from carnet.models.registry import default_image_size
+from carnet.training.config import TrainingConfig
+
+IMAGES_TO_SEE = 400_000
+"""Training images, each as often as it comes up: about eleven minutes of `carnet_s` on two processor cores."""
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
+_TRAINED_SHARE = 7 / 8
+_SMALLEST_TO_SHRINK = 96
+"""Below, an image has no pixels to spare."""
+_MULTIPLE = 16
+"""Of the side in training: half-filled positions at the edge of a stage would be wasted."""
+
+
+def with_sizes(config: TrainingConfig) -> TrainingConfig:
+    """Fill in the sides of images.
+
+    Raises:
+        CarnetError: if there is no such network.
+    """
+    size = config.image_size or default_image_size(config.model)
+    smaller = int(_TRAINED_SHARE * size) // _MULTIPLE * _MULTIPLE
+    chosen = smaller if size >= _SMALLEST_TO_SHRINK else size
+    return replace(config, image_size=size, train_size=config.train_size or chosen)
+
+
+def with_epochs(config: TrainingConfig, num_train: int) -> TrainingConfig:
+    """Fill in the number of epochs: many for few images, few for many; a budget chooses it later."""
+    if config.epochs or config.budget:
+        return config
+    epochs = round(IMAGES_TO_SEE / num_train)
+    return replace(config, epochs=min(MOST_EPOCHS, max(FEWEST_EPOCHS, epochs)))

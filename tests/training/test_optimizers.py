@@ -1,0 +1,90 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from carnet import TrainingConfig, create_model
+from carnet.training.config import published
+from carnet.training.optimizers import Muon, hidden_matrices, lr_share, make_optimizer, orthogonalized, set_lr
+
+
+class Matrices(nn.Module):
+    """A first layer, a hidden matrix as a convolution and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.hidden = nn.Conv2d(8, 12, 1, bias=False)
+        self.head = nn.Linear(12, 4)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (16, 16), (64, 4)])
+def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonalized(matrix))
+    assert 0.5 < values.min() <= values.max() < 1.3
+    # In the directions of the matrix itself, none of them turned round.
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert (u.mT @ orthogonalized(matrix) @ v.mT).diagonal().min() > 0.5
+
+
+def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere() -> None:
+    network = Matrices()
+    reference = copy.deepcopy(network)
+    ours = Muon(network, lr=0.02, adam_share=0.1, weight_decay=0.05)
+    matrix = nn.Parameter(reference.hidden.weight.detach().flatten(1).clone())
+    muon = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
+    weights = [reference.first.weight, reference.head.weight]
+    adamw = torch.optim.AdamW(
+        [{"params": weights}, {"params": [reference.first.bias, reference.head.bias], "weight_decay": 0.0}],
+        lr=0.002, weight_decay=0.05, betas=(0.9, 0.99),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for (name, parameter), other in zip(network.named_parameters(), reference.parameters(), strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if name == "hidden.weight":
+                matrix.grad = parameter.grad.flatten(1).clone()
+            else:
+                other.grad = parameter.grad.clone()
+        for optimizer in (ours, muon, adamw):
+            optimizer.step()
+    torch.testing.assert_close(network.hidden.weight.flatten(1), matrix, rtol=0.01, atol=0.003)
+    torch.testing.assert_close(network.first.weight, reference.first.weight)
+    torch.testing.assert_close(network.head.bias, reference.head.bias)
+
+
+def test_which_weights_are_hidden_matrices() -> None:
+    network = create_model("carnet_s", num_classes=7)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = [names[id(matrix)] for matrix in hidden_matrices(network)]
+    assert "stages.0.0.conv2.weight" in found
+    assert not [name for name in found if name.startswith("stem") or name.endswith("conv1.weight") or "linear" in name]
+
+
+def test_the_published_optimizer_is_adam() -> None:
+    optimizer = make_optimizer(create_model("carnet18", num_classes=3), published())
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.defaults["lr"] == 5e-4
+
+
+def test_learning_rate_over_the_run() -> None:
+    config = TrainingConfig(warmup=0.2)
+    shares = [lr_share(step, 100, config) for step in range(100)]
+    assert int(np.argmax(shares)) in (19, 20)
+    assert max(shares) > 0.97
+    assert shares[0] < 0.05
+    assert 0 < shares[-1] < 0.001
+    assert shares[59] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39.5 / 80)))
+    assert {lr_share(step, 100, published()) for step in range(100)} == {1.0}
+    assert lr_share(0, 1, TrainingConfig(warmup=0)) == pytest.approx(0.5)
+
+
+def test_every_group_keeps_its_own_rate() -> None:
+    optimizer = make_optimizer(create_model("carnet_n", num_classes=3), TrainingConfig(lr=0.02, adam_share=0.5))
+    set_lr(optimizer, 0.1)
+    set_lr(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.005, 0.005])
