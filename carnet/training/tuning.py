@@ -216,7 +216,11 @@ class _Tuning:
     def choose_epochs(self, num_valid: int) -> None:
         """As many as fit into what is left of the budget."""
         judging = num_valid * self.rehearsal.seconds_to_judge(self.plan)
-        epoch = self.steps_per_epoch * self.step_seconds + judging
+        step = self.step_seconds
+        if self.plan.device == "cpu":
+            # Images are prepared beside the steps, on the same cores, which the rehearsal has not seen.
+            step += self.config.batch_size * self.rehearsal.seconds_to_load / (self.plan.threads * self.plan.devices)
+        epoch = self.steps_per_epoch * step + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)
         epochs = max(1, int(_SPARE_TIME * left / epoch))
