@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from environment import write_result
 
 from carnet.quantities import parse_bytes
+from carnet.training.memory import anonymous_bytes
 
 WATCHED_SECONDS = 30.0
 """After the first step."""
@@ -73,18 +72,6 @@ def watch(options: argparse.Namespace, limit: str) -> dict[str, Any]:
     }
     print(f"{limit}: {peak / 1e9:.2f} GB {answer['refused']}", flush=True)
     return answer
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Of a process and those it has started."""
-    total = 0
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                info = one.memory_info()
-                total += info.rss - info.shared
-    return total
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def free_bytes(root: Path = Path("/")) -> int:
     return max(0, free)
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process and those it has started that no file backs; where the system cannot tell, all of it."""
+def anonymous_bytes(pid: int | None = None) -> int:
+    """Memory that no file backs, of a process (this one) and those it started; where the system cannot tell, all."""
     total = 0
     with suppress(psutil.Error):
-        process = psutil.Process()
+        process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):
                 total += _anonymous_bytes_of(one)

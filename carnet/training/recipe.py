@@ -8,7 +8,7 @@ from carnet.models.registry import default_image_size
 from carnet.training.config import TrainingConfig
 
 IMAGES_TO_SEE = 400_000
-"""Training images, each as often as it comes up: about eleven minutes of `carnet_s` on two processor cores."""
+"""Training images, each as often as it comes up."""
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
 _TRAINED_SHARE = 7 / 8
 _SMALLEST_TO_SHRINK = 96
