@@ -36,7 +36,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)"""
-        weights = x.mean(dim=(2, 3), keepdim=True)
+        weights = F.adaptive_avg_pool2d(x, 1)
         weights = F.relu(self.fc1(weights))
         weights = torch.sigmoid(self.fc2(weights))
         return x * weights

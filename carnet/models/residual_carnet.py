@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,14 +35,15 @@ class ResidualBlock(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output; a multiple of them, or as many.
         stride: 1, or 2 to halve the resolution.
+        attention: weigh the channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, attention: bool = True) -> None:
         super().__init__()
         assert out_channels % in_channels == 0, "the shortcut repeats channels"
         self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.attn = ChannelAttention(in_channels)
+        self.attn = ChannelAttention(in_channels) if attention else nn.Identity()
         self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         nn.init.zeros_(self.bn2.weight)
@@ -59,7 +61,7 @@ class ResidualBlock(nn.Module):
         if self.stride > 1:
             # An odd side keeps its last row: the mean there is over fewer pixels.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
-        return x.repeat(1, self.repeats, 1, 1) if self.repeats > 1 else x
+        return torch.cat([x] * self.repeats, dim=1) if self.repeats > 1 else x
 
 
 class ResidualCARNet(nn.Module):
@@ -70,6 +72,7 @@ class ResidualCARNet(nn.Module):
         depths: blocks of each stage.
         num_classes: number of outputs.
         in_channels: channels of the image.
+        attention: of each stage: whether its blocks weigh their channels.
 
     Attributes:
         min_image_size: the smallest side, in pixels: one patch.
@@ -78,7 +81,13 @@ class ResidualCARNet(nn.Module):
     min_image_size = PATCH
 
     def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], num_classes: int = 100, in_channels: int = 3
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        num_classes: int = 100,
+        in_channels: int = 3,
+        *,
+        attention: Sequence[bool] = (False, False, True, True),
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -87,7 +96,7 @@ class ResidualCARNet(nn.Module):
         inputs = (widths[0], *widths[:-1])
         strides = (1, *(2 for _ in widths[1:]))
         self.stages = nn.Sequential(
-            *(_stage(*shape) for shape in zip(inputs, widths, depths, strides, strict=True))
+            *(_stage(*shape) for shape in zip(inputs, widths, depths, strides, attention, strict=True))
         )  # fmt: skip
         self.linear = nn.Linear(widths[-1], num_classes)
 
@@ -97,13 +106,13 @@ class ResidualCARNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, num_classes)"""
-        features = self.forward_features(x).mean(dim=(2, 3))
+        features = F.adaptive_avg_pool2d(self.forward_features(x), 1).flatten(1)
         return cast(Tensor, self.linear(features))
 
 
-def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:
-    blocks = [ResidualBlock(in_channels, out_channels, stride)]
-    blocks += [ResidualBlock(out_channels, out_channels) for _ in range(depth - 1)]
+def _stage(in_channels: int, out_channels: int, depth: int, stride: int, attention: bool) -> nn.Sequential:
+    blocks = [ResidualBlock(in_channels, out_channels, stride, attention=attention)]
+    blocks += [ResidualBlock(out_channels, out_channels, attention=attention) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 

@@ -56,6 +56,14 @@ def time_is_up(config: TrainingConfig, state: TrainingState, steps_per_epoch: in
     return f"the budget of {config.budget} was spent in {where}"
 
 
+def fewer_steps(config: TrainingConfig, num_steps: int, steps_per_epoch: int) -> str:
+    """That the run was made shorter, to end in time."""
+    return (
+        f"the machine was slower than measured before training: {num_steps / steps_per_epoch:.1f} epochs instead of "
+        f"{config.epochs} fitted into {config.budget}"
+    )
+
+
 def go_on(job: Job) -> str:
     """The command that takes the run up again."""
     return f"go on with carnet train --resume {job.run.path}"

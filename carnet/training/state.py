@@ -33,6 +33,10 @@ class TrainingState:
     history: list[EpochMetrics] = field(default_factory=list)
     finished: bool = False
     """Ended before the last epoch."""
+    num_steps: int = 0
+    """Steps of the whole run: all of its epochs, or fewer where a budget leaves no time for them."""
+    progress: float = 0.0
+    """Share of the run that is done, which the learning rate follows."""
     micro_batch: int = 0
     """Where a GPU's memory ran out: images at a time from then on; 0: as planned."""
     notes: list[str] = field(default_factory=list)

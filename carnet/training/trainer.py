@@ -85,7 +85,7 @@ class Trainer:
         self._take_up()
         state = self.state
         try:
-            while state.epoch < self.config.epochs and not state.finished:
+            while self.steps_left > 0 and not state.finished:
                 self.network.train()
                 started = time.perf_counter()
                 for batch in self._batches(stop):
@@ -94,7 +94,7 @@ class Trainer:
                     state.add_step(result.loss, result.num_correct, result.num_images, now - started)
                     self._after_step(result.loss, now - started)
                     started = now
-                    if self._is_time_up():
+                    if self._is_time_up() or not self.steps_left:
                         break
                 spent = self._is_time_up() and narration.time_is_up(self.config, state, self.steps_per_epoch)
                 valid = self._validate(stop)
@@ -121,6 +121,7 @@ class Trainer:
         """Start where the checkpoint left off; a new run begins with its first one."""
         checkpoint = self.job.checkpoint
         if checkpoint is None:
+            self.state.num_steps = self.steps_planned
             self._checkpoint()
             return
         checkpoint.restore(self.network, self.optimizer, None if self.average is None else self.average.network)
@@ -156,13 +157,30 @@ class Trainer:
         def require_finite(loss: float) -> None:
             narration.require_finite(loss, f"step {state.step + 1}", self.job, state)
 
-        done = state.epoch * self.steps_per_epoch + state.step
-        share = lr_share(done, self.config.epochs * self.steps_per_epoch, self.config)
+        step_share = (1 - state.progress) / self.steps_left
+        # Taken in the middle of the step, so that neither the first nor the last one is lost.
+        share = lr_share(state.progress + step_share / 2, self.config)
         with explaining_out_of_memory(self.config, self.step.micro_batch):
             result = self.step(batch, seed, require_finite, lr_share=share)
         if self.average is not None:
-            self.average.update(self.network, done)
+            self.average.update(self.network, self.steps_done)
+        state.progress += step_share
         return result
+
+    @property
+    def steps_planned(self) -> int:
+        """Steps of all epochs."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the whole run that are done."""
+        return self.state.epoch * self.steps_per_epoch + self.state.step
+
+    @property
+    def steps_left(self) -> int:
+        """Steps of the whole run that are to come; below 0 once an epoch that was cut short is closed."""
+        return self.state.num_steps - self.steps_done
 
     @property
     def judged(self) -> nn.Module:
@@ -176,6 +194,20 @@ class Trainer:
             return False
         (late,) = self.processes.sum(self.processes.is_first and self.state.seconds > allowed)
         return bool(late)
+
+    def _keep_budget(self) -> None:
+        """Plan fewer steps where the machine has become slower, so that the learning rate comes down in time."""
+        allowed, state = self.job.plan.training_seconds, self.state
+        if not allowed:
+            return
+        if self.steps_left > 0:
+            seconds_per_step = state.seconds / self.steps_done
+            fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
+            (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
+            state.num_steps = max(self.steps_done, min(self.steps_planned, fitting))
+        if self.steps_left <= 0 and state.num_steps < self.steps_planned and not state.finished:
+            state.finished = True
+            state.notes.append(narration.fewer_steps(self.config, state.num_steps, self.steps_per_epoch))
 
     def _validate(self, stop: StopFlag) -> EvaluationReport:
         """Judge the weights as they are, in float32, each image once; every process gets the whole report."""
@@ -238,6 +270,7 @@ class Trainer:
         if self.processes.is_first and (not self.config.patience or state.best is epoch):
             with self._explaining_lost_output():
                 save_model(self.run, self.judged, self.spec, model_info(self.network, epoch))
+        self._keep_budget()
         self._checkpoint()
         self._write_history()
         self.fabric.log_dict(

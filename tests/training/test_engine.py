@@ -65,6 +65,22 @@ def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkey
     train(resume=run, progress=Silent())
 
 
+def test_a_slower_machine_gets_a_shorter_schedule(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = replace(SMALL, budget="10m", compile="off")
+    slow = iter(range(1, 10**6))
+    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: float(next(slow)))
+    # A reading of that clock takes a second, and so does a step: 100 seconds hold fewer steps than the recipe's epochs.
+    result = run_with({"training_seconds": 100.0}, monkeypatch, photos, planned, output=tmp_path / "run")
+    document = result.document
+    assert document["stopped_early"]
+    assert any("slower than measured" in note and "fitted into 10m" in note for note in document["notes"])
+    assert result.history[-1]["lr"] < 0.01 * max(epoch["lr"] for epoch in result.history)
+    again = train(resume=tmp_path / "run", progress=Silent())
+    assert again.document["epochs"] == document["epochs"]
+
+
 @needs_compiler
 def test_exact_resume_with_everything_on(photos: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, compile="on", precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)

@@ -24,11 +24,12 @@ class Matrices(nn.Module):
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (16, 16), (64, 4)])
 def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(orthogonalized(matrix))
-    assert 0.5 < values.min() <= values.max() < 1.3
-    # In the directions of the matrix itself, none of them turned round.
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert (u.mT @ orthogonalized(matrix) @ v.mT).diagonal().min() > 0.5
+    # In the directions of the matrix itself, none of them turned round; the faintest are only brought up a good way.
+    u, before, v = torch.linalg.svd(matrix, full_matrices=False)
+    after = (u.mT @ orthogonalized(matrix) @ v.mT).diagonal()
+    share = before / before.norm()
+    assert 0.5 < after[share > 0.05].min() <= after.max() < 1.3
+    assert (after > 8 * share)[share <= 0.05].all()
 
 
 def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere() -> None:
@@ -36,7 +37,7 @@ def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere() -> None:
     reference = copy.deepcopy(network)
     ours = Muon(network, lr=0.02, adam_share=0.1, weight_decay=0.05)
     matrix = nn.Parameter(reference.hidden.weight.detach().flatten(1).clone())
-    muon = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
+    muon = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.05, momentum=0.95, nesterov=True, ns_steps=3)
     weights = [reference.first.weight, reference.head.weight]
     adamw = torch.optim.AdamW(
         [{"params": weights}, {"params": [reference.first.bias, reference.head.bias], "weight_decay": 0.0}],
@@ -73,14 +74,14 @@ def test_the_published_optimizer_is_adam() -> None:
 
 def test_learning_rate_over_the_run() -> None:
     config = TrainingConfig(warmup=0.2)
-    shares = [lr_share(step, 100, config) for step in range(100)]
+    shares = [lr_share((step + 0.5) / 100, config) for step in range(100)]
     assert int(np.argmax(shares)) in (19, 20)
     assert max(shares) > 0.97
     assert shares[0] < 0.05
     assert 0 < shares[-1] < 0.001
     assert shares[59] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39.5 / 80)))
-    assert {lr_share(step, 100, published()) for step in range(100)} == {1.0}
-    assert lr_share(0, 1, TrainingConfig(warmup=0)) == pytest.approx(0.5)
+    assert {lr_share(step / 100, published()) for step in range(100)} == {1.0}
+    assert lr_share(0.5, TrainingConfig(warmup=0)) == pytest.approx(0.5)
 
 
 def test_every_group_keeps_its_own_rate() -> None:

@@ -1,0 +1,133 @@
+"""Compare recipes and shapes of network by short runs of the training loop itself, on images that judge nothing else.
+
+2,000 training images are held out; together with the validation images they judge the last epoch's weights. The test
+images are not touched. Each setting is a name and what differs from the recommended recipe; `widths`, `depths` and
+`attention` (of each stage: 1 or 0) make a network that is none of ours. Decoded images and compiled code are kept from
+run to run, so the seconds are those of warm caches.
+
+Example:
+  python benchmarks/explore.py DATA/sports100 optimizers --epochs 8 --seeds 2 \\
+      "muon 0.08: lr=0.08" "muon 0.15: lr=0.15" "adam: optimizer=adam lr=0.003 weight_decay=0"
+  python benchmarks/explore.py DATA/sports100 shapes "deeper: widths=48,96,192,384 depths=1,2,4,3"
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import torch
+from environment import write_result
+
+from carnet import TrainingConfig, train
+from carnet.data.sources import find_images
+from carnet.models import registry
+from carnet.models.residual_carnet import ResidualCARNet
+
+HELD_OUT = 2000
+_TRIED = "tried"
+_SHAPE: dict[str, Any] = {
+    "widths": (64, 128, 256, 512),
+    "depths": (2, 2, 2, 2),
+    "attention": (False, False, True, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="images with train and valid folders")
+    parser.add_argument("name", help="of the result file")
+    parser.add_argument("settings", nargs="+", help='"NAME: FIELD=VALUE …", see TrainingConfig')
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each setting, with seeds 0, 1, …")
+    options = parser.parse_args()
+    command = " ".join(["explore.py", options.data.name, options.name, *map(repr, options.settings)])
+    command += f" --epochs {options.epochs} --seeds {options.seeds}"
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        table, num_judging = hold_out(options.data, Path(folder) / "table.csv")
+        for seed in range(options.seeds):
+            for setting in options.settings:
+                name, _, words = setting.partition(":")
+                config = configure(words.split(), epochs=options.epochs, seed=seed)
+                result = try_out(table, config, Path(folder) / f"{name}-{seed}")
+                runs.setdefault(name, []).append(result)
+                print(f"{name:30} seed {seed}: {json.dumps(result)}", file=sys.stderr, flush=True)
+                numbers = {"epochs": options.epochs, "images_that_judge": num_judging}
+                path = write_result(
+                    f"explore-{options.name}", command, numbers | {"summary": sum_up(runs), "runs": runs}
+                )
+    for name, line in sum_up(runs).items():
+        print(f"{name:30} {line['mean_top1']:.1f} % {'' if line['spread'] is None else '+- ' + str(line['spread'])}")
+    print(path)
+
+
+def sum_up(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+    """Mean and standard deviation over the seeds of each setting, in per cent."""
+    accuracies = {name: [result["top1"] for result in results] for name, results in runs.items()}
+    return {
+        name: {
+            "mean_top1": round(statistics.fmean(values), 2),
+            "spread": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+        }
+        for name, values in accuracies.items()
+    }
+
+
+def hold_out(data: Path, table: Path) -> tuple[Path, int]:
+    """Write a table of the images in which some of the training images are validation images too."""
+    data_set = find_images(data)
+    splits = {split: data_set.splits[split] for split in ("train", "valid")}
+    held_out = np.random.default_rng(0).permutation(len(splits["train"]))[:HELD_OUT].tolist()
+    judging = {splits["train"][number].path for number in held_out} | {sample.path for sample in splits["valid"]}
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filepath", "label", "split"])
+        for sample in (*splits["train"], *splits["valid"]):
+            split = "valid" if sample.path in judging else "train"
+            writer.writerow([sample.path.resolve(), data_set.classes[sample.label], split])
+    return table, len(judging)
+
+
+def configure(words: list[str], **others: Any) -> TrainingConfig:
+    """A recipe from FIELD=VALUE words; a shape becomes the network of that name."""
+    fields: dict[str, str] = dict(word.split("=", 1) for word in words)
+    shape = {key: tuple(map(int, fields.pop(key).split(","))) for key in _SHAPE if key in fields}
+    if shape:
+        whole = _SHAPE | shape
+        registry._BUILDERS[_TRIED] = lambda classes, channels: ResidualCARNet(
+            num_classes=classes, in_channels=channels, **whole
+        )
+        fields = {"model": _TRIED, "image_size": "128"} | fields
+    types = get_type_hints(TrainingConfig)
+    values = {key: types[key](value) if types[key] in (int, float) else value for key, value in fields.items()}
+    return TrainingConfig(**{"compile": "on", **others, **values})
+
+
+def try_out(table: Path, config: TrainingConfig, run: Path) -> dict[str, Any]:
+    """Train, and read what the last epoch gave."""
+    torch.compiler.reset()
+    started = time.monotonic()
+    result = train(table, config, output=run)
+    with (run / "metrics.csv").open(encoding="utf-8") as file:
+        epochs = list(csv.DictReader(file))
+    return {
+        "top1": round(100 * result.top1, 2),
+        "valid_loss": float(epochs[-1]["valid_loss"]),
+        "train_loss": float(epochs[-1]["train_loss"]),
+        "top1_per_epoch": [round(100 * float(epoch["valid_top1"]), 1) for epoch in epochs],
+        "seconds": round(time.monotonic() - started),
+        "parameters": json.loads((run / "model.json").read_text(encoding="utf-8"))["params"],
+    }
+
+
+if __name__ == "__main__":
+    main()

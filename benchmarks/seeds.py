@@ -1,0 +1,75 @@
+"""Train from cold caches, once for each seed, and record what the last epoch gave.
+
+Runs `carnet train` as a user would, each time with an empty cache of decoded images and of compiled code, one run after
+the other; photos that the system has read before may still lie in its memory. Seconds are those of the whole command.
+
+Example:
+  python benchmarks/seeds.py budget-10m --seeds 3 -- DATA/sports100 --budget 10m
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from environment import write_result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the result file")
+    parser.add_argument("--seeds", type=int, default=3, help="runs, with seeds FIRST, FIRST + 1, …")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("arguments", nargs="+", help="of carnet train, after --")
+    options = parser.parse_args()
+    shown = " ".join(Path(word).name if Path(word).exists() else word for word in options.arguments)
+    runs = []
+    for seed in range(options.first, options.first + options.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append({"seed": seed, **train(options.arguments, seed, Path(folder))})
+        print(json.dumps(runs[-1]), flush=True)
+        summary = {key: sum_up([run[key] for run in runs]) for key in ("top1", "top1_without_leaked", "seconds")}
+        path = write_result(options.name, f"carnet train {shown} --seed SEED", {"summary": summary, "runs": runs})
+    print(json.dumps(summary, indent=2))
+    print(path)
+
+
+def sum_up(values: list[float]) -> dict[str, float | None]:
+    """Mean and standard deviation."""
+    spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
+    return {"mean": round(statistics.fmean(values), 2), "spread": spread}
+
+
+def train(arguments: list[str], seed: int, folder: Path) -> dict[str, Any]:
+    """One run: its last epoch's accuracy in per cent, and the seconds from start to end of the process."""
+    run = folder / "run"
+    caches = {"CARNET_CACHE": str(folder / "decoded"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    command = [sys.executable, "-m", "carnet", "train", *arguments, "--seed", str(seed), "--output", str(run)]
+    started = time.monotonic()
+    subprocess.run(command, check=True, env=os.environ | caches)
+    seconds = time.monotonic() - started
+    config, result = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("config.json", "result.json"))
+    with (run / "metrics.csv").open(encoding="utf-8") as file:
+        epochs = list(csv.DictReader(file))
+    return {
+        "seconds": round(seconds, 1),
+        "top1": round(100 * result["valid"]["top1"], 2),
+        "top1_without_leaked": round(100 * result["valid"]["top1_without_leaked"], 2),
+        "result": result,
+        "recipe": config["recipe"],
+        "plan": config["plan"],
+        "epochs": epochs,
+    }
+
+
+if __name__ == "__main__":
+    main()
