@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from carnet import create_model
+from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import default_image_size
 from carnet.models.residual_carnet import ResidualBlock
 from carnet.models.summary import summarize
@@ -30,6 +31,12 @@ def test_a_block_begins_as_its_shortcut() -> None:
     halving = ResidualBlock(4, 8, stride=2)(x)
     means = x.view(2, 4, 3, 2, 3, 2).mean(dim=(3, 5))
     torch.testing.assert_close(halving, torch.cat([means, means], dim=1))
+
+
+def test_channels_are_weighed_in_the_last_two_stages() -> None:
+    network = create_model("carnet_s", num_classes=3)
+    weighing = [name for name, module in network.named_modules() if isinstance(module, ChannelAttention)]
+    assert weighing == ["stages.2.0.attn", "stages.2.1.attn", "stages.3.0.attn", "stages.3.1.attn"]
 
 
 def test_a_block_adds_what_numpy_computes() -> None:
