@@ -38,7 +38,7 @@ class TrainingConfig:
     image_size: int = 0
     """Side of the square input, in pixels; 0 takes the network's own."""
     train_size: int = 0
-    """Side while training; smaller is faster, and what is cropped looks larger. 0: three quarters of --image-size."""
+    """Side while training; smaller is faster, and what is cropped looks larger. 0: seven eighths of --image-size."""
     resize: ResizeRule = "crop"
     """How an image becomes a square: crop (short side to size, centre cut out), pad (black bars), stretch."""
     in_channels: int = 3

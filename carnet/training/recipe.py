@@ -10,7 +10,7 @@ from carnet.training.config import TrainingConfig
 IMAGES_TO_SEE = 400_000
 """Training images, each as often as it comes up."""
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
-_TRAINED_SHARE = 3 / 4
+_TRAINED_SHARE = 7 / 8
 _SMALLEST_TO_SHRINK = 96
 """Below, an image has no pixels to spare."""
 _MULTIPLE = 16

@@ -201,7 +201,9 @@ class Trainer:
         if not allowed:
             return
         if self.steps_left > 0:
-            seconds_per_step = state.seconds / self.steps_done
+            # As fast as the last epoch, its validation included.
+            before = state.history[-2]["seconds"] if len(state.history) > 1 else 0.0
+            seconds_per_step = (state.seconds - before) / self.steps_per_epoch
             fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
             state.num_steps = max(self.steps_done, min(self.steps_planned, fitting))
