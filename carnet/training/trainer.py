@@ -85,7 +85,8 @@ class Trainer:
         self._take_up()
         state = self.state
         try:
-            while self.steps_left > 0 and not state.finished:
+            # An epoch whose steps are done may still have to be validated, after a stop.
+            while (self.steps_left > 0 or state.step) and not state.finished:
                 self.network.train()
                 started = time.perf_counter()
                 for batch in self._batches(stop):
@@ -94,7 +95,7 @@ class Trainer:
                     state.add_step(result.loss, result.num_correct, result.num_images, now - started)
                     self._after_step(result.loss, now - started)
                     started = now
-                    if self._is_time_up() or not self.steps_left:
+                    if self._is_time_up():
                         break
                 spent = self._is_time_up() and narration.time_is_up(self.config, state, self.steps_per_epoch)
                 valid = self._validate(stop)
@@ -137,7 +138,7 @@ class Trainer:
     def _batches(self, stop: StopFlag) -> Iterator[Batch]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
         batches = self.feed.read(self.state.epoch, self.state.step, self.job.plan.workers)
-        while True:
+        while self.steps_left > 0:
             batch = None
             problem: Exception | None = stop.request
             try:

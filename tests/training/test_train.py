@@ -98,6 +98,7 @@ def test_same_seed_same_weights(photos: Path, trained_run: Path, tmp_path: Path)
         (3, signal.SIGINT, "epoch 1/2"),
         (1, signal.SIGTERM, "epoch 2/2"),
         (12, signal.SIGTERM, "epoch 1/2 validation"),
+        (3, signal.SIGINT, "epoch 2/2"),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
