@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,9 @@ def write_result(name: str, command: str, numbers: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over runs; one run has no spread."""
+    spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
+    return {"mean": round(statistics.fmean(values), 2), "spread": spread}

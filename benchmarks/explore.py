@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from environment import write_result
+from environment import mean_and_spread, write_result
 
 from carnet import TrainingConfig, train
 from carnet.data.sources import find_images
@@ -66,20 +65,13 @@ def main() -> None:
                     f"explore-{options.name}", command, numbers | {"summary": sum_up(runs), "runs": runs}
                 )
     for name, line in sum_up(runs).items():
-        print(f"{name:30} {line['mean_top1']:.1f} % {'' if line['spread'] is None else '+- ' + str(line['spread'])}")
+        print(f"{name:30} {line['mean']:.1f} % {'' if line['spread'] is None else '+- ' + str(line['spread'])}")
     print(path)
 
 
 def sum_up(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
-    """Mean and standard deviation over the seeds of each setting, in per cent."""
-    accuracies = {name: [result["top1"] for result in results] for name, results in runs.items()}
-    return {
-        name: {
-            "mean_top1": round(statistics.fmean(values), 2),
-            "spread": round(statistics.stdev(values), 2) if len(values) > 1 else None,
-        }
-        for name, values in accuracies.items()
-    }
+    """Accuracy of each setting over its seeds, in per cent."""
+    return {name: mean_and_spread([result["top1"] for result in results]) for name, results in runs.items()}
 
 
 def hold_out(data: Path, table: Path) -> tuple[Path, int]:
@@ -117,15 +109,13 @@ def try_out(table: Path, config: TrainingConfig, run: Path) -> dict[str, Any]:
     torch.compiler.reset()
     started = time.monotonic()
     result = train(table, config, output=run)
-    with (run / "metrics.csv").open(encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
     return {
         "top1": round(100 * result.top1, 2),
-        "valid_loss": float(epochs[-1]["valid_loss"]),
-        "train_loss": float(epochs[-1]["train_loss"]),
-        "top1_per_epoch": [round(100 * float(epoch["valid_top1"]), 1) for epoch in epochs],
+        "valid_loss": result.history[-1]["valid_loss"],
+        "train_loss": result.history[-1]["train_loss"],
+        "top1_per_epoch": [round(100 * epoch["valid_top1"], 1) for epoch in result.history],
         "seconds": round(time.monotonic() - started),
-        "parameters": json.loads((run / "model.json").read_text(encoding="utf-8"))["params"],
+        "parameters": result.document["params"],
     }
 
 

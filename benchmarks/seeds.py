@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from environment import write_result
+from environment import mean_and_spread, write_result
 
 
 def main() -> None:
@@ -37,16 +36,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs.append({"seed": seed, **train(options.arguments, seed, Path(folder))})
         print(json.dumps(runs[-1]), flush=True)
-        summary = {key: sum_up([run[key] for run in runs]) for key in ("top1", "top1_without_leaked", "seconds")}
+        summary = {
+            key: mean_and_spread([run[key] for run in runs]) for key in ("top1", "top1_without_leaked", "seconds")
+        }
         path = write_result(options.name, f"carnet train {shown} --seed SEED", {"summary": summary, "runs": runs})
     print(json.dumps(summary, indent=2))
     print(path)
-
-
-def sum_up(values: list[float]) -> dict[str, float | None]:
-    """Mean and standard deviation."""
-    spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
-    return {"mean": round(statistics.fmean(values), 2), "spread": spread}
 
 
 def train(arguments: list[str], seed: int, folder: Path) -> dict[str, Any]:
