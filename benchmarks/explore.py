@@ -1,9 +1,9 @@
 """Compare recipes and shapes of network by short runs of the training loop itself, on images that judge nothing else.
 
 2,000 training images are held out; together with the validation images they judge the last epoch's weights. The test
-images are not touched. Each setting is a name and what differs from the recommended recipe; `widths`, `depths` and
-`attention` (of each stage: 1 or 0) make a network that is none of ours. Decoded images and compiled code are kept from
-run to run, so the seconds are those of warm caches.
+images are not touched. Each setting is a name and what differs from the recommended recipe; `widths`, `depths`,
+`kernel_sizes` and `reductions` (of each stage) make a network that is none of ours. Nothing is compiled, unless a
+setting says so. Decoded images are kept from run to run, so the seconds are those of warm caches.
 
 Example:
   python benchmarks/explore.py DATA/sports100 optimizers --epochs 8 --seeds 2 \\
@@ -36,7 +36,8 @@ _TRIED = "tried"
 _SHAPE: dict[str, Any] = {
     "widths": (64, 128, 256, 512),
     "depths": (2, 2, 2, 2),
-    "attention": (False, False, True, True),
+    "kernel_sizes": (3, 3, 5, 5),
+    "reductions": (0, 0, 32, 32),
 }
 
 
@@ -101,7 +102,7 @@ def configure(words: list[str], **others: Any) -> TrainingConfig:
         fields = {"model": _TRIED, "image_size": "128"} | fields
     types = get_type_hints(TrainingConfig)
     values = {key: types[key](value) if types[key] in (int, float) else value for key, value in fields.items()}
-    return TrainingConfig(**{"compile": "on", **others, **values})
+    return TrainingConfig(**{"compile": "off", **others, **values})
 
 
 def try_out(table: Path, config: TrainingConfig, run: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def in_turn(**works: Callable[[], Any]) -> dict[str, float]:
 
 
 def depthwise_gradients() -> dict[str, dict[str, float]]:
-    """Of 3x3 depthwise convolutions without padding, in bf16."""
+    """Of depthwise convolutions, in bf16: 3x3 without padding, and 5x5."""
     keep_freed_memory()
     x = laid_out(torch.randn(SHAPE))
     weight = torch.randn(SHAPE[1], 1, 3, 3)
@@ -62,6 +62,13 @@ def depthwise_gradients() -> dict[str, dict[str, float]]:
             library_weight=lambda: _gradients(grad, x, weight, geometry, [False, True, False]),  # noqa: B023
             ours_weight_compiled=lambda: compiled(grad, x, weight, steps, padding),  # noqa: B023
         )
+    # A larger kernel, as in the last stage of carnet_s at 128 px.
+    x, weight = laid_out(torch.randn(64, 512, 4, 4)), torch.randn(512, 1, 5, 5)
+    geometry = (1, 1), (2, 2)
+    answer["depthwise_5x5"] = in_turn(
+        library_weight=lambda: _gradients(x, x, weight, geometry, [False, True, False]),
+        ours_weight=lambda: _gradient_of_weight(x, x, weight, *geometry),
+    )
     return answer
 
 
@@ -78,8 +85,8 @@ def augmentation() -> dict[str, dict[str, float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     answer = in_turn(
-        pillow=lambda: [augmentation.apply(*pair) for pair in zip(images, changes, strict=True)],
-        batch=lambda: augmentation.apply_to_batch(batch, table),
+        pillow=lambda: [augmentation.apply(*pair, 128) for pair in zip(images, changes, strict=True)],
+        batch=lambda: augmentation.apply_to_batch(batch, table, 128),
     )
     torch.set_num_threads(threads)
     return {"augmentation_64_images_128_px": answer}

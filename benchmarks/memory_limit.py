@@ -47,7 +47,7 @@ def watch(options: argparse.Namespace, limit: str) -> dict[str, Any]:
         log, run = Path(folder) / "log", Path(folder) / "run"
         command = [sys.executable, "-m", "carnet", "train", str(options.data), "--model", options.model]
         command += ["--image-size", str(options.image_size), "--batch-size", str(options.batch_size)]
-        command += ["--preset", "published", "--precision", "auto", "--train-size", str(options.image_size)]
+        command += ["--preset", "published", "--precision", "auto"]
         command += ["--max-memory", limit, "--checkpoint-steps", "1", "--output", str(run)]
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")}
         with log.open("w") as file:

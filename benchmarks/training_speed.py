@@ -290,7 +290,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
         number = epoch = 0
         network.train()
         while True:
-            for batch in feed.read(epoch, 0, chosen.workers):
+            for batch in feed.read(epoch, 0, chosen.workers, config.image_size):
                 yield step(batch, step_seed(config.seed, epoch, number, 0), lambda _: None).loss
                 number += 1
             epoch += 1
@@ -315,7 +315,6 @@ def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, 
         precision="auto",
         model=options.model,
         image_size=options.image_size,
-        train_size=options.image_size,
         batch_size=options.batch_size,
         device=options.device,
         **changes,
@@ -433,7 +432,7 @@ def starting(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         environment |= {"CARNET_CACHE": str(folder / ("cache-cold" if name != "plain" else "cache-plain"))}
         command = [sys.executable, "-m", "carnet", "train", str(options.data), "--model", options.model]
         command += ["--image-size", str(options.image_size), "--batch-size", str(options.batch_size)]
-        command += ["--preset", "published", "--precision", "auto", "--train-size", str(options.image_size)]
+        command += ["--preset", "published", "--precision", "auto"]
         command += ["--epochs", "1", "--checkpoint-steps", "1", "--device", options.device, "--output", str(run)]
         started = time.perf_counter()
         with (folder / f"{name}.log").open("w") as log:

@@ -27,7 +27,6 @@ def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConf
         published(),
         precision="auto",
         image_size=64,
-        train_size=64,
         epochs=8,
         seed=seed,
         skip_unreadable=skip_unreadable,

@@ -36,15 +36,20 @@ class ResidualBlock(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output; a multiple of them, or as many.
         stride: 1, or 2 to halve the resolution.
-        attention: weigh the channels.
+        kernel_size: side of the depthwise convolution; odd.
+        reduction: of channel attention; 0 leaves it out.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, attention: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, kernel_size: int = 3, reduction: int = 16
+    ) -> None:
         super().__init__()
         assert out_channels % in_channels == 0, "the shortcut repeats channels"
-        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
+        assert kernel_size % 2, "it has a middle"
+        padding = kernel_size // 2
+        self.conv1 = nn.Conv2d(in_channels, in_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.attn = ChannelAttention(in_channels) if attention else nn.Identity()
+        self.attn = ChannelAttention(in_channels, reduction) if reduction else nn.Identity()
         self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         nn.init.zeros_(self.bn2.weight)
@@ -73,7 +78,8 @@ class ResidualCARNet(nn.Module):
         depths: blocks of each stage.
         num_classes: number of outputs.
         in_channels: channels of the image.
-        attention: of each stage: whether its blocks weigh their channels.
+        kernel_sizes: of the depthwise convolutions of each stage.
+        reductions: of channel attention in each stage; 0 leaves it out.
 
     Attributes:
         min_image_size: the smallest side, in pixels: one patch.
@@ -88,7 +94,8 @@ class ResidualCARNet(nn.Module):
         num_classes: int = 100,
         in_channels: int = 3,
         *,
-        attention: Sequence[bool] = (False, False, True, True),
+        kernel_sizes: Sequence[int] = (3, 3, 5, 5),
+        reductions: Sequence[int] = (0, 0, 32, 32),
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -96,9 +103,14 @@ class ResidualCARNet(nn.Module):
         )
         inputs = (widths[0], *widths[:-1])
         strides = (1, *(2 for _ in widths[1:]))
+        shapes = zip(inputs, widths, depths, strides, strict=True)
+        looks = zip(kernel_sizes, reductions, strict=True)
         self.stages = nn.Sequential(
-            *(_stage(*shape) for shape in zip(inputs, widths, depths, strides, attention, strict=True))
-        )  # fmt: skip
+            *(
+                _stage(*shape, kernel_size=kernel_size, reduction=reduction)
+                for shape, (kernel_size, reduction) in zip(shapes, looks, strict=True)
+            )
+        )
         self.linear = nn.Linear(widths[-1], num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -111,10 +123,16 @@ class ResidualCARNet(nn.Module):
         return cast(Tensor, self.linear(features))
 
 
-def _stage(in_channels: int, out_channels: int, depth: int, stride: int, attention: bool) -> nn.Sequential:
-    blocks = [ResidualBlock(in_channels, out_channels, stride, attention=attention)]
-    blocks += [ResidualBlock(out_channels, out_channels, attention=attention) for _ in range(depth - 1)]
-    return nn.Sequential(*blocks)
+def _stage(
+    in_channels: int, out_channels: int, depth: int, stride: int, *, kernel_size: int, reduction: int
+) -> nn.Sequential:
+    inputs, strides = [in_channels] + [out_channels] * (depth - 1), [stride] + [1] * (depth - 1)
+    return nn.Sequential(
+        *(
+            ResidualBlock(channels, out_channels, step, kernel_size=kernel_size, reduction=reduction)
+            for channels, step in zip(inputs, strides, strict=True)
+        )
+    )
 
 
 def carnet_n(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:

@@ -51,13 +51,11 @@ class Augmentation:
     """Degrees either way; corners that come from outside become black."""
     min_crop: float = 1.0
     """Share of the area that is cut out at least; 1: the whole image."""
-    size: int = 0
-    """Side in pixels of what comes out; 0: that of the image."""
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> Augmentation:
         """Take the recipe's strengths."""
-        return cls(config.brightness, config.flip, config.rotation, config.min_crop, config.train_size)
+        return cls(config.brightness, config.flip, config.rotation, config.min_crop)
 
     def draw(self, rng: np.random.Generator) -> Change:
         """What to do to an image; always as many draws, so that switching one off leaves the others as they were."""
@@ -76,13 +74,12 @@ class Augmentation:
         width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
         return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
 
-    def apply(self, image: Images, change: Change) -> Images:
+    def apply(self, image: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
         picture = as_picture(image)
-        if self._cuts(picture.width):
+        if self._cuts(picture.width, size):
             left, top, width, height = (picture.width * share for share in change[:4])
             box = (left, top, left + width, top + height)
-            size = self.size or picture.width
             picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
         if self.brightness:
             picture = ImageEnhance.Brightness(picture).enhance(change.factor)
@@ -92,17 +89,16 @@ class Augmentation:
             picture = picture.rotate(change.angle, Image.Resampling.NEAREST)
         return np.array(picture).reshape(picture.height, picture.width, image.shape[2])
 
-    def apply_to_batch(self, images: Tensor, changes: Tensor) -> Tensor:
+    def apply_to_batch(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
         """The same for uint8 images (N, S, S, C) and their changes (N, 7), on the device where they are."""
-        size = self.size or images.shape[1]
         turns = [_turn(angle, size) for angle in changes[:, 6].tolist()] if self.rotation else [_turn(0, size)]
         changes = changes.to(images.device)
-        images = _cut(images, changes[:, :4], size) if self._cuts(images.shape[1]) else images
+        images = _cut(images, changes[:, :4], size) if self._cuts(images.shape[1], size) else images
         images = _brighten(images, changes[:, 4].float()) if self.brightness else images
         return _place(images, changes[:, 5].bool(), torch.tensor(turns, device=images.device))
 
-    def _cuts(self, size: int) -> bool:
-        return self.min_crop < 1 or self.size not in (0, size)
+    def _cuts(self, side: int, size: int) -> bool:
+        return self.min_crop < 1 or size != side
 
 
 def _cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:

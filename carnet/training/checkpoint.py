@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from carnet import files
 from carnet.errors import RunError
 
-FORMAT = "carnet checkpoint 5"
+FORMAT = "carnet checkpoint 6"
 _DIGEST = b'"sha256":"%s"'
 _NO_DIGEST = b"0" * 64
 

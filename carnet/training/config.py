@@ -37,8 +37,8 @@ class TrainingConfig:
     """Start from timm's published weights (timm/ models only; needs a network)."""
     image_size: int = 0
     """Side of the square input, in pixels; 0 takes the network's own."""
-    train_size: int = 0
-    """Side while training; smaller is faster, and what is cropped looks larger. 0: seven eighths of --image-size."""
+    start_share: float = 0.5
+    """Side at the beginning of training, as a share of --image-size, to which it grows; 1 is off."""
     resize: ResizeRule = "crop"
     """How an image becomes a square: crop (short side to size, centre cut out), pad (black bars), stretch."""
     in_channels: int = 3
@@ -118,7 +118,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self._require(self.image_size >= 0, "image_size", "0 (the network's own) or more pixels")
-        self._require(self.train_size >= 0, "train_size", "0 (chosen) or more pixels")
+        self._require(0 < self.start_share <= 1, "start_share", "above 0, up to 1 (off)")
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
         self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
         self._require(self.epochs >= 0, "epochs", "0 (chosen) or more")
@@ -217,7 +217,7 @@ def published() -> TrainingConfig:
     return TrainingConfig(
         model="carnet18",
         image_size=244,
-        train_size=244,
+        start_share=1.0,
         epochs=50,
         batch_size=16,
         optimizer="adam",

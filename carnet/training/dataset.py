@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from carnet.training.augment import Augmentation, Change
 Key = tuple[int, int]
 """(epoch, index): what a sample's randomness depends on, besides the seed."""
 Item = TypeVar("Item")
+Named_contra = TypeVar("Named_contra", contravariant=True)
 
 _ORDER, _AUGMENT, _STEP = 1, 2, 3
 
@@ -33,6 +34,7 @@ class Batch:
         images: uint8 (N, S, S, C).
         labels: (N,)
         changes: (N, 7), a `Change` for each image that is still to be made; None: they are made.
+        size: side of the images once they are changed.
         other_labels: (N,), of the images that pieces come from; None: there are no pieces.
         label_share: how much of each image is its own.
     """
@@ -40,6 +42,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     changes: Tensor | None = None
+    size: int = 0
     other_labels: Tensor | None = None
     label_share: float = 1.0
 
@@ -49,9 +52,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device; the copy goes on while the processor does something else."""
         if device.type != "cuda":
-            return Batch(self.images.to(device), self.labels.to(device), self.changes)
+            return Batch(self.images.to(device), self.labels.to(device), self.changes, self.size)
         images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.images, self.labels))
-        return Batch(images, labels, self.changes)
+        return Batch(images, labels, self.changes, self.size)
 
     def parts(self, size: int) -> Iterator[Batch]:
         """The batch in equal parts of `size` images, or one more where the last one would be alone."""
@@ -77,14 +80,15 @@ class Preparation:
     Attributes:
         load: reads the pixels of a file, or of an encoded image.
         augmentation: how images are changed.
+        size: side of what comes out.
         seed: of the changes.
         apply: whether changes are made here; or later, to the whole batch, on a GPU.
     """
 
     def __init__(
-        self, load: Callable[[Any], Images], augmentation: Augmentation, seed: int, *, apply: bool = True
+        self, load: Callable[[Any], Images], augmentation: Augmentation, size: int, seed: int, *, apply: bool = True
     ) -> None:
-        self.load, self.augmentation, self.seed, self.apply = load, augmentation, seed, apply
+        self.load, self.augmentation, self.size, self.seed, self.apply = load, augmentation, size, seed, apply
 
     def __call__(self, source: Any, label: int, epoch: int, index: int) -> Prepared:
         """A source of pixels -> the image and its label
@@ -94,7 +98,9 @@ class Preparation:
         """
         change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index))
         pixels = self.load(source)
-        return (self.augmentation.apply(pixels, change), label, None) if self.apply else (pixels, label, change)
+        if not self.apply:
+            return pixels, label, change
+        return self.augmentation.apply(pixels, change, self.size), label, None
 
 
 class TrainingImages:
@@ -178,18 +184,27 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, _STEP, epoch, step, rank]).generate_state(1, np.uint64)[0])
 
 
-def load_batches(prepare: Callable[[Item], Prepared], batches: EpochBatches[Item], threads: int) -> Iterator[Batch]:
+class PreparedImages(Protocol[Named_contra]):
+    """Images as they are trained on, by what names them."""
+
+    prepare: Preparation
+
+    def __getitem__(self, item: Named_contra, /) -> Prepared:
+        """Prepare one."""
+
+
+def load_batches(images: PreparedImages[Item], batches: EpochBatches[Item], threads: int) -> Iterator[Batch]:
     """Batches prepared ahead on `threads` threads.
 
     Args:
-        prepare: makes an image of an item.
+        images: where an item's image comes from.
         batches: the items.
         threads: 0 prepares each batch when it is due.
 
     Raises:
         ImageError: if a file cannot be decoded any more.
     """
-    for items in load_ahead(prepare, batches, threads=threads):
-        images, labels, changes = zip(*items, strict=True)
+    for items in load_ahead(images.__getitem__, batches, threads=threads):
+        pixels, labels, changes = zip(*items, strict=True)
         wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
-        yield Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), wanted)
+        yield Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, images.prepare.size)

@@ -1,14 +1,16 @@
 """Depthwise convolutions whose gradient does not take the slow way.
 
 PyTorch's kernels for processors compute the gradient of a strided depthwise convolution some fifteen times slower than
-that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel. And the
-gradient of the weights, which the library computes alone, is nine products and sums that a compiler makes one pass of.
+that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel. That of
+the weights is fast for 3x3 alone, and so larger kernels are computed in pieces of that size. A compiler, which cannot
+look into the library, makes one pass of the products and sums that the gradient of the weights is.
 
 Only training uses this: elsewhere the network is made of `nn.Conv2d`, and so are evaluation and everything exported.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pair = tuple[int, int]
+
+_PIECE = 3
+"""Side of the kernels whose gradient the library computes fast."""
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -92,9 +97,13 @@ def _gradient_of_input(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, pa
 
 def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """(N, C, H', W') -> (C, 1, K, L)"""
-    if not torch.compiler.is_compiling():
+    kernel = weight.shape[2:]
+    in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE
+    if not (torch.compiler.is_compiling() or in_pieces):
         return _gradients(grad, x, weight, (stride, padding), [False, True, False])[1].to(weight.dtype)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+    if not torch.compiler.is_compiling():
+        return _gradient_in_pieces(grad, padded, weight, stride)
     height, width = grad.shape[2:]
     sums = []
     for i in range(weight.shape[2]):
@@ -103,6 +112,18 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, p
             columns = slice(j, j + stride[1] * (width - 1) + 1, stride[1])
             sums.append((_widened(padded[:, :, rows, columns]) * _widened(grad)).sum((0, 2, 3)))
     return torch.stack(sums, dim=1).view(weight.shape).to(weight.dtype)
+
+
+def _gradient_in_pieces(grad: Tensor, padded: Tensor, weight: Tensor, stride: Pair) -> Tensor:
+    """(N, C, H', W') -> (C, 1, K, L), from pieces of 3x3 that overlap where 3 does not divide K or L."""
+    height, width = ((size - 1) * step + _PIECE for size, step in zip(grad.shape[2:], stride, strict=True))
+    result = torch.empty_like(weight)
+    for i, j in product(*([*range(0, length - _PIECE, _PIECE), length - _PIECE] for length in weight.shape[2:])):
+        piece = weight[:, :, i : i + _PIECE, j : j + _PIECE]
+        seen = padded[:, :, i : i + height, j : j + width].contiguous(memory_format=_layout_of(padded))
+        gradient = _gradients(grad, seen, piece, (stride, (0, 0)), [False, True, False])[1]
+        result[:, :, i : i + _PIECE, j : j + _PIECE] = gradient
+    return result
 
 
 def _gradients(

@@ -18,7 +18,7 @@ from carnet.training.dataset import (
     Batch,
     EpochBatches,
     Preparation,
-    Prepared,
+    PreparedImages,
     ShuffledBatches,
     TrainingImages,
     load_batches,
@@ -35,16 +35,17 @@ class Feed:
     """
 
     batches: EpochBatches[Any]
-    _prepare: Callable[[Any], Prepared]
+    _images: PreparedImages[Any]
 
-    def read(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
-        """This process's share of an epoch's batches, from a step on, prepared ahead.
+    def read(self, epoch: int, first_step: int, workers: int, size: int) -> Iterator[Batch]:
+        """This process's share of an epoch's batches, from a step on, prepared ahead, `size` pixels high and wide.
 
         Raises:
             DataError: if an image cannot be read any more.
         """
         self.batches.epoch, self.batches.first_step = epoch, first_step
-        return load_batches(self._prepare, self.batches, workers)
+        self._images.prepare.size = size
+        return load_batches(self._images, self.batches, workers)
 
 
 def make_feed(
@@ -69,16 +70,17 @@ def make_feed(
         processes: whose share this is.
     """
     load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
-    prepare = Preparation(load, Augmentation.from_config(config), config.seed, apply=device != "cuda")
+    augmentation = Augmentation.from_config(config)
+    prepare = Preparation(load, augmentation, config.image_size, config.seed, apply=device != "cuda")
     place = {"rank": processes.rank, "num_processes": processes.size}
     if stream is None:
         batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
-        return Feed(batches, TrainingImages(train, prepare).__getitem__)
+        return Feed(batches, TrainingImages(train, prepare))
     from carnet.data.stream import ImageStream
     from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
 
     streamed = StreamedBatches(ImageStream(stream), train, config.batch_size, config.seed, **place)
-    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare).__getitem__)
+    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare))
 
 
 def pixels_from(decoded: DecodedImages | None, spec: ModelSpec) -> Callable[[Path], Images]:

@@ -11,17 +11,19 @@ from carnet.errors import NonFiniteLossError
 from carnet.progress import duration
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import Job
+from carnet.training.schedule import first_side, mean_cost, step_cost
 from carnet.training.state import EpochMetrics, TrainingState
 
 
 def epoch_line(epoch: EpochMetrics, config: TrainingConfig, *, is_best: bool) -> str:
     """How an epoch went."""
     best = " (best so far)" if is_best else ""
+    growing = f"{epoch['image_size']:.0f} px, " if first_side(config) < config.image_size else ""
     return (
         f"epoch {epoch['epoch']:.0f}/{config.epochs}: "
         f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
         f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
-        f"{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
+        f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
     )
 
 
@@ -29,9 +31,12 @@ def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, ste
     """How long it will take, from the seconds of the steps so far; the first ones are slower and do not count."""
     step_seconds = float(np.median(session_steps[len(session_steps) // 2 :]))
     left = (job.config.epochs - state.epoch) * steps_per_epoch - state.step
+    # Images may still grow.
+    cost = step_cost(state.side, job.config, job.plan.first_cost)
+    rest = left * step_seconds * mean_cost(state.progress, job.config, job.plan.first_cost) / cost
     return (
         f"{step_seconds:.2f} s a step, {job.config.batch_size / step_seconds:.1f} images/s: "
-        f"about {duration(steps_per_epoch * step_seconds)} an epoch and {duration(left * step_seconds)} to the end, "
+        f"about {duration(steps_per_epoch * step_seconds)} an epoch and {duration(rest)} to the end, "
         f"validation not counted"
     )
 

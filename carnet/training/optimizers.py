@@ -1,8 +1,7 @@
-"""What turns gradients into new weights, and how fast over the run."""
+"""What turns gradients into new weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -142,20 +141,6 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
             return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         case "muon":
             return Muon(network, lr=config.lr, adam_share=config.adam_share, weight_decay=config.weight_decay)
-
-
-def lr_share(progress: float, config: TrainingConfig) -> float:
-    """Share of the learning rate: constant, or up in a line and down to zero in half a cosine.
-
-    Args:
-        progress: share of the run that is done, 0 to 1.
-        config: names the schedule.
-    """
-    if config.schedule == "constant":
-        return 1.0
-    if progress < config.warmup:
-        return progress / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
 
 def set_lr(optimizer: Optimizer, share: float) -> None:

@@ -48,6 +48,8 @@ class Plan:
     """Whether batches of that size go through the compiled network."""
     recompute: float = 1.0
     """Share of what the compiler would keep for the backward pass; the rest is computed again there."""
+    first_cost: float = 1.0
+    """What a step of the smallest images takes, as a share of one of the largest."""
     fast_depthwise: bool = False
     """Whether `carnet.training.depthwise` computes gradients."""
     keep_memory: bool = False

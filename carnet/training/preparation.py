@@ -30,8 +30,9 @@ from carnet.training.feed import Feed, make_feed
 from carnet.training.memory import free_bytes
 from carnet.training.plan import Plan, processor_features, versions
 from carnet.training.processes import Processes
-from carnet.training.recipe import with_epochs, with_sizes
+from carnet.training.recipe import with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
+from carnet.training.schedule import first_side
 from carnet.training.step import compiler_problem
 from carnet.training.tuning import tune
 
@@ -84,7 +85,7 @@ def prepare(
     """
     if output is not None:
         RunFolder.new(Path(output))
-    config = with_sizes(config)
+    config = with_size(config)
     _check_early(config, init)
     found = _look_at(data, config, plan, ignore, progress)
     images = found.images
@@ -129,7 +130,7 @@ def prepare_resumed(
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
     recorded = TrainingConfig.from_json(record["recipe"])
-    config = replace(with_sizes(config), epochs=config.epochs or recorded.epochs)
+    config = replace(with_size(config), epochs=config.epochs or recorded.epochs)
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
     plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
@@ -209,7 +210,7 @@ def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | No
 def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
     """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
     network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
-    check_image_size(network, config.model, min(config.image_size, config.train_size), config.in_channels)
+    check_image_size(network, config.model, first_side(config), config.in_channels)
     if init is not None:
         check_start(config.model, config.in_channels, init)
     if init is not None and config.pretrained:
@@ -351,10 +352,10 @@ def _record(
 
 def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, start: str) -> str:
     params = sum(parameter.numel() for parameter in network.parameters())
-    training = f", of which it sees {config.train_size} px," if config.train_size != config.image_size else ""
+    growing = f" that grow from {first_side(config)}," if first_side(config) < config.image_size else ""
     return (
         f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
-        f"{config.image_size} px images{training} in batches of {config.batch_size}, seed {config.seed}.\n"
+        f"{config.image_size} px images{growing} in batches of {config.batch_size}, seed {config.seed}.\n"
         f"On {plan.device} ({plan.device_name}):\n"
         + "".join(f"- {reason}\n" for reason in plan.reasons)
         + f"Keeps everything in {run.path}."

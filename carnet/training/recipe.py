@@ -10,23 +10,15 @@ from carnet.training.config import TrainingConfig
 IMAGES_TO_SEE = 400_000
 """Training images, each as often as it comes up."""
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
-_TRAINED_SHARE = 7 / 8
-_SMALLEST_TO_SHRINK = 96
-"""Below, an image has no pixels to spare."""
-_MULTIPLE = 16
-"""Of the side in training: half-filled positions at the edge of a stage would be wasted."""
 
 
-def with_sizes(config: TrainingConfig) -> TrainingConfig:
-    """Fill in the sides of images.
+def with_size(config: TrainingConfig) -> TrainingConfig:
+    """Fill in the side of the images.
 
     Raises:
         CarnetError: if there is no such network.
     """
-    size = config.image_size or default_image_size(config.model)
-    smaller = int(_TRAINED_SHARE * size) // _MULTIPLE * _MULTIPLE
-    chosen = smaller if size >= _SMALLEST_TO_SHRINK else size
-    return replace(config, image_size=size, train_size=config.train_size or chosen)
+    return replace(config, image_size=config.image_size or default_image_size(config.model))
 
 
 def with_epochs(config: TrainingConfig, num_train: int) -> TrainingConfig:

@@ -20,6 +20,7 @@ from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
+from carnet.training.schedule import first_side
 from carnet.training.step import TrainingStep
 
 
@@ -28,6 +29,8 @@ class Rehearsal:
     """Steps on the first batch of the run; `undo` puts the weights back.
 
     Attributes:
+        batch: with images of full side.
+        first_batch: as the run begins, which may be with smaller ones.
         seconds_to_load: what one thread takes to prepare one image.
     """
 
@@ -35,6 +38,7 @@ class Rehearsal:
     spec: ModelSpec
     config: TrainingConfig
     batch: Batch
+    first_batch: Batch
     seconds_to_load: float
     weights: Mapping[str, Tensor]
 
@@ -42,9 +46,10 @@ class Rehearsal:
     def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
         """Read the first batch, and remember the weights."""
         started = time.perf_counter()
-        batch = next(feed.read(0, 0, workers=0))
+        batch = next(feed.read(0, 0, workers=0, size=config.image_size))
         seconds = (time.perf_counter() - started) / len(batch)
-        return cls(network, spec, config, batch, seconds, copy.deepcopy(network.state_dict()))
+        first_batch = next(feed.read(0, 0, workers=0, size=first_side(config)))
+        return cls(network, spec, config, batch, first_batch, seconds, copy.deepcopy(network.state_dict()))
 
     def undo(self) -> None:
         """Weights, buffers and gradients as they were."""
@@ -52,14 +57,20 @@ class Rehearsal:
         self.network.zero_grad()
         self.network.train()
 
-    def seconds(self, plan: Plan, *, limit: float = 4.0) -> float:
-        """Median time of a step, after one to warm up (which compiles, if the plan says so)."""
-        step = self._step(plan)
-        self._take(step)
+    def seconds(self, plan: Plan, *, first: bool = False, limit: float = 4.0) -> float:
+        """Median time of a step, after one to warm up (which compiles, if the plan says so).
+
+        Args:
+            plan: what to measure.
+            first: with images as the run begins, instead of those of full side.
+            limit: seconds after which no more steps are measured.
+        """
+        step, batch = self._step(plan), self.first_batch if first else self.batch
+        self._take(step, batch)
         times: list[float] = []
         while len(times) < 5 and (sum(times) < limit or len(times) < 2):
             started = time.perf_counter()
-            self._take(step)
+            self._take(step, batch)
             times.append(time.perf_counter() - started)
         return float(np.median(times))
 
@@ -78,7 +89,7 @@ class Rehearsal:
             self.network,
             spec.model,
             num_classes=spec.num_classes,
-            image_size=self.config.train_size,
+            image_size=self.config.image_size,
             in_channels=spec.in_channels,
         )
         # Counted there as the published tables do: each output twice, of four bytes.
@@ -97,7 +108,7 @@ class Rehearsal:
         fabric = processes.fabric(plan, [])
         return TrainingStep(self.network, self.spec, self.config, plan=plan, processes=processes, fabric=fabric)
 
-    def _take(self, step: TrainingStep) -> None:
-        step(self.batch, 0, lambda _: None)
+    def _take(self, step: TrainingStep, batch: Batch) -> None:
+        step(batch, 0, lambda _: None)
         if step.fabric.device.type == "cuda":
             torch.cuda.synchronize()

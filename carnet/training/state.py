@@ -9,7 +9,7 @@ from typing import Any
 from carnet.evaluation import EvaluationReport
 
 EpochMetrics = dict[str, float]
-"""epoch, seconds, train_loss, train_top1, valid_loss, valid_top1, valid_top5, lr, images_per_second."""
+"""epoch, seconds, train_loss, train_top1, valid_loss, valid_top1, valid_top5, lr, image_size, images_per_second."""
 
 
 @dataclass
@@ -35,6 +35,8 @@ class TrainingState:
     """Ended before the last epoch."""
     num_steps: int = 0
     """Steps of the whole run: all of its epochs, or fewer where a budget leaves no time for them."""
+    side: int = 0
+    """Of this epoch's images, in pixels."""
     progress: float = 0.0
     """Share of the run that is done, which the learning rate follows."""
     micro_batch: int = 0
@@ -62,6 +64,7 @@ class TrainingState:
             "valid_top1": valid.top1,
             "valid_top5": valid.top5,
             "lr": lr,
+            "image_size": self.side,
             "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)

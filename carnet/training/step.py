@@ -68,8 +68,10 @@ class TrainingStep:
         if processes.size > 1 and plan.device == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.micro_batch = plan.micro_batch
-        self._is_first, self._is_compiled = True, plan.compile
-        forward = _Forward(self.network, plan.micro_batch if plan.compile else None, plan.recompute)
+        self._is_compiled = plan.compile
+        self._sides: set[int] = set()
+        compiled = (plan.micro_batch, config.image_size) if plan.compile else None
+        forward = _Forward(self.network, compiled, plan.recompute)
         self.config = config
         self.forward, self.optimizer = fabric.setup(forward, make_optimizer(self.network, config))
 
@@ -106,12 +108,12 @@ class TrainingStep:
         set_lr(self.optimizer, lr_share)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self._is_first:
+        if batch.size not in self._sides:
             # Which may have compiled the network, and leaves gaps where the next steps have nothing.
             if self._is_compiled:
                 end_compiling()
             trim_memory()
-            self._is_first = False
+            self._sides.add(batch.size)
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
     def _accumulate(self, batch: Batch, num_images: int, seed: int) -> Tensor:
@@ -120,7 +122,7 @@ class TrainingStep:
         batch = batch.to(device)
         images = batch.images
         if batch.changes is not None:
-            images = self.augmentation.apply_to_batch(images, batch.changes)
+            images = self.augmentation.apply_to_batch(images, batch.changes, batch.size)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         batch = cut_mix(Batch(images, batch.labels), self.config.cutmix, np.random.default_rng(seed))
         parts = list(batch.parts(self.micro_batch))
@@ -149,20 +151,23 @@ class TrainingStep:
 
 
 class _Forward(nn.Module):
-    """A network that is compiled for batches of one size, and runs as it is for others, such as an epoch's last."""
+    """A network that is compiled for so many images of one side, and runs as it is for others.
 
-    def __init__(self, network: nn.Module, compiled_size: int | None, recompute: float) -> None:
+    Others are an epoch's last batch, and images that still grow, where compiling for each side would take too long.
+    """
+
+    def __init__(self, network: nn.Module, compiled: tuple[int, int] | None, recompute: float) -> None:
         super().__init__()
         self.network = network
-        self._size, self._recompute = compiled_size, recompute
+        self._shape, self._recompute = compiled, recompute
         # Says that no CUDA runtime is found wherever a CUDA folder is, which is no news on a processor.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         # A plain function: as a module it would appear among the parameters twice.
-        self._compiled = None if compiled_size is None else torch.compile(network.forward, dynamic=False)
+        self._compiled = None if compiled is None else torch.compile(network.forward, dynamic=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, S, S) -> (N, classes)"""
-        if self._compiled is None or len(images) != self._size or not self.training:
+        if self._compiled is None or (len(images), images.shape[-1]) != self._shape or not self.training:
             logits: Tensor = self.network(images)
             return logits
         import torch._functorch.config
@@ -208,5 +213,5 @@ def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterat
             raise
         way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
         raise OutOfMemoryError(
-            f"a step of {micro_batch} images of {config.train_size} px does not fit into memory; try {way_out}"
+            f"a step of {micro_batch} images of {config.image_size} px does not fit into memory; try {way_out}"
         ) from error

@@ -27,9 +27,9 @@ from carnet.training.checkpoint import save_checkpoint
 from carnet.training.dataset import Batch, step_seed
 from carnet.training.feed import pixels_from
 from carnet.training.memory import hold_memory_below, keep_freed_memory
-from carnet.training.optimizers import lr_share
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
+from carnet.training.schedule import lr_share, mean_cost, side_at, step_cost
 from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
@@ -137,7 +137,11 @@ class Trainer:
 
     def _batches(self, stop: StopFlag) -> Iterator[Batch]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
-        batches = self.feed.read(self.state.epoch, self.state.step, self.job.plan.workers)
+        state = self.state
+        if state.step == 0:
+            is_last = self.steps_left <= self.steps_per_epoch
+            state.side = self.config.image_size if is_last else side_at(state.progress, self.config)
+        batches = self.feed.read(state.epoch, state.step, self.job.plan.workers, state.side)
         while self.steps_left > 0:
             batch = None
             problem: Exception | None = stop.request
@@ -205,6 +209,10 @@ class Trainer:
             # As fast as the last epoch, its validation included.
             before = state.history[-2]["seconds"] if len(state.history) > 1 else 0.0
             seconds_per_step = (state.seconds - before) / self.steps_per_epoch
+            # Images may still grow.
+            first_cost = self.job.plan.first_cost
+            seconds_per_step *= mean_cost(state.progress, self.config, first_cost)
+            seconds_per_step /= step_cost(state.side, self.config, first_cost)
             fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
             state.num_steps = max(self.steps_done, min(self.steps_planned, fitting))

@@ -20,12 +20,13 @@ from carnet.training.config import TrainingConfig
 from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
 from carnet.training.plan import Plan, physical_cores
 from carnet.training.rehearsal import Rehearsal
+from carnet.training.schedule import first_side, mean_cost, time_at_full_side
 from carnet.training.step import compiler_problem, end_compiling
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
 COMPILED_RUN_SECONDS = 300.0
-"""From here on, compiling is tried: it takes about a minute the first time, and saves a fifth to a third."""
+"""With images of full side, from which on compiling is tried: it takes a minute, to save a fifth to a third."""
 _LEAN_RECOMPUTE = 0.3
 _COMPILING_BYTES = 600 * 10**6
 """What compiling takes besides: the C++ compiler, and PyTorch's own."""
@@ -71,6 +72,7 @@ def tune(
         if tuning.run_seconds >= SHORT_RUN_SECONDS and plan.devices == 1:
             tuning.choose_threads()
             tuning.choose_depthwise()
+        tuning.measure_growth()
         tuning.choose_compiling()
         tuning.choose_workers()
         if config.budget:
@@ -130,7 +132,7 @@ class _Tuning:
     def _require_room(self, needed: float, num_images: int, limit: int) -> None:
         if needed > limit:
             raise ConfigError(
-                f"a step of {counted(num_images, 'image')} of {self.config.train_size} px takes at least "
+                f"a step of {counted(num_images, 'image')} of {self.config.image_size} px takes at least "
                 f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; raise --max-memory, or take "
                 "a smaller --image-size"
             )
@@ -169,7 +171,8 @@ class _Tuning:
         wish, plan = self.config.compile, self.plan
         if wish == "off" or (wish == "auto" and plan.devices > 1):
             return
-        if wish == "auto" and self.run_seconds < COMPILED_RUN_SECONDS:
+        at_full_side = self.run_seconds * time_at_full_side(self.config, plan.first_cost)
+        if wish == "auto" and at_full_side < COMPILED_RUN_SECONDS:
             self.reasons.append("not compiled, for the run is short")
             return
         if problem := compiler_problem(plan.device):
@@ -199,10 +202,20 @@ class _Tuning:
         took = time.perf_counter() - started
         gain = f"{self.step_seconds:.2f} to {seconds:.2f} s a step, in {duration(took)}"
         if wish == "on" or seconds < _BETTER * self.step_seconds:
+            first_seconds = plan.first_cost * self.step_seconds
             self.plan, self.step_seconds = compiled, seconds
+            self._set_first_cost(first_seconds)
             self.reasons.append(f"compiled: {gain}")
         else:
             self.reasons.append(f"not compiled, for that is no faster: {gain}")
+
+    def measure_growth(self) -> None:
+        """Learn how much less a step takes at the beginning, where images grow."""
+        if first_side(self.config) < self.config.image_size and self.run_seconds >= SHORT_RUN_SECONDS:
+            self._set_first_cost(self.rehearsal.seconds(self.plan, first=True))
+
+    def _set_first_cost(self, seconds: float) -> None:
+        self.plan = replace(self.plan, first_cost=round(min(1.0, seconds / self.step_seconds), 3))
 
     def choose_workers(self) -> None:
         """As many threads to prepare images as keep up with the steps."""
@@ -220,7 +233,7 @@ class _Tuning:
         if self.plan.device == "cpu":
             # Images are prepared beside the steps, on the same cores, which the rehearsal has not seen.
             step += self.config.batch_size * self.rehearsal.seconds_to_load / (self.plan.threads * self.plan.devices)
-        epoch = self.steps_per_epoch * step + judging
+        epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)
         epochs = max(1, int(_SPARE_TIME * left / epoch))

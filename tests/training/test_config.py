@@ -11,7 +11,7 @@ from carnet.training.config import PRESETS, TrainingConfig, published
 def test_published_recipe() -> None:
     recipe = published()
     assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0, 16, 50)
-    assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.train_size) == ("carnet18", "adam", "constant", 244)
+    assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.start_share) == ("carnet18", "adam", "constant", 1)
     assert (recipe.label_smoothing, recipe.cutmix, recipe.ema, recipe.min_crop) == (0, 0, 0, 1)
     assert (recipe.image_size, recipe.resize, recipe.precision, recipe.pretrained) == (244, "crop", "fp32", False)
     assert (recipe.brightness, recipe.flip, recipe.rotation) == (0.2, 0.5, 15)
@@ -55,7 +55,7 @@ def test_survives_json() -> None:
         ("micro_batch", -1),
         ("compile", "yes"),
         ("cache", "gpu"),
-        ("train_size", -1),
+        ("start_share", 0),
         ("optimizer", "lion"),
         ("adam_share", 0),
         ("schedule", "step"),

@@ -45,12 +45,12 @@ def test_order_differs_between_epochs_and_seeds() -> None:
 def images(photos: Path) -> TrainingImages:
     found = find_images(photos)
     spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
-    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), seed=5)
+    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), 48, seed=5)
     return TrainingImages(found.splits["train"], prepare)
 
 
 def changed(augmentation: Augmentation, image: Images, seed: int) -> Images:
-    return augmentation.apply(image, augmentation.draw(np.random.default_rng(seed)))
+    return augmentation.apply(image, augmentation.draw(np.random.default_rng(seed)), len(image))
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) -> None:
@@ -65,8 +65,8 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) 
 
 def test_threads_do_not_change_anything(images: TrainingImages) -> None:
     batches = ShuffledBatches(len(images.samples), 7, seed=0)
-    alone = list(load_batches(images.__getitem__, batches, threads=0))
-    helped = list(load_batches(images.__getitem__, batches, threads=3))
+    alone = list(load_batches(images, batches, threads=0))
+    helped = list(load_batches(images, batches, threads=3))
     assert len(alone) == len(helped) == 4
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
@@ -78,7 +78,7 @@ def test_a_file_that_goes_under_way_is_named(threads: int, images: TrainingImage
     gone = Sample(tmp_path / "gone.jpg", 0)
     images.samples = [*images.samples[:3], gone]
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
-        list(load_batches(images.__getitem__, ShuffledBatches(4, 2, seed=0), threads))
+        list(load_batches(images, ShuffledBatches(4, 2, seed=0), threads))
 
 
 def test_augmentation_off_changes_nothing() -> None:
@@ -126,8 +126,8 @@ def test_a_gpus_batch_is_changed_to_the_same_pixels(
     images = np.random.default_rng(seed).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     augmentation = Augmentation(*strengths)
     changes = [augmentation.draw(np.random.default_rng([seed, number])) for number in range(5)]
-    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64))
-    one_by_one = [augmentation.apply(image, change) for image, change in zip(images, changes, strict=True)]
+    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64), size)
+    one_by_one = [augmentation.apply(image, change, size) for image, change in zip(images, changes, strict=True)]
     assert np.array_equal(batch.numpy(), np.stack(one_by_one))
 
 
@@ -141,17 +141,19 @@ def test_a_gpus_batch_is_changed_to_the_same_pixels(
 )
 def test_a_gpu_cuts_out_the_same_pieces(side: int, size: int, channels: int, min_crop: float, seed: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (3, side, side, channels), dtype=np.uint8)
-    augmentation = Augmentation(0, 0.5, 0, min_crop=min_crop, size=size)
+    augmentation = Augmentation(0, 0.5, 0, min_crop=min_crop)
     changes = [augmentation.draw(np.random.default_rng([seed, number])) for number in range(3)]
-    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64))
-    one_by_one = np.stack([augmentation.apply(image, change) for image, change in zip(images, changes, strict=True)])
+    batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64), size)
+    one_by_one = np.stack(
+        [augmentation.apply(image, change, size) for image, change in zip(images, changes, strict=True)]
+    )
     assert batch.shape == (3, size, size, channels)
     # Pillow counts in fixed point; each of the two passes can fall on the other side of a half.
     assert np.abs(batch.numpy().astype(int) - one_by_one).max() <= 2
 
 
 def test_pieces_have_the_stated_areas_and_lie_inside() -> None:
-    augmentation = Augmentation(0, 0, 0, min_crop=0.35, size=8)
+    augmentation = Augmentation(0, 0, 0, min_crop=0.35)
     changes = [augmentation.draw(np.random.default_rng(number)) for number in range(2000)]
     areas = [change.width * change.height for change in changes]
     assert 0.35 <= min(areas) < 0.37
@@ -167,13 +169,13 @@ def test_pieces_have_the_stated_areas_and_lie_inside() -> None:
 
 def test_changes_can_be_left_to_the_gpu(images: TrainingImages) -> None:
     batches = ShuffledBatches(len(images.samples), 7, seed=0)
-    here = list(load_batches(images.__getitem__, batches, threads=0))
+    here = list(load_batches(images, batches, threads=0))
     images.prepare.apply = False
-    later = list(load_batches(images.__getitem__, batches, threads=0))
+    later = list(load_batches(images, batches, threads=0))
     for done, raw in zip(here, later, strict=True):
         assert done.changes is None
         assert raw.changes is not None
-        assert torch.equal(images.prepare.augmentation.apply_to_batch(raw.images, raw.changes), done.images)
+        assert torch.equal(images.prepare.augmentation.apply_to_batch(raw.images, raw.changes, raw.size), done.images)
 
 
 @pytest.mark.parametrize(

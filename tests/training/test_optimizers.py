@@ -1,14 +1,12 @@
 import copy
-import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from carnet import TrainingConfig, create_model
 from carnet.training.config import published
-from carnet.training.optimizers import Muon, hidden_matrices, lr_share, make_optimizer, orthogonalized, set_lr
+from carnet.training.optimizers import Muon, hidden_matrices, make_optimizer, orthogonalized, set_lr
 
 
 class Matrices(nn.Module):
@@ -70,18 +68,6 @@ def test_the_published_optimizer_is_adam() -> None:
     optimizer = make_optimizer(create_model("carnet18", num_classes=3), published())
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.defaults["lr"] == 5e-4
-
-
-def test_learning_rate_over_the_run() -> None:
-    config = TrainingConfig(warmup=0.2)
-    shares = [lr_share((step + 0.5) / 100, config) for step in range(100)]
-    assert int(np.argmax(shares)) in (19, 20)
-    assert max(shares) > 0.97
-    assert shares[0] < 0.05
-    assert 0 < shares[-1] < 0.001
-    assert shares[59] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39.5 / 80)))
-    assert {lr_share(step / 100, published()) for step in range(100)} == {1.0}
-    assert lr_share(0.5, TrainingConfig(warmup=0)) == pytest.approx(0.5)
 
 
 def test_every_group_keeps_its_own_rate() -> None:

@@ -17,7 +17,7 @@ from runs import same_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from carnet import TrainingConfig, evaluate, files, load, train
+from carnet import TrainingConfig, create_model, evaluate, files, load, train
 from carnet.errors import (
     ConfigError,
     DataError,
@@ -35,7 +35,7 @@ from carnet.progress import Silent
 from carnet.training import preparation
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
-from carnet.training.recipe import with_sizes
+from carnet.training.recipe import with_size
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
 
@@ -77,10 +77,12 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert [row["epoch"] for row in metrics(trained_run)] == ["1", "2"]
     assert float(metrics(trained_run)[1]["valid_top1"]) == result["final"]["valid_top1"] == result["valid"]["top1"]
     record = json.loads((trained_run / "config.json").read_text())
-    assert TrainingConfig.from_json(record["recipe"]) == with_sizes(SMALL)
+    assert TrainingConfig.from_json(record["recipe"]) == with_size(SMALL)
     assert record["plan"]["device"] == "cpu"
     model = json.loads((trained_run / "model.json").read_text())
-    assert (model["classes"], model["params"]) == (["blue", "green", "red"], 601_483)
+    network = create_model("carnet_s", num_classes=3)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    assert (model["classes"], model["params"]) == (["blue", "green", "red"], params)
 
 
 def test_same_seed_same_weights(photos: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -112,6 +114,23 @@ def test_stopped_and_resumed_equals_uninterrupted(
     train(resume=run)
     assert same_weights(run, trained_run)
     assert metrics(run) == metrics(trained_run)
+
+
+def test_images_that_grow_are_taken_up_at_their_side(photos: Path, tmp_path: Path) -> None:
+    growing, whole, stopped = (
+        config(image_size=128, start_share=0.5, epochs=3),
+        tmp_path / "whole",
+        tmp_path / "stopped",
+    )
+    train(photos, growing, output=whole)
+    assert [row["image_size"] for row in metrics(whole)] == ["64", "96", "128"]
+    for during in ("epoch 2/3", "epoch 3/3"):
+        with pytest.raises(StoppedError):
+            train(photos, growing, output=stopped, progress=StopAfter(2, during=during))
+        train(resume=stopped)
+        assert same_weights(stopped, whole)
+        assert metrics(stopped) == metrics(whole)
+        shutil.rmtree(stopped)
 
 
 def test_resume_with_workers_and_moved_images(photos: Path, trained_run: Path, tmp_path: Path) -> None:

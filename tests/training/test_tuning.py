@@ -12,6 +12,7 @@ from carnet.progress import Silent
 from carnet.training import tuning
 from carnet.training.config import published
 from carnet.training.plan import Plan, resolve
+from carnet.training.schedule import mean_cost
 from carnet.training.step import compiler_problem
 
 GIGA = 10**9
@@ -23,9 +24,12 @@ class MadeUp:
     """A rehearsal with given measurements."""
 
     def __init__(self, seconds: Callable[[Plan], float], image_bytes: float = 1e7) -> None:
-        self.seconds, self.image_bytes = seconds, image_bytes
+        self.of_plan, self.image_bytes = seconds, image_bytes
         self.seconds_to_load = 0.001
         self.undone = False
+
+    def seconds(self, plan: Plan, *, first: bool = False) -> float:
+        return self.of_plan(plan) * (0.5 if first else 1.0)
 
     def peak_bytes(self, plan: Plan, num_images: int) -> int:
         return int(GIGA / 2 + num_images * self.image_bytes)
@@ -157,3 +161,12 @@ def test_a_budget_chooses_epochs() -> None:
     config, plan = tuned(10.0, budget="2m", compile="off")
     assert config.epochs == 1
     assert any("training ends inside the first" in reason for reason in plan.reasons)
+
+
+def test_small_images_at_the_beginning_leave_time_for_more_epochs() -> None:
+    grown, plan = tuned(0.1, budget="10m", start_share=0.55)
+    assert plan.first_cost == 0.5
+    share = mean_cost(0, grown, 0.5)
+    assert 0.5 < share < 1
+    assert grown.epochs == int(0.93 * (600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) * share + 0.5))
+    assert tuned(0.1, budget="10m")[1].first_cost == 1.0

@@ -1,0 +1,79 @@
+"""What changes over a run: the learning rate, and the side of the images.
+
+Both follow from the share of the run that is done, so that a run that has to be made shorter still goes all the way.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+from carnet.training.config import TrainingConfig
+
+_MULTIPLE = 32
+"""Of sides on the way: in others, positions at the edge of a stage see less than the rest."""
+_SMALLEST = 64
+"""Smaller images have no pixels to spare."""
+_GROWN = 0.75
+"""Share of the run after which images have their full side."""
+
+
+def lr_share(progress: float, config: TrainingConfig) -> float:
+    """Share of the learning rate: constant, or up in a line and down to zero in half a cosine.
+
+    Args:
+        progress: share of the run that is done, 0 to 1.
+        config: names the schedule.
+    """
+    if config.schedule == "constant":
+        return 1.0
+    if progress < config.warmup:
+        return progress / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+
+
+def first_side(config: TrainingConfig) -> int:
+    """Side of the images, in pixels, at the beginning."""
+    if config.start_share == 1:
+        return config.image_size
+    share = int(config.start_share * config.image_size) // _MULTIPLE * _MULTIPLE
+    return min(config.image_size, max(_SMALLEST, share))
+
+
+def side_at(progress: float, config: TrainingConfig) -> int:
+    """Side of the images, in pixels, in an epoch that begins when this share of the run is done.
+
+    Small images cost less, and are enough for what a network learns first.
+    Source: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing).
+    """
+    first, last = first_side(config), config.image_size
+    if progress >= _GROWN or first == last:
+        return last
+    side = first + (last - first) * progress / _GROWN
+    return min(last, max(first, round(side / _MULTIPLE) * _MULTIPLE))
+
+
+def step_cost(side: int, config: TrainingConfig, first_cost: float) -> float:
+    """What a step takes, as a share of one with images of full side.
+
+    Args:
+        side: of its images.
+        config: names the first side and the last.
+        first_cost: the same, measured, of a step with the first images.
+    """
+    if first_side(config) == config.image_size:
+        return 1.0
+    smallest, largest = first_side(config) ** 2, config.image_size**2
+    return first_cost + (1 - first_cost) * (side**2 - smallest) / (largest - smallest)
+
+
+def mean_cost(progress: float, config: TrainingConfig, first_cost: float) -> float:
+    """The mean of `step_cost` over the rest of the run."""
+    moments = (progress + (1 - progress) * (place + 0.5) / 100 for place in range(100))
+    return fmean(step_cost(side_at(moment, config), config, first_cost) for moment in moments)
+
+
+def time_at_full_side(config: TrainingConfig, first_cost: float) -> float:
+    """Share of the run's time in which images have their full side."""
+    grows = first_side(config) < config.image_size
+    return (1 - _GROWN) / mean_cost(0, config, first_cost) if grows else 1.0

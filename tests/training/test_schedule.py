@@ -1,0 +1,57 @@
+"""What changes over a run: learning rate, side of the images, and what that costs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from carnet import TrainingConfig
+from carnet.training.config import published
+from carnet.training.schedule import first_side, lr_share, mean_cost, side_at, step_cost, time_at_full_side
+
+
+def test_learning_rate_over_the_run() -> None:
+    config = TrainingConfig(warmup=0.2)
+    shares = [lr_share((step + 0.5) / 100, config) for step in range(100)]
+    assert int(np.argmax(shares)) in (19, 20)
+    assert max(shares) > 0.97
+    assert shares[0] < 0.05
+    assert 0 < shares[-1] < 0.001
+    assert shares[59] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39.5 / 80)))
+    assert {lr_share(step / 100, published()) for step in range(100)} == {1.0}
+    assert lr_share(0.5, TrainingConfig(warmup=0)) == pytest.approx(0.5)
+
+
+def test_images_grow_and_end_at_their_full_side() -> None:
+    config = TrainingConfig(image_size=128)
+    sides = [side_at(epoch / 20, config) for epoch in range(20)]
+    assert sides == sorted(sides)
+    assert set(sides) == {64, 96, 128}
+    assert sides[0] == first_side(config) == 64
+    assert sides[15:] == [128] * 5
+    odd = TrainingConfig(image_size=110)
+    assert [first_side(odd), *sorted({side_at(step / 100, odd) for step in range(100)})] == [64, 64, 96, 110]
+
+
+@pytest.mark.parametrize(("size", "first"), [(16, 16), (64, 64), (96, 64), (128, 64), (160, 64), (224, 96), (384, 192)])
+def test_small_images_have_nothing_to_spare(size: int, first: int) -> None:
+    assert first_side(TrainingConfig(image_size=size)) == first
+
+
+def test_where_images_do_not_grow() -> None:
+    assert {side_at(step / 10, published()) for step in range(10)} == {244}
+    assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
+    small = TrainingConfig(image_size=32)
+    assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == time_at_full_side(small, 0.5) == 1
+
+
+def test_the_cost_of_a_step_lies_between_the_first_and_the_last() -> None:
+    config = TrainingConfig(image_size=128)
+    assert step_cost(64, config, 0.4) == pytest.approx(0.4)
+    assert step_cost(128, config, 0.4) == pytest.approx(1)
+    # Half of what is between, at the side whose area is in the middle.
+    assert step_cost(round(math.sqrt((64**2 + 128**2) / 2)), config, 0.4) == pytest.approx(0.7, abs=0.01)
+    whole, second_half = mean_cost(0, config, 0.4), mean_cost(0.5, config, 0.4)
+    assert 0.4 < whole < second_half < 1
+    assert mean_cost(0.75, config, 0.4) == pytest.approx(1)
+    assert time_at_full_side(config, 0.4) == pytest.approx(0.25 / whole)
