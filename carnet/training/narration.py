@@ -8,19 +8,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from carnet.errors import NonFiniteLossError
-from carnet.progress import duration
+from carnet.progress import counted, duration
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import Job
 from carnet.training.schedule import first_side, mean_cost, step_cost
 from carnet.training.state import EpochMetrics, TrainingState
 
 
-def epoch_line(epoch: EpochMetrics, config: TrainingConfig, *, is_best: bool) -> str:
+def num_epochs(state: TrainingState, steps_per_epoch: int) -> int:
+    """Epochs of the run as it is planned now; the last one may be cut short."""
+    return -(-state.num_steps // steps_per_epoch)
+
+
+def epoch_line(epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, *, is_best: bool) -> str:
     """How an epoch went."""
     best = " (best so far)" if is_best else ""
     growing = f"{epoch['image_size']:.0f} px, " if first_side(config) < config.image_size else ""
     return (
-        f"epoch {epoch['epoch']:.0f}/{config.epochs}: "
+        f"epoch {epoch['epoch']:.0f}/{num_epochs}: "
         f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
         f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
         f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
@@ -30,7 +35,7 @@ def epoch_line(epoch: EpochMetrics, config: TrainingConfig, *, is_best: bool) ->
 def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, steps_per_epoch: int) -> str:
     """How long it will take, from the seconds of the steps so far; the first ones are slower and do not count."""
     step_seconds = float(np.median(session_steps[len(session_steps) // 2 :]))
-    left = (job.config.epochs - state.epoch) * steps_per_epoch - state.step
+    left = state.num_steps - state.epoch * steps_per_epoch - state.step
     # Images may still grow.
     cost = step_cost(state.side, job.config, job.plan.first_cost)
     rest = left * step_seconds * mean_cost(state.progress, job.config, job.plan.first_cost) / cost
@@ -43,8 +48,7 @@ def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, ste
 
 def stopped(job: Job, state: TrainingState, steps_per_epoch: int) -> str:
     """Where a run was when it was asked to stop."""
-    where = f"epoch {state.epoch + 1} of {job.config.epochs}, step {state.step} of {steps_per_epoch}"
-    return f"stopped in {where}; {go_on(job)}"
+    return f"stopped in {_where(state, steps_per_epoch)}; {go_on(job)}"
 
 
 def less_at_a_time(state: TrainingState) -> str:
@@ -57,16 +61,20 @@ def less_at_a_time(state: TrainingState) -> str:
 
 def time_is_up(config: TrainingConfig, state: TrainingState, steps_per_epoch: int) -> str:
     """That the budget is spent before the epochs are."""
-    where = f"epoch {state.epoch + 1} of {config.epochs}, step {state.step} of {steps_per_epoch}"
-    return f"the budget of {config.budget} was spent in {where}"
+    return f"the budget of {config.budget} was spent in {_where(state, steps_per_epoch)}"
 
 
-def fewer_steps(config: TrainingConfig, num_steps: int, steps_per_epoch: int) -> str:
-    """That the run was made shorter, to end in time."""
+def other_length(config: TrainingConfig, state: TrainingState, steps_per_epoch: int) -> str:
+    """That the run was made shorter or longer than planned, to end in time."""
     return (
-        f"the machine was slower than measured before training: {num_steps / steps_per_epoch:.1f} epochs instead of "
-        f"{config.epochs} fitted into {config.budget}"
+        f"{counted(config.epochs, 'epoch')} were planned from a short measurement; at the pace of the run "
+        f"{state.num_steps / steps_per_epoch:.1f} fitted into {config.budget}"
     )
+
+
+def _where(state: TrainingState, steps_per_epoch: int) -> str:
+    epochs = num_epochs(state, steps_per_epoch)
+    return f"epoch {state.epoch + 1} of {epochs}, step {state.step} of {steps_per_epoch}"
 
 
 def go_on(job: Job) -> str:

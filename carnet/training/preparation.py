@@ -16,7 +16,7 @@ from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
 from carnet.data.forms import form_of
 from carnet.data.hub import Source
 from carnet.data.sources import find_images
-from carnet.errors import ConfigError, DataError, MissingExtraError, RunError
+from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
 from carnet.models.trained import check_start, start_from
@@ -210,7 +210,11 @@ def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | No
 def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
     """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
     network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
-    check_image_size(network, config.model, first_side(config), config.in_channels)
+    check_image_size(network, config.model, config.image_size, config.in_channels)
+    try:
+        check_image_size(network, config.model, first_side(config), config.in_channels)
+    except ModelError as error:
+        raise ConfigError(f"--start-share {config.start_share:g}: {error}; take --start-share 1") from error
     if init is not None:
         check_start(config.model, config.in_channels, init)
     if init is not None and config.pretrained:

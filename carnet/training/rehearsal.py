@@ -48,7 +48,8 @@ class Rehearsal:
         started = time.perf_counter()
         batch = next(feed.read(0, 0, workers=0, size=config.image_size))
         seconds = (time.perf_counter() - started) / len(batch)
-        first_batch = next(feed.read(0, 0, workers=0, size=first_side(config)))
+        first = first_side(config)
+        first_batch = batch if first == config.image_size else next(feed.read(0, 0, workers=0, size=first))
         return cls(network, spec, config, batch, first_batch, seconds, copy.deepcopy(network.state_dict()))
 
     def undo(self) -> None:

@@ -178,6 +178,11 @@ class Trainer:
         return self.config.epochs * self.steps_per_epoch
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run, as it is planned now."""
+        return narration.num_epochs(self.state, self.steps_per_epoch)
+
+    @property
     def steps_done(self) -> int:
         """Steps of the whole run that are done."""
         return self.state.epoch * self.steps_per_epoch + self.state.step
@@ -201,12 +206,12 @@ class Trainer:
         return bool(late)
 
     def _keep_budget(self) -> None:
-        """Plan fewer steps where the machine has become slower, so that the learning rate comes down in time."""
+        """Plan as many steps as fit at the pace of the last epoch, so that the learning rate comes down in time."""
         allowed, state = self.job.plan.training_seconds, self.state
         if not allowed:
             return
         if self.steps_left > 0:
-            # As fast as the last epoch, its validation included.
+            # Its validation is part of it.
             before = state.history[-2]["seconds"] if len(state.history) > 1 else 0.0
             seconds_per_step = (state.seconds - before) / self.steps_per_epoch
             # Images may still grow.
@@ -215,10 +220,10 @@ class Trainer:
             seconds_per_step /= step_cost(state.side, self.config, first_cost)
             fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
-            state.num_steps = max(self.steps_done, min(self.steps_planned, fitting))
-        if self.steps_left <= 0 and state.num_steps < self.steps_planned and not state.finished:
-            state.finished = True
-            state.notes.append(narration.fewer_steps(self.config, state.num_steps, self.steps_per_epoch))
+            state.num_steps = max(self.steps_done, fitting)
+        if self.steps_left <= 0 and state.num_steps != self.steps_planned and not state.finished:
+            state.finished = state.num_steps < self.steps_planned
+            state.notes.append(narration.other_length(self.config, state, self.steps_per_epoch))
 
     def _validate(self, stop: StopFlag) -> EvaluationReport:
         """Judge the weights as they are, in float32, each image once; every process gets the whole report."""
@@ -243,7 +248,7 @@ class Trainer:
 
         if not samples:
             return np.empty((0, self.spec.num_classes), np.float32)
-        what = f"epoch {self.state.epoch + 1}/{self.config.epochs} validation"
+        what = f"epoch {self.state.epoch + 1}/{self.num_epochs} validation"
         return evaluate(
             predict,
             samples,
@@ -255,7 +260,7 @@ class Trainer:
 
     def _after_step(self, loss: float, seconds: float) -> None:
         state = self.state
-        what = f"epoch {state.epoch + 1}/{self.config.epochs}"
+        what = f"epoch {state.epoch + 1}/{self.num_epochs}"
         note = f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %"
         self.progress.bar(what, state.step, self.steps_per_epoch, note)
         if not self.has_foretold:
@@ -293,7 +298,7 @@ class Trainer:
             },
             step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
-        self.progress.say(narration.epoch_line(epoch, self.config, is_best=state.best is epoch))
+        self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, is_best=state.best is epoch))
 
     def _write_history(self) -> None:
         if not self.processes.is_first:

@@ -34,7 +34,6 @@ _SPARE_MEMORY = 0.9
 """Share of the limit that is planned for; the rest is for what the measurement has not seen."""
 _KEPT_MEMORY = 1.6
 """How much more a step takes where freed memory is kept, because of the gaps."""
-_SPARE_TIME = 0.93
 _BETTER = 0.97
 """A choice counts as faster if it takes less than this share of the time."""
 
@@ -236,7 +235,7 @@ class _Tuning:
         epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)
-        epochs = max(1, int(_SPARE_TIME * left / epoch))
+        epochs = max(1, int(left / epoch))
         self.config = replace(self.config, epochs=epochs)
         self.plan = replace(self.plan, training_seconds=round(left, 1))
         say = f"{counted(epochs, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}"

@@ -75,10 +75,27 @@ def test_a_slower_machine_gets_a_shorter_schedule(
     result = run_with({"training_seconds": 100.0}, monkeypatch, photos, planned, output=tmp_path / "run")
     document = result.document
     assert document["stopped_early"]
-    assert any("slower than measured" in note and "fitted into 10m" in note for note in document["notes"])
+    assert any("at the pace of the run" in note and "fitted into 10m" in note for note in document["notes"])
     assert result.history[-1]["lr"] < 0.01 * max(epoch["lr"] for epoch in result.history)
     again = train(resume=tmp_path / "run", progress=Silent())
     assert again.document["epochs"] == document["epochs"]
+
+
+def test_a_faster_machine_gets_a_longer_schedule(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = iter(range(1, 10**6))
+    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: next(quick) / 1000)
+
+    def two_epochs(config: TrainingConfig, plan: Plan, *_: object, **__: object) -> tuple[TrainingConfig, Plan]:
+        return replace(config, epochs=2), replace(plan, training_seconds=0.05)
+
+    monkeypatch.setattr(preparation, "tune", two_epochs)
+    result = train(photos, replace(SMALL, epochs=0, budget="1s"), output=tmp_path / "run", progress=Silent())
+    assert result.document["epochs"] > 2
+    assert not result.document["stopped_early"]
+    assert any("2 epochs were planned" in note and "fitted into 1s" in note for note in result.document["notes"])
+    assert result.history[-1]["lr"] < 0.01 * max(epoch["lr"] for epoch in result.history)
 
 
 @needs_compiler

@@ -541,6 +541,13 @@ def test_tensorboard(photos: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_network_of_one_size_says_how_to_train_it(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"--start-share 0.5: timm/vit_tiny.* cannot take .*; take --start-share 1"):
+        train(photos, config(model="timm/vit_tiny_patch16_224", image_size=224), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_timm_model(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     run = tmp_path / "run"
