@@ -81,9 +81,7 @@ def test_a_slower_machine_gets_a_shorter_schedule(
     assert again.document["epochs"] == document["epochs"]
 
 
-def test_a_faster_machine_gets_a_longer_schedule(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = iter(range(1, 10**6))
     monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: next(quick) / 1000)
 
