@@ -41,7 +41,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random piece of the image; then brightness jitter, mirroring, rotation, in the published order."""
+    """A random piece of the image; then brightness jitter, mirroring, rotation, in the published order.
+
+    How large the piece is at least, and what comes out, changes over a run: see `carnet.training.schedule`.
+    """
 
     brightness: float
     """Factor between 1 - this and 1 + this."""
@@ -49,35 +52,30 @@ class Augmentation:
     """Probability of mirroring left to right."""
     rotation: float
     """Degrees either way; corners that come from outside become black."""
-    min_crop: float = 1.0
-    """Share of the area that is cut out at least; 1: the whole image."""
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> Augmentation:
         """Take the recipe's strengths."""
-        return cls(config.brightness, config.flip, config.rotation, config.min_crop)
+        return cls(config.brightness, config.flip, config.rotation)
 
-    def draw(self, rng: np.random.Generator) -> Change:
-        """What to do to an image; always as many draws, so that switching one off leaves the others as they were."""
+    def draw(self, rng: np.random.Generator, min_crop: float = 1.0) -> Change:
+        """What to do to an image; always as many draws, so that switching one off leaves the others as they were.
+
+        Args:
+            rng: what it is drawn from.
+            min_crop: share of the area that is cut out at least; 1: the whole image.
+        """
         factor, mirrored, angle = (
             rng.uniform(1 - self.brightness, 1 + self.brightness),
             bool(rng.random() < self.flip),
             rng.uniform(-self.rotation, self.rotation),
         )
-        return Change(*self._draw_piece(rng), factor, mirrored, angle)
-
-    def _draw_piece(self, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        """A box of a random area, and a random ratio of its sides between 3:4 and 4:3, as far as the square allows."""
-        area = rng.uniform(self.min_crop, 1)
-        lean = min(math.log(MAX_LEAN), abs(math.log(area)))
-        ratio = math.exp(rng.uniform(-lean, lean))
-        width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
-        return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
+        return Change(*_draw_piece(rng, min_crop), factor, mirrored, angle)
 
     def apply(self, image: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
         picture = as_picture(image)
-        if self._cuts(picture.width, size):
+        if size != picture.width or min(change.width, change.height) < 1:
             left, top, width, height = (picture.width * share for share in change[:4])
             box = (left, top, left + width, top + height)
             picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -92,13 +90,20 @@ class Augmentation:
     def apply_to_batch(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
         """The same for uint8 images (N, S, S, C) and their changes (N, 7), on the device where they are."""
         turns = [_turn(angle, size) for angle in changes[:, 6].tolist()] if self.rotation else [_turn(0, size)]
+        has_pieces = size != images.shape[1] or bool((changes[:, 2:4] < 1).any())
         changes = changes.to(images.device)
-        images = _cut(images, changes[:, :4], size) if self._cuts(images.shape[1], size) else images
+        images = _cut(images, changes[:, :4], size) if has_pieces else images
         images = _brighten(images, changes[:, 4].float()) if self.brightness else images
         return _place(images, changes[:, 5].bool(), torch.tensor(turns, device=images.device))
 
-    def _cuts(self, side: int, size: int) -> bool:
-        return self.min_crop < 1 or size != side
+
+def _draw_piece(rng: np.random.Generator, min_crop: float) -> tuple[float, float, float, float]:
+    """A box of a random area, and a random ratio of its sides between 3:4 and 4:3, as far as the square allows."""
+    area = rng.uniform(min_crop, 1)
+    lean = min(math.log(MAX_LEAN), abs(math.log(area)))
+    ratio = math.exp(rng.uniform(-lean, lean))
+    width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
+    return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
 
 
 def _cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -17,6 +17,7 @@ from carnet.data.sources import Sample
 from carnet.prefetch import load_ahead
 from carnet.preprocess import Images
 from carnet.training.augment import Augmentation, Change
+from carnet.training.schedule import View
 
 Key = tuple[int, int]
 """(epoch, index): what a sample's randomness depends on, besides the seed."""
@@ -80,15 +81,15 @@ class Preparation:
     Attributes:
         load: reads the pixels of a file, or of an encoded image.
         augmentation: how images are changed.
-        size: side of what comes out.
+        view: how images are shown.
         seed: of the changes.
         apply: whether changes are made here; or later, to the whole batch, on a GPU.
     """
 
     def __init__(
-        self, load: Callable[[Any], Images], augmentation: Augmentation, size: int, seed: int, *, apply: bool = True
+        self, load: Callable[[Any], Images], augmentation: Augmentation, view: View, seed: int, *, apply: bool = True
     ) -> None:
-        self.load, self.augmentation, self.size, self.seed, self.apply = load, augmentation, size, seed, apply
+        self.load, self.augmentation, self.view, self.seed, self.apply = load, augmentation, view, seed, apply
 
     def __call__(self, source: Any, label: int, epoch: int, index: int) -> Prepared:
         """A source of pixels -> the image and its label
@@ -96,11 +97,11 @@ class Preparation:
         Raises:
             ImageError: if the file cannot be decoded (any more); nothing stands in for it.
         """
-        change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index))
+        change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index), self.view.min_crop)
         pixels = self.load(source)
         if not self.apply:
             return pixels, label, change
-        return self.augmentation.apply(pixels, change, self.size), label, None
+        return self.augmentation.apply(pixels, change, self.view.side), label, None
 
 
 class TrainingImages:
@@ -207,4 +208,4 @@ def load_batches(images: PreparedImages[Item], batches: EpochBatches[Item], thre
     for items in load_ahead(images.__getitem__, batches, threads=threads):
         pixels, labels, changes = zip(*items, strict=True)
         wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
-        yield Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, images.prepare.size)
+        yield Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, images.prepare.view.side)

@@ -24,6 +24,7 @@ from carnet.training.dataset import (
     load_batches,
 )
 from carnet.training.processes import Processes
+from carnet.training.schedule import View, view_at
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Feed:
     batches: EpochBatches[Any]
     _images: PreparedImages[Any]
 
-    def read(self, epoch: int, first_step: int, workers: int, size: int) -> Iterator[Batch]:
-        """This process's share of an epoch's batches, from a step on, prepared ahead, `size` pixels high and wide.
+    def read(self, epoch: int, first_step: int, workers: int, view: View) -> Iterator[Batch]:
+        """This process's share of an epoch's batches, from a step on, prepared ahead and shown as `view` says.
 
         Raises:
             DataError: if an image cannot be read any more.
         """
         self.batches.epoch, self.batches.first_step = epoch, first_step
-        self._images.prepare.size = size
+        self._images.prepare.view = view
         return load_batches(self._images, self.batches, workers)
 
 
@@ -71,7 +72,7 @@ def make_feed(
     """
     load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
     augmentation = Augmentation.from_config(config)
-    prepare = Preparation(load, augmentation, config.image_size, config.seed, apply=device != "cuda")
+    prepare = Preparation(load, augmentation, view_at(0, config), config.seed, apply=device != "cuda")
     place = {"rank": processes.rank, "num_processes": processes.size}
     if stream is None:
         batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)

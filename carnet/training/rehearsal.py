@@ -20,7 +20,7 @@ from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
-from carnet.training.schedule import first_side
+from carnet.training.schedule import first_side, view_at
 from carnet.training.step import TrainingStep
 
 
@@ -46,10 +46,10 @@ class Rehearsal:
     def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
         """Read the first batch, and remember the weights."""
         started = time.perf_counter()
-        batch = next(feed.read(0, 0, workers=0, size=config.image_size))
+        batch = next(feed.read(0, 0, workers=0, view=view_at(1, config)))
         seconds = (time.perf_counter() - started) / len(batch)
-        first = first_side(config)
-        first_batch = batch if first == config.image_size else next(feed.read(0, 0, workers=0, size=first))
+        grows = first_side(config) < config.image_size
+        first_batch = next(feed.read(0, 0, workers=0, view=view_at(0, config))) if grows else batch
         return cls(network, spec, config, batch, first_batch, seconds, copy.deepcopy(network.state_dict()))
 
     def undo(self) -> None:

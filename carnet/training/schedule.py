@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate, and the side of the images.
+"""What changes over a run: the learning rate, and how images are shown.
 
 Both follow from the share of the run that is done, so that a run that has to be made shorter still goes all the way.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from statistics import fmean
+from typing import NamedTuple
 
 from carnet.training.config import TrainingConfig
 
@@ -15,7 +16,18 @@ _MULTIPLE = 32
 _SMALLEST = 64
 """Smaller images have no pixels to spare."""
 _GROWN = 0.75
-"""Share of the run after which images have their full side."""
+"""Share of the run after which images have their full side, and are nearly whole."""
+_LAST_CROP = 0.9
+"""Share of the area that is cut out at least from then on."""
+
+
+class View(NamedTuple):
+    """How training images are shown in an epoch."""
+
+    side: int
+    """In pixels."""
+    min_crop: float = 1.0
+    """Share of their area that is cut out at least."""
 
 
 def lr_share(progress: float, config: TrainingConfig) -> float:
@@ -40,12 +52,19 @@ def first_side(config: TrainingConfig) -> int:
     return min(config.image_size, max(_SMALLEST, share))
 
 
-def side_at(progress: float, config: TrainingConfig) -> int:
-    """Side of the images, in pixels, in an epoch that begins when this share of the run is done.
+def view_at(progress: float, config: TrainingConfig) -> View:
+    """How images are shown in an epoch that begins when this share of the run is done.
 
-    Small images cost less, and are enough for what a network learns first.
-    Source: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing).
+    Small images cost less, and are enough for what a network learns first. Pieces look larger than whole images, which
+    are what it will be judged by; so it ends with nearly whole ones.
+    Sources: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing); Touvron et al., "Fixing the
+    train-test resolution discrepancy", 2019.
     """
+    min_crop = config.min_crop if progress < _GROWN else max(config.min_crop, _LAST_CROP)
+    return View(_side_at(progress, config), min_crop)
+
+
+def _side_at(progress: float, config: TrainingConfig) -> int:
     first, last = first_side(config), config.image_size
     if progress >= _GROWN or first == last:
         return last
@@ -70,7 +89,7 @@ def step_cost(side: int, config: TrainingConfig, first_cost: float) -> float:
 def mean_cost(progress: float, config: TrainingConfig, first_cost: float) -> float:
     """The mean of `step_cost` over the rest of the run."""
     moments = (progress + (1 - progress) * (place + 0.5) / 100 for place in range(100))
-    return fmean(step_cost(side_at(moment, config), config, first_cost) for moment in moments)
+    return fmean(step_cost(_side_at(moment, config), config, first_cost) for moment in moments)
 
 
 def time_at_full_side(config: TrainingConfig, first_cost: float) -> float:

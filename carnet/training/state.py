@@ -35,8 +35,8 @@ class TrainingState:
     """Ended before the last epoch."""
     num_steps: int = 0
     """Steps of the whole run: all of its epochs, or fewer where a budget leaves no time for them."""
-    side: int = 0
-    """Of this epoch's images, in pixels."""
+    began_at: float = 0.0
+    """What `progress` was when this epoch began: images are shown as it says."""
     progress: float = 0.0
     """Share of the run that is done, which the learning rate follows."""
     micro_batch: int = 0
@@ -53,7 +53,7 @@ class TrainingState:
         self.seconds += seconds
         self.step_seconds += seconds
 
-    def end_epoch(self, valid: EvaluationReport, lr: float) -> EpochMetrics:
+    def end_epoch(self, valid: EvaluationReport, *, lr: float, image_size: int) -> EpochMetrics:
         """Close the epoch with its validation; afterwards the state stands at the start of the next one."""
         epoch: EpochMetrics = {
             "epoch": self.epoch + 1,
@@ -64,7 +64,7 @@ class TrainingState:
             "valid_top1": valid.top1,
             "valid_top5": valid.top5,
             "lr": lr,
-            "image_size": self.side,
+            "image_size": image_size,
             "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)

@@ -29,7 +29,7 @@ from carnet.training.feed import pixels_from
 from carnet.training.memory import hold_memory_below, keep_freed_memory
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
-from carnet.training.schedule import lr_share, mean_cost, side_at, step_cost
+from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_at
 from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
@@ -103,7 +103,8 @@ class Trainer:
                 if spent:
                     state.finished = True
                     state.notes.append(spent)
-                self._end_epoch(state.end_epoch(valid, lr=self.optimizer.param_groups[0]["lr"]))
+                lr = self.optimizer.param_groups[0]["lr"]
+                self._end_epoch(state.end_epoch(valid, lr=lr, image_size=self.view.side))
         except StopRequestError as request:
             self._checkpoint()
             raise StoppedError(
@@ -139,9 +140,9 @@ class Trainer:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
         state = self.state
         if state.step == 0:
-            is_last = self.steps_left <= self.steps_per_epoch
-            state.side = self.config.image_size if is_last else side_at(state.progress, self.config)
-        batches = self.feed.read(state.epoch, state.step, self.job.plan.workers, state.side)
+            # Even a single epoch ends as the run does.
+            state.began_at = 1.0 if self.steps_left <= self.steps_per_epoch else state.progress
+        batches = self.feed.read(state.epoch, state.step, self.job.plan.workers, self.view)
         while self.steps_left > 0:
             batch = None
             problem: Exception | None = stop.request
@@ -171,6 +172,11 @@ class Trainer:
             self.average.update(self.network, self.steps_done)
         state.progress += step_share
         return result
+
+    @property
+    def view(self) -> View:
+        """How this epoch's images are shown."""
+        return view_at(self.state.began_at, self.config)
 
     @property
     def steps_planned(self) -> int:
@@ -217,7 +223,7 @@ class Trainer:
             # Images may still grow.
             first_cost = self.job.plan.first_cost
             seconds_per_step *= mean_cost(state.progress, self.config, first_cost)
-            seconds_per_step /= step_cost(state.side, self.config, first_cost)
+            seconds_per_step /= step_cost(self.view.side, self.config, first_cost)
             fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
             state.num_steps = max(self.steps_done, fitting)

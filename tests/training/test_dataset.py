@@ -12,6 +12,7 @@ from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
 from carnet.training.dataset import Batch, Preparation, ShuffledBatches, TrainingImages, load_batches
+from carnet.training.schedule import View
 
 
 @given(
@@ -45,7 +46,7 @@ def test_order_differs_between_epochs_and_seeds() -> None:
 def images(photos: Path) -> TrainingImages:
     found = find_images(photos)
     spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
-    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), 48, seed=5)
+    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), View(48), seed=5)
     return TrainingImages(found.splits["train"], prepare)
 
 
@@ -141,8 +142,8 @@ def test_a_gpus_batch_is_changed_to_the_same_pixels(
 )
 def test_a_gpu_cuts_out_the_same_pieces(side: int, size: int, channels: int, min_crop: float, seed: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (3, side, side, channels), dtype=np.uint8)
-    augmentation = Augmentation(0, 0.5, 0, min_crop=min_crop)
-    changes = [augmentation.draw(np.random.default_rng([seed, number])) for number in range(3)]
+    augmentation = Augmentation(0, 0.5, 0)
+    changes = [augmentation.draw(np.random.default_rng([seed, number]), min_crop) for number in range(3)]
     batch = augmentation.apply_to_batch(torch.from_numpy(images), torch.tensor(changes, dtype=torch.float64), size)
     one_by_one = np.stack(
         [augmentation.apply(image, change, size) for image, change in zip(images, changes, strict=True)]
@@ -153,8 +154,8 @@ def test_a_gpu_cuts_out_the_same_pieces(side: int, size: int, channels: int, min
 
 
 def test_pieces_have_the_stated_areas_and_lie_inside() -> None:
-    augmentation = Augmentation(0, 0, 0, min_crop=0.35)
-    changes = [augmentation.draw(np.random.default_rng(number)) for number in range(2000)]
+    augmentation = Augmentation(0, 0, 0)
+    changes = [augmentation.draw(np.random.default_rng(number), 0.35) for number in range(2000)]
     areas = [change.width * change.height for change in changes]
     assert 0.35 <= min(areas) < 0.37
     assert 0.98 < max(areas) <= 1

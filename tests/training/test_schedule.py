@@ -7,7 +7,7 @@ import pytest
 
 from carnet import TrainingConfig
 from carnet.training.config import published
-from carnet.training.schedule import first_side, lr_share, mean_cost, side_at, step_cost, time_at_full_side
+from carnet.training.schedule import first_side, lr_share, mean_cost, step_cost, time_at_full_side, view_at
 
 
 def test_learning_rate_over_the_run() -> None:
@@ -24,13 +24,13 @@ def test_learning_rate_over_the_run() -> None:
 
 def test_images_grow_and_end_at_their_full_side() -> None:
     config = TrainingConfig(image_size=128)
-    sides = [side_at(epoch / 20, config) for epoch in range(20)]
+    sides = [view_at(epoch / 20, config).side for epoch in range(20)]
     assert sides == sorted(sides)
     assert set(sides) == {64, 96, 128}
     assert sides[0] == first_side(config) == 64
     assert sides[15:] == [128] * 5
     odd = TrainingConfig(image_size=110)
-    assert [first_side(odd), *sorted({side_at(step / 100, odd) for step in range(100)})] == [64, 64, 96, 110]
+    assert [first_side(odd), *sorted({view_at(step / 100, odd).side for step in range(100)})] == [64, 64, 96, 110]
 
 
 @pytest.mark.parametrize(("size", "first"), [(16, 16), (64, 64), (96, 64), (128, 64), (160, 64), (224, 96), (384, 192)])
@@ -38,8 +38,14 @@ def test_small_images_have_nothing_to_spare(size: int, first: int) -> None:
     assert first_side(TrainingConfig(image_size=size)) == first
 
 
+def test_images_end_nearly_whole() -> None:
+    config = TrainingConfig(image_size=128, min_crop=0.4)
+    assert [view_at(progress, config).min_crop for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0.9, 0.9]
+    assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95)).min_crop == 0.95
+
+
 def test_where_images_do_not_grow() -> None:
-    assert {side_at(step / 10, published()) for step in range(10)} == {244}
+    assert {view_at(step / 10, published()) for step in range(10)} == {(244, 1)}
     assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
     small = TrainingConfig(image_size=32)
     assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == time_at_full_side(small, 0.5) == 1
