@@ -66,7 +66,7 @@ class TrainingConfig:
     ema: float = 0.998
     """Judge and keep a moving average of the weights, with this decay at each step; 0 is off."""
     min_crop: float = 0.35
-    """Pieces of training images are shown, at least this share of their area; 1 is off. At last they are nearly whole."""
+    """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off."""
     brightness: float = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
     flip: float = 0.5
