@@ -8,9 +8,9 @@ its input added to its output:
     └─────────── where the shape changes: 2x2 mean, channels repeated ───────────────┘
 
 The shortcut has no parameters, and the last batch norm begins at zero: every block begins as its shortcut, and learns
-what to add. In the first two stages channel attention makes no difference, and is left out; the last two, where an image
-has few positions, look further around, with kernels of 5x5. The mean over all positions and one linear layer give the
-logits, so that the same layer, applied to every position, gives a map of where each class is seen.
+what to add. In the first two stages channel attention makes no difference, and is left out. The last two, where an
+image has few positions, look further around, with kernels of 5x5. The mean over all positions and one linear layer give
+the logits, so that the same layer, applied to every position, gives a map of where each class is seen.
 
 Why it is built this way, and what else was tried: `docs/design-of-carnet-s.md`.
 """
