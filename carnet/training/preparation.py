@@ -211,10 +211,11 @@ def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
     """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
     network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
     check_image_size(network, config.model, config.image_size, config.in_channels)
-    try:
-        check_image_size(network, config.model, first_side(config), config.in_channels)
-    except ModelError as error:
-        raise ConfigError(f"--start-share {config.start_share:g}: {error}; take --start-share 1") from error
+    if (first := first_side(config)) < config.image_size:
+        try:
+            check_image_size(network, config.model, first, config.in_channels)
+        except ModelError as error:
+            raise ConfigError(f"--start-share {config.start_share:g}: {error}; take --start-share 1") from error
     if init is not None:
         check_start(config.model, config.in_channels, init)
     if init is not None and config.pretrained:

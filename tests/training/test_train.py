@@ -117,11 +117,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_images_that_grow_are_taken_up_at_their_side(photos: Path, tmp_path: Path) -> None:
-    growing, whole, stopped = (
-        config(image_size=128, start_share=0.5, epochs=3),
-        tmp_path / "whole",
-        tmp_path / "stopped",
-    )
+    growing = config(image_size=128, epochs=3)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(photos, growing, output=whole)
     assert [row["image_size"] for row in metrics(whole)] == ["64", "96", "128"]
     for during in ("epoch 2/3", "epoch 3/3"):
