@@ -1,9 +1,9 @@
 """Compare recipes and shapes of network by short runs of the training loop itself, on images that judge nothing else.
 
-2,000 training images are held out; together with the validation images they judge the last epoch's weights. The test
-images are not touched. Each setting is a name and what differs from the recommended recipe; `widths`, `depths`,
-`kernel_sizes` and `reductions` (of each stage) make a network that is none of ours. Nothing is compiled, unless a
-setting says so. Decoded images are kept from run to run, so the seconds are those of warm caches.
+Some training images, 2,000 unless told otherwise, are held out; together with the validation images they judge the last
+epoch's weights. The test images are not touched. Each setting is a name and what differs from the recommended recipe;
+`widths`, `depths`, `kernel_sizes` and `reductions` (of each stage) make a network that is none of ours. Nothing is
+compiled, unless a setting says so. Decoded images are kept from run to run, so the seconds are those of warm caches.
 
 Example:
   python benchmarks/explore.py DATA/sports100 optimizers --epochs 8 --seeds 2 \\
@@ -31,7 +31,6 @@ from carnet.data.sources import find_images
 from carnet.models import registry
 from carnet.models.residual_carnet import ResidualCARNet
 
-HELD_OUT = 2000
 _TRIED = "tried"
 _SHAPE: dict[str, Any] = {
     "widths": (64, 128, 256, 512),
@@ -48,12 +47,16 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", help='"NAME: FIELD=VALUE …", see TrainingConfig')
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each setting, with seeds 0, 1, …")
+    parser.add_argument("--held-out", type=int, default=2000, help="training images that judge")
+    parser.add_argument("--num-train", type=int, help="train on no more than so many of the others")
     options = parser.parse_args()
     command = " ".join(["explore.py", options.data.name, options.name, *map(repr, options.settings)])
-    command += f" --epochs {options.epochs} --seeds {options.seeds}"
+    command += f" --epochs {options.epochs} --seeds {options.seeds} --held-out {options.held_out}"
+    command += f" --num-train {options.num_train}" if options.num_train else ""
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        table, num_judging = hold_out(options.data, Path(folder) / "table.csv")
+        table = Path(folder) / "table.csv"
+        num_judging = hold_out(options.data, table, options.held_out, options.num_train)
         for seed in range(options.seeds):
             for setting in options.settings:
                 name, _, words = setting.partition(":")
@@ -75,19 +78,20 @@ def sum_up(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float |
     return {name: mean_and_spread([result["top1"] for result in results]) for name, results in runs.items()}
 
 
-def hold_out(data: Path, table: Path) -> tuple[Path, int]:
-    """Write a table of the images in which some of the training images are validation images too."""
+def hold_out(data: Path, table: Path, number: int, num_train: int | None) -> int:
+    """Write a table of the images in which some of the training images are validation images too; count the latter."""
     data_set = find_images(data)
-    splits = {split: data_set.splits[split] for split in ("train", "valid")}
-    held_out = np.random.default_rng(0).permutation(len(splits["train"]))[:HELD_OUT].tolist()
-    judging = {splits["train"][number].path for number in held_out} | {sample.path for sample in splits["valid"]}
+    order = np.random.default_rng(0).permutation(len(data_set.splits["train"])).tolist()
+    train = [data_set.splits["train"][place] for place in order]
+    judging = [*train[:number], *data_set.splits["valid"]]
+    learning = train[number:][:num_train]
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "label", "split"])
-        for sample in (*splits["train"], *splits["valid"]):
-            split = "valid" if sample.path in judging else "train"
-            writer.writerow([sample.path.resolve(), data_set.classes[sample.label], split])
-    return table, len(judging)
+        for split, samples in (("train", learning), ("valid", judging)):
+            for sample in sorted(samples, key=lambda sample: str(sample.path)):
+                writer.writerow([sample.path.resolve(), data_set.classes[sample.label], split])
+    return len(judging)
 
 
 def configure(words: list[str], **others: Any) -> TrainingConfig:

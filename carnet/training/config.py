@@ -45,8 +45,8 @@ class TrainingConfig:
     """What the network sees of an image: 1 grey, 3 colour, 4 colour and opacity."""
     epochs: int = 0
     """Passes over the training images; 0 follows from their number."""
-    batch_size: int = 64
-    """Images per optimizer step; the last, smaller batch of an epoch is kept."""
+    batch_size: int = 0
+    """Images per optimizer step; the last, smaller batch of an epoch is kept. 0 follows from their number."""
     optimizer: Optimizer = "muon"
     """Muon (AdamW for what is no hidden matrix) or Adam."""
     lr: float = 0.08
@@ -61,12 +61,13 @@ class TrainingConfig:
     """Share of the run in which a cosine schedule goes up."""
     label_smoothing: float = 0.1
     """Share of every label that is spread over all classes, so that nothing is learned to be certain."""
-    cutmix: float = 0.0
-    """Share of batches in which a piece of every image comes from another one."""
+    cutmix: float = -1.0
+    """Share of batches in which a piece of every image comes from another one; -1 follows from the epochs."""
     ema: float = 0.998
     """Judge and keep a moving average of the weights, with this decay at each step; 0 is off."""
-    min_crop: float = 0.35
-    """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off."""
+    min_crop: float = 0.0
+    """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off.
+    0 follows from the epochs."""
     brightness: float = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
     flip: float = 0.5
@@ -122,7 +123,7 @@ class TrainingConfig:
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
         self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
         self._require(self.epochs >= 0, "epochs", "0 (chosen) or more")
-        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+        self._require(self.batch_size >= 0, "batch_size", "0 (chosen) or more")
         self._require(0 < self.lr < float("inf"), "lr", "above 0")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or more")
         self._require(self.optimizer in get_args(Optimizer), "optimizer", f"one of {', '.join(get_args(Optimizer))}")
@@ -130,9 +131,9 @@ class TrainingConfig:
         self._require(self.schedule in get_args(Schedule), "schedule", f"one of {', '.join(get_args(Schedule))}")
         self._require(0 <= self.warmup < 1, "warmup", "0 or more, and below 1")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more, and below 1")
-        self._require(0 <= self.cutmix <= 1, "cutmix", "between 0 and 1")
+        self._require(self.cutmix == -1 or 0 <= self.cutmix <= 1, "cutmix", "-1 (chosen), or between 0 and 1")
         self._require(0 <= self.ema < 1, "ema", "0 (off) or more, and below 1")
-        self._require(0 < self.min_crop <= 1, "min_crop", "above 0, up to 1 (off)")
+        self._require(0 <= self.min_crop <= 1, "min_crop", "0 (chosen), or up to 1 (off)")
         self._require(0 <= self.brightness <= 1, "brightness", "between 0 and 1")
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
@@ -143,7 +144,7 @@ class TrainingConfig:
         self._require(self.precision in get_args(Precision), "precision", f"one of {', '.join(get_args(Precision))}")
         self._require(self.devices >= 1, "devices", "at least 1")
         self._require(
-            self.batch_size >= 2 * self.devices or self.devices == 1,
+            self.batch_size >= 2 * self.devices or self.devices == 1 or not self.batch_size,
             "batch_size",
             f"at least 2 images for each of the {self.devices} devices",
         )
@@ -225,6 +226,7 @@ def published() -> TrainingConfig:
         weight_decay=0.0,
         schedule="constant",
         label_smoothing=0.0,
+        cutmix=0.0,
         ema=0.0,
         min_crop=1.0,
         rotation=15.0,

@@ -122,7 +122,6 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     if fast_depthwise:
         reasons.append("gradients of depthwise convolutions computed our way, around a slow kernel")
     keep = config.keep_memory == "on" or (config.keep_memory == "auto" and not config.max_memory)
-    whole = -(-config.batch_size // devices)
     return Plan(
         device=device,
         device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
@@ -131,11 +130,17 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
         workers=workers,
         devices=devices,
         memory_format=config.memory_format,
-        micro_batch=min(config.micro_batch or whole, whole),
+        micro_batch=whole_micro_batch(config, devices),
         fast_depthwise=fast_depthwise,
         keep_memory=keep and device == "cpu",
         reasons=tuple(reasons),
     )
+
+
+def whole_micro_batch(config: TrainingConfig, devices: int) -> int:
+    """Images that go through the network at a time where memory does not matter; 0 while the batch is left open."""
+    whole = -(-config.batch_size // devices)
+    return min(config.micro_batch or whole, whole)
 
 
 def _num_devices(config: TrainingConfig, device: str, num_launched: int) -> int:
@@ -144,7 +149,7 @@ def _num_devices(config: TrainingConfig, device: str, num_launched: int) -> int:
             raise ConfigError(
                 f"--devices {config.devices} contradicts the {num_launched} processes of torchrun; leave it out"
             )
-        if config.batch_size < 2 * num_launched:
+        if 0 < config.batch_size < 2 * num_launched:
             raise ConfigError(f"--batch-size must be at least 2 images for each of the {num_launched} processes")
         return num_launched
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, config.devices)

@@ -28,9 +28,9 @@ from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed, make_feed
 from carnet.training.memory import free_bytes
-from carnet.training.plan import Plan, processor_features, versions
+from carnet.training.plan import Plan, processor_features, versions, whole_micro_batch
 from carnet.training.processes import Processes
-from carnet.training.recipe import with_epochs, with_size
+from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
 from carnet.training.schedule import first_side
 from carnet.training.step import compiler_problem
@@ -90,7 +90,9 @@ def prepare(
     found = _look_at(data, config, plan, ignore, progress)
     images = found.images
     _check_size(images, config, plan)
-    config = with_epochs(config, len(images.data.splits["train"]))
+    num_train = len(images.data.splits["train"])
+    config = with_epochs(with_batch_size(config, num_train, plan.devices), num_train)
+    plan = replace(plan, micro_batch=whole_micro_batch(config, plan.devices))
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
     config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
@@ -130,7 +132,7 @@ def prepare_resumed(
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
     recorded = TrainingConfig.from_json(record["recipe"])
-    config = replace(with_size(config), epochs=config.epochs or recorded.epochs)
+    config = filled_from(config, recorded)
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
     plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
@@ -276,16 +278,19 @@ def _tune(
 ) -> tuple[TrainingConfig, Plan]:
     splits = found.images.data.splits
     first = Processes(0, plan.devices)
-    feed = make_feed(config, spec, splits["train"], found.decoded, found.stream, device=plan.device, processes=first)
+    # A budget may still choose the epochs, on which it depends how much images are changed; that takes no time.
+    tried = with_augmentation(config)
+    feed = make_feed(tried, spec, splits["train"], found.decoded, found.stream, device=plan.device, processes=first)
     config, plan = tune(
         config,
         plan,
-        lambda: Rehearsal.begin(network, spec, config, feed),
+        lambda: Rehearsal.begin(network, spec, tried, feed),
         steps_per_epoch=feed.batches.steps_per_epoch,
         num_valid=len(splits["valid"]) // plan.devices,
         started=started,
         progress=progress,
     )
+    config = with_augmentation(config)
     return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
 
 

@@ -10,6 +10,11 @@ from carnet.training.config import TrainingConfig
 IMAGES_TO_SEE = 400_000
 """Training images, each as often as it comes up."""
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
+STEPS_PER_EPOCH = 16
+"""At least, as far as batches of `SMALLEST_BATCH` make them."""
+SMALLEST_BATCH, LARGEST_BATCH = 8, 64
+LONG_RUN = 40
+"""Epochs from which a network sees enough of every image to need more variety."""
 
 
 def with_size(config: TrainingConfig) -> TrainingConfig:
@@ -19,6 +24,34 @@ def with_size(config: TrainingConfig) -> TrainingConfig:
         CarnetError: if there is no such network.
     """
     return replace(config, image_size=config.image_size or default_image_size(config.model))
+
+
+def with_batch_size(config: TrainingConfig, num_train: int, devices: int = 1) -> TrainingConfig:
+    """Fill in the batch: a power of two, smaller where there are few images, so that they still make some steps."""
+    if config.batch_size:
+        return config
+    fitting = max(SMALLEST_BATCH, 2 * devices, min(LARGEST_BATCH, num_train // STEPS_PER_EPOCH))
+    return replace(config, batch_size=2 ** (fitting.bit_length() - 1))
+
+
+def with_augmentation(config: TrainingConfig) -> TrainingConfig:
+    """Fill in how much images are changed: more in a long run, which would learn them by heart otherwise."""
+    is_long = config.epochs >= LONG_RUN
+    min_crop = config.min_crop or (0.25 if is_long else 0.35)
+    cutmix = config.cutmix if config.cutmix >= 0 else (0.5 if is_long else 0.0)
+    return replace(config, min_crop=min_crop, cutmix=cutmix)
+
+
+def filled_from(config: TrainingConfig, recorded: TrainingConfig) -> TrainingConfig:
+    """Fill in what is left open with what a run has recorded."""
+    config = with_size(config)
+    return replace(
+        config,
+        epochs=config.epochs or recorded.epochs,
+        batch_size=config.batch_size or recorded.batch_size,
+        min_crop=config.min_crop or recorded.min_crop,
+        cutmix=config.cutmix if config.cutmix >= 0 else recorded.cutmix,
+    )
 
 
 def with_epochs(config: TrainingConfig, num_train: int) -> TrainingConfig:
