@@ -1,7 +1,8 @@
 """Time our networks beside a mobile network of equal size in ONNX Runtime, one image at a time, one after the other.
 
-All are exported the same way with random weights, which do not change what there is to compute, and take turns, so that
-other work on the machine slows all of them down alike. Needs the extras train, timm and export.
+All are exported as `carnet export` does, from pixels to probabilities, with random weights, which do not change what
+there is to compute; and take turns, so that other work on the machine slows all of them down alike. Needs the extras
+train, timm and export.
 
 Example:
   python benchmarks/latency.py
@@ -12,19 +13,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from environment import write_result
 from torch import nn
 
+from carnet.edge.model_file import ModelFile, seal
+from carnet.edge.runtimes import open_runtime
+from carnet.export.graph import serialized, to_graph
 from carnet.models.registry import create_model, default_image_size
 from carnet.models.summary import summarize
+from carnet.models.trained import TrainedModel
+from carnet.spec import ModelSpec
 
 PEER = "timm/mobilenetv3_small_050"
 IN_A_ROW = 5
@@ -38,15 +41,14 @@ def main() -> None:
     options = parser.parse_args()
     models: dict[str, dict[str, float]] = {}
     sessions: dict[str, Callable[[], object]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for word in (PEER, *options.models):
-            name, _, size = word.partition("@")
-            side = int(size or default_image_size(name))
-            network = create_model(name, num_classes=100)
-            summary = summarize(network, name, num_classes=100, image_size=side)
-            models[word] = {"image_size": side, "parameters": summary.params, "macs": summary.macs}
-            sessions[word] = runner(network, side, options.threads, Path(folder) / f"{len(sessions)}.onnx")
-        seconds = take_turns(sessions, options.rounds)
+    for word in (PEER, *options.models):
+        name, _, size = word.partition("@")
+        side = int(size or default_image_size(name))
+        network = create_model(name, num_classes=100)
+        summary = summarize(network, name, num_classes=100, image_size=side)
+        models[word] = {"image_size": side, "parameters": summary.params, "macs": summary.macs}
+        sessions[word] = runner(network, name, side, options.threads)
+    seconds = take_turns(sessions, options.rounds)
     for word, model in models.items():
         milliseconds = [1000 * value for value in seconds[word]]
         model["median_ms"] = round(statistics.median(milliseconds), 4)
@@ -59,19 +61,17 @@ def main() -> None:
     print(write_result("latency", command, {"onnxruntime": runtime, "peer": PEER, "models": models}))
 
 
-def runner(network: nn.Module, size: int, threads: int, path: Path) -> Callable[[], object]:
-    """Export a network, batch norm folded as for use, and return what runs it on an image once."""
+def runner(network: nn.Module, name: str, size: int, threads: int) -> Callable[[], object]:
+    """Export a network as for use, from pixels to probabilities, and return what runs it on an image once."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             # Our blocks begin with a factor of zero, behind which an optimizer of graphs may find nothing to do.
             nn.init.ones_(module.weight)
-    image = torch.zeros(1, 3, size, size)
-    torch.onnx.export(network.eval(), (image,), path, dynamo=True, external_data=False, verbose=False)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: np.random.default_rng(0).random((1, 3, size, size), np.float32)}
-    return lambda: session.run(None, feed)
+    spec = ModelSpec(model=name, classes=tuple(map(str, range(100))), image_size=size)
+    file = ModelFile.from_bytes(seal(serialized(to_graph(TrainedModel(network, spec)).model), spec.to_json()))
+    run = open_runtime(file, "onnxruntime", threads)
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+    return lambda: run(image)
 
 
 def take_turns(runners: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

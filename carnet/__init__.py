@@ -3,7 +3,8 @@
     import carnet
 
     carnet.train("photos", carnet.TrainingConfig(epochs=10), output="runs/photos")
-    print(carnet.load("runs/photos").predict("photo.jpg"))
+    carnet.export_model("runs/photos", "photos.onnx")
+    print(carnet.Classifier("photos.onnx").predict("photo.jpg"))
 
 Importing this package imports neither PyTorch nor ONNX Runtime; each name below brings what it needs when it is used.
 """
@@ -16,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from carnet.edge.classifier import Classifier as Classifier
+    from carnet.edge.heat import Explanation as Explanation
     from carnet.errors import CarnetError as CarnetError
     from carnet.evaluation import EvaluationReport as EvaluationReport
+    from carnet.export.export import ExportResult as ExportResult
+    from carnet.export.export import export_model as export_model
     from carnet.models.registry import create_model as create_model
     from carnet.models.registry import list_models as list_models
     from carnet.models.trained import TrainedModel as TrainedModel
@@ -32,7 +37,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CarnetError": "errors",
+    "Classifier": "edge.classifier",
     "EvaluationReport": "evaluation",
+    "Explanation": "edge.heat",
+    "ExportResult": "export.export",
     "ModelSpec": "spec",
     "Prediction": "prediction",
     "TrainedModel": "models.trained",
@@ -40,6 +48,7 @@ _HOMES = {
     "TrainingResult": "training.result",
     "create_model": "models.registry",
     "evaluate": "models.trained",
+    "export_model": "export.export",
     "list_models": "models.registry",
     "load": "models.trained",
     "published": "training.config",

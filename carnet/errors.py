@@ -7,6 +7,8 @@ CarnetError                  base of them all; the command line prints its one s
 ├── ConfigError              a field of the recipe is out of range, or two contradict each other
 ├── ModelError               an unknown model, an input too small for it, channels its groups do not divide
 ├── RunError                 a run folder is missing, incomplete, or does not fit what was asked of it
+├── ModelFileError           an exported model is missing, damaged, none of ours, or newer than this version
+│   └── GateError            an exported model does not do what the trained one does, and is not written
 ├── OutputError              a result cannot be written where it should go
 ├── MissingExtraError        a command needs a package of an extra that is not installed
 ├── NonFiniteLossError       training diverged
@@ -30,6 +32,7 @@ _TRAIN_PACKAGES = {
     "platformdirs": "platformdirs",
     "rich": "rich",
 }
+_EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 
 
 class CarnetError(Exception):
@@ -91,6 +94,16 @@ class RunError(CarnetError, ValueError):
     """A run folder is missing, incomplete, or does not fit what was asked of it."""
 
 
+class ModelFileError(CarnetError, ValueError):
+    """An exported model is missing, damaged, none of ours, or newer than this version."""
+
+
+class GateError(ModelFileError):
+    """An exported model does not do what the trained one does, and is not written."""
+
+    exit_code = 1
+
+
 class OutputError(CarnetError, OSError):
     """A result cannot be written where it should go."""
 
@@ -105,7 +118,10 @@ class MissingExtraError(CarnetError, ImportError):
     def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
         """The error a user should see for a missing module; None if no extra of ours would bring it."""
         module = (error.name or "").partition(".")[0]
-        return cls(what, _TRAIN_PACKAGES[module], "train") if module in _TRAIN_PACKAGES else None
+        for packages, extra in ((_TRAIN_PACKAGES, "train"), (_EXPORT_PACKAGES, "export")):
+            if module in packages:
+                return cls(what, packages[module], extra)
+        return None
 
 
 class NonFiniteLossError(CarnetError, ArithmeticError):

@@ -74,6 +74,14 @@ class EvaluationReport:
         flags = np.array([sample.path in leaked for sample in self.samples], dtype=np.bool_)
         return replace(self, leaked=flags, leaks_known=True)
 
+    def without(self, left_out: NDArray[np.bool_]) -> EvaluationReport:
+        """The report on the other images only: (N,)"""
+        kept = ~left_out
+        samples = tuple(itertools.compress(self.samples, kept))
+        return replace(
+            self, samples=samples, labels=self.labels[kept], logits=self.logits[kept], leaked=self.leaked[kept]
+        )
+
     @property
     def num_images(self) -> int:
         """How many images were judged."""

@@ -1,13 +1,19 @@
-"""What a classifier answers for one image."""
+"""What a classifier answers for one image, and how it answers for many."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from carnet.errors import ConfigError, ImageError
+from carnet.prefetch import load_ahead, loading_threads
+from carnet.preprocess import Images, ImageSource, load_image
+from carnet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,8 @@ class Prediction:
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    is_sure: bool = True
+    """Whether the most probable class reaches the model's threshold; True where it has none."""
 
     @property
     def label(self) -> str:
@@ -34,10 +42,84 @@ class Prediction:
 
     def __str__(self) -> str:
         pairs = zip(self.classes, self.probabilities, strict=True)
-        return ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+        answer = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+        return answer if self.is_sure else f"not sure: {answer}"
 
 
-def most_probable(probabilities: NDArray[np.float64], classes: Sequence[str], top_k: int) -> Prediction:
-    """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return Prediction(tuple(classes[k] for k in order), tuple(float(probabilities[k]) for k in order))
+class Predictor:
+    """Anything that turns pixels into probabilities, and so can name images.
+
+    Attributes:
+        spec: classes, size of the images, and what else makes an input of an image.
+        threshold: an answer less probable than this is not sure.
+    """
+
+    spec: ModelSpec
+    threshold: float = 0.0
+
+    def probabilities(self, images: Images) -> NDArray[np.float64]:
+        """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
+        raise NotImplementedError
+
+    def predict(self, source: ImageSource, top_k: int = 5) -> Prediction:
+        """Classify one image.
+
+        Args:
+            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
+            top_k: how many classes to name.
+
+        Raises:
+            ImageError: if it cannot be decoded.
+            ConfigError: if `top_k` is below 1.
+        """
+        _require_positive("top_k", top_k)
+        return self.answer(self.probabilities(load_image(source, self.spec)[None])[0], top_k)
+
+    def predict_many(
+        self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
+    ) -> Iterator[Prediction | ImageError]:
+        """Classify many images, in order; an `ImageError` takes the place of one that cannot be decoded.
+
+        Takes from `sources` as it goes, so that they may be any number.
+
+        Args:
+            sources: as `predict` takes them.
+            batch_size: images that are computed at a time.
+            top_k: how many classes to name.
+
+        Raises:
+            ConfigError: at once, if `batch_size` or `top_k` is below 1.
+        """
+        _require_positive("batch_size", batch_size)
+        _require_positive("top_k", top_k)
+        return self._answers(_batches(sources, batch_size), top_k)
+
+    def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
+        """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
+        return Prediction(names, shares, is_sure=shares[0] >= self.threshold)
+
+    def _answers(self, batches: Iterable[Sequence[ImageSource]], top_k: int) -> Iterator[Prediction | ImageError]:
+        for loaded in load_ahead(self._load, batches, threads=loading_threads()):
+            good = [image for image in loaded if not isinstance(image, ImageError)]
+            rows = iter(self.probabilities(np.stack(good))) if good else iter(())
+            for image in loaded:
+                yield image if isinstance(image, ImageError) else self.answer(next(rows), top_k)
+
+    def _load(self, source: ImageSource) -> Images | ImageError:
+        try:
+            return load_image(source, self.spec)
+        except ImageError as error:
+            return error
+
+
+def _require_positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+
+
+def _batches(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
+    remaining = iter(sources)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch

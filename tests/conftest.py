@@ -61,3 +61,11 @@ def shared_data() -> Callable[[str], Path]:
         return SHARED_DATA / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as a model file. Read only."""
+    from carnet import export_model
+
+    return export_model(trained_run, tmp_path_factory.mktemp("exported") / "photos.onnx").path

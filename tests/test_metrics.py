@@ -67,3 +67,39 @@ def test_wilson_interval_refuses_nonsense(correct: int, images: int) -> None:
 def test_not_a_number_is_never_right() -> None:
     logits = np.array([[np.nan, np.nan], [1.0, np.nan], [1.0, 0.0]], dtype=np.float32)
     assert metrics.in_top_k(logits, np.array([0, 0, 0]), 1).tolist() == [False, False, True]
+
+
+def test_calibration_error_against_a_loop() -> None:
+    rng = np.random.default_rng(3)
+    confidence, correct = rng.random(500), rng.random(500) < 0.6
+    expected = 0.0
+    for k in range(15):
+        inside = (confidence >= k / 15) & (confidence < (k + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(expected)
+    assert metrics.expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
+    with pytest.raises(ValueError, match="without images"):
+        metrics.expected_calibration_error(np.empty(0), np.empty(0, bool))
+
+
+def test_the_paired_interval_keeps_its_promise() -> None:
+    rng = np.random.default_rng(5)
+    truth, held = 0.84 - 0.80, 0
+    for _ in range(600):
+        one = rng.random(200) < 0.84
+        # Both look at the same images: where one fails, the other fails more often.
+        other = np.where(one, rng.random(200) < 0.92, rng.random(200) < (0.80 - 0.84 * 0.92) / 0.16)
+        difference, low, high = metrics.paired_difference(one, other)
+        assert low <= difference <= high
+        held += low <= truth <= high
+    assert 0.93 <= held / 600 <= 0.99
+
+
+def test_the_paired_interval_has_a_width_where_both_agree() -> None:
+    same = np.array([True, False, True])
+    difference, low, high = metrics.paired_difference(same, same)
+    assert (difference, low) == (0, -high)
+    assert 0 < high < 1
+    with pytest.raises(ValueError, match="without images"):
+        metrics.paired_difference(np.empty(0, bool), np.empty(0, bool))

@@ -6,7 +6,10 @@ import carnet
 def test_public_names() -> None:
     assert sorted(carnet.__all__) == [
         "CarnetError",
+        "Classifier",
         "EvaluationReport",
+        "Explanation",
+        "ExportResult",
         "ModelSpec",
         "Prediction",
         "TrainedModel",
@@ -14,6 +17,7 @@ def test_public_names() -> None:
         "TrainingResult",
         "create_model",
         "evaluate",
+        "export_model",
         "list_models",
         "load",
         "published",

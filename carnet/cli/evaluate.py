@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,8 @@ from carnet.cli.output import console, print_json
 
 if TYPE_CHECKING:
     from carnet.evaluation import EvaluationReport
+    from carnet.progress import OnProgress
+    from carnet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -19,19 +21,21 @@ class Command:
     """Judge a trained model on labelled images, and write a report to open in a browser.
 
     Images that stand byte for byte among the run's training images are counted, and the accuracy is given with and
-    without them.
+    without them. An exported model keeps no list of them.
 
-    Example:  carnet evaluate runs/photos-carnet_s photos --split valid
+    Examples:
+      carnet evaluate runs/photos-carnet_s photos --split valid
+      carnet evaluate model.onnx new-photos --split all
     """
 
-    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a training run."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run, or a .onnx file that carnet export has written."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder, table or archive of images, as for carnet train."""
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
-    """Where the report goes (default: report-SPLIT.html in the run's folder)."""
+    """Where the report goes (default: report-SPLIT.html in the run's folder, or beside the file)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
     skip_unreadable: bool = False
@@ -39,36 +43,25 @@ class Command:
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Leave out, and count, the images whose paths this list holds, one on each line."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Where to compute, for a run's folder; auto takes a GPU where there is one."""
     json: bool = False
     """Print the numbers as one JSON document."""
 
     def run(self) -> int:
         from carnet import files
-        from carnet.data.ignore import read_ignore_file
         from carnet.data.samples import short_name
-        from carnet.models.trained import evaluate
         from carnet.report.findings import findings
         from carnet.report.html import evaluation_html
-        from carnet.run_folder import RunFolder
-        from carnet.spec import ModelSpec
 
+        is_exported = self.model.suffix == ".onnx" or self.model.is_file()
         with console(self.json) as progress:
-            report = evaluate(
-                self.run_folder,
-                self.data,
-                split=self.split,
-                device=self.device,
-                batch_size=self.batch_size,
-                skip_unreadable=self.skip_unreadable,
-                ignore=read_ignore_file(self.ignore) if self.ignore is not None else (),
-                progress=lambda done, total: progress.bar("evaluating", done, total),
-            )
-            target = self.output or self.run_folder / f"report-{self.split}.html"
-            run, name = self.run_folder.resolve().name, short_name(Path(self.data))
-            spec = ModelSpec.from_json(files.read_json(RunFolder.open(self.run_folder).model))
+            judge = self._judge_exported if is_exported else self._judge_run
+            report, spec = judge(lambda done, total: progress.bar("evaluating", done, total))
+            folder = self.model.parent if is_exported else self.model
+            target = self.output or folder / f"report-{self.split}.html"
+            run, name = self.model.resolve().name, short_name(Path(self.data))
             facts = [
-                ("run", f"{run}, a {spec.model}"),
+                ("model" if is_exported else "run", f"{run}, a {spec.model}"),
                 ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
                 ("images", f"{name}, {self.split}"),
             ]
@@ -80,6 +73,45 @@ class Command:
             else:
                 progress.say("\n".join([_table(report), "", *notes, *findings(report), f"The report is {target}."]))
         return 0
+
+    def _judge_run(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
+        from carnet import files
+        from carnet.models.trained import evaluate
+        from carnet.run_folder import RunFolder
+        from carnet.spec import ModelSpec
+
+        report = evaluate(
+            self.model,
+            self.data,
+            split=self.split,
+            device=self.device,
+            batch_size=self.batch_size,
+            skip_unreadable=self.skip_unreadable,
+            ignore=self._ignored(),
+            progress=progress,
+        )
+        return report, ModelSpec.from_json(files.read_json(RunFolder.open(self.model).model))
+
+    def _judge_exported(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
+        from carnet.edge.classifier import Classifier
+        from carnet.evaluation import evaluate, select_samples
+
+        classifier = Classifier(self.model)
+        chosen = select_samples(self.data, self.split, classifier.classes, None, ignore=self._ignored())
+        report = evaluate(
+            classifier.calibrated_logits,
+            chosen.samples,
+            classifier.spec,
+            batch_size=self.batch_size,
+            skip_unreadable=self.skip_unreadable,
+            progress=progress,
+        )
+        return replace(report, warnings=chosen.warnings, num_ignored=chosen.num_ignored), classifier.spec
+
+    def _ignored(self) -> tuple[str, ...]:
+        from carnet.data.ignore import read_ignore_file
+
+        return read_ignore_file(self.ignore) if self.ignore is not None else ()
 
 
 def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,61 +16,146 @@ from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
 from carnet.progress import Progress, counted
 
+if TYPE_CHECKING:
+    from carnet.prediction import Prediction, Predictor
+
 STDIN = "-"
 
 
 @dataclass(frozen=True)
 class Command:
-    """Classify images: files, folders (all images inside), or - for one image on standard input.
+    """Classify images: files, folders (all images inside), patterns such as "2024/*.jpg", or - for standard input.
 
-    An image that cannot be read is a line on standard error and exit code 1; the others are done. What --ignore names
-    is left out and counted; with --json it stands among the answers as {"image": …, "ignored": true}.
+    A model is a .onnx file that carnet export has written, which needs no PyTorch, or the folder of a run. An image
+    that cannot be read is a line on standard error and exit code 1; the others are done. What --ignore names is left
+    out and counted; with --json it stands among the answers as {"image": …, "ignored": true}.
 
     Examples:
-      carnet predict runs/photos-carnet_s photo.jpg
+      carnet predict model.onnx photo.jpg
+      carnet predict model.onnx holiday/ --csv > holiday.csv
       carnet predict runs/photos-carnet_s holiday/ --json
+      carnet predict model.onnx photo.jpg --explain heat/
     """
 
-    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a training run."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A .onnx file, or the folder of a training run."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Files, folders, or -."""
+    """Files, folders, patterns, or -."""
     top_k: int = 5
     """How many classes to name, most probable first."""
+    explain: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write a picture for each image into this folder, with heat where its class is seen."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Leave out, and count, the images whose paths this list holds, one on each line."""
+    batch_size: int = 32
+    """Images at a time; takes memory, does not change the answers."""
+    threads: int = 0
+    """Threads of the arithmetic, for a .onnx file; 0 leaves it to the runtime."""
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    """What computes a .onnx file."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    """Where to compute."""
+    """Where to compute, for a run's folder."""
+    csv: bool = False
+    """Print a table: image, class, probability, sure, error."""
     json: bool = False
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.models.trained import load
-
-        if self.top_k < 1:
-            raise ConfigError(f"--top-k must be at least 1, got {self.top_k}")
+        if self.csv and self.json:
+            raise ConfigError("--csv and --json cannot both be printed; leave one out")
         if STDIN in self.images and sys.stdin is None:
             raise ConfigError("- reads an image from standard input, which is closed")
         listed = _expand(self.images)
         with console(as_json=True) as progress:
             names, ignored = _leave_out(listed, self.images, self.ignore, progress)
-            model = load(self.run_folder, device=self.device)
-            sources = [sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names]
-            answers = model.predict_many(
-                sources, self.top_k, progress=lambda done, total: progress.bar("predicting", done, total)
-            )
-        documents: list[dict[str, Any]] = []
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, ImageError):
-                print(f"carnet: {name}: {answer.reason}", file=sys.stderr)
-                documents.append({"image": name, "error": answer.reason})
-            else:
-                documents.append({"image": name, "predictions": answer.to_json()})
-                if not self.json:
-                    print(f"{name}: {answer}")
+            model = self._open()
+            sources = {name: sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names}
+            heat = _HeatFolder(self.explain, model) if self.explain is not None else None
+            documents = []
+            answers = model.predict_many((sources[name] for name in names), self.batch_size, self.top_k)
+            with _Printer(self.csv, self.json) as printer:
+                for name, answer in zip(names, answers, strict=True):
+                    documents.append(_document(name, answer))
+                    printer.print(name, answer)
+                    if heat is not None and not isinstance(answer, ImageError):
+                        documents[-1]["heat"] = str(heat.write(name, sources[name]))
+                    progress.bar("predicting", len(documents), len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
         return 1 if any("error" in document for document in documents) else 0
+
+    def _open(self) -> Predictor:
+        if self.model.suffix == ".onnx" or self.model.is_file():
+            from carnet.edge.classifier import Classifier
+
+            if self.device != "cpu":
+                raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
+            return Classifier(self.model, threads=self.threads, runtime=self.runtime)
+        if self.explain is not None:
+            raise ConfigError(f"--explain needs a .onnx file: carnet export {self.model} writes one")
+        from carnet.models.trained import load
+
+        return load(self.model, device=self.device)
+
+
+class _Printer:
+    """Prints answers as they come, one line each; in JSON they come later."""
+
+    def __init__(self, as_csv: bool, as_json: bool) -> None:
+        self.is_silent = as_json
+        self.table = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
+
+    def __enter__(self) -> _Printer:
+        if self.table is not None:
+            self.table.writerow(["image", "class", "probability", "sure", "error"])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+
+    def print(self, name: str, answer: Prediction | ImageError) -> None:
+        if isinstance(answer, ImageError):
+            print(f"carnet: {name}: {answer.reason}", file=sys.stderr)
+            if self.table is not None:
+                self.table.writerow([name, "", "", "", answer.reason])
+        elif self.table is not None:
+            self.table.writerow([name, answer.label, f"{answer.probability:.6f}", answer.is_sure, ""])
+        elif not self.is_silent:
+            print(f"{name}: {answer}")
+
+
+class _HeatFolder:
+    """Pictures with heat, named like the images."""
+
+    def __init__(self, folder: Path, model: Predictor) -> None:
+        from carnet import files
+        from carnet.edge.classifier import Classifier
+
+        assert isinstance(model, Classifier)
+        self.folder, self.model = folder, model
+        self.taken: set[Path] = set()
+        files.make_folder(folder)
+
+    def write(self, name: str, source: Path | bytes) -> Path:
+        """Draw one, and return its path."""
+        from carnet import files
+
+        stem = "stdin" if name == STDIN else Path(name).stem
+        path, number = self.folder / f"{stem}.heat.png", 1
+        while path in self.taken:
+            number += 1
+            path = self.folder / f"{stem}-{number}.heat.png"
+        self.taken.add(path)
+        png = io.BytesIO()
+        self.model.explain(source).picture.save(png, "PNG")
+        files.write_bytes(path, png.getvalue())
+        return path
+
+
+def _document(name: str, answer: Prediction | ImageError) -> dict[str, Any]:
+    if isinstance(answer, ImageError):
+        return {"image": name, "error": answer.reason}
+    return {"image": name, "predictions": answer.to_json(), "sure": answer.is_sure}
 
 
 def _leave_out(
@@ -91,14 +179,24 @@ def _leave_out(
 
 
 def _expand(names: tuple[str, ...]) -> list[str]:
-    """Folders become the images inside them; everything else stays, so that a missing file is reported by name."""
+    """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
     from carnet.data.sources import images_in
 
     expanded: list[str] = []
     for name in names:
         if not name:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
-        expanded += map(str, images_in(Path(name))) if name != STDIN and Path(name).is_dir() else [name]
+        if name != STDIN and Path(name).is_dir():
+            expanded += map(str, images_in(Path(name)))
+        elif glob.has_magic(name) and not Path(name).exists():
+            # Unlike pathlib's, it takes patterns of absolute paths.
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207
+            found = sorted(path for path in matches if Path(path).is_file())
+            if not found:
+                raise DataError(f"no file matches {name}")
+            expanded += found
+        else:
+            expanded.append(name)
     if not expanded:
         raise DataError(f"no images in {', '.join(names) or 'nothing'}; name files, folders, or - for standard input")
     return expanded

@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import evaluation, files, metrics
-from carnet.errors import ImageError, RunError
-from carnet.evaluation import EvaluationReport, load_batches, select_samples
+from carnet.errors import RunError
+from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
-from carnet.prediction import Prediction, most_probable
-from carnet.preprocess import Images, ImageSource, load_image
+from carnet.prediction import Predictor
+from carnet.preprocess import Images
 from carnet.progress import OnProgress
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 
 
-class TrainedModel:
+class TrainedModel(Predictor):
     """A network with its weights and its spec. Evaluates in float32.
 
     Attributes:
@@ -47,38 +47,9 @@ class TrainedModel:
             answer = self.network(normalize_on(device, torch.from_numpy(images), self.spec))
         return np.asarray(answer.float().cpu().numpy(), dtype=np.float32)
 
-    def predict(self, source: ImageSource, top_k: int = 5) -> Prediction:
-        """Classify one image.
-
-        Args:
-            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
-            top_k: how many classes to name.
-
-        Raises:
-            ImageError: if it cannot be decoded.
-        """
-        images = load_image(source, self.spec)[None]
-        return most_probable(metrics.softmax(self.logits(images))[0], self.spec.classes, top_k)
-
-    def predict_many(
-        self,
-        sources: Sequence[ImageSource],
-        top_k: int = 5,
-        batch_size: int = 32,
-        progress: OnProgress | None = None,
-    ) -> list[Prediction | ImageError]:
-        """Classify many images; an `ImageError` takes the place of one that cannot be decoded."""
-        answers: list[Prediction | ImageError] = []
-        for batch in load_batches(sources, self.spec, batch_size):
-            good = [image for image in batch if not isinstance(image, ImageError)]
-            rows = iter(metrics.softmax(self.logits(np.stack(good)))) if good else iter(())
-            answers += [
-                image if isinstance(image, ImageError) else most_probable(next(rows), self.spec.classes, top_k)
-                for image in batch
-            ]
-            if progress is not None:
-                progress(len(answers), len(sources))
-        return answers
+    def probabilities(self, images: Images) -> NDArray[np.float64]:
+        """uint8 images (N, S, S, C) -> probabilities (N, classes)"""
+        return metrics.softmax(self.logits(images))
 
 
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:

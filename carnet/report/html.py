@@ -1,13 +1,10 @@
-"""An evaluation as one HTML file that needs nothing else: no network, no other file, not even its script."""
+"""An evaluation as a page."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +16,11 @@ from carnet.report.findings import (
     FEW_IMAGES,
     ConfusedPair,
     confident_mistakes,
-    displayable,
     findings,
     most_confused,
-    percent,
     shortened,
 )
+from carnet.report.page import document, facts_list, listing, name_span, percent_html, picture, section, text
 from carnet.report.plots import MAX_CLASSES_WITH_COUNTS, History, draw_confusion, draw_curves
 
 MAX_MISTAKES = 24
@@ -32,30 +28,6 @@ MAX_PAIRS = 10
 THUMBNAIL_SIDE = 160
 """Pixels."""
 UNKNOWN = "not known"
-
-# Sorts the rows by a clicked column; a second click turns the order around. Empty cells stay last.
-SORT_SCRIPT = """
-const number = text => parseFloat(text.replaceAll(",", ""));
-for (const head of document.querySelectorAll("th")) {
-  const button = document.createElement("button");
-  button.append(...head.childNodes);
-  head.append(button);
-  button.onclick = () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const body = head.closest("table").tBodies[0];
-    const value = row => row.cells[head.cellIndex].textContent.trim();
-    const compare = (a, b) => {
-      const x = value(a), y = value(b);
-      if (!x || !y) return !x - !y;
-      const order = head.cellIndex ? number(x) - number(y) : x.localeCompare(y);
-      return down ? -order : order;
-    };
-    body.append(...[...body.rows].sort(compare));
-  };
-}
-"""
 
 
 def evaluation_html(
@@ -85,38 +57,15 @@ def evaluation_html(
     with np.errstate(invalid="ignore"):
         sections = [
             _headline(report),
-            _section("What it can and cannot tell apart", _list("findings", findings(report))),
-            _section("Training", _curves(history)) if history else "",
-            _section("What was taken for what", _matrix(report)),
-            _section("Its surest mistakes", _gallery(report)),
-            _section("Class by class", _class_table(report)),
-            _section("Facts", _facts(facts)) if facts else "",
-            _section("Notes", _list("notes", notes)) if notes else "",
+            section("What it can and cannot tell apart", listing("findings", findings(report))),
+            section("Training", _curves(history)) if history else "",
+            section("What was taken for what", _matrix(report)),
+            section("Its surest mistakes", _gallery(report)),
+            section("Class by class", _class_table(report)),
+            section("Facts", facts_list(facts)) if facts else "",
+            section("Notes", listing("notes", notes)) if notes else "",
         ]
-    return _document(title, "".join(sections))
-
-
-def _document(title: str, body: str) -> str:
-    style = resources.files("carnet.report").joinpath("style.css").read_text(encoding="utf-8")
-    # Names come from files and may hold anything; should one slip through, the browser runs only our script.
-    digest = base64.b64encode(hashlib.sha256(SORT_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{_text(title)}</h1>\n{body}</main>\n<script>{SORT_SCRIPT}</script>\n</body>\n</html>\n"
-    )
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{body}\n</section>\n"
-
-
-def _list(kind: str, sentences: Sequence[str]) -> str:
-    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="{kind}">\n{items}\n</ul>'
+    return document(title, "".join(sections))
 
 
 def _headline(report: EvaluationReport) -> str:
@@ -125,14 +74,14 @@ def _headline(report: EvaluationReport) -> str:
     interval = (
         '<figure class="interval">\n'
         f"<figcaption>{int(report.correct.sum()):,} of {_images(report.num_images)} right; "
-        f"95 % interval {100 * low:.1f} to {_percent(high)}</figcaption>\n"
+        f"95 % interval {100 * low:.1f} to {percent_html(high)}</figcaption>\n"
         f'<div class="track"><i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
         f'<b style="left:{100 * top1:.2f}%"></b></div>\n'
         '<div class="ends"><span>0 %</span><span>100 %</span></div>\n</figure>'
     )
     return (
         f'<div class="headline">\n<div><p class="label">Top-1 accuracy</p>\n'
-        f'<div class="value">{_percent(top1)}</div></div>\n{interval}\n</div>\n'
+        f'<div class="value">{percent_html(top1)}</div></div>\n{interval}\n</div>\n'
         f"{_leak_warning(report)}{_numbers(report)}"
     )
 
@@ -144,7 +93,7 @@ def _leak_warning(report: EvaluationReport) -> str:
     if clean is None:
         rest = "Nothing here shows what it does with new ones."
     else:
-        rest = f"Accuracy without them: <strong>{_percent(clean)}</strong>."
+        rest = f"Accuracy without them: <strong>{percent_html(clean)}</strong>."
     which = f"<strong>{report.num_leaked:,} of {_images(report.num_images)}</strong>"
     stand = "stands" if report.num_leaked == 1 else "stand"
     return f'<p class="warning">{which} also {stand} among the training images, byte for byte. {rest}</p>\n'
@@ -152,13 +101,13 @@ def _leak_warning(report: EvaluationReport) -> str:
 
 def _numbers(report: EvaluationReport) -> str:
     numbers = [
-        ("macro F1", _percent(report.macro_f1)),
+        ("macro F1", percent_html(report.macro_f1)),
         ("loss", f"{report.loss:.3f}"),
         ("images", f"{report.num_images:,}"),
         ("seen in training", UNKNOWN if report.num_leaked is None else f"{report.num_leaked:,}"),
     ]
     if len(report.classes) > 5:
-        numbers.insert(0, ("top-5 accuracy", _percent(report.top5)))
+        numbers.insert(0, ("top-5 accuracy", percent_html(report.top5)))
     cells = "\n".join(f"<div><dt>{key}</dt><dd{_style(value)}>{value}</dd></div>" for key, value in numbers)
     return f'<dl class="numbers">\n{cells}\n</dl>\n'
 
@@ -168,10 +117,8 @@ def _style(value: str) -> str:
 
 
 def _curves(history: History) -> str:
-    png = base64.b64encode(draw_curves(history)).decode()
     alt = "Loss and accuracy over the epochs of training, on training and validation images"
-    image = f'<img alt="{alt}" width="1650" height="690" src="data:image/png;base64,{png}">'
-    return f'<div class="wide curves">{image}</div>'
+    return picture(draw_curves(history), alt, 1650, 690)
 
 
 def _matrix(report: EvaluationReport) -> str:
@@ -205,7 +152,7 @@ def _gallery(report: EvaluationReport) -> str:
         said, true = report.classes[int(report.predictions[index])], report.classes[int(report.labels[index])]
         items.append(
             f'<li><div class="picture">{_thumbnail(sample.path)}</div>\n'
-            f'<p class="said">{_short(said)} {_percent(float(probabilities[index]))}</p>\n'
+            f'<p class="said">{_short(said)} {percent_html(float(probabilities[index]))}</p>\n'
             f'<p>is {_short(true)}</p>\n<p class="file">{_short(sample.path.name)}</p></li>'
         )
     all_mistakes = int((~report.correct).sum())
@@ -222,7 +169,7 @@ def _thumbnail(path: Path) -> str:
         with open_image(path) as image:
             small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
     except ImageError as error:
-        return f"<span>{_text(error.reason)}</span>"
+        return f"<span>{text(error.reason)}</span>"
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     # What else the file said (place, camera, comments) is not for everyone the report is sent to.
     small.info.clear()
@@ -253,35 +200,16 @@ def _class_table(report: EvaluationReport) -> str:
 
 
 def _class_row(result: ClassResult, num_predicted: int) -> str:
-    precision = _percent(result.precision) if num_predicted else ""
-    recall = _percent(result.recall) if result.num_images else ""
-    f1 = _percent(result.f1) if result.num_images or num_predicted else ""
+    precision = percent_html(result.precision) if num_predicted else ""
+    recall = percent_html(result.recall) if result.num_images else ""
+    f1 = percent_html(result.f1) if result.num_images or num_predicted else ""
     few = ' class="few"' if result.num_images < FEW_IMAGES else ""
     cells = "".join(f"<td>{value}</td>" for value in (f"{result.num_images:,}", precision, recall, f1))
-    return f"<tr{few}><td>{_name(result.name)}</td>{cells}</tr>"
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    rows = "\n".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts)
-    return f'<dl class="facts">\n{rows}\n</dl>'
-
-
-def _text(text: str) -> str:
-    """Plain text as HTML; a number and its percent sign stay on one line."""
-    return escape(displayable(text)).replace(" %", "&nbsp;%")
-
-
-def _name(name: str) -> str:
-    """A name as HTML, kept apart from the sentence around it when it is written from right to left."""
-    return f'<span class="name">{escape(displayable(name))}</span>'
+    return f"<tr{few}><td>{name_span(result.name)}</td>{cells}</tr>"
 
 
 def _short(name: str) -> str:
-    return _name(shortened(name))
-
-
-def _percent(share: float) -> str:
-    return percent(share).replace(" ", "&nbsp;")
+    return name_span(shortened(name))
 
 
 def _images(count: int) -> str:

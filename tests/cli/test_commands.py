@@ -1,5 +1,6 @@
 """Every command: help, JSON, exit codes, and errors without a traceback."""
 
+import csv
 import hashlib
 import io
 import json
@@ -62,6 +63,9 @@ def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "nowhere", "data"], "no run folder nowhere"),
         (["predict", "nowhere", "a.jpg"], "no run folder nowhere"),
         (["predict", "nowhere"], "name files, folders, or -"),
+        (["predict", "nowhere.onnx", "a.jpg"], "cannot read nowhere.onnx"),
+        (["export", "nowhere"], "no run folder nowhere"),
+        (["verify", "nowhere.onnx"], "cannot read nowhere.onnx"),
         (["predict", "nowhere", ""], "an image's name is empty"),
         (["demo", "--seed", "-1"], "--seed must be between 0"),
         (["summary", "carnet81"], "did you mean carnet18"),
@@ -310,3 +314,92 @@ def test_missing_extra_is_one_line(tmp_path: Path) -> None:
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert answer.returncode == 2
         assert answer.stderr == f"carnet: carnet {arguments[0]} needs PyTorch: pip install 'carnet[train]'\n"
+
+
+def test_export_verify_and_predict(
+    trained_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.onnx"
+    code, out, err = call(capsys, "export", trained_run, "--output", model)
+    assert (code, err) == (0, "")
+    assert f"The model is {model}" in out
+    code, out, _ = call(capsys, "export", trained_run, "--output", model, "--json")
+    assert json.loads(out)["top1_agreement"] == 1
+    code, out, _ = call(capsys, "verify", model)
+    assert code == 0
+    assert out.endswith(f"This installation reproduces {model}.\n")
+    assert json.loads(call(capsys, "verify", model, "--json")[1])["passed"] is True
+    photo = photos / "valid" / "red" / "9.jpg"
+    assert call(capsys, "predict", model, photo)[1].startswith(f"{photo}: ")
+
+
+def test_verify_says_no(exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from carnet.edge.classifier import Classifier
+
+    right = Classifier.probabilities
+    monkeypatch.setattr(Classifier, "probabilities", lambda self, images: right(self, 255 - images))
+    code, out, _ = call(capsys, "verify", exported)
+    assert code == 1
+    assert "NOT as recorded; probabilities differ by up to 0." in out
+    assert "does not reproduce" in out
+    assert json.loads(call(capsys, "verify", exported, "--json")[1])["passed"] is False
+
+
+def test_predict_in_every_form(
+    exported: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copy(photos / "valid" / "red" / "9.jpg", tmp_path / f"{name}.jpg")
+    bad = tmp_path / "c.jpg"
+    bad.write_bytes(b"no image")
+    code, out, err = call(capsys, "predict", exported, tmp_path / "*.jpg", "--csv")
+    assert code == 1
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert rows[0]["sure"] in ("True", "False")
+    assert rows[2]["error"] == "not an image in a supported format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)"
+    assert err == f"carnet: {bad}: {rows[2]['error']}\n"
+    heat = tmp_path / "heat"
+    code, out, _ = call(
+        capsys, "predict", exported, tmp_path / "a.jpg", tmp_path / "a.jpg", "--json", "--explain", heat
+    )
+    assert code == 0
+    documents = json.loads(out)
+    assert [Path(document["heat"]).name for document in documents] == ["a.heat.png", "a-2.heat.png"]
+    assert all(Path(document["heat"]).exists() for document in documents)
+    assert isinstance(documents[0]["sure"], bool)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["*.nothing"], "no file matches"),
+        (["a.jpg", "--csv", "--json"], "--csv and --json cannot both be printed"),
+        (["a.jpg", "--device", "cuda"], "is for a run's folder"),
+        (["a.jpg", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["a.jpg", "--top-k", "0"], "--top-k must be at least 1"),
+    ],
+)
+def test_predict_refuses(exported: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "predict", exported, *flags)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_heat_needs_an_exported_model(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "predict", trained_run, "a.jpg", "--explain", "heat")
+    assert code == 2
+    assert f"carnet export {trained_run} writes one" in err
+
+
+def test_an_exported_model_is_judged_like_its_run(
+    exported: Path, trained_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "report.html"
+    run_numbers, file_numbers = (
+        json.loads(call(capsys, "evaluate", model, photos, "--json", "--output", target)[1])
+        for model in (trained_run, exported)
+    )
+    assert file_numbers["confusion"] == run_numbers["confusion"]
+    assert file_numbers["num_leaked"] is None
+    assert "photos.onnx, a carnet_s" in target.read_text(encoding="utf-8")

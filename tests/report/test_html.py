@@ -14,7 +14,8 @@ from PIL import Image
 
 from carnet.data.sources import Sample
 from carnet.evaluation import EvaluationReport
-from carnet.report.html import SORT_SCRIPT, evaluation_html
+from carnet.report.html import evaluation_html
+from carnet.report.page import SORT_SCRIPT
 
 VOID = {"meta", "img"}
 BLOCKS = {"dt", "dd", "p", "li", "td", "th", "div", "span", "h1", "h2"}

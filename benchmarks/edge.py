@@ -1,0 +1,163 @@
+"""What an exported model costs where it is used, beside PyTorch and beside a mobile network of equal size.
+
+Cold start and memory are those of `carnet predict MODEL PHOTO`, a new process each time. Everything else happens in
+this process. What is compared takes turns. The mobile network (timm's mobilenetv3_small_050 at 224 px, random weights)
+is exported as ours are and fed by the same decoder. Needs the extras train, timm and export.
+
+Example:
+  python benchmarks/edge.py runs/sports100-carnet_s runs/sports100-carnet_s/model.onnx DATA/sports100/valid
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from environment import write_result
+from PIL import Image
+
+import carnet
+from carnet.data.sources import images_in
+from carnet.edge.model_file import seal
+from carnet.export.graph import serialized, to_graph
+from carnet.models.trained import TrainedModel
+from carnet.prediction import Predictor
+from carnet.spec import ModelSpec
+
+PEER = "timm/mobilenetv3_small_050"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("model", type=Path, help="its exported model")
+    parser.add_argument("photos", type=Path, help="a folder of photos")
+    parser.add_argument("--starts", type=int, default=10, help="cold starts of each")
+    parser.add_argument("--rounds", type=int, default=50, help="turns of every latency")
+    options = parser.parse_args()
+    photos = [str(path) for path in images_in(options.photos)]
+    with tempfile.TemporaryDirectory() as folder:
+        large = Path(folder) / "large.jpg"
+        large.write_bytes(photo_of(4000, 3000))
+        small = Path(folder) / "small.jpg"
+        small.write_bytes(photo_of(224, 224))
+        peer = Path(folder) / "peer.onnx"
+        peer.write_bytes(peer_model())
+        numbers = {
+            "cold_start": cold_starts([options.model, options.run], small, options.starts),
+            "predict_ms": latencies(
+                options.model, options.run, peer, {"224 px": small, "12 MP": large}, options.rounds
+            ),
+            "images_per_second": throughput(options.model, options.run, photos),
+        }
+    command = f"python benchmarks/edge.py RUN {options.model.name} {options.photos.parent.name}/{options.photos.name}"
+    print(write_result("edge", command, {"onnxruntime": onnxruntime.__version__, "num_photos": len(photos), **numbers}))
+
+
+def cold_starts(models: list[Path], photo: Path, rounds: int) -> dict[str, Any]:
+    """Seconds from the shell to the end, and memory at most, of a new process that classifies one photo."""
+    seconds: dict[str, list[float]] = {}
+    memory: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for model in models:
+            name = "onnx" if model.suffix == ".onnx" else "pytorch"
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "carnet", "predict", str(model), str(photo)], stdout=subprocess.DEVNULL
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+            memory.setdefault(name, []).append(usage.ru_maxrss / 1024)
+    found = {
+        name: {"median_s": round(statistics.median(times), 3), "peak_mib": round(statistics.median(memory[name]), 1)}
+        for name, times in seconds.items()
+    }
+    for name, numbers in found.items():
+        print(f"cold start, {name}: {numbers['median_s']:.3f} s, {numbers['peak_mib']:.0f} MiB")
+    return found
+
+
+def latencies(model: Path, run: Path, peer: Path, photos: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """Median milliseconds from a file to its answer, one thread, in turns."""
+    import torch
+
+    torch.set_num_threads(1)
+    predictors: dict[str, Predictor] = {
+        "onnx": carnet.Classifier(model, threads=1),
+        "pytorch": carnet.load(run),
+        "mobilenetv3_small_050, onnx": carnet.Classifier(peer, threads=1),
+    }
+    found: dict[str, Any] = {}
+    for size, photo in photos.items():
+        calls = {name: partial(predictor.predict, photo) for name, predictor in predictors.items()}
+        found[size] = {name: round(1000 * statistics.median(times), 3) for name, times in turns(calls, rounds).items()}
+        print(f"file to answer, {size}: {found[size]} ms")
+    return found
+
+
+def throughput(model: Path, run: Path, photos: list[str], rounds: int = 3) -> dict[str, float]:
+    """Images of a folder in a second, all cores; the median of some rounds."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    predictors: dict[str, Predictor] = {"onnx": carnet.Classifier(model), "pytorch": carnet.load(run)}
+    calls = {name: partial(answer_all, predictor, photos) for name, predictor in predictors.items()}
+    found = {name: round(len(photos) / statistics.median(times), 1) for name, times in turns(calls, rounds).items()}
+    print(f"a folder of {len(photos)}: {found} images/s")
+    return found
+
+
+def answer_all(predictor: Predictor, photos: list[str]) -> int:
+    return sum(1 for _ in predictor.predict_many(photos))
+
+
+def turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call; the first of each is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def photo_of(width: int, height: int) -> bytes:
+    """A JPEG with as much in it as a photo has: noise of several scales."""
+    rng = np.random.default_rng(0)
+    picture = np.zeros((height, width, 3), np.float32)
+    for scale in (4, 16, 64):
+        noise = rng.integers(0, 256, (height // scale + 1, width // scale + 1, 3), np.uint8)
+        picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32) / 3
+    content = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def peer_model() -> bytes:
+    """The mobile network as a model file."""
+    import torch
+
+    torch.manual_seed(0)
+    spec = ModelSpec(model=PEER, classes=tuple(map(str, range(100))), image_size=224)
+    network = carnet.create_model(PEER, num_classes=100)
+    return seal(serialized(to_graph(TrainedModel(network, spec)).model), spec.to_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Classify images with a model file, without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.edge.heat import Explanation, draw_heat
+from carnet.edge.model_file import ModelFile
+from carnet.edge.runtimes import Runtime, open_runtime
+from carnet.errors import ConfigError, ModelFileError
+from carnet.prediction import Predictor
+from carnet.preprocess import Images, ImageSource, load_image
+
+
+class Classifier(Predictor):
+    """A model that `carnet export` has written.
+
+        classifier = carnet.Classifier("model.onnx")
+        print(classifier.predict("photo.jpg"))
+
+    May be used from several threads at once.
+
+    Args:
+        model: path of the file, or its bytes.
+        threads: of the arithmetic for one call; 0 leaves it to the runtime, which takes all cores.
+        runtime: onnxruntime, or openvino (`pip install 'carnet[openvino]'`).
+
+    Attributes:
+        spec: classes, size of the images, and what else makes an input of an image.
+        document: all that the file says about itself: how it was trained and judged, versions.
+        threshold: an answer less probable than this is not sure.
+
+    Raises:
+        ModelFileError: if the file is missing, damaged, none of ours, newer than this version, or refused by the
+            runtime.
+        ConfigError: unknown runtime, or a negative number of threads.
+        MissingExtraError: OpenVINO is asked for and not installed.
+    """
+
+    def __init__(self, model: Path | str | bytes, *, threads: int = 0, runtime: Runtime = "onnxruntime") -> None:
+        file = ModelFile.from_bytes(model) if isinstance(model, bytes) else ModelFile.read(model)
+        self.spec, self.document = file.spec, file.document
+        self.threshold = float(file.document.get("threshold", 0.0))
+        self._name = file.name
+        self._run = open_runtime(file, runtime, threads)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.spec.classes
+
+    def explain(self, source: ImageSource, label: str | None = None) -> Explanation:
+        """Show where in an image a class is seen.
+
+        Args:
+            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
+            label: the class; None: the most probable one.
+
+        Raises:
+            ImageError: if the image cannot be decoded.
+            ConfigError: if there is no such class.
+            ModelFileError: if the model has no class maps.
+        """
+        if label is not None and label not in self.classes:
+            raise ConfigError(f"{self._name} knows no class {label!r}")
+        centres = self.document.get("map_centres")
+        if centres is None:
+            raise ModelFileError(f"{self._name} has no class maps: its network has no mean-and-linear head")
+        outputs = self._run(load_image(source, self.spec)[None])
+        prediction = self.answer(outputs["probabilities"][0], len(self.classes))
+        label = prediction.label if label is None else label
+        maps = outputs["class_maps"][0]
+        # What all classes have in common at a place speaks for none of them: softmax does not see it.
+        class_map = maps[self.classes.index(label)] - maps.mean(axis=0)
+        return Explanation(label, prediction, class_map, draw_heat(source, class_map, centres, self.spec))
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> logits (N, classes)"""
+        return self._run(images)["logits"]
+
+    def calibrated_logits(self, images: Images) -> NDArray[np.float32]:
+        """The same, divided by the temperature: softmax of them are the probabilities."""
+        return self.logits(images) / np.float32(self.document.get("temperature", 1.0))
+
+    def probabilities(self, images: Images) -> NDArray[np.float64]:
+        """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
+        return self._run(images)["probabilities"].astype(np.float64)

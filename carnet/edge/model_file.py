@@ -1,0 +1,202 @@
+"""The file between bench and edge: an ONNX model that says what it is, sealed against damage.
+
+A model file is an ordinary ONNX file. Its last two metadata entries are ours: `carnet`, a JSON document with all that
+is needed to use the model, and `carnet.sha256`, a checksum over everything before it. Both are appended to the finished
+model, which leaves it valid, because Protocol Buffers join what is repeated; and both are read before any runtime sees
+a byte. The checksum shows damage. It is no signature: whoever changes a file on purpose can compute it anew.
+
+Source of the encoding: Protocol Buffers, "Encoding"; field numbers from ONNX's `onnx.proto`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carnet.errors import ModelFileError, RunError
+from carnet.spec import ModelSpec
+
+FORMAT = 1
+"""Of the document; a file with a higher number is one of a newer version."""
+PRODUCER = "carnet"
+"""Stands near the beginning of each of our files."""
+
+_DOCUMENT, _CHECKSUM = "carnet", "carnet.sha256"
+_SEAL_BYTES = 83
+"""Of the entry with the checksum."""
+_HEAD_BYTES = 256
+"""Within which `PRODUCER` stands."""
+
+# ModelProto, GraphProto, TensorProto and StringStringEntryProto
+_GRAPH, _METADATA = 7, 14
+_INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
+_KEY, _VALUE = 1, 2
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file whose checksum is right.
+
+    Attributes:
+        name: for messages.
+        content: the whole file.
+        document: what it says about itself.
+        spec: classes, size of the images, and what else makes an input of an image.
+    """
+
+    name: str
+    content: bytes
+    document: Mapping[str, Any]
+    spec: ModelSpec
+
+    @classmethod
+    def read(cls, path: Path | str) -> ModelFile:
+        """Read a file and check it.
+
+        Raises:
+            ModelFileError: if it is missing, damaged, none of ours, or one of a newer version.
+        """
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+        return cls.from_bytes(content, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str = "the model") -> ModelFile:
+        """The same for a file's content.
+
+        Raises:
+            ModelFileError: as `read`.
+        """
+        _check_seal(content, name)
+        try:
+            document = _read_document(content)
+            if document["format"] > FORMAT:
+                raise ModelFileError(
+                    f"{name} was written by a newer version of carnet (format {document['format']}, this one knows "
+                    f"{FORMAT}); update: pip install --upgrade carnet"
+                )
+            spec = ModelSpec.from_json(document)
+        except (ValueError, KeyError, TypeError, IndexError, RunError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(f"{name} does not describe itself as a model of carnet should: {error}") from error
+        if _has_external_data(content):
+            raise ModelFileError(f"{name} keeps weights in other files, which the checksum does not cover")
+        return cls(name, content, document, spec)
+
+
+def seal(model: bytes, document: Mapping[str, Any]) -> bytes:
+    """Append what a model says about itself, and the checksum, to a serialized ONNX model.
+
+    Args:
+        model: without metadata of ours.
+        document: plain values; `format` is added.
+    """
+    text = json.dumps({"format": FORMAT, **document}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    described = model + _metadata_entry(_DOCUMENT, text)
+    return described + _metadata_entry(_CHECKSUM, hashlib.sha256(described).hexdigest())
+
+
+def _check_seal(content: bytes, name: str) -> None:
+    described, entry = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    expected = _metadata_entry(_CHECKSUM, hashlib.sha256(described).hexdigest())
+    if entry == expected:
+        return
+    if not content:
+        raise ModelFileError(f"{name} is empty")
+    is_sealed = entry[:-64] == expected[:-64]
+    if is_sealed or PRODUCER.encode() in content[:_HEAD_BYTES]:
+        raise ModelFileError(f"{name} is damaged: its checksum is wrong; copy it again, or export it again")
+    raise ModelFileError(f"{name} is not a model of carnet; carnet export RUN writes one")
+
+
+def _read_document(content: bytes) -> dict[str, Any]:
+    """The document of a sealed file."""
+    found = None
+    for number, entry in _fields(memoryview(content)):
+        if number == _METADATA and isinstance(entry, memoryview):
+            pair = {key: bytes(value) for key, value in _fields(entry) if isinstance(value, memoryview)}
+            if pair.get(_KEY) == _DOCUMENT.encode():
+                found = pair[_VALUE]
+    if found is None:
+        raise ValueError(f"it has no {_DOCUMENT} entry")
+    document = json.loads(found)
+    if not isinstance(document, dict):
+        raise TypeError("it is no JSON object")
+    return document
+
+
+def _has_external_data(content: bytes) -> bool:
+    for graph in _messages(memoryview(content), _GRAPH):
+        for tensor in _messages(graph, _INITIALIZER):
+            if (_DATA_LOCATION, _EXTERNAL) in _fields(tensor):
+                return True
+    return False
+
+
+def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The parts of a message that stand in one of its fields."""
+    return (value for field, value in _fields(message) if field == number and isinstance(value, memoryview))
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Field numbers and values of an encoded message, in their order.
+
+    Raises:
+        ValueError, IndexError: if it is none.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _read_varint(message, place)
+        match tag & 7:
+            case 0:
+                value, place = _read_varint(message, place)
+                yield tag >> 3, value
+                continue
+            case 2:
+                length, place = _read_varint(message, place)
+            case 1:
+                length = 8
+            case 5:
+                length = 4
+            case kind:
+                raise ValueError(f"it has a field of kind {kind}")
+        if place + length > len(message):
+            raise ValueError("it ends in the middle of a field")
+        yield tag >> 3, message[place : place + length]
+        place += length
+
+
+def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+
+
+def _metadata_entry(key: str, value: str) -> bytes:
+    pair = _encode(_KEY, key.encode()) + _encode(_VALUE, value.encode())
+    return _encode(_METADATA, pair)
+
+
+def _encode(number: int, content: bytes) -> bytes:
+    """A field of bytes."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])

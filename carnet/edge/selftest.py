@@ -1,0 +1,131 @@
+"""Pictures inside a model file, and what it answers for them: does this installation compute what was judged?
+
+Two pictures of ours travel with every model: a lossless one at the model's own size, which tests the arithmetic, and a
+larger JPEG, which tests the decoder and the resizing as well. Each has a tolerance of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from carnet.edge.classifier import Classifier
+from carnet.errors import ImageError, ModelFileError
+from carnet.preprocess import load_image
+from carnet.spec import ModelSpec
+
+LOSSLESS, JPEG = "lossless", "jpeg"
+TOLERANCES = {LOSSLESS: 1e-4, JPEG: 0.02}
+"""Of every probability. Decoders of JPEG may differ by a level, which is allowed to show."""
+QUANTIZED_TOLERANCES = {LOSSLESS: 0.01, JPEG: 0.03}
+"""The same in eight bits, where a rounding that falls otherwise is one step of 256."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far this installation's answer for one picture is from the one that was recorded.
+
+    Attributes:
+        picture: lossless or jpeg.
+        difference: the largest, of any probability.
+        tolerance: how large it may be.
+        problem: why there is no answer; empty where there is one.
+    """
+
+    picture: str
+    difference: float
+    tolerance: float
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer is the recorded one."""
+        return not self.problem and self.difference <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return vars(self) | {"passed": self.passed}
+
+
+def verify(classifier: Classifier) -> list[Check]:
+    """Classify the pictures inside a model file, and compare.
+
+    Raises:
+        ModelFileError: if there are none, or they are not as they should be.
+    """
+    tests = classifier.document.get("tests")
+    if not isinstance(tests, list) or not tests:
+        raise ModelFileError("the model holds no pictures to test it with")
+    return [_check(classifier, test) for test in tests]
+
+
+def draw_tests(spec: ModelSpec) -> dict[str, bytes]:
+    """The two pictures: name -> file."""
+    lossless, jpeg = BytesIO(), BytesIO()
+    _draw(spec.image_size, spec.image_size).save(lossless, "PNG", optimize=True)
+    # Neither square nor a multiple of what JPEG works in.
+    side = 2 * spec.image_size
+    _draw(side + 37, side - 9).save(jpeg, "JPEG", quality=80)
+    return {LOSSLESS: lossless.getvalue(), JPEG: jpeg.getvalue()}
+
+
+def record_tests(classifier: Classifier, pictures: Mapping[str, bytes], *, quantized: bool) -> list[dict[str, Any]]:
+    """What `verify` will read: the pictures with this installation's answers.
+
+    Args:
+        classifier: of the model.
+        pictures: name -> file, as `draw_tests` gives them.
+        quantized: whether the model computes in eight bits.
+    """
+    tolerances = QUANTIZED_TOLERANCES if quantized else TOLERANCES
+    return [
+        {
+            "picture": name,
+            "file": base64.b64encode(content).decode(),
+            "probabilities": [round(float(p), 7) for p in _probabilities(classifier, content)],
+            "tolerance": tolerances[name],
+        }
+        for name, content in pictures.items()
+    ]
+
+
+def _check(classifier: Classifier, test: Mapping[str, Any]) -> Check:
+    try:
+        name, tolerance = str(test["picture"]), float(test["tolerance"])
+        content = base64.b64decode(test["file"], validate=True)
+        expected = np.array(test["probabilities"], np.float64)
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise ModelFileError(f"the model's test pictures cannot be read: {error}") from error
+    try:
+        found = _probabilities(classifier, content)
+    except ImageError as error:
+        return Check(name, 1.0, tolerance, f"this installation cannot decode it: {error.reason}")
+    if found.shape != expected.shape:
+        raise ModelFileError("the model's test pictures belong to another model")
+    return Check(name, float(np.abs(found - expected).max()), tolerance)
+
+
+def _probabilities(classifier: Classifier, content: bytes) -> NDArray[np.float64]:
+    (probabilities,) = classifier.probabilities(load_image(content, classifier.spec)[None])
+    return np.asarray(probabilities)
+
+
+def _draw(width: int, height: int) -> Image.Image:
+    """Soft colours with edges in between: something for every kind of filter, and small as a file."""
+    down, across = (np.linspace(0, 1, side) for side in (height, width))
+    y, x = np.meshgrid(down, across, indexing="ij")
+    rings = np.hypot(x - 0.62, y - 0.41)
+    shades: Sequence[NDArray[np.float64]] = (x, y, 1 - rings)
+    pixels = np.stack([60 + 150 * shade for shade in shades], axis=-1)
+    pixels[rings < 0.24] = (236, 180, 40)
+    pixels[(np.abs(x - 0.25) < 0.09) & (y > 0.3)] = (40, 60, 120)
+    pixels[(x + y) % 0.25 < 0.03] *= 0.6
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,0 +1,284 @@
+"""From a run to a model file: write the graph, judge it through the gate, and only then give it its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carnet import evaluation, files, metrics
+from carnet.calibration import Calibration, calibrate
+from carnet.data.sources import Sample
+from carnet.edge.classifier import Classifier
+from carnet.edge.model_file import seal
+from carnet.edge.runtimes import Runtime
+from carnet.edge.selftest import draw_tests, record_tests
+from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
+from carnet.evaluation import EvaluationReport, Selection, load_batches, select_samples
+from carnet.export.gate import Judgement, judge
+from carnet.export.graph import Graph, serialized, to_graph
+from carnet.export.quantize import Quantized, quantize
+from carnet.models.trained import TrainedModel, load
+from carnet.progress import Progress, Silent, counted
+from carnet.report.export import export_html
+from carnet.run_folder import RunFolder
+from carnet.training.plan import versions
+
+CALIBRATION_IMAGES = 512
+"""Training images that ranges are taken from and variants compared on, half of them each."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        path: the model file.
+        report: the page beside it.
+        judgement: how it compares with the run's own weights.
+        calibration: temperature and threshold in the file.
+        quantized: what was tried to get to eight bits; None: it computes in float32.
+    """
+
+    path: Path
+    report: Path
+    judgement: Judgement
+    calibration: Calibration
+    quantized: Quantized | None = None
+
+
+def export_model(
+    run: Path | str,
+    output: Path | str | None = None,
+    *,
+    int8: bool = False,
+    data: Path | str | None = None,
+    max_drop: float = 1.0,
+    runtime: Runtime = "onnxruntime",
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write a run's model as one file that runs without PyTorch, if it passes the gate.
+
+    Beside `NAME.onnx` come `NAME.export.json` and `NAME.export.html`, which say how it was judged; of a refused model
+    they come alone.
+
+    Args:
+        run: the run folder.
+        output: the file; None: model.onnx in the run folder, model-int8.onnx with `int8`.
+        int8: compute in eight bits where that holds accuracy.
+        data: the run's images, if they are no longer where they were.
+        max_drop: points of top-1 accuracy that may be lost.
+        runtime: through which the file is judged.
+        progress: shown what happens; None: nobody.
+
+    Raises:
+        GateError: if the file does not pass; then there is none.
+        RunError: if the run has no model, or its images are not to be found.
+        DataError: if there are not enough images to judge with.
+        ModelError: if the network cannot be written as ONNX.
+        OutputError: if a file cannot be written.
+    """
+    folder = RunFolder.open(run)
+    path = Path(output) if output is not None else folder.path / ("model-int8.onnx" if int8 else "model.onnx")
+    if not 0 <= max_drop <= 100:
+        raise ConfigError(f"--max-drop must be between 0 and 100 points, got {max_drop:g}")
+    if path.suffix != ".onnx":
+        raise OutputError(f"{path} does not end in .onnx; name the file so")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
+    return _Export(folder, path, int8, data, max_drop, runtime, progress or Silent()).write()
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export, step by step: read `write`."""
+
+    run: RunFolder
+    path: Path
+    int8: bool
+    data: Path | str | None
+    max_drop: float
+    runtime: Runtime
+    progress: Progress
+
+    def write(self) -> ExportResult:
+        model = load(self.run.path)
+        held_out = self._images("valid")
+        if len(held_out.samples) < 2:
+            raise DataError("a model cannot be judged with fewer than two images held back from training")
+        bench = self._evaluate("as trained", model.logits, held_out.samples, model).with_leaks(held_out.leaked)
+        self.progress.say(f"Writing {model.spec.model} as ONNX …")
+        graph = to_graph(model)
+        quantized = self._quantize(graph, model) if self.int8 else None
+        graph = graph if quantized is None else quantized.chosen.graph
+
+        candidate = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        # Judged as a file, through the door by which users come in.
+        files.write_bytes(candidate, seal(serialized(graph.model), model.spec.to_json()))
+        try:
+            edge = self._evaluate("as exported", self._open(candidate).logits, held_out.samples, model)
+            calibration = calibrate(*_known_to_nobody(edge, bench))
+            graph = graph.with_temperature(calibration.temperature)
+            document = self._document(model, graph, calibration, quantized)
+            files.write_bytes(candidate, seal(serialized(graph.model), document))
+            classifier = self._open(candidate)
+            document["tests"] = record_tests(classifier, draw_tests(model.spec), quantized=self.int8)
+            judgement = judge(
+                bench,
+                edge,
+                model=model,
+                classifier=classifier,
+                size_bytes=len(seal(serialized(graph.model), document)),
+                max_drop=self.max_drop,
+                is_quantized=self.int8,
+            )
+        finally:
+            candidate.unlink(missing_ok=True)
+        document["metrics"] = judgement.to_json()
+        result = ExportResult(self.path, self.path.with_suffix(".export.html"), judgement, calibration, quantized)
+        self._report(result, document)
+        if judgement.problem:
+            raise GateError(self._refusal(judgement, quantized))
+        files.write_bytes(self.path, seal(serialized(graph.model), document))
+        return result
+
+    def _open(self, path: Path) -> Classifier:
+        return Classifier(path, threads=1, runtime=self.runtime)
+
+    def _images(self, split: str) -> Selection:
+        """The run's images of a split; training images know no leaks."""
+        recorded = self.run.read_config()["data"]
+        location = self.data if self.data is not None else recorded["path"]
+        try:
+            model_classes = tuple(recorded["classes"])
+            return select_samples(location, split, model_classes, self.run.digests(), ignore=recorded.get("ignore", ()))
+        except DataError as error:
+            if self.data is None:
+                raise RunError(f"{error}; say where the run's images are with --data") from error
+            raise
+
+    def _evaluate(
+        self, what: str, predict: evaluation.PredictFn, samples: Sequence[Sample], model: TrainedModel
+    ) -> EvaluationReport:
+        return evaluation.evaluate(
+            predict,
+            samples,
+            model.spec,
+            skip_unreadable=True,
+            progress=lambda done, total: self.progress.bar(f"judging {what}", done, total),
+        )
+
+    def _quantize(self, graph: Graph, model: TrainedModel) -> Quantized:
+        samples = self._images("train").samples
+        chosen = np.random.default_rng(0).permutation(len(samples))[:CALIBRATION_IMAGES]
+        (loaded,) = load_batches([samples[number].path for number in chosen.tolist()], model.spec, CALIBRATION_IMAGES)
+        images = [image for image in loaded if isinstance(image, np.ndarray)]
+        if len(images) < 2:
+            raise DataError("eight bits need at least two training images, from which to take the ranges")
+        return quantize(
+            graph,
+            np.stack(images),
+            progress=lambda done, total: self.progress.bar("trying ways to quantise", done, total),
+        )
+
+    def _document(
+        self, model: TrainedModel, graph: Graph, calibration: Calibration, quantized: Quantized | None
+    ) -> dict[str, Any]:
+        """What the file says about itself."""
+        config = self.run.read_config()
+        return {
+            **model.spec.to_json(),
+            "temperature": calibration.temperature,
+            "threshold": calibration.threshold,
+            "map_centres": graph.map_centres,
+            "arithmetic": "float32" if quantized is None else f"int8, {quantized.chosen.variant}",
+            "params": sum(parameter.numel() for parameter in model.network.parameters()),
+            "training": {
+                "data_hash": config["data"]["content_hash"],
+                "num_images": config["data"]["num_images"],
+                "seed": config["recipe"]["seed"],
+                "epoch": model.info.get("epoch"),
+            },
+            "versions": versions(),
+        }
+
+    def _report(self, result: ExportResult, document: dict[str, Any]) -> None:
+        quantized = result.quantized
+        numbers = {key: value for key, value in document.items() if key not in ("tests", "classes", "map_centres")}
+        if quantized is not None:
+            numbers["quantization"] = {
+                "float_latency_ms": quantized.float_latency_ms,
+                "tried": [
+                    {"variant": str(one.variant), "error": one.error, "latency_ms": one.latency_ms}
+                    for one in quantized.tried
+                ],
+                "error_of_each_layer_alone": dict(quantized.sensitivity),
+            }
+        page = export_html(
+            title=f"{result.path.name}: {document['model']}, {document['arithmetic']}",
+            sentences=sentences(result),
+            judgement=document["metrics"],
+            crossed=result.judgement.crossed,
+            threshold=result.calibration.threshold,
+            quantization=numbers.get("quantization"),
+            document=document,
+        )
+        files.write_json(self.path.with_suffix(".export.json"), numbers)
+        files.write_text(result.report, page)
+
+    def _refusal(self, judgement: Judgement, quantized: Quantized | None) -> str:
+        hurt = ""
+        if quantized is not None:
+            worst = ", ".join(f"{name} ({error:.2f})" for name, error in quantized.sensitivity[:3])
+            hurt = f"; most is lost in {worst}, as shares of the logits' spread"
+        return f"{self.path} is not written: {judgement.problem}{hurt}; see {self.path.with_suffix('.export.html')}"
+
+
+def sentences(result: ExportResult) -> list[str]:
+    """What came out, for people."""
+    judged, crossed = result.judgement, result.judgement.crossed
+    low, high = (100 * end for end in judged.interval)
+    same = round(judged.agreement * judged.edge.num_images)
+    lines = [
+        f"Judged on {counted(judged.edge.num_images, 'image')} that training did not see: "
+        f"{100 * judged.edge.top1:.1f} % right, in PyTorch {100 * judged.bench.top1:.1f} % (difference "
+        f"{100 * judged.difference:+.1f} points, "
+        f"95 % interval {low:+.1f} to {high:+.1f}); {same:,} named alike, probabilities differ by up to "
+        f"{judged.largest_difference:.2g}.",
+        f"{judged.size_bytes / 1e6:.2f} MB; an image takes {judged.latency_ms:.2f} ms on one thread "
+        f"(PyTorch {judged.bench_latency_ms:.2f} ms), decoding left out.",
+        _about_sureness(result),
+    ]
+    if judged.leaked:
+        lines.append(f"{counted(judged.leaked, 'image')} stood among the training images too, and judged nothing.")
+    quantized = result.quantized
+    if quantized is not None:
+        speed = quantized.float_latency_ms / quantized.chosen.latency_ms
+        fast = f"{speed:.2f} times as fast as float32" if speed > 1.05 else "no faster than float32, but smaller"
+        lines.append(f"Eight bits ({quantized.chosen.variant}) are {fast} on this machine.")
+    if crossed.error < crossed.error_before:
+        lines.append(
+            f"A temperature of {result.calibration.temperature:.2f} brings its percentages from "
+            f"{100 * crossed.error_before:.1f} to {100 * crossed.error:.1f} points of the truth, on average."
+        )
+    return lines
+
+
+def _about_sureness(result: ExportResult) -> str:
+    crossed, threshold = result.judgement.crossed, result.calibration.threshold
+    if crossed.accuracy_when_sure is None:
+        return "No threshold makes its answers reliable: it is never sure."
+    return (
+        f"Below {100 * threshold:.0f} % it says it is not sure. On images that this was not chosen on, it is sure of "
+        f"{100 * crossed.coverage:.0f} %, and {100 * crossed.accuracy_when_sure:.1f} % of these answers are right."
+    )
+
+
+def _known_to_nobody(edge: EvaluationReport, bench: EvaluationReport) -> tuple[Any, metrics.Labels]:
+    """Logits and labels of the images that are no training images, unless all are."""
+    kept = ~bench.leaked if not bench.leaked.all() else np.ones_like(bench.leaked)
+    return edge.logits[kept], edge.labels[kept]

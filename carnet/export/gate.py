@@ -1,0 +1,168 @@
+"""The gate: an exported model is judged with the edge's own code, on images held back from training, or not at all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from carnet import metrics
+from carnet.calibration import CrossFitted, cross_fit
+from carnet.edge.classifier import Classifier
+from carnet.evaluation import EvaluationReport
+from carnet.models.trained import TrainedModel
+from carnet.preprocess import Images
+
+SAME_NETWORK = 1e-3
+"""How much a probability may differ where nothing was made coarser on purpose."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An exported model beside the one it was made from, on the same images.
+
+    Attributes:
+        bench: what PyTorch answers.
+        edge: what the file answers, decoded and computed as it will be where it is used.
+        leaked: how many of the images are training images; they judge nothing, and are left out of all below.
+        agreement: share of the images that both name alike.
+        difference: top-1 of the file less PyTorch's.
+        interval: of the difference, 95 %, paired.
+        largest_difference: of any probability of any image.
+        crossed: temperature and threshold, judged on images they were not chosen on.
+        latency_ms: of one image on one thread, from pixels; median.
+        latency_p95_ms: the same, 95th percentile.
+        bench_latency_ms: the median in PyTorch, on one thread, in turns with the file.
+        size_bytes: of the file.
+        max_drop: accuracy that may be lost, in points.
+        is_quantized: whether it computes in eight bits.
+    """
+
+    bench: EvaluationReport
+    edge: EvaluationReport
+    leaked: int
+    agreement: float
+    difference: float
+    interval: tuple[float, float]
+    largest_difference: float
+    crossed: CrossFitted
+    latency_ms: float
+    latency_p95_ms: float
+    bench_latency_ms: float
+    size_bytes: int
+    max_drop: float
+    is_quantized: bool
+
+    @property
+    def problem(self) -> str:
+        """Why the file must not be used; empty where it may."""
+        if -100 * self.difference > self.max_drop:
+            return (
+                f"top-1 falls by {-100 * self.difference:.1f} points, from {100 * self.bench.top1:.1f} to "
+                f"{100 * self.edge.top1:.1f} %, and --max-drop allows {self.max_drop:g}"
+            )
+        if not self.is_quantized and self.largest_difference > SAME_NETWORK:
+            return (
+                f"probabilities differ from PyTorch's by up to {self.largest_difference:.4f}; "
+                f"the same network differs by less than {SAME_NETWORK:g}"
+            )
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, in plain values."""
+        return {
+            "num_images": self.edge.num_images,
+            "num_leaked_left_out": self.leaked,
+            "top1": self.edge.top1,
+            "top1_ci95": list(self.edge.top1_ci95),
+            "top5": self.edge.top5,
+            "top1_pytorch": self.bench.top1,
+            "top1_agreement": self.agreement,
+            "top1_difference": self.difference,
+            "top1_difference_ci95": list(self.interval),
+            "largest_probability_difference": self.largest_difference,
+            **self.crossed.to_json(),
+            "latency_ms": self.latency_ms,
+            "latency_p95_ms": self.latency_p95_ms,
+            "latency_ms_pytorch": self.bench_latency_ms,
+            "size_bytes": self.size_bytes,
+            "max_drop": self.max_drop,
+            "problem": self.problem,
+        }
+
+
+def judge(
+    bench: EvaluationReport,
+    edge: EvaluationReport,
+    *,
+    model: TrainedModel,
+    classifier: Classifier,
+    size_bytes: int,
+    max_drop: float,
+    is_quantized: bool,
+) -> Judgement:
+    """Compare two reports on the same images, and time what made them.
+
+    Args:
+        bench: PyTorch's, knowing which images are training images.
+        edge: the file's.
+        model: what was exported.
+        classifier: the file; on one thread.
+        size_bytes: of the file.
+        max_drop: accuracy that may be lost, in points.
+        is_quantized: whether the file computes in eight bits.
+    """
+    leaked = bench.leaked
+    if not leaked.all():
+        bench, edge = bench.without(leaked), edge.without(leaked)
+    difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
+    image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
+    here, there = _take_turns(classifier.logits, _on_one_thread(model), image)
+    return Judgement(
+        bench=bench,
+        edge=edge,
+        leaked=int(leaked.sum()),
+        agreement=float((bench.predictions == edge.predictions).mean()),
+        difference=difference,
+        interval=(low, high),
+        largest_difference=float(np.abs(bench.probabilities - edge.probabilities).max()),
+        crossed=cross_fit(edge.logits, edge.labels),
+        latency_ms=statistics.median(here),
+        latency_p95_ms=float(np.percentile(here, 95)),
+        bench_latency_ms=statistics.median(there),
+        size_bytes=size_bytes,
+        max_drop=max_drop,
+        is_quantized=is_quantized,
+    )
+
+
+def _on_one_thread(model: TrainedModel) -> Callable[[Images], Any]:
+    import torch
+
+    def logits(images: Images) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return model.logits(images)
+        finally:
+            torch.set_num_threads(threads)
+
+    return logits
+
+
+def _take_turns(
+    one: Callable[[Images], Any], other: Callable[[Images], Any], image: Images, rounds: int = 100
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of each call, in turns, so that other work on the machine slows both alike."""
+    milliseconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for call, times in zip((one, other), milliseconds, strict=True):
+            call(image)
+            started = time.perf_counter()
+            call(image)
+            times.append(1000 * (time.perf_counter() - started))
+    return milliseconds

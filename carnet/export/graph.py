@@ -1,0 +1,248 @@
+"""A trained network as an ONNX graph that takes the pixels of an image as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor, nn
+
+from carnet.edge.model_file import PRODUCER
+from carnet.errors import ModelError
+from carnet.export.quiet import quiet
+from carnet.models.blocks import ChannelAttention
+from carnet.models.registry import head_names
+from carnet.models.trained import TrainedModel
+from carnet.spec import ModelSpec
+
+OPSET, IR_VERSION = 18, 8
+"""Of ONNX 1.13; every ONNX Runtime from 1.14 on (early 2023) reads them."""
+PIXELS, LOGITS, PROBABILITIES, CLASS_MAPS = "pixels", "logits", "probabilities", "class_maps"
+_TEMPERATURE = "temperature"
+
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network in ONNX.
+
+    Attributes:
+        model: input `pixels`, uint8 (N, S, S, C); outputs `logits` and `probabilities` (N, classes), and `class_maps`
+            (N, classes, h, w) where there are any.
+        map_centres: for each row, and for each column, of the class maps, where in the input the network looks, in
+            pixels; None: there are no maps.
+    """
+
+    model: ModelProto
+    map_centres: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+    def with_temperature(self, temperature: float) -> Graph:
+        """The same with other probabilities."""
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == _TEMPERATURE)
+        value = numpy_helper.to_array(tensor).copy()
+        value[...] = temperature
+        tensor.CopyFrom(numpy_helper.from_array(value, _TEMPERATURE))
+        return Graph(model, self.map_centres)
+
+
+def to_graph(trained: TrainedModel) -> Graph:
+    """Write a network as ONNX: normalisation inside, batch norm folded, batches of any size.
+
+    Raises:
+        ModelError: if PyTorch cannot express it in ONNX.
+    """
+    spec = trained.spec
+    network = copy.deepcopy(trained.network).cpu().eval().to(memory_format=torch.contiguous_format)
+    head = mean_and_linear_head(network, spec)
+    centres = None if head is None else _map_centres(network, spec)
+    whole = _FromPixels(network, spec, head).eval()
+    names = [LOGITS, PROBABILITIES] + ([] if head is None else [CLASS_MAPS])
+    pixels = torch.zeros(2, spec.image_size, spec.image_size, spec.in_channels, dtype=torch.uint8)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                whole,
+                (pixels,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[PIXELS],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(f"PyTorch cannot write {spec.model} as ONNX: {str(error).strip().splitlines()[0]}") from error
+    assert program is not None
+    model = program.model_proto
+    _pool_globally(model)
+    _clean(model, spec)
+    onnx.checker.check_model(model, full_check=True)
+    return Graph(model, centres).with_temperature(1.0)
+
+
+def mean_and_linear_head(network: nn.Module, spec: ModelSpec) -> nn.Linear | None:
+    """The last layer of a network whose logits are that layer of the mean of `forward_features`; None: it is another.
+
+    Found out by trying, since timm's networks do not say.
+    """
+    features = getattr(network, "forward_features", None)
+    try:
+        head = network.get_submodule(head_names(network)[0])
+    except (AttributeError, KeyError, IndexError):
+        return None
+    if features is None or not isinstance(head, nn.Linear):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, spec.in_channels, spec.image_size, spec.image_size, generator=generator)
+    with torch.inference_mode():
+        maps = features(images)
+        if maps.dim() != 4 or maps.shape[1] != head.in_features:
+            return None
+        close = torch.allclose(head(maps.mean(dim=(2, 3))), network(images), rtol=1e-3, atol=1e-3)
+    return head if close else None
+
+
+class _FromPixels(nn.Module):
+    """uint8 pixels in; logits, probabilities and class maps out."""
+
+    scale: Tensor
+    shift: Tensor
+    temperature: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        scale = torch.tensor([1 / (255 * std) for std in spec.std])
+        shift = torch.tensor([-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)])
+        self.is_folded = _fold_into_stem(network, scale, shift)
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", shift[:, None, None])
+        # Any number but one, by which the exporter would leave out to divide.
+        self.register_buffer(_TEMPERATURE, torch.tensor(2.0))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """(N, S, S, C) -> (N, classes), (N, classes), (N, classes, h, w)"""
+        # Contiguous, lest the exporter spells out how channels-last means are laid out.
+        images = pixels.permute(0, 3, 1, 2).contiguous().float()
+        if not self.is_folded:
+            images = images * self.scale + self.shift
+        if self.head is None:
+            logits = self.network(images)
+            return logits, (logits / self.temperature).softmax(dim=1)
+        features = cast(Features, self.network.forward_features)(images)
+        class_maps = F.conv2d(features, self.head.weight[:, :, None, None])
+        logits = F.adaptive_avg_pool2d(class_maps, 1).flatten(1)
+        if self.head.bias is not None:
+            logits = logits + self.head.bias
+        return logits, (logits / self.temperature).softmax(dim=1), class_maps
+
+
+def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
+    """Let the first convolution do the normalisation too, which is exact where it does not pad.
+
+    Padding is 0 behind the normalisation, which before it would be the mean colour.
+    """
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.padding != (0, 0) or first.groups != 1 or first.in_channels != len(scale):
+        return False
+    with torch.no_grad():
+        bias = torch.zeros(first.out_channels) if first.bias is None else first.bias
+        first.bias = nn.Parameter(bias + (first.weight.sum(dim=(2, 3)) * shift).sum(dim=1))
+        first.weight *= scale[:, None, None]
+    return True
+
+
+def _map_centres(network: nn.Module, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Where each row and each column of the features looks: the middle of what it depends on, as if nothing ended.
+
+    Of a copy whose weights all count alike, without sign, batch norm and attention, so that a gradient says how much of
+    a position each pixel reaches, whatever the network has learned. The image gets margins, so that none is cut off.
+    """
+    linear = _counting_paths(network)
+    features = cast(Features, linear.forward_features)
+    side = features(torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)).shape[-1]
+    margin = 0
+    while True:
+        # A multiple of every stride, so that positions stay where they are in the image.
+        margin = 2 * margin or 64
+        images = torch.full((1, spec.in_channels, *(2 * [spec.image_size + 2 * margin])), 0.5, requires_grad=True)
+        position = features(images)[0].sum(dim=0).diagonal()
+        first, second = (_reach(position[len(position) // 2 + place], images) for place in (0, 1))
+        if not (first[0] or second[-1]) or margin >= 512:
+            break
+    places = torch.arange(len(first), dtype=torch.float64)
+    middles = [float((weights * places).sum() / weights.sum()) for weights in (first, second)]
+    step = round(middles[1] - middles[0]) or spec.image_size
+    start = middles[0] - margin - (len(position) // 2 - margin // step) * step
+    centres = tuple(round(start + number * step, 3) for number in range(side))
+    return centres, centres
+
+
+def _reach(position: Tensor, images: Tensor) -> Tensor:
+    """How much of a position each row of pixels makes: (S,)"""
+    (gradient,) = torch.autograd.grad(position, images, retain_graph=True)
+    return gradient[0].double().sum(dim=(0, 2))
+
+
+def _counting_paths(network: nn.Module) -> nn.Module:
+    """A copy in which every convolution takes a mean, and nothing looks at the whole image."""
+    linear = copy.deepcopy(network)
+    for module in list(linear.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ChannelAttention | nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.Conv2d):
+                nn.init.constant_(child.weight, 1 / child.weight[0].numel())
+                if child.bias is not None:
+                    nn.init.zeros_(child.bias)
+    return linear
+
+
+def _pool_globally(model: ModelProto) -> None:
+    """Take means over all positions as what they are: runtimes have a faster operator for that than for any mean."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        axes = sorted(int(axis) % 4 for axis in constants[node.input[1]].reshape(-1))
+        if axes == [2, 3] and _attribute(node, "keepdims", 1) == 1:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def _clean(model: ModelProto, spec: ModelSpec) -> None:
+    """Leave out what the exporter says about this machine and its own work, paths among it."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]
+    del graph.value_info[:]
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+    graph.name = spec.model
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = PRODUCER, ""
+    model.domain = ""
+
+
+def serialized(model: ModelProto) -> bytes:
+    """The bytes of a model, in the order of its fields."""
+    return bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,230 @@
+"""The edge runtime: the same answers as the bench, without it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+import carnet
+from carnet import Classifier
+from carnet.errors import ConfigError, ImageError, ModelFileError
+from carnet.preprocess import load_image
+
+
+@pytest.fixture(scope="module")
+def classifier(exported: Path) -> Classifier:
+    return Classifier(exported)
+
+
+def test_it_answers_as_the_bench_does(classifier: Classifier, trained_run: Path, photos: Path) -> None:
+    bench = carnet.load(trained_run)
+    images = np.stack([load_image(path, bench.spec) for path in sorted(photos.glob("*/*/*.jpg"))])
+    np.testing.assert_allclose(classifier.logits(images), bench.logits(images), atol=1e-4)
+    cooled = bench.logits(images) / classifier.document["temperature"]
+    np.testing.assert_allclose(classifier.probabilities(images), carnet_softmax(cooled), atol=1e-5)
+
+
+def carnet_softmax(logits: np.ndarray) -> np.ndarray:
+    from carnet.metrics import softmax
+
+    return softmax(logits)
+
+
+def test_sources_of_every_kind_get_the_same_answer(classifier: Classifier, photos: Path) -> None:
+    path = photos / "valid" / "red" / "8.jpg"
+    with Image.open(path) as picture:
+        picture.load()
+        sources = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+        answers = [classifier.predict(source) for source in sources]
+    assert len(set(answers)) == 1
+    assert list(answers[0].probabilities) == sorted(answers[0].probabilities, reverse=True)
+    assert sum(answers[0].probabilities) == pytest.approx(1, abs=1e-5)
+    assert len(classifier.predict(path, top_k=1).classes) == 1
+
+
+def test_many_images_in_order_with_bad_ones_in_their_place(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    paths = sorted(photos.glob("valid/*/*.jpg"))
+    sources = [*paths[:5], bad, *paths[5:]]
+    for batch_size in (1, 4, 100):
+        answers = list(classifier.predict_many(iter(sources), batch_size))
+        assert len(answers) == len(sources)
+        assert isinstance(answers[5], ImageError)
+        for source, answer in zip(sources, answers):
+            if source != bad:
+                assert not isinstance(answer, ImageError)
+                assert answer.label == classifier.predict(source).label
+    assert list(classifier.predict_many([])) == []
+    assert [type(answer) for answer in classifier.predict_many([bad])] == [ImageError]
+
+
+def test_it_takes_from_a_stream_as_it_goes(classifier: Classifier, photos: Path) -> None:
+    path, taken = photos / "valid" / "red" / "8.jpg", 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield path
+
+    answers = classifier.predict_many(endless(), batch_size=2)  # type: ignore[arg-type]
+    assert next(answers) is not None
+    assert taken <= 2 * 4
+    answers.close()  # type: ignore[attr-defined]
+
+
+def test_bad_arguments(classifier: Classifier, exported: Path) -> None:
+    with pytest.raises(ConfigError, match="--top-k must be at least 1"):
+        classifier.predict(b"", top_k=0)
+    with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
+        classifier.predict_many([], batch_size=0)
+    with pytest.raises(ConfigError, match="--threads must be 0"):
+        Classifier(exported, threads=-1)
+    with pytest.raises(ConfigError, match="--runtime must be one of onnxruntime, openvino"):
+        Classifier(exported, runtime="tflite")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="knows no class 'pink'"):
+        classifier.explain(b"", label="pink")
+
+
+def test_several_threads_at_once(classifier: Classifier, photos: Path) -> None:
+    paths = sorted(photos.glob("*/*/*.jpg")) * 4
+    alone = [classifier.predict(path) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(classifier.predict, paths)) == alone
+
+
+def test_below_the_threshold_it_is_not_sure(exported: Path, photos: Path) -> None:
+    classifier, path = Classifier(exported), photos / "valid" / "red" / "8.jpg"
+    classifier.threshold = 1.1
+    assert not classifier.predict(path).is_sure
+    assert str(classifier.predict(path)).startswith("not sure: ")
+    classifier.threshold = 0.0
+    assert classifier.predict(path).is_sure
+
+
+def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, photos: Path) -> None:
+    bench = carnet.load(trained_run)
+    bias = bench.network.get_submodule("linear").bias.detach().numpy()  # type: ignore[union-attr]
+    path = photos / "valid" / "blue" / "8.jpg"
+    logits = classifier.logits(load_image(path, classifier.spec)[None])[0]
+    centred = logits - bias
+    for number, label in enumerate(classifier.classes):
+        explained = classifier.explain(path, label)
+        # Less what all classes have in common.
+        assert explained.class_map.mean() == pytest.approx(centred[number] - centred.mean(), abs=1e-4)
+        assert explained.label == label
+    best = classifier.explain(path)
+    assert best.label == best.prediction.label == classifier.predict(path).label
+    assert best.picture.size == (448, 448)
+
+
+def test_nothing_but_the_base_installation_is_needed(exported: Path, photos: Path) -> None:
+    """In a Python that has only what the base installation brings."""
+    photo = photos / "valid" / "red" / "8.jpg"
+    script = f"""
+import sys
+ALLOWED = {{"carnet", "numpy", "PIL", "onnxruntime", "tyro", "flatbuffers", "google", "packaging", "typing_extensions",
+           "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes"}}
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in ALLOWED and top not in sys.stdlib_module_names and not top.startswith("_"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Nothing())
+import carnet
+from carnet.cli.main import run
+answer = carnet.Classifier({str(exported)!r}).predict({str(photo)!r})
+assert run(["predict", {str(exported)!r}, {str(photo)!r}, "--explain", {str(exported.parent / "heat")!r}]) == 0
+assert run(["verify", {str(exported)!r}]) == 0
+assert "torch" not in sys.modules
+try:
+    import torch
+except ModuleNotFoundError:
+    print("there is no torch here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("there is no torch here\n")
+
+
+def test_a_thousand_mutated_images_neither_crash_nor_grow(classifier: Classifier) -> None:
+    rng = np.random.default_rng(0)
+    originals = drawn_files()
+    process = psutil.Process()
+    answered = memory = 0
+    reasons = []
+    for number in range(1000):
+        try:
+            classifier.predict(mutated(originals[number % len(originals)], rng))
+            answered += 1
+        except ImageError as error:
+            reasons.append(str(error))
+        if number == 300:
+            memory = process.memory_info().rss
+    assert answered > 50
+    assert len(reasons) > 50
+    assert not any("\n" in reason for reason in reasons)
+    assert process.memory_info().rss < memory + 64 * 2**20
+
+
+def drawn_files() -> list[bytes]:
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).resize((180, 140))
+    files = []
+    for form, mode in (
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("GIF", "P"),
+        ("WEBP", "RGB"),
+        ("TIFF", "RGB"),
+        ("BMP", "RGB"),
+    ):
+        content = io.BytesIO()
+        picture.convert(mode).save(content, form)
+        files.append(content.getvalue())
+    return files
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    if rng.random() < 0.3:
+        del changed[int(rng.integers(0, len(changed))) :]
+    # Headers decide most, so half of the changes happen there.
+    end = len(changed) if rng.random() < 0.5 else min(len(changed), 64)
+    for _ in range(int(rng.integers(1, 12)) if end else 0):
+        changed[int(rng.integers(0, end))] = int(rng.integers(0, 256))
+    return bytes(changed)
+
+
+def test_odd_images(classifier: Classifier, tmp_path: Path) -> None:
+    for size in ((1, 1), (1, 10_000), (10_000, 1)):
+        assert classifier.predict(Image.new("RGB", size, "red")).probabilities
+    wide = tmp_path / "wide.png"
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(wide)
+    assert classifier.predict(wide).probabilities
+    with pytest.raises(ImageError, match="no such file"):
+        classifier.predict(tmp_path / "missing.jpg")
+    with pytest.raises(ImageError, match="the file is empty"):
+        classifier.predict(b"")
+
+
+def test_a_model_without_maps_says_so(exported: Path) -> None:
+    from carnet.edge.model_file import ModelFile
+
+    classifier = Classifier(exported)
+    classifier.document = dict(ModelFile.read(exported).document) | {"map_centres": None}
+    with pytest.raises(ModelFileError, match="no class maps"):
+        classifier.explain(Image.new("RGB", (50, 50)))

@@ -1,0 +1,193 @@
+"""The gate: what passes is what was trained, and what does not pass is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import carnet
+from carnet import Classifier, export_model
+from carnet.data.sources import find_images
+from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
+from carnet.export import export as exporting
+from carnet.export.graph import Graph
+
+
+def test_what_it_leaves(trained_run: Path, tmp_path: Path) -> None:
+    result = export_model(trained_run, tmp_path / "m.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.export.html", "m.export.json", "m.onnx"]
+    judged = json.loads((tmp_path / "m.export.json").read_text())["metrics"]
+    assert judged["top1_agreement"] == 1
+    assert judged["num_images"] == 12
+    assert judged["size_bytes"] == pytest.approx(result.path.stat().st_size, abs=3000)
+    document = Classifier(result.path).document
+    assert document["metrics"]["top1"] == judged["top1"]
+    assert (
+        document["training"]["data_hash"]
+        == json.loads((trained_run / "config.json").read_text())["data"]["content_hash"]
+    )
+    for private in (str(trained_run), str(tmp_path), trained_run.parent.name):
+        assert private not in result.path.read_bytes().decode("utf-8", "replace")
+    page = result.report.read_text(encoding="utf-8")
+    assert "Passed" in page
+    assert "data:image/png" in page
+
+
+def test_the_same_run_gives_the_same_network(trained_run: Path, tmp_path: Path) -> None:
+    files = [export_model(trained_run, tmp_path / name).path for name in ("a.onnx", "b.onnx")]
+    one, other = (Classifier(file).document for file in files)
+    assert one["tests"] == other["tests"]
+    assert one["temperature"] == other["temperature"]
+
+
+def spoiled(share: float) -> object:
+    """A writer of graphs whose last bias pushes towards the first class."""
+    right = exporting.to_graph
+
+    def write(model: carnet.TrainedModel) -> Graph:
+        graph = right(model)
+        from onnx import numpy_helper
+
+        (bias,) = (t for t in graph.model.graph.initializer if list(t.dims) == [3])
+        values = numpy_helper.to_array(bias).copy()
+        values[0] += share
+        bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+        return graph
+
+    return write
+
+
+@pytest.mark.parametrize(("share", "message"), [(100.0, "top-1 falls by"), (0.05, "probabilities differ")])
+def test_a_spoiled_model_is_refused(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, message: str
+) -> None:
+    monkeypatch.setattr(exporting, "to_graph", spoiled(share))
+    with pytest.raises(GateError, match=message) as caught:
+        export_model(trained_run, tmp_path / "m.onnx")
+    assert caught.value.exit_code == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.export.html", "m.export.json"]
+    assert "Refused" in (tmp_path / "m.export.html").read_text()
+
+
+def test_a_refused_model_leaves_the_one_before_alone(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"the one before")
+    monkeypatch.setattr(exporting, "to_graph", spoiled(100.0))
+    with pytest.raises(GateError):
+        export_model(trained_run, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == b"the one before"
+
+
+def test_a_failure_in_between_leaves_nothing(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(exporting, "judge", fail)
+    with pytest.raises(OutputError):
+        export_model(trained_run, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_judges_with_the_edge_on_held_out_images(
+    trained_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    right = Classifier.logits
+
+    def watched(self: Classifier, images: np.ndarray) -> np.ndarray:
+        judged.append(images)
+        return right(self, images)
+
+    monkeypatch.setattr(Classifier, "logits", watched)
+    result = export_model(trained_run, tmp_path / "m.onnx")
+    names = {sample.path for sample in result.judgement.edge.samples}
+    assert names == {sample.path for sample in find_images(photos).splits["valid"]}
+    assert len(judged[0]) == 12
+
+
+def test_eight_bits(trained_run: Path, tmp_path: Path) -> None:
+    result = export_model(trained_run, tmp_path / "m.onnx", int8=True, max_drop=30)
+    plain = export_model(trained_run, tmp_path / "float.onnx")
+    assert result.quantized is not None
+    assert len({str(one.variant) for one in result.quantized.tried}) == len(result.quantized.tried) >= 5
+    assert result.path.stat().st_size < 0.6 * plain.path.stat().st_size
+    assert result.judgement.agreement > 0.6
+    document = Classifier(result.path).document
+    assert document["arithmetic"].startswith("int8, per ")
+    weights = [
+        tensor for tensor in _initializers(result.path) if tensor.dtype == np.int8 and tensor.ndim == 4 and tensor.size
+    ]
+    assert weights
+    # Seven bits, since eight overflow where VNNI is missing.
+    assert all(np.abs(tensor.astype(int)).max() <= 64 for tensor in weights)
+    assert "Ways to quantise" in result.report.read_text()
+
+
+def _initializers(path: Path) -> list[np.ndarray]:
+    import onnx
+    from onnx import numpy_helper
+
+    return [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+
+
+def test_a_refused_quantised_model_names_the_layers_that_hurt(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = exporting.quantize
+
+    def worse(*arguments: object, **named: object) -> object:
+        from dataclasses import replace
+
+        found = right(*arguments, **named)  # type: ignore[arg-type]
+        graph = found.chosen.graph
+        for tensor in graph.model.graph.initializer:
+            if tensor.data_type == 3 and len(tensor.dims) == 4:
+                tensor.raw_data = bytes(len(tensor.raw_data))
+        return replace(found, chosen=replace(found.chosen, graph=graph))
+
+    monkeypatch.setattr(exporting, "quantize", worse)
+    with pytest.raises(GateError, match=r"most is lost in Conv_\d+ \(\d"):
+        export_model(trained_run, tmp_path / "m.onnx", int8=True)
+
+
+def test_bad_arguments(trained_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--max-drop"):
+        export_model(trained_run, max_drop=-1)
+    with pytest.raises(OutputError, match=r"does not end in \.onnx"):
+        export_model(trained_run, tmp_path / "model.bin")
+    with pytest.raises(OutputError, match="there is no folder"):
+        export_model(trained_run, tmp_path / "nowhere" / "m.onnx")
+    with pytest.raises(RunError, match="no run folder"):
+        export_model(tmp_path / "nothing")
+
+
+def test_images_that_have_moved(photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from carnet import TrainingConfig, train
+
+    here = shutil.copytree(photos, tmp_path / "here")
+    run = tmp_path / "run"
+    train(here, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
+    there = here.rename(tmp_path / "there")
+    with pytest.raises(RunError, match="say where the run's images are with --data"):
+        export_model(run)
+    assert export_model(run, data=there, max_drop=100).path == run / "model.onnx"
+
+
+def test_it_needs_images_to_judge_with(photos: Path, tmp_path: Path) -> None:
+    from carnet import TrainingConfig, train
+
+    run = tmp_path / "run"
+    train(photos, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["ignore"] = [str(sample.path) for sample in find_images(photos).splits["valid"][1:]]
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="fewer than two images"):
+        export_model(run)
