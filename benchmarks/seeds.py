@@ -28,13 +28,15 @@ def main() -> None:
     parser.add_argument("name", help="of the result file")
     parser.add_argument("--seeds", type=int, default=3, help="runs, with seeds FIRST, FIRST + 1, …")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, which else are removed")
     parser.add_argument("arguments", nargs="+", help="of carnet train, after --")
     options = parser.parse_args()
     shown = " ".join(Path(word).name if Path(word).exists() else word for word in options.arguments)
     runs = []
     for seed in range(options.first, options.first + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            runs.append({"seed": seed, **train(options.arguments, seed, Path(folder))})
+            run = (options.keep or Path(folder)) / f"{options.name}-{seed}"
+            runs.append({"seed": seed, **train(options.arguments, seed, run, caches=Path(folder))})
         print(json.dumps(runs[-1]), flush=True)
         summary = {
             key: mean_and_spread([run[key] for run in runs]) for key in ("top1", "top1_without_leaked", "seconds")
@@ -44,13 +46,14 @@ def main() -> None:
     print(path)
 
 
-def train(arguments: list[str], seed: int, folder: Path) -> dict[str, Any]:
+def train(arguments: list[str], seed: int, run: Path, *, caches: Path) -> dict[str, Any]:
     """One run: its last epoch's accuracy in per cent, and the seconds from start to end of the process."""
-    run = folder / "run"
-    caches = {"CARNET_CACHE": str(folder / "decoded"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    cold = {"CARNET_CACHE": str(caches / "decoded"), "TORCHINDUCTOR_CACHE_DIR": str(caches / "compiled")}
     command = [sys.executable, "-m", "carnet", "train", *arguments, "--seed", str(seed), "--output", str(run)]
+    # As on a user's machine, where Python keeps what it has compiled.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     started = time.monotonic()
-    subprocess.run(command, check=True, env=os.environ | caches)
+    subprocess.run(command, check=True, env=environment | cold)
     seconds = time.monotonic() - started
     config, result = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("config.json", "result.json"))
     with (run / "metrics.csv").open(encoding="utf-8") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from carnet.data.sources import Sample
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import seal
 from carnet.edge.runtimes import Runtime
-from carnet.edge.selftest import draw_tests, record_tests
+from carnet.edge.selftest import draw_tests, record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
 from carnet.evaluation import EvaluationReport, Selection, load_batches, select_samples
 from carnet.export.gate import Judgement, judge
@@ -143,7 +144,10 @@ class _Export:
         self._report(result, document)
         if judgement.problem:
             raise GateError(self._refusal(judgement, quantized))
-        files.write_bytes(self.path, seal(serialized(graph.model), document))
+        content = seal(serialized(graph.model), document)
+        if not all(check.passed for check in verify(Classifier(content, threads=1, runtime=self.runtime))):
+            raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
+        files.write_bytes(self.path, content)
         return result
 
     def _open(self, path: Path) -> Classifier:
@@ -203,7 +207,8 @@ class _Export:
                 "seed": config["recipe"]["seed"],
                 "epoch": model.info.get("epoch"),
             },
-            "versions": versions(),
+            "judged_with": self.runtime,
+            "versions": versions() | {name: version(name) for name in ("onnx", self.runtime)},
         }
 
     def _report(self, result: ExportResult, document: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
 STEPS_PER_EPOCH = 16
 """At least, as far as batches of `SMALLEST_BATCH` make them."""
 SMALLEST_BATCH, LARGEST_BATCH = 8, 64
-LONG_RUN = 40
+LONG_RUN = 30
 """Epochs from which a network sees enough of every image to need more variety."""
 
 

@@ -28,8 +28,6 @@ class View(NamedTuple):
     """In pixels."""
     min_crop: float = 1.0
     """Share of their area that is cut out at least."""
-    cutmix: float = 0.0
-    """Share of batches in which a piece of every image comes from another one."""
 
 
 def lr_share(progress: float, config: TrainingConfig) -> float:
@@ -62,9 +60,8 @@ def view_at(progress: float, config: TrainingConfig) -> View:
     Sources: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing); Touvron et al., "Fixing the
     train-test resolution discrepancy", 2019.
     """
-    if progress < _GROWN:
-        return View(_side_at(progress, config), config.min_crop, config.cutmix)
-    return View(_side_at(progress, config), max(config.min_crop, _LAST_CROP))
+    min_crop = config.min_crop if progress < _GROWN else max(config.min_crop, _LAST_CROP)
+    return View(_side_at(progress, config), min_crop)
 
 
 def _side_at(progress: float, config: TrainingConfig) -> int:

@@ -76,13 +76,7 @@ class TrainingStep:
         self.forward, self.optimizer = fabric.setup(forward, make_optimizer(self.network, config))
 
     def __call__(
-        self,
-        batch: Batch,
-        seed: int,
-        require_finite: Callable[[float], None],
-        *,
-        lr_share: float = 1.0,
-        cutmix: float = 0.0,
+        self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_share: float = 1.0
     ) -> StepResult:
         """Learn from this process's share of a batch.
 
@@ -91,7 +85,6 @@ class TrainingStep:
             seed: of what is mixed, and of what the network draws, such as dropout.
             require_finite: given the mean loss before the update; raises if the update would spoil the weights.
             lr_share: of the recipe's learning rate.
-            cutmix: probability that the batch's images are mixed.
 
         Raises:
             OutOfMemoryError: if the smallest micro-batch does not fit.
@@ -101,7 +94,7 @@ class TrainingStep:
         torch.manual_seed(seed)
         while True:
             try:
-                sums = self._accumulate(batch, int(num_images), seed, cutmix)
+                sums = self._accumulate(batch, int(num_images), seed)
                 break
             except torch.OutOfMemoryError:
                 # In several processes the others wait inside a sum of gradients, and cannot begin again.
@@ -123,7 +116,7 @@ class TrainingStep:
             self._sides.add(batch.size)
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
-    def _accumulate(self, batch: Batch, num_images: int, seed: int, cutmix: float) -> Tensor:
+    def _accumulate(self, batch: Batch, num_images: int, seed: int) -> Tensor:
         """Add up gradients over the micro-batches; return the sums of loss and hits of this process."""
         device = self.fabric.device
         batch = batch.to(device)
@@ -131,7 +124,7 @@ class TrainingStep:
         if batch.changes is not None:
             images = self.augmentation.apply_to_batch(images, batch.changes, batch.size)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
-        batch = cut_mix(Batch(images, batch.labels), cutmix, np.random.default_rng(seed))
+        batch = cut_mix(Batch(images, batch.labels), self.config.cutmix, np.random.default_rng(seed))
         parts = list(batch.parts(self.micro_batch))
         for number, part in enumerate(parts, start=1):
             with self.processes.noticing_loss(), self._sums_later(number < len(parts)):

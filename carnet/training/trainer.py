@@ -167,7 +167,7 @@ class Trainer:
         # Taken in the middle of the step, so that neither the first nor the last one is lost.
         share = lr_share(state.progress + step_share / 2, self.config)
         with explaining_out_of_memory(self.config, self.step.micro_batch):
-            result = self.step(batch, seed, require_finite, lr_share=share, cutmix=self.view.cutmix)
+            result = self.step(batch, seed, require_finite, lr_share=share)
         if self.average is not None:
             self.average.update(self.network, self.steps_done)
         state.progress += step_share

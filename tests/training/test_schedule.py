@@ -44,13 +44,8 @@ def test_images_end_nearly_whole() -> None:
     assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95)).min_crop == 0.95
 
 
-def test_images_end_unmixed() -> None:
-    config = TrainingConfig(image_size=128, cutmix=0.4)
-    assert [view_at(progress, config).cutmix for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0, 0]
-
-
 def test_where_images_do_not_grow() -> None:
-    assert {view_at(step / 10, published()) for step in range(10)} == {(244, 1, 0)}
+    assert {view_at(step / 10, published()) for step in range(10)} == {(244, 1)}
     assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
     small = TrainingConfig(image_size=32)
     assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == time_at_full_side(small, 0.5) == 1
