@@ -19,6 +19,7 @@ BASE = {
     "progress",
     "metrics",
     "calibration",
+    "significance",
     "quantities",
     "evaluation",
     "files",

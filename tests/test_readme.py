@@ -36,7 +36,7 @@ def test_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("carnet ")]
-    assert {line.split()[1] for line in lines} == {"train", "evaluate", "predict", "summary"}
+    assert {line.split()[1] for line in lines} == {"train", "evaluate", "export", "predict", "summary"}
     for line in lines:
         assert run(shlex.split(line)[1:]) == 0, line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 import carnet
 from carnet.edge.model_file import ModelFile, seal
 from carnet.edge.runtimes import open_runtime
-from carnet.export.graph import IR_VERSION, OPSET, _map_centres, mean_and_linear_head, serialized, to_graph
+from carnet.export.graph import IR_VERSION, OPSET, Graph, _map_centres, mean_and_linear_head, serialized, to_graph
 from carnet.models.trained import TrainedModel
 from carnet.spec import ModelSpec
 
@@ -36,6 +37,13 @@ def model_of(name: str, size: int, in_channels: int = 3) -> TrainedModel:
     return TrainedModel(network, spec)
 
 
+@cache
+def exported(name: str, size: int, in_channels: int = 3) -> tuple[TrainedModel, Graph]:
+    """Exporting takes seconds, and tests only read what comes out."""
+    model = model_of(name, size, in_channels)
+    return model, to_graph(model)
+
+
 CASES = [
     ("carnet_s", 64, 3),
     ("carnet_n", 50, 1),
@@ -48,8 +56,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "size", "in_channels"), CASES)
 def test_it_answers_as_pytorch_does(name: str, size: int, in_channels: int) -> None:
-    model = model_of(name, size, in_channels)
-    graph = to_graph(model)
+    model, graph = exported(name, size, in_channels)
     file = ModelFile.from_bytes(seal(serialized(graph.model), model.spec.to_json()))
     run = open_runtime(file, "onnxruntime", 1)
     rng = np.random.default_rng(0)
@@ -71,15 +78,15 @@ def test_it_answers_as_pytorch_does(name: str, size: int, in_channels: int) -> N
 
 
 def test_what_the_file_says_of_itself_and_what_not() -> None:
-    model = model_of("carnet_s", 64).spec, to_graph(model_of("carnet_s", 64)).model
-    onnx.checker.check_model(model[1], full_check=True)
-    assert [(entry.domain, entry.version) for entry in model[1].opset_import] == [("", OPSET)]
-    assert model[1].ir_version == IR_VERSION
-    text = serialized(model[1])
-    assert text[:16].find(b"carnet") >= 0
+    model = exported("carnet_s", 64)[1].model
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert model.ir_version == IR_VERSION
+    content = serialized(model)
+    assert b"carnet" in content[:16]
     for trace in (b".py", b"site-packages", b"torch", str(Path.home()).encode(), b"stack_trace"):
-        assert trace not in text, trace
-    pixels, *_ = model[1].graph.input
+        assert trace not in content, trace
+    pixels, *_ = model.graph.input
     batch, *rest = pixels.type.tensor_type.shape.dim
     assert batch.dim_param
     assert [dim.dim_value for dim in rest] == [64, 64, 3]
@@ -88,7 +95,7 @@ def test_what_the_file_says_of_itself_and_what_not() -> None:
 
 def test_patches_take_the_normalisation_in_and_padding_does_not() -> None:
     def has_arithmetic_before_the_stem(name: str) -> bool:
-        nodes = to_graph(model_of(name, 64)).model.graph.node
+        nodes = exported(name, 64)[1].model.graph.node
         kinds = [node.op_type for node in nodes]
         return bool({"Mul", "Add", "Sub", "Div"} & set(kinds[: kinds.index("Conv")]))
 
@@ -97,10 +104,10 @@ def test_patches_take_the_normalisation_in_and_padding_does_not() -> None:
 
 
 def test_temperature_is_a_number_in_the_graph() -> None:
-    model = model_of("carnet_n", 32)
-    graph = to_graph(model).with_temperature(2.5)
+    model, plain = exported("carnet_s", 64)
+    graph = plain.with_temperature(2.5)
     file = ModelFile.from_bytes(seal(serialized(graph.model), model.spec.to_json()))
-    outputs = open_runtime(file, "onnxruntime", 1)(np.full((1, 32, 32, 3), 90, np.uint8))
+    outputs = open_runtime(file, "onnxruntime", 1)(np.full((1, 64, 64, 3), 90, np.uint8))
     cooled = np.exp(outputs["logits"] / 2.5)
     np.testing.assert_allclose(outputs["probabilities"], cooled / cooled.sum(), atol=1e-6)
 

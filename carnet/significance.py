@@ -1,0 +1,133 @@
+"""Which of two classifiers is better, and how sure that is.
+
+Everything works on arrays of correct answers: a row for each run (seed), a column for each image, the same images for
+all. With one run of each the images decide; with several, what another seed would have given counts as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Correct = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one model less another's, as shares.
+
+    Attributes:
+        mean: as measured.
+        low: of the 95 % interval.
+        high: of the 95 % interval.
+        p_value: how likely so large a difference, or a larger one, is where there is none.
+        image_variance: part of the mean's variance that other images would show.
+        seed_variance: part that other seeds would show.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    image_variance: float
+    seed_variance: float
+
+
+def mcnemar(correct: Correct, other: Correct) -> float:
+    """Two-sided p-value for two single runs on the same images, exact: (N,), (N,)
+
+    Of the images that only one of both names right, each is as likely either's where there is no difference.
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+    """
+    only_one, only_other = int((correct & ~other).sum()), int((other & ~correct).sum())
+    number, fewer = only_one + only_other, min(only_one, only_other)
+    tail = sum(math.comb(number, k) for k in range(fewer + 1)) / 2**number
+    return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for being several: each stays below a bound only if all smaller ones do.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
+        largest = max(largest, (len(p_values) - rank) * p_values[place])
+        adjusted[place] = min(1.0, largest)
+    return adjusted
+
+
+def difference_over_seeds(correct: Correct, other: Correct) -> Difference:
+    """What two models differ by, for images and seeds alike: (seeds, N), (seeds, N)
+
+    The variance of the mean over images, plus that over seeds, less what both hold (an answer that changes with the
+    seed for one image alone). Seeds are few, so the interval is Student's, with degrees of freedom after Satterthwaite,
+    "An approximate distribution of estimates of variance components", 1946.
+
+    Raises:
+        ValueError: with fewer than two runs of either, fewer than two images, or unequal numbers of them.
+    """
+    if correct.shape[1] != other.shape[1] or correct.shape[1] < 2:
+        raise ValueError(f"both must name the same images, at least two, got {correct.shape[1]} and {other.shape[1]}")
+    if min(len(correct), len(other)) < 2:
+        raise ValueError("a difference over seeds needs at least two runs of each model")
+    number = correct.shape[1]
+    of_images = correct.mean(axis=0) - other.mean(axis=0)
+    mean, image_variance = float(of_images.mean()), float(of_images.var(ddof=1)) / number
+    seed_parts = [_seed_variance(runs) for runs in (correct, other)]
+    variance = image_variance + sum(seed_parts)
+    if variance == 0:
+        return Difference(mean, mean, mean, float(mean == 0), 0.0, 0.0)
+    squares = image_variance**2 / (number - 1)
+    squares += sum(part**2 / (len(runs) - 1) for part, runs in zip(seed_parts, (correct, other), strict=True))
+    freedom = variance**2 / squares
+    half = student_quantile(0.975, freedom) * math.sqrt(variance)
+    p_value = 2 * (1 - student_cdf(abs(mean) / math.sqrt(variance), freedom))
+    return Difference(mean, mean - half, mean + half, p_value, image_variance, sum(seed_parts))
+
+
+def _seed_variance(runs: Correct) -> float:
+    """Of a model's mean accuracy: what runs vary by, beyond what single images' answers alone would make them."""
+    of_answers = float(runs.var(axis=0, ddof=1).mean()) / runs.shape[1]
+    return max(0.0, float(runs.mean(axis=1).var(ddof=1)) - of_answers) / len(runs)
+
+
+def student_cdf(t: float, freedom: float) -> float:
+    """Share of Student's distribution below t."""
+    tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+    return 1 - tail if t > 0 else tail
+
+
+def student_quantile(share: float, freedom: float) -> float:
+    """The t below which a share of Student's distribution lies; for shares of a half and more."""
+    low, high = 0.0, 1.0
+    while student_cdf(high, freedom) < share:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_cdf(middle, freedom) < share else (low, middle)
+    return (low + high) / 2
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised, by its continued fraction, which converges fast below the distribution's middle.
+
+    Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8.
+    """
+    if not 0 < x < 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    # From the inside out; 100 levels are more than any accuracy here needs.
+    fraction = 1.0
+    for m in range(100, 0, -1):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        fraction = 1 + even / (1 + odd / fraction)
+    fraction = 1 - (a + b) * x / (a + 1) / fraction
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    return math.exp(log_front) / (a * fraction)

@@ -1,0 +1,47 @@
+"""OpenVINO computes the same file to the same answers, through the same gate."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carnet import Classifier, export_model
+from carnet.edge.selftest import verify
+from carnet.errors import MissingExtraError
+
+pytest.importorskip("openvino")
+
+
+def test_the_same_answers(exported: Path) -> None:
+    usual, other = Classifier(exported), Classifier(exported, runtime="openvino", threads=1)
+    rng = np.random.default_rng(0)
+    for number in (1, 5):
+        images = rng.integers(0, 256, (number, 48, 48, 3), np.uint8)
+        np.testing.assert_allclose(other.logits(images), usual.logits(images), atol=1e-4)
+        np.testing.assert_allclose(other.probabilities(images), usual.probabilities(images), atol=1e-5)
+    assert all(check.passed for check in verify(other))
+
+
+def test_several_threads_at_once(exported: Path, photos: Path) -> None:
+    classifier = Classifier(exported, runtime="openvino")
+    paths = sorted(photos.glob("valid/*/*.jpg")) * 2
+    alone = [classifier.predict(path) for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(pool.map(classifier.predict, paths), alone):
+            assert one.classes == other.classes
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+
+
+def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
+    result = export_model(trained_run, tmp_path / "m.onnx", runtime="openvino")
+    assert result.judgement.agreement == 1
+    assert Classifier(result.path).document["judged_with"] == "openvino"
+
+
+def test_where_it_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'carnet\[openvino\]'"):
+        Classifier(exported, runtime="openvino")
