@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from carnet.export import graph
 from carnet.models.trained import TrainedModel
 from carnet.prediction import Predictor
 from carnet.spec import ModelSpec
+from carnet.timing import take_turns
 
 PEER = "timm/mobilenetv3_small_050"
 HEAD = graph.mean_and_linear_head
@@ -113,7 +113,7 @@ def latencies(model: Path, run: Path, peer: Path, photos: dict[str, Path], round
     found: dict[str, Any] = {}
     for size, photo in photos.items():
         calls = {name: partial(predictor.predict, photo) for name, predictor in predictors.items()}
-        found[size] = {name: round(1000 * statistics.median(times), 3) for name, times in turns(calls, rounds).items()}
+        found[size] = {name: round(statistics.median(times), 3) for name, times in take_turns(calls, rounds).items()}
         print(f"file to answer, {size}: {found[size]} ms")
     return found
 
@@ -125,7 +125,10 @@ def throughput(model: Path, run: Path, photos: list[str], rounds: int = 3) -> di
     torch.set_num_threads(os.cpu_count() or 1)
     predictors: dict[str, Predictor] = {"onnx": carnet.Classifier(model), "pytorch": carnet.load(run)}
     calls = {name: partial(answer_all, predictor, photos) for name, predictor in predictors.items()}
-    found = {name: round(len(photos) / statistics.median(times), 1) for name, times in turns(calls, rounds).items()}
+    found = {
+        name: round(1000 * len(photos) / statistics.median(times), 1)
+        for name, times in take_turns(calls, rounds).items()
+    }
     print(f"a folder of {len(photos)}: {found} images/s")
     return found
 
@@ -139,25 +142,13 @@ def cost_of_class_maps(trained: TrainedModel, rounds: int) -> dict[str, float]:
         with mock.patch.object(graph, "mean_and_linear_head", (lambda *_: None) if name == "without" else HEAD):
             content = seal(graph.serialized(graph.to_graph(trained).model), trained.spec.to_json())
         calls[name] = partial(open_runtime(ModelFile.from_bytes(content), "onnxruntime", 1), image)
-    found = {name: round(1000 * statistics.median(times), 4) for name, times in turns(calls, 10 * rounds).items()}
+    found = {name: round(statistics.median(times), 4) for name, times in take_turns(calls, 10 * rounds).items()}
     print(f"network alone, class maps: {found} ms")
     return found
 
 
 def answer_all(predictor: Predictor, photos: list[str]) -> int:
     return sum(1 for _ in predictor.predict_many(photos))
-
-
-def turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call; the first of each is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def photo_of(width: int, height: int) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -28,16 +27,16 @@ from carnet.models.registry import create_model, default_image_size
 from carnet.models.summary import summarize
 from carnet.models.trained import TrainedModel
 from carnet.spec import ModelSpec
+from carnet.timing import take_turns
 
 PEER = "timm/mobilenetv3_small_050"
-IN_A_ROW = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["carnet_n", "carnet_s", "carnet_m"], help="NAME or NAME@SIZE")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=200, help=f"turns of {IN_A_ROW} images each")
+    parser.add_argument("--rounds", type=int, default=1000, help="turns of each")
     options = parser.parse_args()
     models: dict[str, dict[str, float]] = {}
     sessions: dict[str, Callable[[], object]] = {}
@@ -48,11 +47,10 @@ def main() -> None:
         summary = summarize(network, name, num_classes=100, image_size=side)
         models[word] = {"image_size": side, "parameters": summary.params, "macs": summary.macs}
         sessions[word] = runner(network, name, side, options.threads)
-    seconds = take_turns(sessions, options.rounds)
+    milliseconds = take_turns(sessions, options.rounds)
     for word, model in models.items():
-        milliseconds = [1000 * value for value in seconds[word]]
-        model["median_ms"] = round(statistics.median(milliseconds), 4)
-        model["p95_ms"] = round(float(np.percentile(milliseconds, 95)), 4)
+        model["median_ms"] = round(statistics.median(milliseconds[word]), 4)
+        model["p95_ms"] = round(float(np.percentile(milliseconds[word], 95)), 4)
         model["times_the_peer"] = round(model["median_ms"] / models[PEER]["median_ms"], 3)
         print(f"{word:28} {model['image_size']} px: {model['median_ms']:.3f} ms, {model['times_the_peer']:.2f} x")
     command = f"python benchmarks/latency.py --threads {options.threads} --rounds {options.rounds}"
@@ -72,19 +70,6 @@ def runner(network: nn.Module, name: str, size: int, threads: int) -> Callable[[
     run = open_runtime(file, "onnxruntime", threads)
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
     return lambda: run(image)
-
-
-def take_turns(runners: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run; the first one of each turn is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, run in runners.items():
-            run()
-            for _ in range(IN_A_ROW):
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ BASE = {
     "metrics",
     "calibration",
     "significance",
+    "timing",
     "quantities",
     "evaluation",
     "files",

@@ -81,5 +81,8 @@ class Command:
             if self.json and is_first_process():
                 print_json(result.document)
             elif is_first_process():
-                progress.say(f"Try it:  carnet predict {result.run} IMAGE")
+                progress.say(
+                    f"Try it:  carnet predict {result.run} IMAGE\n"
+                    f"Take it elsewhere, without PyTorch:  carnet export {result.run}"
+                )
         return 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from carnet.edge.heat import Explanation, draw_heat
 from carnet.edge.model_file import ModelFile
-from carnet.edge.runtimes import Runtime, open_runtime
+from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PROBABILITIES, Runtime, open_runtime
 from carnet.errors import ConfigError, ModelFileError
 from carnet.prediction import Predictor
 from carnet.preprocess import Images, ImageSource, load_image
@@ -70,16 +70,16 @@ class Classifier(Predictor):
         if centres is None:
             raise ModelFileError(f"{self._name} has no class maps: its network has no mean-and-linear head")
         outputs = self._run(load_image(source, self.spec)[None])
-        prediction = self.answer(outputs["probabilities"][0], len(self.classes))
+        prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
         label = prediction.label if label is None else label
-        maps = outputs["class_maps"][0]
+        maps = outputs[CLASS_MAPS][0]
         # What all classes have in common at a place speaks for none of them: softmax does not see it.
         class_map = maps[self.classes.index(label)] - maps.mean(axis=0)
         return Explanation(label, prediction, class_map, draw_heat(source, class_map, centres, self.spec))
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> logits (N, classes)"""
-        return self._run(images)["logits"]
+        return self._run(images)[LOGITS]
 
     def calibrated_logits(self, images: Images) -> NDArray[np.float32]:
         """The same, divided by the temperature: softmax of them are the probabilities."""
@@ -87,4 +87,4 @@ class Classifier(Predictor):
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
-        return self._run(images)["probabilities"].astype(np.float64)
+        return self._run(images)[PROBABILITIES].astype(np.float64)

@@ -60,18 +60,19 @@ def draw_heat(
     heat = np.clip(heat, 0, 1)[:, :, None]
     grey = np.asarray(ImageOps.grayscale(picture), np.float32)[:, :, None]
     colour = (1 - heat) * np.array(_WARM) + heat * np.array(_HOT)
-    opacity = _OPACITY * np.sqrt(heat)
+    # Faint where the class is hardly seen, which most of an image is.
+    opacity = _OPACITY * heat**1.5
     return Image.fromarray(((1 - opacity) * grey + opacity * colour).round().astype(np.uint8))
 
 
 def _weights(centres: Sequence[float], size: int, side: int) -> NDArray[np.float64]:
     """What each place of a map counts for each pixel of a larger picture, along one side: (side, places).
 
-    In a straight line from centre to centre; the outermost count as far as half a step further, then nothing does.
+    In a straight line from centre to centre; the outermost count as far as a step further, then nothing does.
     """
     places = np.asarray(centres, np.float64)
     pixels = (np.arange(side) + 0.5) * size / side - 0.5
     weights = np.stack([np.interp(pixels, places, row) for row in np.eye(len(places))], axis=1)
-    reach = float(np.diff(places).mean()) / 2 if len(places) > 1 else size
+    reach = float(np.diff(places).mean()) if len(places) > 1 else size
     weights[(pixels < places[0] - reach) | (pixels > places[-1] + reach)] = 0
     return np.asarray(weights)

@@ -14,6 +14,9 @@ from carnet.errors import ConfigError, MissingExtraError, ModelFileError
 from carnet.preprocess import Images
 
 Runtime = Literal["onnxruntime", "openvino"]
+PIXELS = "pixels"
+OUTPUTS = LOGITS, PROBABILITIES, CLASS_MAPS = "logits", "probabilities", "class_maps"
+"""Names in the graph; networks without a mean-and-linear head have no class maps."""
 Outputs = dict[str, NDArray[np.float32]]
 Run = Callable[[Images], Outputs]
 """uint8 images (N, S, S, C) -> outputs by name. May be called from several threads at once."""
@@ -54,11 +57,10 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
         session = onnxruntime.InferenceSession(file.content, settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise _refused(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
-    (pixels,) = (tensor.name for tensor in session.get_inputs())
     names = [tensor.name for tensor in session.get_outputs()]
 
     def run(images: Images) -> Outputs:
-        return dict(zip(names, session.run(None, {pixels: images}), strict=True))
+        return dict(zip(names, session.run(None, {PIXELS: images}), strict=True))
 
     return run
 
@@ -77,7 +79,8 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
         compiled = core.compile_model(core.read_model(io.BytesIO(file.content)), "CPU", settings)
     except Exception as error:
         raise _refused(file, f"OpenVINO {openvino.__version__}", error) from error
-    names = [output.get_any_name() for output in compiled.outputs]
+    # An output may have taken over the names of what OpenVINO has left out before it.
+    names = [next(name for name in OUTPUTS if name in output.get_names()) for output in compiled.outputs]
 
     def run(images: Images) -> Outputs:
         # A request holds its own buffers, so every call has one to itself.

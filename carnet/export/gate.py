@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from carnet.edge.classifier import Classifier
 from carnet.evaluation import EvaluationReport
 from carnet.models.trained import TrainedModel
 from carnet.preprocess import Images
+from carnet.timing import take_turns
 
 SAME_NETWORK = 1e-3
 """How much a probability may differ where nothing was made coarser on purpose."""
@@ -121,7 +122,8 @@ def judge(
         bench, edge = bench.without(leaked), edge.without(leaked)
     difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
     image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-    here, there = _take_turns(classifier.logits, _on_one_thread(model), image)
+    calls = {"edge": partial(classifier.logits, image), "bench": partial(_on_one_thread(model), image)}
+    milliseconds = take_turns(calls, rounds=100)
     return Judgement(
         bench=bench,
         edge=edge,
@@ -131,9 +133,9 @@ def judge(
         interval=(low, high),
         largest_difference=float(np.abs(bench.probabilities - edge.probabilities).max()),
         crossed=cross_fit(edge.logits, edge.labels),
-        latency_ms=statistics.median(here),
-        latency_p95_ms=float(np.percentile(here, 95)),
-        bench_latency_ms=statistics.median(there),
+        latency_ms=statistics.median(milliseconds["edge"]),
+        latency_p95_ms=float(np.percentile(milliseconds["edge"], 95)),
+        bench_latency_ms=statistics.median(milliseconds["bench"]),
         size_bytes=size_bytes,
         max_drop=max_drop,
         is_quantized=is_quantized,
@@ -152,17 +154,3 @@ def _on_one_thread(model: TrainedModel) -> Callable[[Images], Any]:
             torch.set_num_threads(threads)
 
     return logits
-
-
-def _take_turns(
-    one: Callable[[Images], Any], other: Callable[[Images], Any], image: Images, rounds: int = 100
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each call, in turns, so that other work on the machine slows both alike."""
-    milliseconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for call, times in zip((one, other), milliseconds, strict=True):
-            call(image)
-            started = time.perf_counter()
-            call(image)
-            times.append(1000 * (time.perf_counter() - started))
-    return milliseconds

@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from carnet.edge.model_file import PRODUCER
+from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PIXELS, PROBABILITIES
 from carnet.errors import ModelError
 from carnet.export.quiet import quiet
 from carnet.models.blocks import ChannelAttention
@@ -23,7 +24,6 @@ from carnet.spec import ModelSpec
 
 OPSET, IR_VERSION = 18, 8
 """Of ONNX 1.13; every ONNX Runtime from 1.14 on (early 2023) reads them."""
-PIXELS, LOGITS, PROBABILITIES, CLASS_MAPS = "pixels", "logits", "probabilities", "class_maps"
 _TEMPERATURE = "temperature"
 
 Features = Callable[[Tensor], Tensor]

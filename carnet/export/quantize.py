@@ -7,10 +7,11 @@ that is decided on training images; the gate judges on others.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from carnet.export.graph import LOGITS, PIXELS, Graph, serialized
+from carnet.edge.runtimes import LOGITS, PIXELS
+from carnet.export.graph import Graph, serialized
 from carnet.export.quiet import quiet
 from carnet.preprocess import Images
 from carnet.progress import OnProgress
+from carnet.timing import take_turns
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """Operators that are worth it."""
@@ -82,7 +85,7 @@ class Quantized:
     float_latency_ms: float
 
 
-def quantize(graph: Graph, images: Images, *, max_error: float = 0.1, progress: OnProgress | None = None) -> Quantized:
+def quantize(graph: Graph, images: Images, *, max_error: float = 0.05, progress: OnProgress | None = None) -> Quantized:
     """Find the fastest variant whose logits stay close to those of float32.
 
     Args:
@@ -122,7 +125,9 @@ def quantize(graph: Graph, images: Images, *, max_error: float = 0.1, progress: 
         kept = tuple(name for name, _ in sensitivity[:number])
         variant = Variant(best.per_channel, best.moving_average, kept)
         candidates.append((variant, *error_of(variant)))
-    latencies = take_turns([graph.model, *(model for _, model, _ in candidates)], images[:1])
+    sessions = [_session(model, threads=1) for model in (graph.model, *(model for _, model, _ in candidates))]
+    calls = {str(place): partial(session.run, None, {PIXELS: images[:1]}) for place, session in enumerate(sessions)}
+    latencies = [statistics.median(times) for times in take_turns(calls, rounds=60).values()]
     tried = tuple(
         Tried(variant, Graph(model, graph.map_centres), error, latency)
         for (variant, model, error), latency in zip(candidates, latencies[1:], strict=True)
@@ -139,19 +144,6 @@ def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -
     # What is added to all logits of an image alike changes no answer.
     centred, wanted = (values - values.mean(axis=1, keepdims=True) for values in (logits, expected))
     return float(np.sqrt(((centred - wanted) ** 2).mean() / (wanted**2).mean()))
-
-
-def take_turns(models: Sequence[ModelProto], image: Images, rounds: int = 60) -> list[float]:
-    """Median milliseconds of one image on one thread, each model once in every round."""
-    sessions = [_session(model, threads=1) for model in models]
-    seconds = np.empty((rounds, len(models)))
-    for turn in range(rounds):
-        for place, session in enumerate(sessions):
-            session.run(None, {PIXELS: image})
-            started = time.perf_counter()
-            session.run(None, {PIXELS: image})
-            seconds[turn, place] = time.perf_counter() - started
-    return [float(value) for value in 1000 * np.median(seconds, axis=0)]
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
