@@ -246,14 +246,13 @@ class _Export:
 def sentences(result: ExportResult) -> list[str]:
     """What came out, for people."""
     judged, crossed = result.judgement, result.judgement.crossed
-    low, high = (100 * end for end in judged.interval)
+    low, high = map(_points, judged.interval)
     same = round(judged.agreement * judged.edge.num_images)
     lines = [
         f"Judged on {counted(judged.edge.num_images, 'image')} that training did not see: "
         f"{100 * judged.edge.top1:.1f} % right, in PyTorch {100 * judged.bench.top1:.1f} % (difference "
-        f"{100 * judged.difference:+.1f} points, "
-        f"95 % interval {low:+.1f} to {high:+.1f}); {same:,} named alike, probabilities differ by up to "
-        f"{judged.largest_difference:.2g}.",
+        f"{_points(judged.difference)} points, 95 % interval {low} to {high}); {same:,} named alike, probabilities "
+        f"differ by up to {judged.largest_difference:.2g}.",
         f"{judged.size_bytes / 1e6:.2f} MB; an image takes {judged.latency_ms:.2f} ms on one thread "
         f"(PyTorch {judged.bench_latency_ms:.2f} ms), decoding left out.",
         _about_sureness(result),
@@ -271,6 +270,11 @@ def sentences(result: ExportResult) -> list[str]:
             f"{100 * crossed.error_before:.1f} to {100 * crossed.error:.1f} points of the truth, on average."
         )
     return lines
+
+
+def _points(share: float) -> str:
+    """0.0123 -> "+1.2"; what rounds to nothing has no sign of its own."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def _about_sureness(result: ExportResult) -> str:

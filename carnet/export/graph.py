@@ -236,7 +236,10 @@ def _clean(model: ModelProto, spec: ModelSpec) -> None:
             del part.metadata_props[:]
     del graph.value_info[:]
     for number, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{number}"
+        # A layer goes by its name in the network, everything else by a number.
+        weight = next((name for name in node.input if name.endswith(".weight")), "")
+        layer = weight.removeprefix("network.").removesuffix(".weight")
+        node.name = layer or (CLASS_MAPS if CLASS_MAPS in node.output else f"{node.op_type}_{number}")
     graph.name = spec.model
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = PRODUCER, ""

@@ -76,13 +76,15 @@ def draw_coverage(crossed: CrossFitted, threshold: float) -> bytes:
             ha="right",
             va="top",
             color=COLOURS[0],
+            fontsize=11,
         )
     low = min(float(100 * accuracy.min()), 90)
     axes.set(xlim=(0, 100), ylim=(max(0, low - 5), 100.8), xlabel="images with an answer", ylabel="of these, right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g} %")
         axis.label.set_color(MUTED)
-    axes.tick_params(colors=INK, length=0)
+        axis.label.set_size(11)
+    axes.tick_params(colors=INK, length=0, labelsize=11)
     axes.grid(color=RULE, linewidth=0.8)
     axes.spines[:].set_visible(False)
     png = io.BytesIO()
