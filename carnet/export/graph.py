@@ -25,6 +25,8 @@ from carnet.spec import ModelSpec
 OPSET, IR_VERSION = 18, 8
 """Of ONNX 1.13; every ONNX Runtime from 1.14 on (early 2023) reads them."""
 _TEMPERATURE = "temperature"
+_LARGE = 512
+"""Side of an image in whose middle a position looks at nothing that lies outside, in pixels."""
 
 Features = Callable[[Tensor], Tensor]
 
@@ -165,33 +167,22 @@ def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
 def _map_centres(network: nn.Module, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Where each row and each column of the features looks: the middle of what it depends on, as if nothing ended.
 
-    Of a copy whose weights all count alike, without sign, batch norm and attention, so that a gradient says how much of
-    a position each pixel reaches, whatever the network has learned. The image gets margins, so that none is cut off.
+    Of a copy whose weights all count alike, without sign, batch norm and attention. That copy takes weighted means, so
+    that in the middle of a large image that shows its own coordinates it answers with the middle of what it looks at.
     """
-    linear = _counting_paths(network)
-    features = cast(Features, linear.forward_features)
-    side = features(torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)).shape[-1]
-    margin = 0
-    while True:
-        # A multiple of every stride, so that positions stay where they are in the image.
-        margin = 2 * margin or 64
-        images = torch.full((1, spec.in_channels, *(2 * [spec.image_size + 2 * margin])), 0.5, requires_grad=True)
-        position = features(images)[0].sum(dim=0).diagonal()
-        first, second = (_reach(position[len(position) // 2 + place], images) for place in (0, 1))
-        if not (first[0] or second[-1]) or margin >= 512:
-            break
-    places = torch.arange(len(first), dtype=torch.float64)
-    middles = [float((weights * places).sum() / weights.sum()) for weights in (first, second)]
-    step = round(middles[1] - middles[0]) or spec.image_size
-    start = middles[0] - margin - (len(position) // 2 - margin // step) * step
-    centres = tuple(round(start + number * step, 3) for number in range(side))
+    features = cast(Features, _counting_paths(network).forward_features)
+    channels, side = spec.in_channels, spec.image_size
+    rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE)
+    with torch.inference_mode():
+        number = features(torch.zeros(1, channels, side, side)).shape[-1]
+        shown, total = (
+            features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, torch.ones_like(rows))
+        )
+    middles = (shown / total)[:, shown.shape[1] // 2]
+    place = len(middles) // 2
+    step = float(middles[place + 1] - middles[place])
+    centres = tuple(round(float(middles[place]) + (k - place) * step, 2) for k in range(number))
     return centres, centres
-
-
-def _reach(position: Tensor, images: Tensor) -> Tensor:
-    """How much of a position each row of pixels makes: (S,)"""
-    (gradient,) = torch.autograd.grad(position, images, retain_graph=True)
-    return gradient[0].double().sum(dim=(0, 2))
 
 
 def _counting_paths(network: nn.Module) -> nn.Module:
