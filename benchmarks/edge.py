@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,13 @@ from carnet.timing import take_turns
 
 PEER = "timm/mobilenetv3_small_050"
 HEAD = graph.mean_and_linear_head
+LAUNCHER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""In a small process, because Linux counts what the one that starts another had in memory as the other's."""
 
 
 def main() -> None:
@@ -79,18 +85,14 @@ def cold_starts(models: list[Path], photo: Path, rounds: int) -> dict[str, Any]:
     for turn in range(rounds + 1):
         for model in models:
             name = "onnx" if model.suffix == ".onnx" else "pytorch"
-            started = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "carnet", "predict", str(model), str(photo)],
-                stdout=subprocess.DEVNULL,
-                env=environment,
+            command = [sys.executable, "-m", "carnet", "predict", str(model), str(photo)]
+            answer = subprocess.run(
+                [sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=True, env=environment
             )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            assert process.returncode == 0
             if turn:
-                seconds.setdefault(name, []).append(time.perf_counter() - started)
-                memory.setdefault(name, []).append(usage.ru_maxrss / 1024)
+                taken, peak = map(float, answer.stdout.split())
+                seconds.setdefault(name, []).append(taken)
+                memory.setdefault(name, []).append(peak / 1024)
     found = {
         name: {"median_s": round(statistics.median(times), 3), "peak_mib": round(statistics.median(memory[name]), 1)}
         for name, times in seconds.items()

@@ -96,7 +96,7 @@ def end_of(run: Path) -> dict[str, Any]:
         "weights": (run / "model.safetensors").read_bytes(),
         "network and optimizer": {name: tensor.numpy().tobytes() for name, tensor in sorted(last.items())},
         "metrics": rows,
-        "result": {key: value for key, value in result.items() if key not in ("seconds", "run")},
+        "result": {key: value for key, value in result.items() if key not in ("seconds", "peak_memory_bytes", "run")},
         "files": sorted(path.name for path in run.iterdir()),
     }
 

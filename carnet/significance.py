@@ -46,7 +46,7 @@ def mcnemar(correct: Correct, other: Correct) -> float:
     only_one, only_other = int((correct & ~other).sum()), int((other & ~correct).sum())
     number, fewer = only_one + only_other, min(only_one, only_other)
     tail = sum(math.comb(number, k) for k in range(fewer + 1)) / 2**number
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * float(tail))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -131,3 +131,32 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
     fraction = 1 - (a + b) * x / (a + 1) / fraction
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     return math.exp(log_front) / (a * fraction)
+
+
+def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
+    """A model's accuracy and its 95 % interval, for images and seeds alike: (seeds, N); at least two of both."""
+    number = correct.shape[1]
+    mean, image_variance = float(correct.mean()), float(correct.mean(axis=0).var(ddof=1)) / number
+    seed_variance = _seed_variance(correct)
+    variance = image_variance + seed_variance
+    if variance == 0:
+        return mean, mean, mean
+    freedom = variance**2 / (image_variance**2 / (number - 1) + seed_variance**2 / (len(correct) - 1))
+    half = student_quantile(0.975, freedom) * math.sqrt(variance)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def enough(difference: Difference, num_images: int, num_seeds: int) -> tuple[int | None, int | None]:
+    """How many images, or how many seeds, would show a difference as it was measured, four times of five.
+
+    Returns:
+        images in all, seeds of each model in all; None where no number of them alone would.
+    """
+    # 2.8: the interval's 1.96, and 0.84 for four times of five.
+    wanted = (difference.mean / 2.8) ** 2
+    images = seeds = None
+    if wanted > difference.seed_variance:
+        images = math.ceil(num_images * difference.image_variance / (wanted - difference.seed_variance))
+    if wanted > difference.image_variance:
+        seeds = math.ceil(num_seeds * difference.seed_variance / (wanted - difference.image_variance))
+    return images, seeds

@@ -32,6 +32,7 @@ ALLOWED = {
     "models": {*BASE, "data", "report", "models"},
     "training": {*BASE, "data", "report", "models", "training"},
     "export": {*BASE, "data", "report", "edge", "models", "training", "export"},
+    "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
 }
 """Room -> rooms it may import; the command line may import all."""
 BENCH_ONLY = {"torch", "torchvision", "lightning_fabric", "safetensors", "timm"}
@@ -57,7 +58,7 @@ def test_imports_go_one_way(path: Path) -> None:
     modules = imports(path)
     rooms = {module.split(".")[1] for module in modules if module.startswith("carnet.")}
     assert rooms <= ALLOWED[room]
-    if room not in ("models", "training", "export"):
+    if room not in ("models", "training", "export", "comparison"):
         assert not {module.split(".")[0] for module in modules} & BENCH_ONLY
 
 
@@ -77,7 +78,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert modules_after("from carnet.cli.main import run; run(['--help']); run([]); run(['--version'])") == set()
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export", "verify", "summary", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "export", "verify", "summary", "demo"])
 def test_help_of_commands_imports_no_torch(command: str) -> None:
     assert not modules_after(f"from carnet.cli.main import run; run(['{command}', '--help'])") & {"torch", "matplotlib"}
 

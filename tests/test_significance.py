@@ -8,7 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from carnet.significance import difference_over_seeds, holm, mcnemar, student_cdf, student_quantile
+from carnet.significance import (
+    Difference,
+    accuracy_over_seeds,
+    difference_over_seeds,
+    enough,
+    holm,
+    mcnemar,
+    student_cdf,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize("t", [0.1, 0.7, 1.0, 2.5, 12.0])
@@ -94,3 +103,22 @@ def test_runs_that_are_all_alike() -> None:
 def test_too_little_to_compare(one: tuple[int, int], other: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"at least two"):
         difference_over_seeds(np.ones(one, bool), np.ones(other, bool))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_of_one_model(seeds: int) -> None:
+    rng, number = np.random.default_rng(10 + seeds), 1000
+    truth = float(simulate(np.random.default_rng(98), 400, 20_000, 0.0, 0.15)[0].mean())
+    found = [accuracy_over_seeds(simulate(rng, seeds, 300, 0.0, 0.15)[0]) for _ in range(number)]
+    held = sum(low <= truth <= high for _, low, high in found) / number
+    assert held >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / number)
+    assert accuracy_over_seeds(np.ones((2, 5), bool)) == (1, 1, 1)
+
+
+def test_how_much_would_be_enough() -> None:
+    difference = Difference(0.02, -0.01, 0.05, 0.3, image_variance=1e-4, seed_variance=2e-5)
+    images, seeds = enough(difference, num_images=300, num_seeds=3)
+    # (0.02 / 2.8)^2 = 5.1e-5, of which seeds take 2e-5; images alone have more than all of it.
+    assert images == math.ceil(300 * 1e-4 / ((0.02 / 2.8) ** 2 - 2e-5))
+    assert seeds is None
+    assert enough(Difference(0.0, -0.1, 0.1, 1.0, 1e-4, 1e-4), 300, 3) == (None, None)

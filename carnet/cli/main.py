@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "train a classifier on a folder of photos",
     "evaluate": "judge a trained model and write a report",
     "predict": "classify image files",
+    "compare": "tell which network is better on your data, and how sure that is",
     "export": "write a model as one file that runs without PyTorch",
     "verify": "check an exported model on this machine",
     "summary": "show a network's layers, parameters and costs",

@@ -82,8 +82,7 @@ def draw_coverage(crossed: CrossFitted, threshold: float) -> bytes:
     axes.set(xlim=(0, 100), ylim=(max(0, low - 5), 100.8), xlabel="images with an answer", ylabel="of these, right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g} %")
-        axis.label.set_color(MUTED)
-        axis.label.set_size(11)
+        axis.label.set(color=MUTED, fontsize=11)
     axes.tick_params(colors=INK, length=0, labelsize=11)
     axes.grid(color=RULE, linewidth=0.8)
     axes.spines[:].set_visible(False)

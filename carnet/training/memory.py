@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import re
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,17 @@ class PeakMemory:
 def _anonymous_bytes_of(process: psutil.Process) -> int:
     info = process.memory_info()
     return int(info.rss - getattr(info, "shared", 0))
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had in use at once, shared libraries included."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        # Only Windows has none, and there psutil knows.
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> bool:

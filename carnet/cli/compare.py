@@ -1,0 +1,76 @@
+"""`carnet compare`: which network is better, by how much, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tyro
+
+from carnet.cli.main import parse
+from carnet.cli.output import console, print_json
+from carnet.errors import ConfigError
+from carnet.training.config import PRESETS, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Compare networks on your own data: train each with several seeds, or take runs that exist.
+
+    With --models, DATA is what carnet train takes, with a valid folder. Finished runs are kept and stopped ones go on,
+    so the same command may be given again, and with more seeds. Without --models, the runs are named. The folder that
+    comes out has comparison.html, the figure as PNG and SVG, table.md, table.csv and comparison.json.
+
+    Examples:
+      carnet compare photos --models carnet_s,resnet18 --seeds 3 --budget 10m
+      carnet compare photos --models carnet18,resnet18 --seeds 5 --preset published
+      carnet compare runs/photos-carnet_s runs/photos-carnet_n
+    """
+
+    targets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
+    """The images, or the folders of finished runs."""
+    models: str = ""
+    """Networks to train, separated by commas: ours, or timm/NAME."""
+    seeds: int = 3
+    """Runs of each network, with seeds 0, 1, …"""
+    preset: Literal["default", "published"] = "default"
+    """Recipe of all; the flags below change it."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where runs and answers go (default: runs/compare-DATA, or comparison for runs that exist)."""
+    json: bool = False
+    """Print the answer as one JSON document; progress goes to standard error."""
+    recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Read the flags, with the preset's recipe as their defaults."""
+        command: Self = parse(cls, "compare", arguments)
+        recipe = PRESETS[command.preset]()
+        if recipe != TrainingConfig():
+            command = parse(cls, "compare", arguments, replace(command, recipe=recipe))
+        return command
+
+    def run(self) -> int:
+        from carnet.comparison.compare import compare
+        from carnet.comparison.runs import train_runs
+        from carnet.data.samples import short_name
+
+        models = [name.strip() for name in self.models.split(",") if name.strip()]
+        if models and len(self.targets) != 1:
+            raise ConfigError("with --models, name one folder, table or archive of images")
+        with console(self.json) as progress:
+            if models:
+                output = self.output or Path("runs") / f"compare-{short_name(Path(self.targets[0]))}"
+                paths = train_runs(
+                    self.targets[0], models, seeds=self.seeds, config=self.recipe, folder=output, progress=progress
+                )
+            else:
+                output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
+            answer = compare(paths, output, progress)
+            if self.json:
+                print_json(answer.document)
+            else:
+                progress.say("\n".join(["", *answer.sentences, f"The comparison is {output / 'comparison.html'}."]))
+        return 0

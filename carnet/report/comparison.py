@@ -1,0 +1,197 @@
+"""A comparison as a figure, tables and a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from carnet.progress import duration
+from carnet.report.page import document as page
+from carnet.report.page import facts_list, listing, picture, section, table
+from carnet.report.plots import INK, MUTED, RULE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Apart in lightness as well, and in the pattern of the line, for a grey printer.
+STYLES = (
+    ("#1b4f72", "-"),
+    ("#c87a38", (0, (5, 1.5))),
+    ("#3f8f5f", (0, (1, 1))),
+    ("#8e4585", (0, (6, 1, 1, 1))),
+    ("#5c666e", (0, (3, 1, 1, 1, 1, 1))),
+)
+_WIDTH, _HEIGHT = 1950, 780
+"""Pixels of the PNG."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
+    """Draw accuracy over seconds, a thin line for each run and the mean bold, and accuracy over latency.
+
+    Args:
+        rows: of the networks, as `comparison.json` has them.
+        runs: with seconds and accuracy after each epoch.
+
+    Returns:
+        The figure as PNG, 1950 x 780 pixels, and as SVG.
+    """
+    # Without pyplot, which keeps global state and may want a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
+    over_time, over_latency = figure.subplots(1, 2, width_ratios=(1.75, 1))
+    figure.subplots_adjust(left=0.055, right=0.985, top=0.9, bottom=0.13, wspace=0.2)
+    for row, style in zip(rows, _styles(len(rows)), strict=True):
+        _draw_runs(over_time, row, [run for run in runs if run["label"] == row["label"]], style)
+        _draw_point(over_latency, row, style)
+    _dress(over_time, "Validation accuracy over training time", "seconds")
+    _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
+    over_time.set_xlim(left=0)
+    over_time.set_ylim(bottom=0)
+    over_latency.set_xscale("log")
+    over_latency.margins(0.28)
+    pictures = []
+    for form in ("png", "svg"):
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+            figure.savefig(content, format=form, dpi="figure", metadata=metadata)
+        pictures.append(content.getvalue())
+    return pictures[0], pictures[1]
+
+
+def _styles(number: int) -> list[tuple[str, Any]]:
+    return [STYLES[place % len(STYLES)] for place in range(number)]
+
+
+def _draw_runs(axes: Axes, row: Mapping[str, Any], runs: Rows, style: tuple[str, Any]) -> None:
+    colour, dashes = style
+    for run in runs:
+        axes.plot(run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, alpha=0.45)
+    # As far as all runs go, since a mean of fewer would jump.
+    end, start = min(run["seconds"][-1] for run in runs), max(run["seconds"][0] for run in runs)
+    grid = np.linspace(start, max(start, end), 200)
+    mean = np.mean([np.interp(grid, run["seconds"], run["valid_top1"]) for run in runs], axis=0)
+    axes.plot(grid, 100 * mean, color=colour, linewidth=2.4, linestyle=dashes)
+    axes.annotate(
+        f"{row['label']} {100 * mean[-1]:.1f} %",
+        (float(grid[-1]), 100 * float(mean[-1])),
+        xytext=(-2, 7),
+        textcoords="offset points",
+        ha="right",
+        color=colour,
+        fontsize=11,
+        parse_math=False,
+    )
+
+
+def _draw_point(axes: Axes, row: Mapping[str, Any], style: tuple[str, Any]) -> None:
+    colour, _ = style
+    x, top1, (low, high) = row["latency_ms"]["onnx_p50"], 100 * row["top1"], row["top1_ci95"]
+    axes.errorbar(x, top1, yerr=[[top1 - 100 * low], [100 * high - top1]], color=colour, marker="o", capsize=4)
+    axes.annotate(
+        row["label"], (x, top1), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=11, parse_math=False
+    )
+
+
+def _dress(axes: Axes, title: str, across: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
+    axes.set_xlabel(across, color=MUTED, fontsize=10, loc="right")
+    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.tick_params(colors=MUTED, labelsize=10, length=0)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def table_of(rows: Rows) -> tuple[str, str]:
+    """The table as Markdown, and as CSV with plain numbers."""
+    columns, cells = _cells(rows)
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
+    lines += [f"| {' | '.join(line)} |" for line in cells]
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    flat = [_flat(row) for row in rows]
+    writer.writerow(list(flat[0]))
+    writer.writerows(list(row.values()) for row in flat)
+    return "\n".join(lines) + "\n", content.getvalue()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested numbers under names of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key} {name}": item for name, item in value.items()}
+        elif isinstance(value, list | tuple):
+            flat[key] = " ".join(map(str, value))
+        else:
+            flat[key] = value
+    return flat
+
+
+def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    targets = list(rows[0]["seconds_to"])
+    columns = ["network", "seeds", "top-1", "95 % interval", "spread", "top-5", "calibration error"]
+    columns += ["parameters", "MACs", "weights", "activations", "memory in training"]
+    columns += ["an epoch", "in all", *(f"to {target}" for target in targets)]
+    columns += ["ONNX p50", "p95", "PyTorch p50", "p95"]
+    return columns, [_line(row, targets) for row in rows]
+
+
+def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
+    low, high = (100 * end for end in row["top1_ci95"])
+    spread, peak, latency = row["top1_spread"], row["peak_memory_bytes"], row["latency_ms"]
+    times = (row["seconds_to"][target] for target in targets)
+    return [
+        row["label"],
+        str(len(row["seeds"])),
+        f"{100 * row['top1']:.1f} %",
+        f"{low:.1f} to {high:.1f}",
+        "" if spread is None else f"{100 * spread:.1f}",
+        f"{100 * row['top5']:.1f} %",
+        f"{100 * row['calibration_error']:.1f}",
+        f"{row['params']:,}",
+        f"{row['macs'] / 1e6:,.0f} M",
+        f"{row['weights_bytes'] / 1e6:.1f} MB",
+        f"{row['activations_bytes'] / 1e6:.0f} MB",
+        "" if peak is None else f"{peak / 1e9:.2f} GB",
+        duration(row["seconds_per_epoch"]),
+        duration(row["seconds"]),
+        *("never" if time is None else duration(time) for time in times),
+        *(f"{latency[name]:.2f} ms" for name in ("onnx_p50", "onnx_p95", "pytorch_p50", "pytorch_p95")),
+    ]
+
+
+def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str, Any], png: bytes) -> str:
+    """Write a comparison as one self-contained HTML document.
+
+    Args:
+        rows: of the networks, as `comparison.json` has them.
+        sentences: one for each pair, plain text.
+        document: what `comparison.json` says.
+        png: the figure.
+    """
+    columns, lines = _cells(rows)
+    counts = ", ".join(f"{number:,} {split}" for split, number in document["images"]["data"].items())
+    facts = [
+        ("images", f"{counts}; judged by {document['images']['count']:,} that no run was trained on"),
+        ("processor", document["machine"]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())),
+    ]
+    names = ", ".join(str(row["label"]) for row in rows)
+    body = [
+        listing("findings", sentences),
+        section("Accuracy, time and latency", picture(png, "Accuracy over seconds, and over latency", _WIDTH, _HEIGHT)),
+        section("In numbers", table(columns, lines)),
+        section("Facts", facts_list(facts)),
+    ]
+    return page(f"{names} compared", "".join(body))

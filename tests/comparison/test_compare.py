@@ -1,0 +1,157 @@
+"""A comparison: trains what is missing, reuses what is there, and says no more than the runs show."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carnet import TrainingConfig
+from carnet.comparison import runs as training_of_runs
+from carnet.comparison.compare import _pairs, _targets, compare
+from carnet.comparison.runs import read_run, train_runs
+from carnet.errors import ConfigError, RunError
+from carnet.progress import Silent
+
+SMALL = TrainingConfig(image_size=32, epochs=2, batch_size=8, compile="off")
+MODELS = ("carnet_n", "carnet_s")
+
+
+@pytest.fixture(scope="session")
+def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two networks with two seeds each. Read only."""
+    folder = tmp_path_factory.mktemp("comparison")
+    with pytest.MonkeyPatch.context() as patch:
+        # In this process, since starting four more takes long; that they are processes is tested below.
+        patch.setattr(training_of_runs, "_train_alone", training_of_runs._train)
+        train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
+    return folder
+
+
+def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert names == {"carnet_n-seed-0", "carnet_n-seed-1", "carnet_s-seed-0", "carnet_s-seed-1"}
+    trained = []
+    monkeypatch.setattr(training_of_runs, "_train_alone", lambda data, config, path: trained.append(path.name))
+    train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
+    assert trained == []
+    train_runs(str(photos), [*MODELS, "timm/resnet18"], seeds=3, config=SMALL, folder=folder, progress=Silent())
+    assert trained == ["timm-resnet18-seed-0", "timm-resnet18-seed-1"] + [
+        f"{name}-seed-2" for name in ("carnet_n", "carnet_s", "timm-resnet18")
+    ]
+
+
+def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0")
+    (tmp_path / "carnet_n-seed-0" / "result.json").unlink()
+    (path,) = train_runs(str(photos), ["carnet_n"], seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+    again, before = (json.loads((run / "result.json").read_text()) for run in (path, folder / "carnet_n-seed-0"))
+    assert again["final"] == before["final"]
+    assert again["peak_memory_bytes"] > 50e6
+
+
+def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
+    other = TrainingConfig(**(SMALL.to_json() | {"lr": 0.01}))
+    with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
+        train_runs(str(photos), ["carnet_n"], seeds=1, config=other, folder=folder, progress=Silent())
+
+
+def test_every_seed_must_be_judged_by_the_same_images(flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no valid folder"):
+        train_runs(str(flat), ["carnet_n"], seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+    with pytest.raises(ConfigError, match="--seeds must be at least 1"):
+        train_runs(str(flat), ["carnet_n"], seeds=0, config=SMALL, folder=tmp_path, progress=Silent())
+
+
+def test_what_comes_out(folder: Path, tmp_path: Path) -> None:
+    paths = sorted(path for path in folder.iterdir() if path.is_dir())
+    answer = compare(paths, tmp_path / "answer")
+    names = {file.name for file in (tmp_path / "answer").iterdir()}
+    assert names == {f"comparison.{end}" for end in ("html", "png", "svg", "json")} | {"table.md", "table.csv"}
+    document = json.loads((tmp_path / "answer" / "comparison.json").read_text())
+    assert [row["label"] for row in document["models"]] == ["carnet_n", "carnet_s"]
+    for row in document["models"]:
+        assert row["seeds"] == [0, 1]
+        assert row["top1"] == pytest.approx(np.mean(row["top1_of_each"]))
+        assert row["top1_ci95"][0] <= row["top1"] <= row["top1_ci95"][1]
+        assert row["macs"] > 0
+        assert row["peak_memory_bytes"] > 50e6
+        assert all(value > 0 for value in row["latency_ms"].values())
+    assert document["models"][0]["params"] < document["models"][1]["params"]
+    assert len(answer.sentences) == 1
+    lines = (tmp_path / "answer" / "table.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    rows = list(csv.DictReader((tmp_path / "answer" / "table.csv").read_text().splitlines()))
+    assert [int(row["params"]) for row in rows] == [row["params"] for row in document["models"]]
+    page = (tmp_path / "answer" / "comparison.html").read_text(encoding="utf-8")
+    assert answer.sentences[0].split(" by ")[0][:20] in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (tmp_path / "answer" / "comparison.svg").read_bytes().lstrip().startswith(b"<?xml")
+
+
+def test_one_network_by_two_recipes(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["recipe"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    answer = compare([folder / "carnet_n-seed-0", other], tmp_path / "answer")
+    assert [row["label"] for row in answer.groups] == ["carnet_n (first recipe)", "carnet_n (--lr 0.5 (was 0.08))"]
+    # The same weights: nothing to tell apart.
+    assert "cannot tell" in answer.sentences[0]
+
+
+def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least two runs"):
+        compare([folder / "carnet_n-seed-0"], tmp_path)
+    unfinished = shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "unfinished")
+    (unfinished / "result.json").unlink()
+    with pytest.raises(RunError, match="is not finished; go on with carnet train --resume"):
+        compare([folder / "carnet_n-seed-0", unfinished], tmp_path)
+
+
+def groups_of(read: Callable[[], object], *corrects: np.ndarray) -> list:  # type: ignore[type-arg]
+    from carnet.comparison.compare import Group
+
+    run = read()
+    return [Group(name, (run,) * len(correct), correct) for name, correct in zip("ABC", corrects)]  # type: ignore[arg-type]
+
+
+def test_sentences(folder: Path) -> None:
+    def read() -> object:
+        return read_run(folder / "carnet_n-seed-0", Silent())
+
+    rng = np.random.default_rng(0)
+    good, bad = rng.random((3, 400)) < 0.9, rng.random((3, 400)) < 0.6
+    same = rng.random((3, 400)) < 0.88
+    pairs = _pairs(groups_of(read, good, bad, same))
+    assert pairs[0]["sentence"].startswith("A is better than B, by ")
+    assert "adjusted for 3 pairs" in pairs[0]["sentence"]
+    assert pairs[1]["sentence"].startswith("These runs cannot tell A and C apart: they differ by ")
+    assert pairs[2]["sentence"].startswith("C is better than B, by ")
+    (single,) = _pairs(groups_of(read, bad[:1], good[:1]))
+    assert single["sentence"].startswith("B is better than A, by ")
+    assert single["sentence"].endswith("other seeds were not tried.")
+    (nothing,) = _pairs(groups_of(read, good[:1], good[:1]))
+    assert nothing["sentence"].endswith("More than one seed of each would say more.")
+
+
+def test_targets_are_what_all_reach(folder: Path) -> None:
+    run = read_run(folder / "carnet_n-seed-0", Silent())
+    from dataclasses import replace
+
+    def ending(top1: float) -> object:
+        return replace(run, history=({**run.history[-1], "valid_top1": top1},))
+
+    from carnet.comparison.compare import Group
+
+    def targets(*ends: float) -> list[float]:
+        return _targets([Group("x", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
+
+    assert targets(0.84, 0.79) == [0.5, 0.6, 0.7]
+    assert targets(0.15) == [0.1]
+    assert targets(0.05) == []
