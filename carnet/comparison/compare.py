@@ -35,12 +35,14 @@ class Group:
     """The runs of one network by one recipe.
 
     Attributes:
-        label: the network's name, with what sets its recipe apart where there are several.
+        label: the network's name, with a number where it was trained by several recipes.
+        recipe: what sets it apart from the first of these.
         runs: in the order of their seeds.
         correct: (seeds, images) whether each run names each image right.
     """
 
     label: str
+    recipe: str
     runs: tuple[ComparedRun, ...]
     correct: Correct
 
@@ -122,22 +124,31 @@ def _group(runs: Sequence[ComparedRun]) -> list[Group]:
     found: list[list[ComparedRun]] = []
     for run in runs:
         for group in found:
-            if not group[0].recipe.differences(replace(run.recipe, seed=group[0].recipe.seed)):
+            if not _differences(group[0], run):
                 group.append(run)
                 break
         else:
             found.append([run])
     names = [group[0].recipe.model for group in found]
     groups = []
-    for name, members in zip(names, found, strict=True):
+    for place, (name, members) in enumerate(zip(names, found, strict=True)):
         members.sort(key=lambda run: run.recipe.seed)
-        label = name
+        label, recipe = name, ""
         if names.count(name) > 1:
-            first = found[names.index(name)][0].recipe
-            other = first.differences(replace(members[0].recipe, seed=first.seed))
-            label = f"{name} ({', '.join(other) or 'first recipe'})"
-        groups.append(Group(label, tuple(members), np.stack([run.report.correct for run in members])))
+            label = f"{name} #{names[: place + 1].count(name)}"
+            recipe = ", ".join(_differences(found[names.index(name)][0], members[0]))
+        groups.append(Group(label, recipe, tuple(members), np.stack([run.report.correct for run in members])))
     return groups
+
+
+def _differences(one: ComparedRun, other: ComparedRun) -> list[str]:
+    """What sets another run's recipe apart, besides its seed, and the epochs that the same time came to."""
+    same_budget = one.recipe.budget and one.recipe.budget == other.recipe.budget
+    epochs = one.recipe.epochs if same_budget else other.recipe.epochs
+    found = one.recipe.differences(replace(other.recipe, seed=one.recipe.seed, epochs=epochs))
+    if one.recipe.budget != other.recipe.budget:
+        found.append(f"--budget {other.recipe.budget} (was {one.recipe.budget})")
+    return found
 
 
 def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> dict[str, Any]:
@@ -156,6 +167,7 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
     peaks = [run.document["peak_memory_bytes"] for run in group.runs if run.document.get("peak_memory_bytes")]
     return {
         "label": group.label,
+        "recipe": group.recipe,
         "model": spec.model,
         "image_size": spec.image_size,
         "seeds": [run.recipe.seed for run in group.runs],

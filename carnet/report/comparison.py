@@ -55,8 +55,8 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
     over_time.set_xlim(left=0)
     over_time.set_ylim(bottom=0)
-    over_latency.set_xscale("log")
-    over_latency.margins(0.28)
+    # Room for the names.
+    over_latency.set_xlim(0, 1.45 * max(row["latency_ms"]["onnx_p50"] for row in rows))
     pictures = []
     for form in ("png", "svg"):
         content = io.BytesIO()
@@ -115,7 +115,7 @@ def _dress(axes: Axes, title: str, across: str) -> None:
 def table_of(rows: Rows) -> tuple[str, str]:
     """The table as Markdown, and as CSV with plain numbers."""
     columns, cells = _cells(rows)
-    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * len(rows)}"]
     lines += [f"| {' | '.join(line)} |" for line in cells]
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
@@ -139,12 +139,14 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """A column for each network, a line for each measure."""
     targets = list(rows[0]["seconds_to"])
-    columns = ["network", "seeds", "top-1", "95 % interval", "spread", "top-5", "calibration error"]
-    columns += ["parameters", "MACs", "weights", "activations", "memory in training"]
-    columns += ["an epoch", "in all", *(f"to {target}" for target in targets)]
-    columns += ["ONNX p50", "p95", "PyTorch p50", "p95"]
-    return columns, [_line(row, targets) for row in rows]
+    measures = ["seeds", "top-1", "95 % interval", "spread", "top-5", "calibration error, points"]
+    measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
+    measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
+    measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
+    lines = [list(line) for line in zip(measures, *(_line(row, targets) for row in rows), strict=True)]
+    return ["", *(row["label"] for row in rows)], lines
 
 
 def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
@@ -152,7 +154,6 @@ def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
     spread, peak, latency = row["top1_spread"], row["peak_memory_bytes"], row["latency_ms"]
     times = (row["seconds_to"][target] for target in targets)
     return [
-        row["label"],
         str(len(row["seeds"])),
         f"{100 * row['top1']:.1f} %",
         f"{low:.1f} to {high:.1f}",
@@ -187,6 +188,7 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
         ("processor", document["machine"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())),
     ]
+    facts += [(row["label"], f"trained with {row['recipe']}") for row in rows if row["recipe"]]
     names = ", ".join(str(row["label"]) for row in rows)
     body = [
         listing("findings", sentences),

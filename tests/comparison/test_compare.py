@@ -100,7 +100,8 @@ def test_one_network_by_two_recipes(folder: Path, tmp_path: Path) -> None:
     config["recipe"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(config))
     answer = compare([folder / "carnet_n-seed-0", other], tmp_path / "answer")
-    assert [row["label"] for row in answer.groups] == ["carnet_n (first recipe)", "carnet_n (--lr 0.5 (was 0.08))"]
+    assert [row["label"] for row in answer.groups] == ["carnet_n #1", "carnet_n #2"]
+    assert [row["recipe"] for row in answer.groups] == ["", "--lr 0.5 (was 0.08)"]
     # The same weights: nothing to tell apart.
     assert "cannot tell" in answer.sentences[0]
 
@@ -118,7 +119,7 @@ def groups_of(read: Callable[[], object], *corrects: np.ndarray) -> list:  # typ
     from carnet.comparison.compare import Group
 
     run = read()
-    return [Group(name, (run,) * len(correct), correct) for name, correct in zip("ABC", corrects)]  # type: ignore[arg-type]
+    return [Group(name, "", (run,) * len(correct), correct) for name, correct in zip("ABC", corrects)]  # type: ignore[arg-type]
 
 
 def test_sentences(folder: Path) -> None:
@@ -150,7 +151,7 @@ def test_targets_are_what_all_reach(folder: Path) -> None:
     from carnet.comparison.compare import Group
 
     def targets(*ends: float) -> list[float]:
-        return _targets([Group("x", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
+        return _targets([Group("x", "", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
 
     assert targets(0.84, 0.79) == [0.5, 0.6, 0.7]
     assert targets(0.15) == [0.1]
