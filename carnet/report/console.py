@@ -1,17 +1,22 @@
-"""Progress on a terminal: bars with rate and time left; plain lines where there is no terminal."""
+"""Progress on a terminal: bars with rate and time left; plain lines where there is no terminal.
+
+Where rich is not installed, as on a device that only runs models, a line that is written again stands in for the bars.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
 
-from carnet.errors import MissingExtraError
 from carnet.progress import duration
 
 PLAIN_SECONDS = 30.0
 """Between two lines about the same work where there is no terminal."""
+IN_PLACE_SECONDS = 0.2
+"""The same on a terminal without rich."""
 
 
 class Console:
@@ -22,7 +27,8 @@ class Console:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._bars = _RichBars(stream) if stream.isatty() else _PlainBars(stream)
+        has_rich = stream.isatty() and find_spec("rich") is not None
+        self._bars = _RichBars(stream) if has_rich else _PlainBars(stream)
 
     def __enter__(self) -> Self:
         return self
@@ -47,14 +53,17 @@ def silence(stream: TextIO) -> None:
 
 
 class _PlainBars:
-    """A line now and then, for logs and pipes."""
+    """A line now and then, for logs and pipes; on a terminal one line, written again and again."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.in_place = stream.isatty()
+        self.width = 0
         self.started: dict[str, tuple[float, int]] = {}
         self.shown: dict[str, float] = {}
 
     def say(self, text: str) -> None:
+        self.close()
         try:
             print(text, file=self.stream, flush=True)
         except BrokenPipeError:
@@ -68,23 +77,29 @@ class _PlainBars:
         shown = self.shown.setdefault(what, now)
         if done == total:
             del self.started[what], self.shown[what]
-        elif now - shown >= PLAIN_SECONDS and done > first:
+            self.close()
+        elif now - shown >= (IN_PLACE_SECONDS if self.in_place else PLAIN_SECONDS) and done > first:
             self.shown[what] = now
             left = (now - started) / (done - first) * (total - done)
-            self.say(f"{what}: {done} of {total}{', ' + note if note else ''}, about {duration(left)} left")
+            line = f"{what}: {done} of {total}{', ' + note if note else ''}, about {duration(left)} left"
+            if self.in_place:
+                print(f"\r{line:{self.width}}", end="", file=self.stream, flush=True)
+                self.width = len(line)
+            else:
+                self.say(line)
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Wipe the line away."""
+        if self.width:
+            print(f"\r{'':{self.width}}\r", end="", file=self.stream, flush=True)
+            self.width = 0
 
 
 class _RichBars:
     """One bar for each work under way."""
 
     def __init__(self, stream: TextIO) -> None:
-        try:
-            from rich import console, progress
-        except ImportError:
-            raise MissingExtraError("a progress bar", "rich", "train") from None
+        from rich import console, progress
 
         class Rate(progress.ProgressColumn):
             def render(self, task: progress.Task) -> str:

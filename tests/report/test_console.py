@@ -33,11 +33,27 @@ def test_plain_lines_come_now_and_then(clock: Clock) -> None:
     ]
 
 
-def test_a_terminal_gets_bars() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_terminal_without_rich_gets_one_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
+    stream = Terminal()
+    with Console(stream) as shown:
+        for done in range(4):
+            shown.bar("predicting", done, 4)
+            clock.now += 1
+        shown.say("one")
+        shown.bar("predicting", 4, 4)
+    written = stream.getvalue()
+    assert "\rpredicting: 3 of 4, about 1 s left" in written
+    # What is said stands on a line of its own, and nothing is left behind it.
+    assert written.endswith(" \rone\n")
+
+
+def test_a_terminal_gets_bars() -> None:
     stream = Terminal()
     with Console(stream) as shown:
         shown.bar("epoch 1/2", 1, 4, "loss 2.5")
