@@ -33,6 +33,8 @@ _TRAIN_PACKAGES = {
     "rich": "rich",
 }
 _EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
+_EXPORTING = ("carnet export", "carnet compare", "carnet.export_model")
+"""What needs both: the extra `export` brings `train` as well."""
 
 
 class CarnetError(Exception):
@@ -118,10 +120,9 @@ class MissingExtraError(CarnetError, ImportError):
     def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
         """The error a user should see for a missing module; None if no extra of ours would bring it."""
         module = (error.name or "").partition(".")[0]
-        for packages, extra in ((_TRAIN_PACKAGES, "train"), (_EXPORT_PACKAGES, "export")):
-            if module in packages:
-                return cls(what, packages[module], extra)
-        return None
+        if module in _TRAIN_PACKAGES:
+            return cls(what, _TRAIN_PACKAGES[module], "export" if what in _EXPORTING else "train")
+        return cls(what, _EXPORT_PACKAGES[module], "export") if module in _EXPORT_PACKAGES else None
 
 
 class NonFiniteLossError(CarnetError, ArithmeticError):

@@ -53,3 +53,16 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert importlib.import_module("carnet") is carnet
     with pytest.raises(carnet.CarnetError, match=r"^carnet\.load needs PyTorch: pip install 'carnet\[train\]'$"):
         carnet.load  # noqa: B018
+
+
+def test_missing_packages_name_the_extra_that_brings_them() -> None:
+    from carnet.errors import MissingExtraError
+
+    for missing, what, extra in (
+        ("torch", "carnet train", "train"),
+        ("torch.nn", "carnet export", "export"),
+        ("onnx", "carnet.export_model", "export"),
+    ):
+        error = MissingExtraError.explaining(ModuleNotFoundError(name=missing), what)
+        assert str(error).endswith(f"pip install 'carnet[{extra}]'")
+    assert MissingExtraError.explaining(ModuleNotFoundError(name="nothing"), "carnet train") is None
