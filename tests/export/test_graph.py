@@ -78,7 +78,7 @@ def test_it_answers_as_pytorch_does(name: str, size: int, in_channels: int) -> N
 
 
 def test_what_the_file_says_of_itself_and_what_not() -> None:
-    model = exported("carnet_s", 64)[1].model
+    model = exported("carnet_s", 64, 3)[1].model
     onnx.checker.check_model(model, full_check=True)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert model.ir_version == IR_VERSION
@@ -95,7 +95,7 @@ def test_what_the_file_says_of_itself_and_what_not() -> None:
 
 def test_patches_take_the_normalisation_in_and_padding_does_not() -> None:
     def has_arithmetic_before_the_stem(name: str) -> bool:
-        nodes = exported(name, 64)[1].model.graph.node
+        nodes = exported(name, 64, 3)[1].model.graph.node
         kinds = [node.op_type for node in nodes]
         return bool({"Mul", "Add", "Sub", "Div"} & set(kinds[: kinds.index("Conv")]))
 
@@ -104,7 +104,7 @@ def test_patches_take_the_normalisation_in_and_padding_does_not() -> None:
 
 
 def test_temperature_is_a_number_in_the_graph() -> None:
-    model, plain = exported("carnet_s", 64)
+    model, plain = exported("carnet_s", 64, 3)
     graph = plain.with_temperature(2.5)
     file = ModelFile.from_bytes(seal(serialized(graph.model), model.spec.to_json()))
     outputs = open_runtime(file, "onnxruntime", 1)(np.full((1, 64, 64, 3), 90, np.uint8))

@@ -35,7 +35,7 @@ from carnet.progress import Silent
 from carnet.training import preparation
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
-from carnet.training.recipe import with_size
+from carnet.training.recipe import with_augmentation, with_size
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
 
@@ -77,7 +77,7 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert [row["epoch"] for row in metrics(trained_run)] == ["1", "2"]
     assert float(metrics(trained_run)[1]["valid_top1"]) == result["final"]["valid_top1"] == result["valid"]["top1"]
     record = json.loads((trained_run / "config.json").read_text())
-    assert TrainingConfig.from_json(record["recipe"]) == with_size(SMALL)
+    assert TrainingConfig.from_json(record["recipe"]) == with_augmentation(with_size(SMALL))
     assert record["plan"]["device"] == "cpu"
     model = json.loads((trained_run / "model.json").read_text())
     network = create_model("carnet_s", num_classes=3)
