@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.data.check import hash_files
 from carnet.data.sources import Sample, find_images
-from carnet.errors import ConfigError, DataError, ImageError, UnreadableImagesError
+from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
-from carnet.prefetch import load_ahead, loading_threads
-from carnet.preprocess import Images, load_image
+from carnet.prediction import load_batches
+from carnet.preprocess import Images
 from carnet.progress import OnProgress
 from carnet.spec import ModelSpec
 
@@ -217,27 +217,6 @@ def evaluate(
         raise DataError("there are no images to evaluate on")
     report = EvaluationReport.from_logits(spec.classes, judged, np.concatenate(logits))
     return replace(report, unreadable=tuple(unreadable))
-
-
-def load_batches(
-    sources: Sequence[Any], spec: ModelSpec, batch_size: int, read: Callable[[Any], Images] | None = None
-) -> Iterator[list[Images | ImageError]]:
-    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch.
-
-    Raises:
-        ConfigError: at once, for a batch size below 1.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
-
-    def load(source: Any) -> Images | ImageError:
-        try:
-            return load_image(source, spec) if read is None else read(source)
-        except ImageError as error:
-            return error
-
-    batches = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
-    return load_ahead(load, batches, threads=loading_threads())
 
 
 @dataclass(frozen=True)

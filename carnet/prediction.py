@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +90,8 @@ class Predictor:
         Raises:
             ConfigError: at once, if `batch_size` or `top_k` is below 1.
         """
-        _require_positive("batch_size", batch_size)
         _require_positive("top_k", top_k)
-        return self._answers(_batches(sources, batch_size), top_k)
+        return self._answers(load_batches(sources, self.spec, batch_size), top_k)
 
     def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
@@ -100,18 +99,33 @@ class Predictor:
         names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
         return Prediction(names, shares, is_sure=shares[0] >= self.threshold)
 
-    def _answers(self, batches: Iterable[Sequence[ImageSource]], top_k: int) -> Iterator[Prediction | ImageError]:
-        for loaded in load_ahead(self._load, batches, threads=loading_threads()):
+    def _answers(
+        self, batches: Iterable[Sequence[Images | ImageError]], top_k: int
+    ) -> Iterator[Prediction | ImageError]:
+        for loaded in batches:
             good = [image for image in loaded if not isinstance(image, ImageError)]
             rows = iter(self.probabilities(np.stack(good))) if good else iter(())
             for image in loaded:
                 yield image if isinstance(image, ImageError) else self.answer(next(rows), top_k)
 
-    def _load(self, source: ImageSource) -> Images | ImageError:
+
+def load_batches(
+    sources: Iterable[Any], spec: ModelSpec, batch_size: int, read: Callable[[Any], Images] | None = None
+) -> Iterator[list[Images | ImageError]]:
+    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch.
+
+    Raises:
+        ConfigError: at once, for a batch size below 1.
+    """
+    _require_positive("batch_size", batch_size)
+
+    def load(source: Any) -> Images | ImageError:
         try:
-            return load_image(source, self.spec)
+            return load_image(source, spec) if read is None else read(source)
         except ImageError as error:
             return error
+
+    return load_ahead(load, _batches(sources, batch_size), threads=loading_threads())
 
 
 def _require_positive(name: str, number: int) -> None:
@@ -119,7 +133,7 @@ def _require_positive(name: str, number: int) -> None:
         raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
 
 
-def _batches(sources: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
+def _batches(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
     remaining = iter(sources)
     while batch := list(itertools.islice(remaining, size)):
         yield batch

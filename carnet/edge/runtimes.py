@@ -49,12 +49,8 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
 def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    # What goes wrong comes as an error; warnings would only stand between the answers.
-    settings.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(file.content, settings, providers=["CPUExecutionProvider"])
+        session = start_session(file.content, threads)
     except Exception as error:
         raise _refused(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
     names = [tensor.name for tensor in session.get_outputs()]
@@ -63,6 +59,17 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
         return dict(zip(names, session.run(None, {PIXELS: images}), strict=True))
 
     return run
+
+
+def start_session(content: bytes, threads: int) -> Any:
+    """ONNX Runtime's session for a serialized model; 0 threads leave their number to it."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    # What goes wrong comes as an error; warnings would only stand between the answers.
+    settings.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
 def _open_openvino(file: ModelFile, threads: int) -> Run:

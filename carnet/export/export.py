@@ -19,11 +19,12 @@ from carnet.edge.model_file import seal
 from carnet.edge.runtimes import Runtime
 from carnet.edge.selftest import draw_tests, record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
-from carnet.evaluation import EvaluationReport, Selection, load_batches, select_samples
+from carnet.evaluation import EvaluationReport, Selection, select_samples
 from carnet.export.gate import Judgement, judge
 from carnet.export.graph import Graph, serialized, to_graph
 from carnet.export.quantize import Quantized, quantize
 from carnet.models.trained import TrainedModel, load
+from carnet.prediction import load_batches
 from carnet.progress import Progress, Silent, counted
 from carnet.report.export import export_html
 from carnet.run_folder import RunFolder

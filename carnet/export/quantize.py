@@ -13,16 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from carnet.edge.runtimes import LOGITS, PIXELS
+from carnet.edge.runtimes import LOGITS, PIXELS, start_session
 from carnet.export.graph import Graph, serialized
 from carnet.export.quiet import quiet
 from carnet.preprocess import Images
@@ -32,6 +30,8 @@ from carnet.timing import take_turns
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """Operators that are worth it."""
 MOST_FLOAT_LAYERS = 6
+MAX_ERROR = 0.05
+"""Of the logits, root mean square, as a share of their spread."""
 _BATCH = 32
 
 
@@ -85,14 +85,12 @@ class Quantized:
     float_latency_ms: float
 
 
-def quantize(graph: Graph, images: Images, *, max_error: float = 0.05, progress: OnProgress | None = None) -> Quantized:
-    """Find the fastest variant whose logits stay close to those of float32.
+def quantize(graph: Graph, images: Images, *, progress: OnProgress | None = None) -> Quantized:
+    """Find the fastest variant whose logits stay close to those of float32; where none do, the closest one.
 
     Args:
         graph: in float32.
         images: uint8 (N, S, S, C), of training; half of them give the ranges, the others judge.
-        max_error: root mean square of the logits' error, as a share of their spread; where no variant keeps it, the
-            closest one is taken.
         progress: told how many variants are done, of about how many.
     """
     calibrating, judging = images[::2], images[1::2]
@@ -125,14 +123,16 @@ def quantize(graph: Graph, images: Images, *, max_error: float = 0.05, progress:
         kept = tuple(name for name, _ in sensitivity[:number])
         variant = Variant(best.per_channel, best.moving_average, kept)
         candidates.append((variant, *error_of(variant)))
-    sessions = [_session(model, threads=1) for model in (graph.model, *(model for _, model, _ in candidates))]
+    sessions = [
+        start_session(serialized(model), threads=1) for model in (graph.model, *(model for _, model, _ in candidates))
+    ]
     calls = {str(place): partial(session.run, None, {PIXELS: images[:1]}) for place, session in enumerate(sessions)}
     latencies = [statistics.median(times) for times in take_turns(calls, rounds=60).values()]
     tried = tuple(
         Tried(variant, Graph(model, graph.map_centres), error, latency)
         for (variant, model, error), latency in zip(candidates, latencies[1:], strict=True)
     )
-    good = [one for one in tried if one.error <= max_error]
+    good = [one for one in tried if one.error <= MAX_ERROR]
     chosen = min(good, key=lambda one: one.latency_ms) if good else min(tried, key=lambda one: one.error)
     if progress is not None:
         progress(total, total)
@@ -183,12 +183,6 @@ def _quantized(model: ModelProto, images: Images, variant: Variant) -> ModelProt
 
 
 def _logits(model: ModelProto, images: Images) -> NDArray[np.float32]:
-    session = _session(model, threads=0)
+    session = start_session(serialized(model), threads=0)
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     return np.concatenate([session.run([LOGITS], {PIXELS: batch})[0] for batch in batches])
-
-
-def _session(model: ModelProto, threads: int) -> Any:
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(serialized(model), settings, providers=["CPUExecutionProvider"])
