@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from carnet import files, metrics
 from carnet.comparison.runs import ComparedRun, read_run
@@ -19,6 +18,7 @@ from carnet.edge.model_file import ModelFile, seal
 from carnet.edge.runtimes import open_runtime
 from carnet.errors import ConfigError, RunError
 from carnet.export.graph import serialized, to_graph
+from carnet.models.device import one_thread
 from carnet.models.summary import summarize
 from carnet.progress import Progress, Silent
 from carnet.report.comparison import comparison_html, draw_comparison, table_of
@@ -221,12 +221,8 @@ def _latencies(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
         file = ModelFile.from_bytes(seal(serialized(to_graph(model).model), model.spec.to_json()))
         calls[f"{group.label}/onnx"] = partial(open_runtime(file, "onnxruntime", 1), image)
         calls[f"{group.label}/pytorch"] = partial(model.logits, image)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         measured = take_turns(calls, rounds=40)
-    finally:
-        torch.set_num_threads(threads)
     return {
         group.label: {
             f"{runtime}_{name}": float(np.percentile(measured[f"{group.label}/{runtime}"], share))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +13,8 @@ from carnet import metrics
 from carnet.calibration import CrossFitted, cross_fit
 from carnet.edge.classifier import Classifier
 from carnet.evaluation import EvaluationReport
+from carnet.models.device import one_thread
 from carnet.models.trained import TrainedModel
-from carnet.preprocess import Images
 from carnet.timing import take_turns
 
 SAME_NETWORK = 1e-3
@@ -122,8 +121,9 @@ def judge(
         bench, edge = bench.without(leaked), edge.without(leaked)
     difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
     image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-    calls = {"edge": partial(classifier.logits, image), "bench": partial(_on_one_thread(model), image)}
-    milliseconds = take_turns(calls, rounds=100)
+    with one_thread():
+        calls = {"edge": partial(classifier.logits, image), "bench": partial(model.logits, image)}
+        milliseconds = take_turns(calls, rounds=100)
     return Judgement(
         bench=bench,
         edge=edge,
@@ -140,17 +140,3 @@ def judge(
         max_drop=max_drop,
         is_quantized=is_quantized,
     )
-
-
-def _on_one_thread(model: TrainedModel) -> Callable[[Images], Any]:
-    import torch
-
-    def logits(images: Images) -> Any:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return model.logits(images)
-        finally:
-            torch.set_num_threads(threads)
-
-    return logits
