@@ -142,12 +142,12 @@ class _Export:
             candidate.unlink(missing_ok=True)
         document["metrics"] = judgement.to_json()
         result = ExportResult(self.path, self.path.with_suffix(".export.html"), judgement, calibration, quantized)
-        self._report(result, document)
-        if judgement.problem:
-            raise GateError(self._refusal(judgement, quantized))
         content = seal(serialized(graph.model), document)
         if not all(check.passed for check in verify(Classifier(content, threads=1, runtime=self.runtime))):
             raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
+        self._report(result, document)
+        if judgement.problem:
+            raise GateError(self._refusal(judgement, quantized))
         files.write_bytes(self.path, content)
         return result
 
