@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from carnet.machine import processor_name, versions
 from carnet.prefetch import available_cores
-from carnet.training.plan import processor_features, processor_name, versions
+from carnet.training.plan import processor_features
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": available_cores(),
         "instruction_set": processor_features(),
         "memory_bytes": memory,
-        "versions": versions(),
+        "versions": versions("onnx", "onnxruntime"),
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
     }
 

@@ -10,6 +10,8 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,23 @@ import torch.nn.functional as F
 from environment import write_result
 from torch import Tensor
 
-from carnet import create_model
+from carnet import ModelSpec, TrainingConfig, create_model
+from carnet.data.samples import Sample
 from carnet.training.augment import Augmentation
+from carnet.training.dataset import Preparation, ShuffledBatches, TrainingImages, load_batches
 from carnet.training.depthwise import _gradient_of_input, _gradient_of_weight, _gradients
 from carnet.training.memory import keep_freed_memory
+from carnet.training.plan import resolve
+from carnet.training.processes import Processes
+from carnet.training.schedule import View
+from carnet.training.step import TrainingStep
 
 ROUNDS = 9
 SHAPE = (16, 64, 244, 244)
 
 
 def main() -> None:
-    numbers = {"plain_step": plain_steps(), **depthwise_gradients(), **augmentation()}
+    numbers = {"plain_step": plain_steps(), **depthwise_gradients(), **augmentation(), **preparation()}
     print(write_result("kernels", "python benchmarks/kernels.py", numbers))
 
 
@@ -90,6 +98,31 @@ def augmentation() -> dict[str, dict[str, float]]:
     )
     torch.set_num_threads(threads)
     return {"augmentation_64_images_128_px": answer}
+
+
+def preparation() -> dict[str, dict[str, float]]:
+    """Ten steps of `carnet_s`, each on 64 decoded images, changed between the steps or by one or two threads."""
+    config = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
+    spec = ModelSpec(model="carnet_s", classes=tuple(map(str, range(100))), image_size=128)
+    plan, processes = resolve(config), Processes()
+    network = create_model("carnet_s", num_classes=100)
+    step = TrainingStep(network, spec, config, plan=plan, processes=processes, fabric=processes.fabric(plan, []))
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    samples = [Sample(Path(str(number)), number % 100) for number in range(640)]
+    prepare = Preparation(lambda _: pixels, Augmentation.from_config(config), View(128, 0.35), seed=0)
+    network.train()
+
+    def steps(side: int, threads: int) -> None:
+        prepare.view = View(side, 0.35)
+        for batch in load_batches(TrainingImages(samples, prepare), ShuffledBatches(640, 64, seed=0), threads):
+            step(batch, 0, lambda _: None)
+
+    return {
+        f"ten_steps_{side}_px": in_turn(
+            **{f"{threads}_threads": partial(steps, side, threads) for threads in (0, 1, 2)},
+        )
+        for side in (64, 128)
+    }
 
 
 def plain_steps() -> dict[str, dict[str, float]]:

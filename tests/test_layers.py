@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import carnet
+from carnet.cli.main import COMMANDS
 
 PACKAGE = Path(carnet.__file__).parent
 BASE = {
     "errors",
+    "machine",
     "spec",
     "preprocess",
     "prediction",
@@ -78,7 +80,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert modules_after("from carnet.cli.main import run; run(['--help']); run([]); run(['--version'])") == set()
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "export", "verify", "summary", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands_imports_no_torch(command: str) -> None:
     assert not modules_after(f"from carnet.cli.main import run; run(['{command}', '--help'])") & {"torch", "matplotlib"}
 

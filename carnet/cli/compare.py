@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import tyro
 
 from carnet.cli.main import parse
-from carnet.cli.output import console, print_json
+from carnet.cli.output import console, print_json, words
 from carnet.errors import ConfigError
 from carnet.training.config import PRESETS, TrainingConfig
 
@@ -37,6 +37,8 @@ class Command:
     """Runs of each network, with seeds 0, 1, …"""
     preset: Literal["default", "published"] = "default"
     """Recipe of all; the flags below change it."""
+    reach: str = ""
+    """Accuracies in per cent, separated by commas, to tell the time to (default: tens that all runs reach)."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where runs and answers go (default: runs/compare-DATA, or comparison for runs that exist)."""
     json: bool = False
@@ -57,7 +59,11 @@ class Command:
         from carnet.comparison.runs import train_runs
         from carnet.data.samples import short_name
 
-        models = [name.strip() for name in self.models.split(",") if name.strip()]
+        models = words(self.models)
+        try:
+            reach = [float(word) / 100 for word in words(self.reach)]
+        except ValueError:
+            raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
         if models and len(self.targets) != 1:
             raise ConfigError("with --models, name one folder, table or archive of images")
         with console(self.json) as progress:
@@ -68,7 +74,7 @@ class Command:
                 )
             else:
                 output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
-            answer = compare(paths, output, progress)
+            answer = compare(paths, output, progress, reach=reach)
             if self.json:
                 print_json(answer.document)
             else:

@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "tell which network is better on your data, and how sure that is",
     "export": "write a model as one file that runs without PyTorch",
     "verify": "check an exported model on this machine",
+    "benchmark": "time networks and exported models on this machine",
     "summary": "show a network's layers, parameters and costs",
 }
 """Name -> what it does; each is a file in this folder."""

@@ -23,3 +23,8 @@ def console(as_json: bool) -> Console:
 def print_json(document: Any) -> None:
     """The one document."""
     print(to_json(document))
+
+
+def words(text: str) -> list[str]:
+    """The parts of a flag that takes several, separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]

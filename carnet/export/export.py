@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from carnet.evaluation import EvaluationReport, Selection, select_samples
 from carnet.export.gate import Judgement, judge
 from carnet.export.graph import Graph, serialized, to_graph
 from carnet.export.quantize import Quantized, quantize
+from carnet.machine import versions
 from carnet.models.trained import TrainedModel, load
 from carnet.prediction import load_batches
 from carnet.progress import Progress, Silent, counted
 from carnet.report.export import export_html
 from carnet.run_folder import RunFolder
-from carnet.training.plan import versions
 
 CALIBRATION_IMAGES = 512
 """Training images that ranges are taken from and variants compared on, half of them each."""
@@ -209,7 +208,7 @@ class _Export:
                 "epoch": model.info.get("epoch"),
             },
             "judged_with": self.runtime,
-            "versions": versions() | {name: version(name) for name in ("onnx", self.runtime)},
+            "versions": versions("onnx", self.runtime),
         }
 
     def _report(self, result: ExportResult, document: dict[str, Any]) -> None:

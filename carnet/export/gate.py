@@ -13,7 +13,7 @@ from carnet import metrics
 from carnet.calibration import CrossFitted, cross_fit
 from carnet.edge.classifier import Classifier
 from carnet.evaluation import EvaluationReport
-from carnet.models.device import one_thread
+from carnet.models.device import on_threads
 from carnet.models.trained import TrainedModel
 from carnet.timing import take_turns
 
@@ -121,7 +121,7 @@ def judge(
         bench, edge = bench.without(leaked), edge.without(leaked)
     difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
     image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-    with one_thread():
+    with on_threads(1):
         calls = {"edge": partial(classifier.logits, image), "bench": partial(model.logits, image)}
         milliseconds = take_turns(calls, rounds=100)
     return Judgement(

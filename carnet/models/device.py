@@ -36,11 +36,11 @@ def compute_exactly() -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes on a single thread inside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def on_threads(number: int) -> Iterator[None]:
+    """PyTorch computes on so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -58,9 +58,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'); H' = ceil(H / stride)"""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(self.attn(out)))
-        return cast(Tensor, out + self.shortcut(x))
+        out += self.shortcut(x)
+        return cast(Tensor, out)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """The input in the shape of the output."""

@@ -28,6 +28,8 @@ STYLES = (
 )
 _WIDTH, _HEIGHT = 1950, 780
 """Pixels of the PNG."""
+_LINE = 0.055
+"""Height of a name, as a share of the axis."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -48,15 +50,24 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
     over_time, over_latency = figure.subplots(1, 2, width_ratios=(1.75, 1))
     figure.subplots_adjust(left=0.055, right=0.985, top=0.9, bottom=0.13, wspace=0.2)
-    for row, style in zip(rows, _styles(len(rows)), strict=True):
-        _draw_runs(over_time, row, [run for run in runs if run["label"] == row["label"]], style)
+    styles = _styles(len(rows))
+    ends = [
+        _draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
+        for row, style in zip(rows, styles, strict=True)
+    ]
+    for row, style in zip(rows, styles, strict=True):
         _draw_point(over_latency, row, style)
     _dress(over_time, "Validation accuracy over training time", "seconds")
     _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
     over_time.set_xlim(left=0)
     over_time.set_ylim(bottom=0)
     # Room for the names.
+    over_time.set_xlim(right=1.2 * max(x for x, _ in ends))
     over_latency.set_xlim(0, 1.45 * max(row["latency_ms"]["onnx_p50"] for row in rows))
+    names = [f"{row['label']} {top1:.1f} %" for row, (_, top1) in zip(rows, ends, strict=True)]
+    _write_names(over_time, names, ends, styles)
+    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row in rows]
+    _write_names(over_latency, [row["label"] for row in rows], points, styles)
     pictures = []
     for form in ("png", "svg"):
         content = io.BytesIO()
@@ -72,7 +83,8 @@ def _styles(number: int) -> list[tuple[str, Any]]:
     return [STYLES[place % len(STYLES)] for place in range(number)]
 
 
-def _draw_runs(axes: Axes, row: Mapping[str, Any], runs: Rows, style: tuple[str, Any]) -> None:
+def _draw_runs(axes: Axes, runs: Rows, style: tuple[str, Any]) -> tuple[float, float]:
+    """Returns where the mean ends: seconds, per cent."""
     colour, dashes = style
     for run in runs:
         axes.plot(run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, alpha=0.45)
@@ -81,25 +93,55 @@ def _draw_runs(axes: Axes, row: Mapping[str, Any], runs: Rows, style: tuple[str,
     grid = np.linspace(start, max(start, end), 200)
     mean = np.mean([np.interp(grid, run["seconds"], run["valid_top1"]) for run in runs], axis=0)
     axes.plot(grid, 100 * mean, color=colour, linewidth=2.4, linestyle=dashes)
-    axes.annotate(
-        f"{row['label']} {100 * mean[-1]:.1f} %",
-        (float(grid[-1]), 100 * float(mean[-1])),
-        xytext=(-2, 7),
-        textcoords="offset points",
-        ha="right",
-        color=colour,
-        fontsize=11,
-        parse_math=False,
-    )
+    return float(grid[-1]), 100 * float(mean[-1])
 
 
 def _draw_point(axes: Axes, row: Mapping[str, Any], style: tuple[str, Any]) -> None:
     colour, _ = style
     x, top1, (low, high) = row["latency_ms"]["onnx_p50"], 100 * row["top1"], row["top1_ci95"]
     axes.errorbar(x, top1, yerr=[[top1 - 100 * low], [100 * high - top1]], color=colour, marker="o", capsize=4)
-    axes.annotate(
-        row["label"], (x, top1), xytext=(8, -3), textcoords="offset points", color=colour, fontsize=11, parse_math=False
-    )
+
+
+def _write_names(
+    axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[tuple[str, Any]]
+) -> None:
+    """Write each name to the right of its point; those that would cover each other stand one above the other."""
+    low, high = axes.get_ylim()
+    heights = spread_out([y for _, y in points], gap=_LINE * (high - low))
+    for name, point, height, (colour, _) in zip(names, points, heights, styles, strict=True):
+        axes.annotate(
+            name,
+            point,
+            xytext=(9, (height - point[1]) / (high - low) * axes.bbox.height * 72 / axes.figure.dpi),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=11,
+            parse_math=False,
+        )
+
+
+def spread_out(values: Sequence[float], gap: float) -> list[float]:
+    """Move numbers apart, as little as it takes, until neighbours differ by `gap`; their order stays.
+
+    Neighbours that are too close form a block around the mean of where they want to be, and blocks that touch become
+    one.
+    """
+    order = sorted(range(len(values)), key=lambda place: values[place])
+    blocks: list[tuple[float, int]] = []
+    for number, place in enumerate(order):
+        # Seen from a line that rises by `gap` for every name, all of a block want to stand at the same place.
+        block = (values[place] - gap * number, 1)
+        while blocks and blocks[-1][0] > block[0]:
+            middle, size = blocks.pop()
+            size_of_both = size + block[1]
+            block = ((middle * size + block[0] * block[1]) / size_of_both, size_of_both)
+        blocks.append(block)
+    moved = [middle for middle, size in blocks for _ in range(size)]
+    result = [0.0] * len(values)
+    for number, place in enumerate(order):
+        result[place] = moved[number] + gap * number
+    return result
 
 
 def _dress(axes: Axes, title: str, across: str) -> None:

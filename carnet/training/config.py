@@ -19,7 +19,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
 Choice = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 
@@ -55,10 +55,10 @@ class TrainingConfig:
     """With muon: learning rate of what AdamW trains, as a share of --lr."""
     weight_decay: float = 0.05
     """Taken off the weights at each step, times the learning rate; with adam an L2 penalty in the gradient."""
-    schedule: Schedule = "cosine"
-    """Learning rate over the run: constant; or up in a line, and down to zero in half a cosine."""
-    warmup: float = 0.15
-    """Share of the run in which a cosine schedule goes up."""
+    schedule: Schedule = "linear"
+    """Learning rate over the run: constant; or up in a line, and down to zero in another."""
+    warmup: float = 0.08
+    """Share of the run in which a linear schedule goes up."""
     label_smoothing: float = 0.1
     """Share of every label that is spread over all classes, so that nothing is learned to be certain."""
     cutmix: float = -1.0

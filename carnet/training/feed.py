@@ -33,10 +33,12 @@ class Feed:
 
     Attributes:
         batches: which images each batch of an epoch has.
+        is_decoded: whether images only have to be changed.
     """
 
     batches: EpochBatches[Any]
     _images: PreparedImages[Any]
+    is_decoded: bool = False
 
     def read(self, epoch: int, first_step: int, workers: int, view: View) -> Iterator[Batch]:
         """This process's share of an epoch's batches, from a step on, prepared ahead and shown as `view` says.
@@ -76,7 +78,7 @@ def make_feed(
     place = {"rank": processes.rank, "num_processes": processes.size}
     if stream is None:
         batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
-        return Feed(batches, TrainingImages(train, prepare))
+        return Feed(batches, TrainingImages(train, prepare), decoded is not None)
     from carnet.data.stream import ImageStream
     from carnet.training.streaming import StreamedBatches, StreamedTrainingImages
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from carnet.errors import ConfigError, RunError
+from carnet.machine import processor_name
 from carnet.models.device import choose_device
 from carnet.prefetch import available_cores, loading_threads
 from carnet.training.config import TrainingConfig
@@ -158,17 +155,6 @@ def _num_devices(config: TrainingConfig, device: str, num_launched: int) -> int:
     return config.devices
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def processor_features() -> str:
     """The instruction set PyTorch's kernels use here, for example AVX512."""
     return torch.backends.cpu.get_cpu_capability()
@@ -202,12 +188,3 @@ def physical_cores() -> int:
     import psutil
 
     return min(available_cores(), psutil.cpu_count(logical=False) or available_cores())
-
-
-def processor_name() -> str:
-    """The processor's model, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -17,6 +17,7 @@ from carnet.data.forms import form_of
 from carnet.data.hub import Source
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
+from carnet.machine import versions
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size
 from carnet.models.trained import check_start, start_from
@@ -28,7 +29,7 @@ from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed, make_feed
 from carnet.training.memory import free_bytes
-from carnet.training.plan import Plan, processor_features, versions, whole_micro_batch
+from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
 from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal

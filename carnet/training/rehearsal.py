@@ -32,6 +32,7 @@ class Rehearsal:
         batch: with images of full side.
         first_batch: as the run begins, which may be with smaller ones.
         seconds_to_load: what one thread takes to prepare one image.
+        is_decoded: whether that only means to change it.
     """
 
     network: nn.Module
@@ -40,6 +41,7 @@ class Rehearsal:
     batch: Batch
     first_batch: Batch
     seconds_to_load: float
+    is_decoded: bool
     weights: Mapping[str, Tensor]
 
     @classmethod
@@ -50,7 +52,8 @@ class Rehearsal:
         seconds = (time.perf_counter() - started) / len(batch)
         grows = first_side(config) < config.image_size
         first_batch = next(feed.read(0, 0, workers=0, view=view_at(0, config))) if grows else batch
-        return cls(network, spec, config, batch, first_batch, seconds, copy.deepcopy(network.state_dict()))
+        weights = copy.deepcopy(network.state_dict())
+        return cls(network, spec, config, batch, first_batch, seconds, feed.is_decoded, weights)
 
     def undo(self) -> None:
         """Weights, buffers and gradients as they were."""

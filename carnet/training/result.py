@@ -10,12 +10,12 @@ from typing import Any
 from carnet import files
 from carnet.data.check import describe
 from carnet.evaluation import EvaluationReport, evaluate
+from carnet.machine import versions
 from carnet.models.trained import load
 from carnet.progress import Progress, duration
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
 from carnet.training.memory import peak_resident_bytes
-from carnet.training.plan import versions
 from carnet.training.preparation import Job
 from carnet.training.state import EpochMetrics, TrainingState
 

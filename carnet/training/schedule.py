@@ -5,7 +5,6 @@ Both follow from the share of the run that is done, so that a run that has to be
 
 from __future__ import annotations
 
-import math
 from statistics import fmean
 from typing import NamedTuple
 
@@ -31,7 +30,9 @@ class View(NamedTuple):
 
 
 def lr_share(progress: float, config: TrainingConfig) -> float:
-    """Share of the learning rate: constant, or up in a line and down to zero in half a cosine.
+    """Share of the learning rate: constant, or up in a line and down to zero in another.
+
+    Source: Defazio et al., "Optimal linear decay learning rate schedules and further refinements", 2023.
 
     Args:
         progress: share of the run that is done, 0 to 1.
@@ -41,7 +42,7 @@ def lr_share(progress: float, config: TrainingConfig) -> float:
         return 1.0
     if progress < config.warmup:
         return progress / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+    return (1 - progress) / (1 - config.warmup)
 
 
 def first_side(config: TrainingConfig) -> int:

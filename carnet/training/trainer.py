@@ -33,6 +33,7 @@ from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_
 from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
+from carnet.training.whitening import has_patches, whiten
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
 """Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
@@ -58,6 +59,9 @@ class Trainer:
         self.feed = job.feed(processes)
         self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())
+        if self._starts_from_random_weights and has_patches(job.network):
+            batches = self.feed.read(0, 0, workers=0, view=view_at(0, self.config))
+            whiten(job.network, batches, self.spec)
         self.step = TrainingStep(
             job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
         )
@@ -169,9 +173,13 @@ class Trainer:
         with explaining_out_of_memory(self.config, self.step.micro_batch):
             result = self.step(batch, seed, require_finite, lr_share=share)
         if self.average is not None:
-            self.average.update(self.network, self.steps_done)
+            self.average.update(self.steps_done)
         state.progress += step_share
         return result
+
+    @property
+    def _starts_from_random_weights(self) -> bool:
+        return self.job.checkpoint is None and self.job.record["init"] is None and not self.config.pretrained
 
     @property
     def view(self) -> View:

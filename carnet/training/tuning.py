@@ -27,6 +27,9 @@ SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
 COMPILED_RUN_SECONDS = 300.0
 """With images of full side, from which on compiling is tried: it takes a minute, to save a fifth to a third."""
+FEW_THREADS = 2
+"""Of the arithmetic, up to which threads that change decoded images cost the steps more than they save them: one that
+waits for a core makes all wait. `benchmarks/kernels.py` compares."""
 _LEAN_RECOMPUTE = 0.3
 _COMPILING_BYTES = 600 * 10**6
 """What compiling takes besides: the C++ compiler, and PyTorch's own."""
@@ -217,21 +220,32 @@ class _Tuning:
         self.plan = replace(self.plan, first_cost=round(min(1.0, seconds / self.step_seconds), 3))
 
     def choose_workers(self) -> None:
-        """As many threads to prepare images as keep up with the steps."""
-        if self.config.workers < 0:
-            rate = self.config.batch_size / self.plan.devices / self.step_seconds
+        """As many threads to prepare images as keep up with the steps; none where they would only be in the way."""
+        plan = self.plan
+        if (
+            self.config.workers < 0
+            and plan.device == "cpu"
+            and plan.threads <= FEW_THREADS
+            and self.rehearsal.is_decoded
+        ):
+            self.plan = replace(plan, workers=0)
+        elif self.config.workers < 0:
+            rate = self.config.batch_size / plan.devices / self.step_seconds
             needed = int(np.ceil(1.5 * self.rehearsal.seconds_to_load * rate))
-            self.plan = replace(self.plan, workers=max(1, min(needed, self.plan.workers)))
-        threads = f"{counted(self.plan.threads, 'thread')} of {counted(available_cores(), 'core')}"
-        self.reasons.append(f"{threads}, {counted(self.plan.workers, 'thread')} to prepare images")
+            self.plan = replace(plan, workers=max(1, min(needed, plan.workers)))
+        workers = self.plan.workers
+        threads = f"{counted(plan.threads, 'thread')} of {counted(available_cores(), 'core')}"
+        prepared = f"{counted(workers, 'thread')} to prepare images" if workers else "images prepared between the steps"
+        self.reasons.append(f"{threads}, {prepared}")
 
     def choose_epochs(self, num_valid: int) -> None:
         """As many as fit into what is left of the budget."""
         judging = num_valid * self.rehearsal.seconds_to_judge(self.plan)
         step = self.step_seconds
         if self.plan.device == "cpu":
-            # Images are prepared beside the steps, on the same cores, which the rehearsal has not seen.
-            step += self.config.batch_size * self.rehearsal.seconds_to_load / (self.plan.threads * self.plan.devices)
+            # Images are prepared on the same cores, which the rehearsal has not seen.
+            threads = self.plan.threads if self.plan.workers else 1
+            step += self.config.batch_size * self.rehearsal.seconds_to_load / (threads * self.plan.devices)
         epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)

@@ -68,6 +68,8 @@ def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["verify", "nowhere.onnx"], "cannot read nowhere.onnx"),
         (["predict", "nowhere", ""], "an image's name is empty"),
         (["demo", "--seed", "-1"], "--seed must be between 0"),
+        (["benchmark", "carnet_n", "--batch-sizes", "1,many"], "--batch-sizes are numbers separated by commas"),
+        (["compare", "nowhere", "--reach", "high"], "--reach takes per cents separated by commas, got 'high'"),
         (["summary", "carnet81"], "did you mean carnet18"),
         (["summary", "carnet18", "--image-size", "40"], "at least 47 px"),
         (["summary", "carnet18", "--num-classes", "0"], "num_classes must be at least 1"),
@@ -331,6 +333,19 @@ def test_export_verify_and_predict(
     assert json.loads(call(capsys, "verify", model, "--json")[1])["passed"] is True
     photo = photos / "valid" / "red" / "9.jpg"
     assert call(capsys, "predict", model, photo)[1].startswith(f"{photo}: ")
+
+
+def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["benchmark", "carnet_n@32", "carnet_s@32", "--rounds", "2", "--batch-sizes", "1,2"]
+    code, out, _ = call(capsys, *flags, "--runtimes", "pytorch")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["model", *["carnet_n@32"] * 2, *["carnet_s@32"] * 2]
+    assert lines[1].endswith(" 1.00")
+    assert lines[-1].startswith("2 turns of each, on 1 thread of ")
+    document = json.loads(call(capsys, *flags, "--runtimes", "onnxruntime", "--json")[1])
+    assert [row["batch_size"] for row in document["timings"]] == [1, 2, 1, 2]
+    assert document["machine"]["versions"]["onnxruntime"]
 
 
 def test_verify_says_no(exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

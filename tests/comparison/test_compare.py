@@ -13,7 +13,9 @@ import pytest
 
 from carnet import TrainingConfig
 from carnet.comparison import runs as training_of_runs
-from carnet.comparison.compare import _pairs, _targets, compare
+from carnet.comparison.compare import _targets, compare
+from carnet.comparison.groups import Group
+from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import read_run, train_runs
 from carnet.errors import ConfigError, RunError
 from carnet.progress import Silent
@@ -100,8 +102,8 @@ def test_one_network_by_two_recipes(folder: Path, tmp_path: Path) -> None:
     config["recipe"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(config))
     answer = compare([folder / "carnet_n-seed-0", other], tmp_path / "answer")
-    assert [row["label"] for row in answer.groups] == ["carnet_n #1", "carnet_n #2"]
-    assert [row["recipe"] for row in answer.groups] == ["", "--lr 0.5 (was 0.08)"]
+    assert [row["label"] for row in answer.document["models"]] == ["carnet_n #1", "carnet_n #2"]
+    assert [row["recipe"] for row in answer.document["models"]] == ["", "--lr 0.5 (was 0.08)"]
     # The same weights: nothing to tell apart.
     assert "cannot tell" in answer.sentences[0]
 
@@ -116,8 +118,6 @@ def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
 
 
 def groups_of(read: Callable[[], object], *corrects: np.ndarray) -> list:  # type: ignore[type-arg]
-    from carnet.comparison.compare import Group
-
     run = read()
     return [Group(name, "", (run,) * len(correct), correct) for name, correct in zip("ABC", corrects)]  # type: ignore[arg-type]
 
@@ -129,15 +129,15 @@ def test_sentences(folder: Path) -> None:
     rng = np.random.default_rng(0)
     good, bad = rng.random((3, 400)) < 0.9, rng.random((3, 400)) < 0.6
     same = rng.random((3, 400)) < 0.88
-    pairs = _pairs(groups_of(read, good, bad, same))
+    pairs = judge_pairs(groups_of(read, good, bad, same))
     assert pairs[0]["sentence"].startswith("A is better than B, by ")
     assert "adjusted for 3 pairs" in pairs[0]["sentence"]
     assert pairs[1]["sentence"].startswith("These runs cannot tell A and C apart: they differ by ")
     assert pairs[2]["sentence"].startswith("C is better than B, by ")
-    (single,) = _pairs(groups_of(read, bad[:1], good[:1]))
+    (single,) = judge_pairs(groups_of(read, bad[:1], good[:1]))
     assert single["sentence"].startswith("B is better than A, by ")
     assert single["sentence"].endswith("other seeds were not tried.")
-    (nothing,) = _pairs(groups_of(read, good[:1], good[:1]))
+    (nothing,) = judge_pairs(groups_of(read, good[:1], good[:1]))
     assert nothing["sentence"].endswith("More than one seed of each would say more.")
 
 
@@ -148,11 +148,17 @@ def test_targets_are_what_all_reach(folder: Path) -> None:
     def ending(top1: float) -> object:
         return replace(run, history=({**run.history[-1], "valid_top1": top1},))
 
-    from carnet.comparison.compare import Group
-
     def targets(*ends: float) -> list[float]:
         return _targets([Group("x", "", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
 
     assert targets(0.84, 0.79) == [0.5, 0.6, 0.7]
     assert targets(0.15) == [0.1]
     assert targets(0.05) == []
+
+
+def test_times_to_accuracies_of_ones_own_choice(folder: Path, tmp_path: Path) -> None:
+    runs = [folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"]
+    rows = compare(runs, tmp_path / "answer", reach=(0.001, 1.5)).document["models"]
+    first_epochs = [read_run(run, Silent()).history[0]["seconds"] for run in runs]
+    assert [row["seconds_to"] for row in rows] == [{"0.1 %": seconds, "150 %": None} for seconds in first_epochs]
+    assert "| time to 150 % | never | never |" in (tmp_path / "answer" / "table.md").read_text()

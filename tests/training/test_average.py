@@ -15,7 +15,7 @@ def test_the_average_follows_and_forgets() -> None:
         with torch.no_grad():
             network[0].weight.normal_()
             network[1].running_mean.normal_()
-        average.update(network, step)
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
@@ -31,6 +31,6 @@ def test_early_averages_are_nearly_the_weights() -> None:
     average = WeightAverage(network, 0.999)
     with torch.no_grad():
         network.weight.fill_(5.0)
-    average.update(network, 0)
+    average.update(0)
     (weight,) = average.network.parameters()
     assert weight.item() == pytest.approx(5, abs=0.6)

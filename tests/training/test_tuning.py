@@ -23,6 +23,8 @@ needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compil
 class MadeUp:
     """A rehearsal with given measurements."""
 
+    is_decoded = False
+
     def __init__(self, seconds: Callable[[Plan], float], image_bytes: float = 1e7) -> None:
         self.of_plan, self.image_bytes = seconds, image_bytes
         self.seconds_to_load = 0.001
@@ -151,6 +153,14 @@ def test_workers_keep_up() -> None:
     assert tuned(0.01)[1].workers == 3
     assert tuned(0.0001)[1].workers == 8
     assert tuned(0.0001, workers=0)[1].workers == 8
+
+
+def test_decoded_images_are_prepared_between_the_steps_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MadeUp, "is_decoded", True)
+    assert tuned(0.01, threads=2)[1].workers == 0
+    assert tuned(0.01, threads=3)[1].workers == 3
+    monkeypatch.setattr(MadeUp, "is_decoded", False)
+    assert tuned(0.01, threads=2)[1].workers == 3
 
 
 def test_a_budget_chooses_epochs() -> None:

@@ -1,0 +1,236 @@
+"""How fast networks answer: all of them in turns on one machine, from the pixels of an image to its answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+
+from carnet.edge.model_file import ModelFile, seal
+from carnet.edge.runtimes import Runtime, open_runtime
+from carnet.errors import ConfigError
+from carnet.machine import processor_name, versions
+from carnet.prefetch import available_cores
+from carnet.preprocess import Images
+from carnet.progress import Progress, Silent
+from carnet.spec import ModelSpec
+from carnet.timing import take_turns
+
+if TYPE_CHECKING:
+    from carnet.models.trained import TrainedModel
+
+PYTORCH = "pytorch"
+RUNTIMES = (PYTORCH, *get_args(Runtime))
+
+Answer = Callable[[Images], object]
+"""uint8 images (N, S, S, C) -> whatever the runtime answers."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one network in one runtime takes for a batch.
+
+    Attributes:
+        model: as it was named.
+        runtime: one of `RUNTIMES`.
+        image_size: side of an image, in pixels.
+        batch_size: images at a time.
+        milliseconds: of a whole batch, one number for each turn.
+    """
+
+    model: str
+    runtime: str
+    image_size: int
+    batch_size: int
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """Half of the turns took less."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median."""
+        return 1000 * self.batch_size / self.median_ms
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds below which this share of the turns lies, in per cent."""
+        return float(np.percentile(self.milliseconds, share))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            "runtime": self.runtime,
+            "image_size": self.image_size,
+            "batch_size": self.batch_size,
+            "median_ms": self.median_ms,
+            "p25_ms": self.percentile(25),
+            "p75_ms": self.percentile(75),
+            "p95_ms": self.percentile(95),
+            "images_per_second": self.images_per_second,
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, on what.
+
+    Attributes:
+        timings: in the order in which models, runtimes and batches were named.
+        threads: of the arithmetic.
+        rounds: turns of each.
+        device: where PyTorch computes.
+    """
+
+    timings: tuple[Timing, ...]
+    threads: int
+    rounds: int
+    device: str
+
+    def times_the_first(self, timing: Timing) -> float:
+        """Its median, as a multiple of that of the first with batches as large."""
+        first = next(other for other in self.timings if other.batch_size == timing.batch_size)
+        return timing.median_ms / first.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        timings = [timing.to_json() | {"times_the_first": self.times_the_first(timing)} for timing in self.timings]
+        return {
+            "machine": {
+                "processor": processor_name(),
+                "cores": available_cores(),
+                "versions": versions("onnxruntime", "openvino"),
+            },
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "device": self.device,
+            "timings": timings,
+        }
+
+
+def benchmark(
+    models: Sequence[str],
+    *,
+    runtimes: Sequence[str] = ("onnxruntime", PYTORCH),
+    batch_sizes: Sequence[int] = (1,),
+    threads: int = 1,
+    rounds: int = 50,
+    device: str = "cpu",
+    num_classes: int = 100,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Time networks, in turns, so that other work on the machine slows all of them down alike.
+
+    Every turn is counted right after one that is not. Networks that are named have random weights, which do not change
+    what there is to compute.
+
+    Args:
+        models: names of networks, NAME or NAME@SIZE; folders of runs; or model files, which PyTorch does not run.
+        runtimes: some of `RUNTIMES`; networks and runs are exported for those that are not PyTorch.
+        batch_sizes: images at a time.
+        threads: of the arithmetic.
+        rounds: turns of each.
+        device: where PyTorch computes: cpu, cuda, mps or auto; the others take the processor.
+        num_classes: of networks that are named.
+        progress: shown what happens; None: nobody.
+
+    Raises:
+        ConfigError: unknown network, runtime or device, or a number below 1.
+        RunError: if a folder holds no model.
+        ModelFileError: if a file is damaged or none of ours.
+    """
+    _check(models, runtimes, {"threads": threads, "rounds": rounds, "batch-sizes": min(batch_sizes, default=0)})
+    progress = progress or Silent()
+    answers: dict[tuple[str, str], tuple[ModelSpec, Answer]] = {}
+    for name in dict.fromkeys(models):
+        progress.say(f"Opens {name} …")
+        opened = _open(name, num_classes, device)
+        for runtime in dict.fromkeys(runtimes):
+            if runtime != PYTORCH or not isinstance(opened, ModelFile):
+                answers[name, runtime] = opened.spec, answerer(opened, runtime, threads)
+    if not answers:
+        raise ConfigError("PyTorch does not run model files; add --runtimes onnxruntime, or name a network or a run")
+    calls: dict[str, Callable[[], object]] = {}
+    kinds = []
+    for (name, runtime), (spec, answer) in answers.items():
+        for size in dict.fromkeys(batch_sizes):
+            shape = (size, spec.image_size, spec.image_size, spec.in_channels)
+            images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            calls[f"{name} {runtime} {size}"] = partial(answer, images)
+            kinds.append((name, runtime, spec.image_size, size))
+    with _pytorch_threads(threads) if any(runtime == PYTORCH for _, runtime in answers) else nullcontext():
+        measured = take_turns(calls, rounds, lambda done, total: progress.bar("taking turns", done, total))
+    timings = (Timing(*kind, tuple(times)) for kind, times in zip(kinds, measured.values(), strict=True))
+    return Benchmark(tuple(timings), threads, rounds, device)
+
+
+def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Answer:
+    """What a model answers in a runtime; a trained one is exported for those that are not PyTorch.
+
+    Raises:
+        ModelError: if it cannot be exported.
+    """
+    if isinstance(model, ModelFile):
+        return open_runtime(model, cast(Runtime, runtime), threads)
+    if runtime == PYTORCH:
+        return model.logits
+    from carnet.export.graph import serialized, to_graph
+
+    file = ModelFile.from_bytes(seal(serialized(to_graph(model).model), model.spec.to_json()))
+    return answerer(file, runtime, threads)
+
+
+def _check(models: Sequence[str], runtimes: Sequence[str], numbers: dict[str, int]) -> None:
+    if not models:
+        raise ConfigError("name at least one network, run or model file")
+    if not runtimes or not set(runtimes) <= set(RUNTIMES):
+        raise ConfigError(f"--runtimes must be some of {', '.join(RUNTIMES)}, got {', '.join(runtimes) or 'none'}")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {number}")
+
+
+def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
+    path = Path(name)
+    if path.is_file() or path.suffix == ".onnx":
+        return ModelFile.read(path)
+    from carnet.models.device import choose_device, compute_exactly
+    from carnet.models.trained import TrainedModel, load
+
+    if path.is_dir():
+        return load(path, device=device)
+    import torch
+
+    from carnet.models.registry import create_model, default_image_size, normalization
+    from carnet.models.summary import check_image_size
+
+    name, _, size = name.partition("@")
+    if not (size.isdecimal() or not size):
+        raise ConfigError(f"{name}@{size}: the side of an image is a number of pixels")
+    network = create_model(name, num_classes=num_classes)
+    side = int(size or default_image_size(name))
+    check_image_size(network, name, side)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
+            # Our blocks begin with a factor of zero, behind which a runtime may find nothing to do.
+            torch.nn.init.ones_(module.weight)
+    mean, std = normalization(network, 3)
+    classes = tuple(map(str, range(num_classes)))
+    spec = ModelSpec(model=name, classes=classes, image_size=side, mean=mean, std=std)
+    compute_exactly()
+    network = network.to(choose_device(device)).to(memory_format=torch.channels_last)
+    return TrainedModel(network, spec)
+
+
+def _pytorch_threads(number: int) -> Any:
+    from carnet.models.device import on_threads
+
+    return on_threads(number)

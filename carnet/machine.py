@@ -1,0 +1,33 @@
+"""What numbers were measured on: processor, cores, versions. Without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm")
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Versions of what the numbers depend on.
+
+    Args:
+        others: packages to name as well.
+    """
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in (*_PACKAGES, *others):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def processor_name() -> str:
+    """The processor's model, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            # A Raspberry Pi has no model name, and tells which board it is instead.
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

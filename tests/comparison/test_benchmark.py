@@ -1,0 +1,90 @@
+"""Networks by name, runs and model files, timed in turns."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carnet.comparison.benchmark import Benchmark, Timing, benchmark
+from carnet.errors import ConfigError, ModelError, ModelFileError
+
+
+def test_statistics_of_turns() -> None:
+    timing = Timing("a", "pytorch", 64, 4, (1.0, 2.0, 3.0, 10.0))
+    assert timing.median_ms == 2.5
+    assert timing.images_per_second == 1600
+    slower = Timing("b", "pytorch", 64, 4, (5.0, 5.0, 5.0, 5.0))
+    alone = Timing("b", "pytorch", 64, 1, (2.0, 2.0))
+    result = Benchmark((timing, slower, alone), threads=1, rounds=4, device="cpu")
+    assert [result.times_the_first(each) for each in result.timings] == [1, 2, 1]
+    assert [each["times_the_first"] for each in result.to_json()["timings"]] == [1, 2, 1]
+
+
+def test_names_runs_and_files(trained_run: Path, exported: Path) -> None:
+    names = ["carnet_n@32", str(trained_run), str(exported), "carnet_n@32"]
+    result = benchmark(names, batch_sizes=(1, 3), rounds=2, num_classes=4)
+    found = [(timing.model, timing.runtime, timing.image_size, timing.batch_size) for timing in result.timings]
+    assert found == [
+        ("carnet_n@32", "onnxruntime", 32, 1),
+        ("carnet_n@32", "onnxruntime", 32, 3),
+        ("carnet_n@32", "pytorch", 32, 1),
+        ("carnet_n@32", "pytorch", 32, 3),
+        (str(trained_run), "onnxruntime", 48, 1),
+        (str(trained_run), "onnxruntime", 48, 3),
+        (str(trained_run), "pytorch", 48, 1),
+        (str(trained_run), "pytorch", 48, 3),
+        # PyTorch does not run files.
+        (str(exported), "onnxruntime", 48, 1),
+        (str(exported), "onnxruntime", 48, 3),
+    ]
+    assert all(len(timing.milliseconds) == 2 and timing.median_ms > 0 for timing in result.timings)
+
+
+def test_pytorch_gets_its_threads_back() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    benchmark(["carnet_n@32"], runtimes=["pytorch"], threads=before + 1, rounds=1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("models", "others", "error", "message"),
+    [
+        ([], {}, ConfigError, "name at least one network"),
+        (["carnet_n"], {"runtimes": []}, ConfigError, "--runtimes must be some of pytorch, onnxruntime, openvino"),
+        (["carnet_n"], {"runtimes": ["tensorrt"]}, ConfigError, "got tensorrt"),
+        (["carnet_n"], {"batch_sizes": [4, 0]}, ConfigError, "--batch-sizes must be at least 1, got 0"),
+        (["carnet_n"], {"threads": 0}, ConfigError, "--threads must be at least 1"),
+        (["carnet_n"], {"rounds": 0}, ConfigError, "--rounds must be at least 1"),
+        (["carnet_n@big"], {}, ConfigError, "number of pixels"),
+        (["carnet18@40"], {}, ModelError, "at least 47 px"),
+        (["carnet_x"], {}, ModelError, "did you mean carnet_"),
+        (["nowhere.onnx"], {}, ModelFileError, "cannot read nowhere.onnx"),
+    ],
+)
+def test_nonsense(models: list[str], others: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        benchmark(models, **others)  # type: ignore[arg-type]
+
+
+def test_a_file_is_not_for_pytorch(exported: Path) -> None:
+    with pytest.raises(ConfigError, match="PyTorch does not run model files; add --runtimes onnxruntime"):
+        benchmark([str(exported)], runtimes=["pytorch"])
+
+
+def test_files_are_timed_without_pytorch(exported: Path) -> None:
+    """As on a device that has none."""
+    script = (
+        "import sys; from carnet.cli.main import run; code = run(sys.argv[1:]); print('torch' in sys.modules); "
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, "benchmark", str(exported), "--rounds", "2"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    table, _, last = answer.stdout.rstrip().rpartition("\n")
+    assert last == "False"
+    assert "onnxruntime" in table.splitlines()[1]

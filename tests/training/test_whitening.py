@@ -1,0 +1,76 @@
+"""The first filters follow from the images, and so from the seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carnet import ModelSpec, TrainingConfig, create_model, load, train
+from carnet.models.trained import normalize_on
+from carnet.training.dataset import Batch
+from carnet.training.whitening import has_patches, whiten
+
+
+def some_batches(in_channels: int = 3, number: int = 4) -> list[Batch]:
+    """Blurred noise: neighbouring pixels are alike, as in photos."""
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 256, (number, 16, 34, 34, in_channels)).astype(float)
+    blurred = sum(fine[:, :, i : i + 32, j : j + 32] for i in range(3) for j in range(3)) / 9
+    return [Batch(torch.from_numpy(images.astype(np.uint8)), torch.zeros(16)) for images in blurred]
+
+
+@pytest.mark.parametrize(
+    ("name", "in_channels", "components"), [("carnet_n", 3, 32), ("carnet_s", 3, 48), ("carnet_s", 1, 16)]
+)
+def test_answers_of_different_filters_have_nothing_to_do_with_each_other(
+    name: str, in_channels: int, components: int
+) -> None:
+    network = create_model(name, num_classes=3, in_channels=in_channels)
+    spec = ModelSpec(
+        model=name, classes=("a", "b", "c"), image_size=32, in_channels=in_channels,
+        mean=(0.5,) * in_channels, std=(0.2,) * in_channels,
+    )  # fmt: skip
+    before = network.stem[0].weight.clone()
+    whiten(network, some_batches(in_channels), spec)
+    images = torch.cat([batch.images for batch in some_batches(in_channels)])
+    with torch.no_grad():
+        answers = network.stem[0](normalize_on(torch.device("cpu"), images, spec)).permute(1, 0, 2, 3).flatten(1)
+    together = torch.cov(answers[:components])
+    assert together.fill_diagonal_(0).abs().max() < 0.01
+    # The strongest is told apart from the faintest, and both answer alike; noise is held down.
+    spread = answers[:components].var(dim=1)
+    assert 0.9 < spread[0] <= 1.001
+    assert (spread > 0.3).all()
+    # Then the same, negated, as far as there are filters; what is left stays random.
+    rest = network.stem[0].weight[components : 2 * components]
+    torch.testing.assert_close(rest, -network.stem[0].weight[: len(rest)])
+    torch.testing.assert_close(network.stem[0].weight[2 * components :], before[2 * components :])
+
+
+def test_images_of_one_colour_do_no_harm() -> None:
+    network = create_model("carnet_n", num_classes=3)
+    grey = Batch(torch.full((4, 32, 32, 3), 128, dtype=torch.uint8), torch.zeros(4))
+    whiten(network, [grey], ModelSpec(model="carnet_n", classes=("a", "b"), image_size=32))
+    assert network.stem[0].weight.isfinite().all()
+
+
+def test_only_new_weights_of_networks_with_patches(photos: Path, tmp_path: Path) -> None:
+    assert [has_patches(create_model(name, num_classes=2)) for name in ("carnet_n", "carnet18", "resnet18")] == [
+        *(True, False, False),
+    ]
+    # Without learning anything, what a run begins with is what it ends with.
+    still = TrainingConfig(
+        model="carnet_n", image_size=32, epochs=1, batch_size=8, lr=1e-30, weight_decay=0.0, compile="off"
+    )
+    first = train(photos, still, output=tmp_path / "first").run
+    again = train(photos, replace(still, seed=1), output=tmp_path / "again", init=first).run
+    stems = [load(run).network.stem[0].weight for run in (first, again)]  # type: ignore[union-attr]
+    torch.testing.assert_close(*stems)
+    other = load(train(photos, replace(still, seed=1), output=tmp_path / "other").run).network.stem[0].weight  # type: ignore[union-attr]
+    assert not torch.equal(stems[0], other)
+    assert json.loads((first / "config.json").read_text())["init"] is None
