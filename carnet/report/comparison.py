@@ -28,6 +28,8 @@ STYLES = (
 )
 _WIDTH, _HEIGHT = 1950, 780
 """Pixels of the PNG."""
+_FAR = 10
+"""So many times as slow: too far apart for an axis that begins at zero."""
 _LINE = 0.055
 """Height of a name, as a share of the axis."""
 
@@ -63,10 +65,17 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     over_time.set_ylim(bottom=0)
     # Room for the names.
     over_time.set_xlim(right=1.2 * max(x for x, _ in ends))
-    over_latency.set_xlim(0, 1.45 * max(row["latency_ms"]["onnx_p50"] for row in rows))
+    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row in rows]
+    fastest, slowest = min(x for x, _ in points), max(x for x, _ in points)
+    if slowest > _FAR * fastest:
+        over_latency.set_xscale("log")
+        over_latency.xaxis.set_major_formatter("{x:g}")
+        over_latency.minorticks_off()
+        over_latency.set_xlim(fastest / 2, slowest * (slowest / fastest) ** 0.35)
+    else:
+        over_latency.set_xlim(0, 1.45 * slowest)
     names = [f"{row['label']} {top1:.1f} %" for row, (_, top1) in zip(rows, ends, strict=True)]
     _write_names(over_time, names, ends, styles)
-    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row in rows]
     _write_names(over_latency, [row["label"] for row in rows], points, styles)
     pictures = []
     for form in ("png", "svg"):
@@ -106,6 +115,8 @@ def _write_names(
     axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[tuple[str, Any]]
 ) -> None:
     """Write each name to the right of its point; those that would cover each other stand one above the other."""
+    from matplotlib.patheffects import withStroke
+
     low, high = axes.get_ylim()
     heights = spread_out([y for _, y in points], gap=_LINE * (high - low))
     for name, point, height, (colour, _) in zip(names, points, heights, styles, strict=True):
@@ -118,6 +129,7 @@ def _write_names(
             color=colour,
             fontsize=11,
             parse_math=False,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
         )
 
 

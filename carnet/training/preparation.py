@@ -36,6 +36,7 @@ from carnet.training.rehearsal import Rehearsal
 from carnet.training.schedule import first_side
 from carnet.training.step import compiler_problem
 from carnet.training.tuning import tune
+from carnet.training.whitening import has_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +337,10 @@ def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.M
 def _start(network: nn.Module, spec: ModelSpec, config: TrainingConfig, init: Path | str | None) -> str:
     if init is not None:
         return start_from(network, spec, init)
-    return "starts from timm's published weights" if config.pretrained else "starts from random weights"
+    if config.pretrained:
+        return "starts from timm's published weights"
+    filters = ", first filters from the images" if has_patches(network) else ""
+    return f"starts from random weights{filters}"
 
 
 def _record(

@@ -20,6 +20,8 @@ from carnet.spec import ModelSpec
 from carnet.training.dataset import Batch
 
 NUM_IMAGES = 512
+_AT_A_TIME = 8
+"""Images, since patches take several times the memory of a batch."""
 _FAINTEST = 1e-3
 """Variance that is added to every component, so that noise is not made as strong as the rest."""
 
@@ -47,10 +49,12 @@ def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> Non
     sums, moments = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     number, seen = 0, 0
     for batch in batches:
-        patches = _patches(normalize_on(torch.device("cpu"), batch.images, spec), stem).double()
-        sums += patches.sum(0)
-        moments += patches.T @ patches
-        number, seen = number + len(patches), seen + len(batch)
+        for images in batch.images.split(_AT_A_TIME):
+            patches = _patches(normalize_on(torch.device("cpu"), images, spec), stem).double()
+            sums += patches.sum(0)
+            moments += patches.T @ patches
+            number += len(patches)
+        seen += len(batch)
         if seen >= NUM_IMAGES:
             break
     mean = sums / number
