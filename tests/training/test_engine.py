@@ -76,7 +76,7 @@ def test_a_slower_machine_gets_a_shorter_schedule(
     document = result.document
     assert document["stopped_early"]
     assert any("at the pace of the run" in note and "fitted into 10m" in note for note in document["notes"])
-    assert result.history[-1]["lr"] < 0.01 * max(epoch["lr"] for epoch in result.history)
+    assert result.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in result.history)
     again = train(resume=tmp_path / "run", progress=Silent())
     assert again.document["epochs"] == document["epochs"]
 
@@ -93,7 +93,7 @@ def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, m
     assert result.document["epochs"] > 2
     assert not result.document["stopped_early"]
     assert any("2 epochs were planned" in note and "fitted into 1s" in note for note in result.document["notes"])
-    assert result.history[-1]["lr"] < 0.01 * max(epoch["lr"] for epoch in result.history)
+    assert result.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in result.history)
 
 
 @needs_compiler
