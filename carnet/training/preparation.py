@@ -33,10 +33,10 @@ from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
 from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.schedule import first_side
+from carnet.training.schedule import first_side, view_at
 from carnet.training.step import compiler_problem
 from carnet.training.tuning import tune
-from carnet.training.whitening import has_patches
+from carnet.training.whitening import has_patches, whiten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,8 @@ def prepare(
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
     config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
+    if init is None and not config.pretrained:
+        _whiten(network, spec, config, plan, found)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
     record = _record(config, plan, images, init, ignore)
@@ -150,6 +152,8 @@ def prepare_resumed(
     network, spec = _new_network(replace(config, pretrained=config.pretrained and not begun), images.data.classes)
     if not begun:
         _start(network, spec, config, record["init"])
+        if record["init"] is None and not config.pretrained:
+            _whiten(network, spec, config, plan, found)
     progress.say(_continuation(run, config, checkpoint, record))
     return Job(
         run=run,
@@ -294,6 +298,14 @@ def _tune(
     )
     config = with_augmentation(config)
     return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
+
+
+def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: _Found) -> None:
+    """Take the first filters from the images of the first batches, which are the same for any number of processes."""
+    if has_patches(network):
+        train = found.images.data.splits["train"]
+        feed = make_feed(config, spec, train, found.decoded, found.stream, device=plan.device, processes=Processes())
+        whiten(network, feed.read(0, 0, workers=0, view=view_at(0, config)), spec)
 
 
 def _look_at_stream(

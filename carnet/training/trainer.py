@@ -33,7 +33,6 @@ from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_
 from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
-from carnet.training.whitening import has_patches, whiten
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
 """Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
@@ -59,9 +58,6 @@ class Trainer:
         self.feed = job.feed(processes)
         self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())
-        if self._starts_from_random_weights and has_patches(job.network):
-            batches = self.feed.read(0, 0, workers=0, view=view_at(0, self.config))
-            whiten(job.network, batches, self.spec)
         self.step = TrainingStep(
             job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
         )
@@ -176,10 +172,6 @@ class Trainer:
             self.average.update(self.steps_done)
         state.progress += step_share
         return result
-
-    @property
-    def _starts_from_random_weights(self) -> bool:
-        return self.job.checkpoint is None and self.job.record["init"] is None and not self.config.pretrained
 
     @property
     def view(self) -> View:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carnet.models.device import on_threads
 from carnet.models.residual_carnet import ResidualCARNet
 from carnet.models.trained import normalize_on
 from carnet.spec import ModelSpec
@@ -48,17 +49,19 @@ def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> Non
     size = stem.weight[0].numel()
     sums, moments = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     number, seen = 0, 0
-    for batch in batches:
-        for images in batch.images.split(_AT_A_TIME):
-            patches = _patches(normalize_on(torch.device("cpu"), images, spec), stem).double()
-            sums += patches.sum(0)
-            moments += patches.T @ patches
-            number += len(patches)
-        seen += len(batch)
-        if seen >= NUM_IMAGES:
-            break
-    mean = sums / number
-    variances, components = torch.linalg.eigh(moments / number - torch.outer(mean, mean))
+    # A resumed run may begin with another number of threads, which would change the last digits.
+    with on_threads(1):
+        for batch in batches:
+            for images in torch.split(batch.images, _AT_A_TIME):
+                patches = _patches(normalize_on(torch.device("cpu"), images, spec), stem).double()
+                sums += patches.sum(0)
+                moments += patches.T @ patches
+                number += len(patches)
+            seen += len(batch)
+            if seen >= NUM_IMAGES:
+                break
+        mean = sums / number
+        variances, components = torch.linalg.eigh(moments / number - torch.outer(mean, mean))
     filters = (components / (variances + _FAINTEST).sqrt()).T.flip(0)
     filters = torch.cat([filters, -filters])[: stem.out_channels]
     stem.weight[: len(filters)] = filters.view(-1, *stem.weight.shape[1:])
