@@ -121,6 +121,8 @@ class Trainer:
 
     def _take_up(self) -> None:
         """Start where the checkpoint left off; a new run begins with its first one."""
+        if self.processes.is_first:
+            files.remove_temporary(self.run.path)
         checkpoint = self.job.checkpoint
         if checkpoint is None:
             self.state.num_steps = self.steps_planned
@@ -131,9 +133,7 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
         self.step.micro_batch = self.state.micro_batch or self.step.micro_batch
-        # Cuts off what a later, damaged checkpoint has left behind, and what a killed writer has.
-        if self.processes.is_first:
-            files.remove_temporary(self.run.path)
+        # Cuts off what a later, damaged checkpoint has left behind.
         self._write_history()
 
     def _batches(self, stop: StopFlag) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from carnet import ModelSpec, TrainingConfig, create_model, load, train
+from carnet.models.device import on_threads
 from carnet.models.trained import normalize_on
 from carnet.training.dataset import Batch
 from carnet.training.whitening import has_patches, whiten
@@ -50,6 +52,21 @@ def test_answers_of_different_filters_have_nothing_to_do_with_each_other(
     rest = network.stem[0].weight[components : 2 * components]
     torch.testing.assert_close(rest, -network.stem[0].weight[: len(rest)])
     torch.testing.assert_close(network.stem[0].weight[2 * components :], before[2 * components :])
+
+
+def test_killed_before_the_first_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """The run begins again, with the same filters for any number of threads, and leaves nothing lying about."""
+    recipe = TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8, compile="off")
+    whole = train(photos, recipe, output=tmp_path / "whole").run
+    killed = shutil.copytree(whole, tmp_path / "killed")
+    for path in killed.iterdir():
+        if path.name not in ("config.json", "data.csv"):
+            path.unlink()
+    (killed / ".last.ckpt.1.tmp").write_bytes(b"half")
+    with on_threads(3):
+        train(resume=killed)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
 def test_images_of_one_colour_do_no_harm() -> None:
