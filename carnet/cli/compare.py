@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import tyro
 
-from carnet.cli.main import parse
+from carnet.cli.main import parse_with_recipe
 from carnet.cli.output import console, print_json, words
 from carnet.errors import ConfigError
 from carnet.training.config import PRESETS, TrainingConfig
@@ -29,7 +29,7 @@ class Command:
       carnet compare runs/photos-carnet_s runs/photos-carnet_n
     """
 
-    targets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
+    targets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")] = ()
     """The images, or the folders of finished runs."""
     models: str = ""
     """Networks to train, separated by commas: ours, or timm/NAME."""
@@ -48,10 +48,7 @@ class Command:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
         """Read the flags, with the preset's recipe as their defaults."""
-        command: Self = parse(cls, "compare", arguments)
-        recipe = PRESETS[command.preset]()
-        if recipe != TrainingConfig():
-            command = parse(cls, "compare", arguments, replace(command, recipe=recipe))
+        command: Self = parse_with_recipe(cls, "compare", arguments, lambda command: PRESETS[command.preset]())
         return command
 
     def run(self) -> int:

@@ -12,12 +12,15 @@ import importlib
 import inspect
 import io
 import sys
-from collections.abc import Sequence
-from typing import Any, Never
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Never
 
 from carnet import __version__
 from carnet.cli.output import is_first_process
 from carnet.errors import CarnetError, ConfigError, LostProcessError, MissingExtraError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from carnet.training.config import TrainingConfig
 
 COMMANDS = {
     "demo": "watch a CARNet learn drawn pictures, in a few minutes",
@@ -98,6 +101,22 @@ def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any 
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def parse_with_recipe(
+    command: type[Any], name: str, arguments: Sequence[str], recipe_of: Callable[[Any], TrainingConfig]
+) -> Any:
+    """Read the flags, with the recipe that they name as the defaults of the recipe's own flags.
+
+    Args:
+        command: has a field `recipe`, and defaults for all others.
+        name: of the command.
+        arguments: its flags.
+        recipe_of: the recipe, given the command as read with the recommended one.
+    """
+    first = parse(command, name, arguments)
+    recipe = recipe_of(first)
+    return first if recipe == type(recipe)() else parse(command, name, arguments, command(recipe=recipe))
 
 
 def _answer(name: str) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import tyro
 
-from carnet.cli.main import parse
+from carnet.cli.main import parse_with_recipe
 from carnet.cli.output import console, is_first_process, print_json
 from carnet.training.config import PRESETS, TrainingConfig
 
@@ -53,15 +53,16 @@ class Command:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
         """Read the flags, with the preset's or the resumed run's recipe as their defaults."""
-        command: Self = parse(cls, "train", arguments)
-        recipe = PRESETS[command.preset]()
-        if command.resume is not None:
-            from carnet.run_folder import RunFolder
-
-            recipe = TrainingConfig.from_json(RunFolder.open(command.resume).read_config()["recipe"])
-        if recipe != TrainingConfig():
-            command = parse(cls, "train", arguments, replace(cls(), recipe=recipe))
+        command: Self = parse_with_recipe(cls, "train", arguments, cls._recipe)
         return command
+
+    def _recipe(self) -> TrainingConfig:
+        """What the recipe's flags change."""
+        if self.resume is None:
+            return PRESETS[self.preset]()
+        from carnet.run_folder import RunFolder
+
+        return TrainingConfig.from_json(RunFolder.open(self.resume).read_config()["recipe"])
 
     def run(self) -> int:
         from carnet.data.ignore import read_ignore_file

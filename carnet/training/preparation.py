@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from carnet.data.check import CheckedImages, check_images, describe
-from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
-from carnet.data.forms import form_of
+from carnet.data.check import CheckedImages
+from carnet.data.decoded import DecodedImages
 from carnet.data.hub import Source
-from carnet.data.sources import find_images
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
 from carnet.models.registry import create_model, normalization
@@ -28,7 +26,7 @@ from carnet.spec import ModelSpec
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed, make_feed
-from carnet.training.memory import free_bytes
+from carnet.training.looking import Found, look_at
 from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
 from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
@@ -89,7 +87,7 @@ def prepare(
         RunFolder.new(Path(output))
     config = with_size(config)
     _check_early(config, init)
-    found = _look_at(data, config, plan, ignore, progress)
+    found = look_at(data, config, plan, ignore, progress)
     images = found.images
     _check_size(images, config, plan)
     num_train = len(images.data.splits["train"])
@@ -98,7 +96,7 @@ def prepare(
     network, spec = _new_network(config, images.data.classes)
     start = _start(network, spec, config, init)
     config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
-    if init is None and not config.pretrained:
+    if init is None:
         _whiten(network, spec, config, plan, found)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
@@ -141,7 +139,7 @@ def prepare_resumed(
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
     plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
     data, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
-    found = _look_at(data, config, plan, ignore, progress)
+    found = look_at(data, config, plan, ignore, progress)
     images = found.images
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(
@@ -152,7 +150,7 @@ def prepare_resumed(
     network, spec = _new_network(replace(config, pretrained=config.pretrained and not begun), images.data.classes)
     if not begun:
         _start(network, spec, config, record["init"])
-        if record["init"] is None and not config.pretrained:
+        if record["init"] is None:
             _whiten(network, spec, config, plan, found)
     progress.say(_continuation(run, config, checkpoint, record))
     return Job(
@@ -232,53 +230,13 @@ def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The images, and how they are read."""
-
-    images: CheckedImages
-    stream: Source | None = None
-    decoded: DecodedImages | None = None
-    reason: str = ""
-    """Of how decoded images are kept: a phrase."""
-
-
-def _look_at(data: Path | str, config: TrainingConfig, plan: Plan, ignore: Sequence[str], progress: Progress) -> _Found:
-    check: dict[str, Any] = {
-        "image_size": config.image_size,
-        "skip_unreadable": config.skip_unreadable,
-        "valid_fraction": config.valid_fraction,
-        "seed": config.seed,
-    }
-
-    def bar(done: int, total: int) -> None:
-        progress.bar("looking at the images", done, total)
-
-    if config.stream:
-        images, stream = _look_at_stream(str(data), {**check, "progress": bar}, ignore, progress)
-        progress.say("\n".join(describe(images)))
-        return _Found(images, stream)
-    found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
-    inspected = inspect_and_keep(
-        [sample.path for sample in found.samples],
-        Target(config.image_size, config.resize, config.in_channels),
-        config.cache,
-        free_memory=free_bytes(),
-        shared=plan.devices > 1,
-        progress=bar,
-    )
-    images = check_images(found, facts=inspected.facts, **check)
-    progress.say("\n".join(describe(images)))
-    return _Found(images, None, inspected.decoded, inspected.reason)
-
-
 def _tune(
     config: TrainingConfig,
     plan: Plan,
     network: nn.Module,
     spec: ModelSpec,
     *,
-    found: _Found,
+    found: Found,
     started: float,
     progress: Progress,
 ) -> tuple[TrainingConfig, Plan]:
@@ -286,7 +244,7 @@ def _tune(
     first = Processes(0, plan.devices)
     # A budget may still choose the epochs, on which it depends how much images are changed; that takes no time.
     tried = with_augmentation(config)
-    feed = make_feed(tried, spec, splits["train"], found.decoded, found.stream, device=plan.device, processes=first)
+    feed = found.feed(tried, spec, plan, first)
     config, plan = tune(
         config,
         plan,
@@ -300,26 +258,11 @@ def _tune(
     return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
 
 
-def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: _Found) -> None:
+def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
-    if has_patches(network):
-        train = found.images.data.splits["train"]
-        feed = make_feed(config, spec, train, found.decoded, found.stream, device=plan.device, processes=Processes())
-        whiten(network, feed.read(0, 0, workers=0, view=view_at(0, config)), spec)
-
-
-def _look_at_stream(
-    data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
-) -> tuple[CheckedImages, Source]:
-    if (form := form_of(Path(data))) != "dataset":
-        raise ConfigError(
-            f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
-        )
-    from carnet.data.stream import ImageStream
-    from carnet.data.streamed import check_stream
-
-    stream = ImageStream(data, progress=lambda done, total: progress.bar("counting the images", done, total))
-    return check_stream(stream, ignore=ignore, **check), stream.source
+    if has_patches(network) and not config.pretrained:
+        batches = found.feed(config, spec, plan, Processes()).read(0, 0, workers=0, view=view_at(0, config))
+        whiten(network, batches, spec)
 
 
 def _check_size(images: CheckedImages, config: TrainingConfig, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from carnet import TrainingConfig
 from carnet.cli.main import COMMANDS, run
 
 
@@ -333,6 +334,17 @@ def test_export_verify_and_predict(
     assert json.loads(call(capsys, "verify", model, "--json")[1])["passed"] is True
     photo = photos / "valid" / "red" / "9.jpg"
     assert call(capsys, "predict", model, photo)[1].startswith(f"{photo}: ")
+
+
+def test_a_preset_and_other_flags_of_compare() -> None:
+    from carnet.cli.compare import Command
+    from carnet.training.config import published
+
+    command = Command.parse(
+        ["photos", "--models", "carnet18,resnet18", "--preset", "published", "--lr", "0.1", "--json"]
+    )
+    assert (command.targets, command.models, command.json) == (("photos",), "carnet18,resnet18", True)
+    assert command.recipe == TrainingConfig(**(published().to_json() | {"lr": 0.1}))
 
 
 def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

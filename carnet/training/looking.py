@@ -1,0 +1,92 @@
+"""Look at every image before the first step, and keep what that decodes it to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carnet.data.check import CheckedImages, check_images, describe
+from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
+from carnet.data.forms import form_of
+from carnet.data.hub import Source
+from carnet.data.sources import find_images
+from carnet.errors import ConfigError
+from carnet.progress import Progress
+from carnet.spec import ModelSpec
+from carnet.training.config import TrainingConfig
+from carnet.training.feed import Feed, make_feed
+from carnet.training.memory import free_bytes
+from carnet.training.plan import Plan
+from carnet.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images, and how they are read.
+
+    Attributes:
+        images: as they were checked.
+        stream: the data set that training images are read from while training; None: they are files.
+        decoded: the images that are decoded already; None: none are.
+        reason: of how decoded images are kept: a phrase.
+    """
+
+    images: CheckedImages
+    stream: Source | None = None
+    decoded: DecodedImages | None = None
+    reason: str = ""
+
+    def feed(self, config: TrainingConfig, spec: ModelSpec, plan: Plan, processes: Processes) -> Feed:
+        """Training images in batches, for one of several processes."""
+        train = self.images.data.splits["train"]
+        return make_feed(config, spec, train, self.decoded, self.stream, device=plan.device, processes=processes)
+
+
+def look_at(data: Path | str, config: TrainingConfig, plan: Plan, ignore: Sequence[str], progress: Progress) -> Found:
+    """Find the images, look inside each, and say what there is.
+
+    Raises:
+        CarnetError: one of its kinds, if they cannot be trained on.
+    """
+    check: dict[str, Any] = {
+        "image_size": config.image_size,
+        "skip_unreadable": config.skip_unreadable,
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed,
+    }
+
+    def bar(done: int, total: int) -> None:
+        progress.bar("looking at the images", done, total)
+
+    if config.stream:
+        images, stream = _look_at_stream(str(data), {**check, "progress": bar}, ignore, progress)
+        progress.say("\n".join(describe(images)))
+        return Found(images, stream)
+    found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
+    inspected = inspect_and_keep(
+        [sample.path for sample in found.samples],
+        Target(config.image_size, config.resize, config.in_channels),
+        config.cache,
+        free_memory=free_bytes(),
+        shared=plan.devices > 1,
+        progress=bar,
+    )
+    images = check_images(found, facts=inspected.facts, **check)
+    progress.say("\n".join(describe(images)))
+    return Found(images, None, inspected.decoded, inspected.reason)
+
+
+def _look_at_stream(
+    data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
+) -> tuple[CheckedImages, Source]:
+    if (form := form_of(Path(data))) != "dataset":
+        raise ConfigError(
+            f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
+        )
+    from carnet.data.stream import ImageStream
+    from carnet.data.streamed import check_stream
+
+    stream = ImageStream(data, progress=lambda done, total: progress.bar("counting the images", done, total))
+    return check_stream(stream, ignore=ignore, **check), stream.source
