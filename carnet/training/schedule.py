@@ -15,7 +15,9 @@ _MULTIPLE = 32
 _SMALLEST = 64
 """Smaller images have no pixels to spare."""
 _GROWN = 0.75
-"""Share of the run after which images have their full side, and are nearly whole."""
+"""Share of the run after which images have their full side, and are nearly whole unless that comes later."""
+_WHOLE_EPOCHS = 10
+"""At most so many with nearly whole images: those that are always shown alike are soon learned by heart."""
 _LAST_CROP = 0.9
 """Share of the area that is cut out at least from then on."""
 
@@ -61,7 +63,8 @@ def view_at(progress: float, config: TrainingConfig) -> View:
     Sources: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing); Touvron et al., "Fixing the
     train-test resolution discrepancy", 2019.
     """
-    min_crop = config.min_crop if progress < _GROWN else max(config.min_crop, _LAST_CROP)
+    last_share = min(1 - _GROWN, _WHOLE_EPOCHS / max(1, config.epochs))
+    min_crop = config.min_crop if progress < 1 - last_share else max(config.min_crop, _LAST_CROP)
     return View(_side_at(progress, config), min_crop)
 
 

@@ -44,6 +44,13 @@ def test_images_end_nearly_whole() -> None:
     assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95)).min_crop == 0.95
 
 
+@pytest.mark.parametrize(("epochs", "whole"), [(4, 1), (20, 5), (40, 10), (41, 10), (200, 10)])
+def test_long_runs_show_nearly_whole_images_for_a_few_epochs_only(epochs: int, whole: int) -> None:
+    config = TrainingConfig(image_size=128, min_crop=0.25, epochs=epochs)
+    pieces = [view_at(epoch / epochs, config).min_crop for epoch in range(epochs)]
+    assert pieces == [0.25] * (epochs - whole) + [0.9] * whole
+
+
 def test_where_images_do_not_grow() -> None:
     assert {view_at(step / 10, published()) for step in range(10)} == {(244, 1)}
     assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
