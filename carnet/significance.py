@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet import metrics
+
 Correct = NDArray[np.bool_]
 
 
@@ -47,6 +49,21 @@ def mcnemar(correct: Correct, other: Correct) -> float:
     number, fewer = only_one + only_other, min(only_one, only_other)
     tail = sum(math.comb(number, k) for k in range(fewer + 1)) / 2**number
     return min(1.0, 2 * float(tail))
+
+
+def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
+    """What two runs differ by on the same images; what other seeds would give stays unknown: (N,), (N,)
+
+    The p-value is the exact one of `mcnemar`, the interval that of `carnet.metrics.paired_difference`.
+
+    Raises:
+        ValueError: with fewer than two images.
+    """
+    if len(correct) < 2:
+        raise ValueError(f"a difference needs at least two images, got {len(correct)}")
+    mean, low, high = metrics.paired_difference(correct, other)
+    image_variance = float((correct.astype(int) - other).var(ddof=1)) / len(correct)
+    return Difference(mean, low, high, mcnemar(correct, other), image_variance, 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

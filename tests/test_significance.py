@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from carnet.significance import (
+    Correct,
     Difference,
     accuracy_over_seeds,
+    difference_of_single_runs,
     difference_over_seeds,
     enough,
     holm,
@@ -61,7 +63,7 @@ def simulate(rng: np.random.Generator, seeds: int, images: int, gap: float, spre
 
 
 def true_difference(gap: float, spread: float) -> float:
-    one, other = simulate(np.random.default_rng(99), 400, 20_000, gap, spread)
+    one, other = simulate(np.random.default_rng(99), 400, 200_000, gap, spread)
     return float(one.mean() - other.mean())
 
 
@@ -108,7 +110,7 @@ def test_too_little_to_compare(one: tuple[int, int], other: tuple[int, int]) -> 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_of_one_model(seeds: int) -> None:
     rng, number = np.random.default_rng(10 + seeds), 1000
-    truth = float(simulate(np.random.default_rng(98), 400, 20_000, 0.0, 0.15)[0].mean())
+    truth = float(simulate(np.random.default_rng(98), 400, 200_000, 0.0, 0.15)[0].mean())
     found = [accuracy_over_seeds(simulate(rng, seeds, 300, 0.0, 0.15)[0]) for _ in range(number)]
     held = sum(low <= truth <= high for _, low, high in found) / number
     assert held >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / number)
@@ -122,3 +124,18 @@ def test_how_much_would_be_enough() -> None:
     assert images == math.ceil(300 * 1e-4 / ((0.02 / 2.8) ** 2 - 2e-5))
     assert seeds is None
     assert enough(Difference(0.0, -0.1, 0.1, 1.0, 1e-4, 1e-4), 300, 3) == (None, None)
+
+
+def test_how_many_images_would_be_enough_for_single_runs() -> None:
+    """So many images, drawn alike, do show the difference four times of five."""
+    rng = np.random.default_rng(5)
+
+    def draw(number: int) -> tuple[Correct, Correct]:
+        common = rng.random(number)
+        return (common < 0.8) ^ (rng.random(number) < 0.1), (common < 0.75) ^ (rng.random(number) < 0.1)
+
+    difference = difference_of_single_runs(*draw(200_000))
+    images, _ = enough(difference, 200_000, 1)
+    assert images is not None
+    shown = [mcnemar(*draw(images)) < 0.05 for _ in range(400)]
+    assert 0.72 < np.mean(shown) < 0.88

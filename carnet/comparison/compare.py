@@ -66,8 +66,7 @@ def compare(
     runs = [read_run(path, progress) for path in paths]
     require_same_images(runs)
     groups = group_runs(runs)
-    progress.say("Measures what each network costs …")
-    latencies = _latencies(groups)
+    latencies = _latencies(groups, progress)
     targets = reach or _targets(groups)
     rows = [_row(group, latencies[group.label], targets) for group in groups]
     run_rows = [_run_document(group.label, run) for group in groups for run in group.runs]
@@ -153,7 +152,7 @@ def _seconds_to(group: Group, target: float) -> float | None:
     return None if None in reached else statistics.fmean(value for value in reached if value is not None)
 
 
-def _latencies(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+def _latencies(groups: Sequence[Group], progress: Progress) -> dict[str, dict[str, float]]:
     """Milliseconds of one image on one thread, median and 95th percentile, all networks in turns."""
     calls: dict[str, Callable[[], object]] = {}
     for group in groups:
@@ -162,7 +161,8 @@ def _latencies(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
         for runtime, answer in (("onnx", answerer(model, "onnxruntime", 1)), ("pytorch", answerer(model, PYTORCH, 1))):
             calls[f"{group.label}/{runtime}"] = partial(answer, image)
     with on_threads(1):
-        measured = take_turns(calls, rounds=40)
+        bar = partial(progress.bar, "measuring latencies")
+        measured = take_turns(calls, rounds=40, progress=bar)
     return {
         group.label: {
             f"{runtime}_{name}": float(np.percentile(measured[f"{group.label}/{runtime}"], share))

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from carnet import metrics
 from carnet.comparison.groups import Group
-from carnet.significance import difference_over_seeds, enough, holm, mcnemar
+from carnet.significance import difference_of_single_runs, difference_over_seeds, enough, holm
 
 SURE = 0.05
 """Differences that chance would make less often than this count as differences."""
@@ -24,19 +23,16 @@ def judge_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _pair(one: Group, other: Group) -> dict[str, Any]:
-    number = one.correct.shape[1]
-    pair: dict[str, Any] = {"one": one.label, "other": other.label, "images": number}
-    if min(len(one.runs), len(other.runs)) < 2:
-        mean, low, high = metrics.paired_difference(one.correct[0], other.correct[0])
-        return pair | {
-            "seeds": 1,
-            "difference": mean,
-            "ci95": [low, high],
-            "p_value": mcnemar(one.correct[0], other.correct[0]),
-        }
-    found, seeds = difference_over_seeds(one.correct, other.correct), min(len(one.runs), len(other.runs))
+    number, seeds = one.correct.shape[1], min(len(one.runs), len(other.runs))
+    if seeds > 1:
+        found = difference_over_seeds(one.correct, other.correct)
+    else:
+        found = difference_of_single_runs(one.correct[0], other.correct[0])
     images, more_seeds = enough(found, number, seeds)
-    return pair | {
+    return {
+        "one": one.label,
+        "other": other.label,
+        "images": number,
         "seeds": seeds,
         "difference": found.mean,
         "ci95": [found.low, found.high],
@@ -64,12 +60,15 @@ def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
 
 
 def _what_would(pair: dict[str, Any]) -> str:
-    if pair["seeds"] == 1:
-        return "More than one seed of each would say more."
     images, seeds = pair["enough_images"], pair["enough_seeds"]
     ways = []
     if images is not None and images > pair["images"]:
         ways.append(f"{images - pair['images']:,} more images")
+    if pair["seeds"] == 1:
+        # How much seeds differ cannot be told from one of each.
+        if not ways:
+            return "More than one seed of each would say more."
+        return f"If the difference is what it seems, about {ways[0]} would; so may more seeds."
     if seeds is not None and seeds > pair["seeds"]:
         ways.append(f"{seeds - pair['seeds']:,} more seeds")
     if not ways:

@@ -195,7 +195,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """A column for each network, a line for each measure."""
     targets = list(rows[0]["seconds_to"])
-    measures = ["seeds", "top-1", "95 % interval", "spread", "top-5", "calibration error, points"]
+    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "top-5", "calibration error, points"]
     measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
     measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
     measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
@@ -212,6 +212,7 @@ def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
         f"{100 * row['top1']:.1f} %",
         f"{low:.1f} to {high:.1f}",
         "" if spread is None else f"{100 * spread:.1f}",
+        ", ".join(f"{100 * top1:.1f}" for top1 in row["top1_of_each"]),
         f"{100 * row['top5']:.1f} %",
         f"{100 * row['calibration_error']:.1f}",
         f"{row['params']:,}",

@@ -37,11 +37,15 @@ class Change(NamedTuple):
     mirrored: bool
     angle: float
     """In degrees."""
+    contrast: float
+    """Factor of how far pixels are from the image's mean grey."""
+    saturation: float
+    """Factor of how far they are from their own grey."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random piece of the image; then brightness jitter, mirroring, rotation, in the published order.
+    """A random piece of the image; then jitter of its colours, mirroring, rotation, in the published order.
 
     How large the piece is at least, and what comes out, changes over a run: see `carnet.training.schedule`.
     """
@@ -52,11 +56,13 @@ class Augmentation:
     """Probability of mirroring left to right."""
     rotation: float
     """Degrees either way; corners that come from outside become black."""
+    color: float = 0.0
+    """Factors of contrast and of saturation between 1 - this and 1 + this."""
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> Augmentation:
         """Take the recipe's strengths."""
-        return cls(config.brightness, config.flip, config.rotation)
+        return cls(config.brightness, config.flip, config.rotation, config.color)
 
     def draw(self, rng: np.random.Generator, min_crop: float = 1.0) -> Change:
         """What to do to an image; always as many draws, so that switching one off leaves the others as they were.
@@ -70,7 +76,9 @@ class Augmentation:
             bool(rng.random() < self.flip),
             rng.uniform(-self.rotation, self.rotation),
         )
-        return Change(*_draw_piece(rng, min_crop), factor, mirrored, angle)
+        piece = _draw_piece(rng, min_crop)
+        contrast, saturation = rng.uniform(1 - self.color, 1 + self.color, 2)
+        return Change(*piece, factor, mirrored, angle, float(contrast), float(saturation))
 
     def apply(self, image: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
@@ -81,6 +89,9 @@ class Augmentation:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
         if self.brightness:
             picture = ImageEnhance.Brightness(picture).enhance(change.factor)
+        if self.color:
+            picture = ImageEnhance.Contrast(picture).enhance(change.contrast)
+            picture = ImageEnhance.Color(picture).enhance(change.saturation)
         if change.mirrored:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rotation:
@@ -88,12 +99,17 @@ class Augmentation:
         return np.array(picture).reshape(picture.height, picture.width, image.shape[2])
 
     def apply_to_batch(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
-        """The same for uint8 images (N, S, S, C) and their changes (N, 7), on the device where they are."""
+        """The same for uint8 images (N, S, S, C) and their changes (N, 9), on the device where they are."""
         turns = [_turn(angle, size) for angle in changes[:, 6].tolist()] if self.rotation else [_turn(0, size)]
         has_pieces = size != images.shape[1] or bool((changes[:, 2:4] < 1).any())
         changes = changes.to(images.device)
         images = _cut(images, changes[:, :4], size) if has_pieces else images
-        images = _brighten(images, changes[:, 4].float()) if self.brightness else images
+        if self.brightness:
+            images = _scaled(images, torch.zeros(1, device=images.device), changes[:, 4])
+        if self.color:
+            means = _grey(images).double().mean(dim=(1, 2)).add(0.5).floor()
+            images = _scaled(images, means[:, None, None, None], changes[:, 7])
+            images = _scaled(images, _grey(images)[..., None], changes[:, 8])
         return _place(images, changes[:, 5].bool(), torch.tensor(turns, device=images.device))
 
 
@@ -163,7 +179,19 @@ def _place(images: Tensor, mirrored: Tensor, turns: Tensor) -> Tensor:
     return images.reshape(-1, channels).index_select(0, index).reshape(images.shape) * inside[..., None]
 
 
-def _brighten(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply, cut off what is too bright and what stands behind the point; opacity stays."""
-    bright = (images[..., :3].float() * factors[:, None, None, None]).clamp(0, 255).to(torch.uint8)
-    return torch.cat([bright, images[..., 3:]], dim=-1)
+def _scaled(images: Tensor, origin: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the distance of all pixels from `origin`, and cut off what leaves the scale, as Pillow does.
+
+    Opacity stays.
+    """
+    values = images[..., :3].float()
+    scaled = origin.float() + factors.float()[:, None, None, None] * (values - origin.float())
+    return torch.cat([scaled.clamp(0, 255).to(torch.uint8), images[..., 3:]], dim=-1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(N, S, S, C) -> (N, S, S) in whole levels, as Pillow does it: ITU-R 601."""
+    if images.shape[-1] == 1:
+        return images[..., 0]
+    red, green, blue = images[..., :3].int().unbind(-1)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16

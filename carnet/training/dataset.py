@@ -34,7 +34,7 @@ class Batch:
     Attributes:
         images: uint8 (N, S, S, C).
         labels: (N,)
-        changes: (N, 7), a `Change` for each image that is still to be made; None: they are made.
+        changes: (N, 9), a `Change` for each image that is still to be made; None: they are made.
         size: side of the images once they are changed.
         other_labels: (N,), of the images that pieces come from; None: there are no pieces.
         label_share: how much of each image is its own.

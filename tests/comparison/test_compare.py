@@ -139,6 +139,8 @@ def test_sentences(folder: Path) -> None:
     assert single["sentence"].endswith("other seeds were not tried.")
     (nothing,) = judge_pairs(groups_of(read, good[:1], good[:1]))
     assert nothing["sentence"].endswith("More than one seed of each would say more.")
+    (little,) = judge_pairs(groups_of(read, good[:1], same[:1]))
+    assert f"about {little['enough_images'] - 400:,} more images would; so may more seeds." in little["sentence"]
 
 
 def test_targets_are_what_all_reach(folder: Path) -> None:

@@ -12,7 +12,7 @@ def test_published_recipe() -> None:
     recipe = published()
     assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0, 16, 50)
     assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.start_share) == ("carnet18", "adam", "constant", 1)
-    assert (recipe.label_smoothing, recipe.cutmix, recipe.ema, recipe.min_crop) == (0, 0, 0, 1)
+    assert (recipe.label_smoothing, recipe.cutmix, recipe.color, recipe.ema, recipe.min_crop) == (0, 0, 0, 0, 1)
     assert (recipe.image_size, recipe.resize, recipe.precision, recipe.pretrained) == (244, "crop", "fp32", False)
     assert (recipe.brightness, recipe.flip, recipe.rotation) == (0.2, 0.5, 15)
 
@@ -62,6 +62,8 @@ def test_survives_json() -> None:
         ("warmup", 1.0),
         ("label_smoothing", 1.0),
         ("cutmix", 1.1),
+        ("color", 1.1),
+        ("color", -0.5),
         ("cutmix", -0.5),
         ("ema", 1.0),
         ("min_crop", -0.1),

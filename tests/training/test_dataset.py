@@ -103,6 +103,23 @@ def test_augmentation_is_the_published_one(seed: int) -> None:
     assert np.array_equal(changed(Augmentation(0.2, 0.5, 15), image, seed), np.asarray(reference))
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_colours_change_as_torchvision_changes_them(seed: int) -> None:
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    from PIL import Image
+
+    image = np.random.default_rng(seed).integers(0, 256, (31, 31, 3), dtype=np.uint8)
+    augmentation = Augmentation(0, 0, 0, color=0.4)
+    change = augmentation.draw(np.random.default_rng(seed))
+    reference = functional.adjust_contrast(Image.fromarray(image), change.contrast)
+    reference = functional.adjust_saturation(reference, change.saturation)
+    assert np.array_equal(augmentation.apply(image, change, 31), np.asarray(reference))
+    assert 0.6 <= min(change.contrast, change.saturation) <= max(change.contrast, change.saturation) <= 1.4
+    # Switching it on leaves all other draws as they were.
+    assert change[:7] == Augmentation(0, 0, 0).draw(np.random.default_rng(seed))[:7]
+
+
 def test_augmentation_draws_from_the_stated_ranges() -> None:
     white = np.full((9, 9, 3), 200, dtype=np.uint8)
     means = [changed(Augmentation(0.2, 0, 0), white, i).mean() / 200 for i in range(300)]
@@ -119,10 +136,12 @@ def test_augmentation_draws_from_the_stated_ranges() -> None:
     size=st.integers(1, 70),
     channels=st.sampled_from([1, 3, 4]),
     seed=st.integers(0, 1000),
-    strengths=st.sampled_from([(0.2, 0.5, 15), (1, 1, 180), (0, 0.5, 0), (0.3, 0, 0), (0, 0, 90)]),
+    strengths=st.sampled_from(
+        [(0.2, 0.5, 15), (1, 1, 180), (0, 0.5, 0), (0.3, 0, 0), (0, 0, 90), (0.2, 0.5, 0, 0.4), (0, 0, 0, 1)]
+    ),
 )
 def test_a_gpus_batch_is_changed_to_the_same_pixels(
-    size: int, channels: int, seed: int, strengths: tuple[float, float, float]
+    size: int, channels: int, seed: int, strengths: tuple[float, ...]
 ) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
     augmentation = Augmentation(*strengths)
