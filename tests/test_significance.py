@@ -63,7 +63,7 @@ def simulate(rng: np.random.Generator, seeds: int, images: int, gap: float, spre
 
 
 def true_difference(gap: float, spread: float) -> float:
-    one, other = simulate(np.random.default_rng(99), 400, 200_000, gap, spread)
+    one, other = simulate(np.random.default_rng(99), 400, 20_000, gap, spread)
     return float(one.mean() - other.mean())
 
 
@@ -110,7 +110,7 @@ def test_too_little_to_compare(one: tuple[int, int], other: tuple[int, int]) -> 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_of_one_model(seeds: int) -> None:
     rng, number = np.random.default_rng(10 + seeds), 1000
-    truth = float(simulate(np.random.default_rng(98), 400, 200_000, 0.0, 0.15)[0].mean())
+    truth = float(simulate(np.random.default_rng(98), 400, 20_000, 0.0, 0.15)[0].mean())
     found = [accuracy_over_seeds(simulate(rng, seeds, 300, 0.0, 0.15)[0]) for _ in range(number)]
     held = sum(low <= truth <= high for _, low, high in found) / number
     assert held >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / number)
