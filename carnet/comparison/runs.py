@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 from carnet import files
 from carnet.data.sources import find_images
-from carnet.errors import ConfigError, RunError
+from carnet.errors import CarnetError, ConfigError, LostProcessError, RunError
 from carnet.evaluation import EvaluationReport, evaluate, select_samples
 from carnet.models.trained import TrainedModel, load
 from carnet.progress import Progress
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
 from carnet.training.recipe import filled_from
+from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def train_runs(
     Raises:
         ConfigError: without a valid split, or fewer than one seed.
         RunError: if the folder has a run of another recipe.
-        CarnetError: what training raises.
+        StoppedError: on Ctrl-C or SIGTERM; the run that was being trained has a checkpoint.
+        LostProcessError: if a process that trained has died.
+        CarnetError: what else training raises.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
@@ -120,9 +123,26 @@ def _is_finished(path: Path, wanted: TrainingConfig) -> bool:
 
 
 def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
-    """In a process of its own, which ends with the run."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        pool.submit(_train, data, config, path).result()
+    """In a process of its own, which ends with the run; should this one be ended, it stops with a checkpoint."""
+    context = get_context("spawn")
+    errors = context.SimpleQueue()
+    process = context.Process(target=_train_and_tell, args=(data, config, path, errors))
+    process.start()
+    with leave_stop_signals_to(process):
+        process.join()
+    if not errors.empty():
+        raise errors.get()
+    if code := process.exitcode:
+        raise LostProcessError(
+            f"the process that trained {path} {how_it_ended(code)}; the same command goes on with it"
+        )
+
+
+def _train_and_tell(data: str, config: TrainingConfig, path: Path, errors: SimpleQueue[BaseException]) -> None:
+    try:
+        _train(data, config, path)
+    except (CarnetError, KeyboardInterrupt) as error:
+        errors.put(error)
 
 
 def _train(data: str, config: TrainingConfig, path: Path) -> None:

@@ -11,7 +11,6 @@ import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from multiprocessing.queues import Queue
 from queue import Empty
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
 from carnet.errors import CarnetError, LostProcessError
 from carnet.progress import Progress, Silent
 from carnet.training.processes import Processes
-from carnet.training.stop import StopFlag, catch_stop_signals
+from carnet.training.stop import StopFlag, catch_stop_signals, how_it_ended
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -112,8 +111,7 @@ def _relay(said: Queue[Any], progress: Progress, answers: list[Any], errors: lis
 
 def _death(processes: ProcessContext, error: ProcessException) -> str:
     code = processes.processes[error.error_index].exitcode or 0
-    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-    return f"process {error.error_index + 1} of {len(processes.processes)} {how}"
+    return f"process {error.error_index + 1} of {len(processes.processes)} {how_it_ended(code)}"
 
 
 class _Relay:
@@ -130,17 +128,14 @@ class _Relay:
 
 
 class _ParentsFlag(StopFlag):
-    """Set by the process that started this one; its death counts as SIGTERM."""
+    """Set by the process that started this one."""
 
     def __init__(self, number: Any) -> None:
         self.number = number
 
     @property
     def signal_number(self) -> int | None:
-        parent = parent_process()
-        if parent is not None and not parent.is_alive():
-            return signal.SIGTERM
-        return self.number.value or None
+        return super().signal_number or self.number.value or None
 
 
 def _work(rank: int, meeting: _Meeting, work: Work[Any, Any], job: bytes) -> None:

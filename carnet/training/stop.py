@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _ONE_WISH_SECONDS = 1.0
@@ -23,13 +25,16 @@ class StopRequestError(Exception):
 
 
 class StopFlag:
-    """Remembers a signal until it is convenient."""
+    """Remembers a signal until it is convenient; the death of the process that started this one counts as SIGTERM."""
 
     received: int | None = None
 
     @property
     def signal_number(self) -> int | None:
         """The signal that has come, if one has."""
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            return signal.SIGTERM
         return self.received
 
     @property
@@ -71,3 +76,30 @@ def catch_stop_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def leave_stop_signals_to(process: BaseProcess) -> Iterator[None]:
+    """While the block runs, `process` alone heeds Ctrl-C and SIGTERM; outside the main thread signals stay as they are.
+
+    A terminal sends Ctrl-C to both, so that only SIGTERM has to be passed on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.terminate()),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """What became of a process, for the end of a sentence."""
+    if exit_code < 0:
+        return f"was killed ({signal.Signals(-exit_code).name})"
+    return f"ended with exit code {exit_code}"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import read_run, train_runs
 from carnet.errors import ConfigError, RunError
 from carnet.progress import Silent
+from carnet.training.checkpoint import read_checkpoint
 
 SMALL = TrainingConfig(image_size=32, epochs=2, batch_size=8, compile="off")
 MODELS = ("carnet_n", "carnet_s")
@@ -55,6 +61,43 @@ def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Pat
     again, before = (json.loads((run / "result.json").read_text()) for run in (path, folder / "carnet_n-seed-0"))
     assert again["final"] == before["final"]
     assert again["peak_memory_bytes"] > 50e6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "carnet",
+        "compare",
+        str(photos),
+        "--models",
+        "carnet_n,carnet_s",
+        "--epochs",
+        "500",
+    ]
+    flags = ["--image-size", "48", "--seeds", "1", "--output", str(tmp_path)]
+    # A group of its own, as a shell would make: Ctrl-C reaches all of it, other signals one process.
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = tmp_path / "carnet_n-seed-0"
+    deadline = time.monotonic() + 120
+    while not (run / "model.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    # The process that trains has the same standard error, which is at its end when both are gone.
+    _, err = process.communicate(timeout=60)
+    assert not (run / "result.json").exists()
+    assert not (tmp_path / "carnet_s-seed-0").exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert f"go on with carnet train --resume {run}" in err
+    assert "Traceback" not in err
+    read_checkpoint(run / "last.ckpt")
 
 
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
