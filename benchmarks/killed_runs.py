@@ -42,6 +42,7 @@ CONFIGS = {
 # What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
 ENGINE = replace(CONFIGS["bf16"], patience=0, compile="on", micro_batch=4, cache="disk")
 STAGES = ("half filled", "filled", "first name", "last name")
+OF_THE_PROCESS = ("seconds", "peak_memory_bytes", "run")
 CLOCK = ("seconds", "images_per_second", "step_seconds")
 
 
@@ -96,7 +97,7 @@ def end_of(run: Path) -> dict[str, Any]:
         "weights": (run / "model.safetensors").read_bytes(),
         "network and optimizer": {name: tensor.numpy().tobytes() for name, tensor in sorted(last.items())},
         "metrics": rows,
-        "result": {key: value for key, value in result.items() if key not in ("seconds", "peak_memory_bytes", "run")},
+        "result": {key: value for key, value in result.items() if key not in OF_THE_PROCESS},
         "files": sorted(path.name for path in run.iterdir()),
     }
 

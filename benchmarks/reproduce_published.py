@@ -22,40 +22,55 @@ from carnet import published
 from carnet.comparison.compare import compare
 from carnet.comparison.runs import train_runs
 from carnet.data.sources import find_images
+from carnet.errors import CarnetError, DataError
+from carnet.progress import Progress
 from carnet.report.console import Console
 
 MODELS = ("carnet18", "resnet18")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the sports photos, with train and valid folders")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), help="where runs and answers go")
     options = parser.parse_args()
-    with Console(sys.stderr) as progress:
-        if torch.cuda.is_available():
-            config = replace(published(), device="cuda")
-            runs = train_runs(
-                str(options.data), MODELS, seeds=options.seeds, config=config, folder=options.output, progress=progress
-            )
-            answer = compare(runs, options.output, progress)
-            progress.say("\n".join([*answer.sentences, f"The comparison is {answer.folder / 'comparison.html'}."]))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / "few.csv"
-            write_few(options.data, table, batch_size=published().batch_size)
-            config = replace(published(), epochs=1)
-            runs = train_runs(
-                str(table), MODELS, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress
-            )
-            compare(runs, Path(folder) / "answer", progress)
-        progress.say("It works, on two batches for each network. The reproduction itself needs a CUDA device.")
+    try:
+        with Console(sys.stderr) as progress:
+            if torch.cuda.is_available():
+                reproduce(options.data, options.seeds, options.output, progress)
+            else:
+                check(options.data, progress)
+    except CarnetError as error:
+        print(f"reproduce_published.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def reproduce(data: Path, seeds: int, output: Path, progress: Progress) -> None:
+    """All runs, or those that are missing, and what they come to."""
+    config = replace(published(), device="cuda")
+    runs = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
+    answer = compare(runs, output, progress)
+    progress.say("\n".join([*answer.sentences, f"The comparison is {answer.folder / 'comparison.html'}."]))
+
+
+def check(data: Path, progress: Progress) -> None:
+    """The same on two batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "few.csv"
+        write_few(data, table, batch_size=published().batch_size)
+        config = replace(published(), epochs=1)
+        runs = train_runs(str(table), MODELS, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress)
+        compare(runs, Path(folder) / "answer", progress)
+    progress.say("It works, on two batches for each network. The reproduction itself needs a CUDA device.")
 
 
 def write_few(data: Path, table: Path, batch_size: int) -> None:
     """A table of two batches to train on, and as many images to judge."""
     found = find_images(data)
+    if "valid" not in found.splits:
+        raise DataError(f"{data} has no valid folder; give the published data, as it is divided")
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "label", "split"])
@@ -72,4 +87,4 @@ def hash_of(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -256,7 +256,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     from carnet.training.plan import resolve
     from carnet.training.processes import Processes
     from carnet.training.rehearsal import Rehearsal
-    from carnet.training.schedule import view_at
+    from carnet.training.schedule import first_view
     from carnet.training.step import TrainingStep
     from carnet.training.tuning import tune
 
@@ -291,7 +291,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
         number = epoch = 0
         network.train()
         while True:
-            for batch in feed.read(epoch, 0, chosen.workers, view_at(0, config)):
+            for batch in feed.read(epoch, 0, chosen.workers, first_view(config)):
                 yield step(batch, step_seed(config.seed, epoch, number, 0), lambda _: None).loss
                 number += 1
             epoch += 1

@@ -64,7 +64,7 @@ def macro_f1(confusion: NDArray[np.int64]) -> float:
     return float(f1[present].mean())
 
 
-def wilson_interval(num_correct: int, num_images: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(num_correct: float, num_images: float, z: float = Z95) -> tuple[float, float]:
     """Interval for an accuracy, 95 % by default. Source: Wilson, "Probable Inference", 1927.
 
     Unlike the plain normal interval it stays within 0 and 1 and keeps its promise for few images and for

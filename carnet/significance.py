@@ -7,7 +7,7 @@ all. With one run of each the images decide; with several, what another seed wou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class Difference:
         high: of the 95 % interval.
         p_value: how likely so large a difference, or a larger one, is where there is none.
         image_variance: part of the mean's variance that other images would show.
-        seed_variance: part that other seeds would show.
+        seeds: part that other seeds would show; None where there was one run of each.
     """
 
     mean: float
@@ -36,7 +36,22 @@ class Difference:
     high: float
     p_value: float
     image_variance: float
-    seed_variance: float
+    seeds: SeedsPart | None = None
+
+
+@dataclass(frozen=True)
+class SeedsPart:
+    """What other seeds would change in a difference.
+
+    Attributes:
+        variance: of the difference, with the runs there are.
+        freedom: how much is known of it: degrees of freedom.
+        of_one_each: what the variance would be with one run of each model.
+    """
+
+    variance: float
+    freedom: float
+    of_one_each: float
 
 
 def mcnemar(correct: Correct, other: Correct) -> float:
@@ -67,7 +82,7 @@ def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
         raise ValueError(f"a difference needs at least two images, got {len(correct)}")
     mean, low, high = metrics.paired_difference(correct, other)
     image_variance = float((correct.astype(int) - other).var(ddof=1)) / len(correct)
-    return Difference(mean, low, high, mcnemar(correct, other), image_variance, 0.0)
+    return Difference(mean, low, high, mcnemar(correct, other), image_variance)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -86,35 +101,52 @@ def difference_over_seeds(correct: Correct, other: Correct) -> Difference:
     """What two models differ by, for images and seeds alike: (seeds, N), (seeds, N)
 
     The variance of the mean over images, plus that over seeds. Answers that change with the seed for one image alone
-    are in both; with few seeds, taking them off once makes intervals too narrow (simulated in the tests). The interval
-    is Student's, with degrees of freedom after Satterthwaite, "An approximate distribution of estimates of variance
-    components", 1946.
+    are in both; with few seeds, taking them off once makes intervals too narrow (simulated in the tests). A model with
+    a single run is taken to vary with the seed as the other does. The interval is Student's, with degrees of freedom
+    after Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
 
     Raises:
-        ValueError: with fewer than two runs of either, fewer than two images, or unequal numbers of them.
+        ValueError: with one run of each, fewer than two images, or unequal numbers of them.
     """
-    if correct.shape[1] != other.shape[1] or correct.shape[1] < 2:
-        raise ValueError(f"both must name the same images, at least two, got {correct.shape[1]} and {other.shape[1]}")
-    if min(len(correct), len(other)) < 2:
-        raise ValueError("a difference over seeds needs at least two runs of each model")
     number = correct.shape[1]
+    if number != other.shape[1] or number < 2:
+        raise ValueError(f"both must name the same images, at least two, got {number} and {other.shape[1]}")
     of_images = correct.mean(axis=0) - other.mean(axis=0)
     mean, image_variance = float(of_images.mean()), float(of_images.var(ddof=1)) / number
-    seed_parts = [_seed_variance(runs) for runs in (correct, other)]
-    variance = image_variance + sum(seed_parts)
+    seeds = _seeds_part(correct, other)
+    variance = image_variance + seeds.variance
     if variance == 0:
-        return Difference(mean, mean, mean, float(mean == 0), 0.0, 0.0)
-    squares = image_variance**2 / (number - 1)
-    squares += sum(part**2 / (len(runs) - 1) for part, runs in zip(seed_parts, (correct, other), strict=True))
-    freedom = variance**2 / squares
+        # Every image alike, which other images need not be.
+        _, low, high = metrics.paired_difference(correct[0], other[0])
+        return Difference(mean, low, high, float(mean == 0), 0.0, seeds)
+    freedom = _freedom((image_variance, number - 1), (seeds.variance, seeds.freedom))
     half = student_quantile(0.975, freedom) * math.sqrt(variance)
     p_value = 2 * (1 - student_cdf(abs(mean) / math.sqrt(variance), freedom))
-    return Difference(mean, mean - half, mean + half, p_value, image_variance, sum(seed_parts))
+    return Difference(mean, mean - half, mean + half, p_value, image_variance, seeds)
 
 
-def _seed_variance(runs: Correct) -> float:
-    """Of a model's mean accuracy over its runs."""
-    return float(runs.mean(axis=1).var(ddof=1)) / len(runs)
+def _seeds_part(correct: Correct, other: Correct) -> SeedsPart:
+    several = [runs for runs in (correct, other) if len(runs) > 1]
+    if not several:
+        raise ValueError("a difference over seeds needs at least two runs of one model")
+    spreads = [_variance_over_seeds(runs if len(runs) > 1 else several[0]) for runs in (correct, other)]
+    parts = [spread / len(runs) for spread, runs in zip(spreads, (correct, other), strict=True)]
+    if len(several) == 2:
+        freedom = _freedom(*((part, len(runs) - 1) for part, runs in zip(parts, several, strict=True)))
+    else:
+        freedom = len(several[0]) - 1
+    return SeedsPart(sum(parts), freedom, sum(spreads))
+
+
+def _variance_over_seeds(runs: Correct) -> float:
+    """Of the accuracies of single runs."""
+    return float(runs.mean(axis=1).var(ddof=1))
+
+
+def _freedom(*parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own."""
+    squares = sum(variance**2 / freedom for variance, freedom in parts)
+    return sum(variance for variance, _ in parts) ** 2 / squares if squares else min(freedom for _, freedom in parts)
 
 
 def student_cdf(t: float, freedom: float) -> float:
@@ -128,7 +160,7 @@ def student_quantile(share: float, freedom: float) -> float:
     low, high = 0.0, 1.0
     while student_cdf(high, freedom) < share:
         high *= 2
-    for _ in range(80):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if student_cdf(middle, freedom) < share else (low, middle)
     return (low + high) / 2
@@ -155,29 +187,64 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
-    """A model's accuracy and its 95 % interval, for images and seeds alike: (seeds, N); at least two of both."""
+    """A model's accuracy and its 95 % interval, for images and seeds alike: (seeds, N); at least two of both.
+
+    Wilson's interval, for so many images as would leave the variance that images and seeds leave together, and with
+    Student's quantile. It stays within 0 and 1, and has a width where all answers are right.
+    """
     number = correct.shape[1]
     mean, image_variance = float(correct.mean()), float(correct.mean(axis=0).var(ddof=1)) / number
-    seed_variance = _seed_variance(correct)
+    seed_variance = _variance_over_seeds(correct) / len(correct)
     variance = image_variance + seed_variance
     if variance == 0:
-        return mean, mean, mean
-    freedom = variance**2 / (image_variance**2 / (number - 1) + seed_variance**2 / (len(correct) - 1))
-    half = student_quantile(0.975, freedom) * math.sqrt(variance)
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+        return mean, *metrics.wilson_interval(mean * number, number)
+    freedom = _freedom((image_variance, number - 1), (seed_variance, len(correct) - 1))
+    images = min(mean * (1 - mean) / variance, correct.size)
+    return mean, *metrics.wilson_interval(mean * images, images, student_quantile(0.975, freedom))
 
 
-def enough(difference: Difference, num_images: int, num_seeds: int) -> tuple[int | None, int | None]:
+_MOST_IMAGES, _MOST_SEEDS = 10**9, 1000
+"""More than anyone has."""
+
+
+def enough(
+    difference: Difference, num_images: int, num_seeds: int, alarm: float = 0.05
+) -> tuple[int | None, int | None]:
     """How many images, or how many seeds, would show a difference as it was measured, four times of five.
+
+    Args:
+        difference: that does not show yet.
+        num_images: it was measured on.
+        num_seeds: of the model with fewer of them.
+        alarm: a difference counts below this p-value.
 
     Returns:
         images in all, seeds of each model in all; None where no number of them alone would.
     """
-    # 2.8: the interval's 1.96, and 0.84 for four times of five.
-    wanted = (difference.mean / 2.8) ** 2
-    images = seeds = None
-    if wanted > difference.seed_variance:
-        images = math.ceil(num_images * difference.image_variance / (wanted - difference.seed_variance))
-    if wanted > difference.image_variance:
-        seeds = math.ceil(num_seeds * difference.seed_variance / (wanted - difference.image_variance))
-    return images, seeds
+    seeds = difference.seeds
+
+    def shown(*parts: tuple[float, float]) -> bool:
+        freedom = _freedom(*parts)
+        wanted = student_quantile(1 - alarm / 2, freedom) + student_quantile(0.8, freedom)
+        return abs(difference.mean) > wanted * math.sqrt(sum(variance for variance, _ in parts))
+
+    def by_images(number: int) -> bool:
+        part = difference.image_variance * num_images / number, number - 1
+        return shown(part) if seeds is None else shown(part, (seeds.variance, seeds.freedom))
+
+    def by_seeds(number: int) -> bool:
+        assert seeds is not None
+        return shown((difference.image_variance, num_images - 1), (seeds.of_one_each / number, 2 * (number - 1)))
+
+    images = _least(by_images, num_images + 1, _MOST_IMAGES)
+    return images, None if seeds is None else _least(by_seeds, num_seeds + 1, _MOST_SEEDS)
+
+
+def _least(fits: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The smallest number that fits, where all larger ones do; None if not even the highest does."""
+    if not fits(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low

@@ -87,4 +87,6 @@ def _table(result: Benchmark) -> str:
         f"\n{counted(result.rounds, 'turn')} of each, on {counted(result.threads, 'thread')} of "
         f"{counted(machine['cores'], 'core')} ({machine['processor']}); {', '.join(names)}."
     )
+    if result.device != "cpu":
+        rows.append(f"PyTorch computed on {result.device} ({result.device_name}).")
     return "\n".join(rows)

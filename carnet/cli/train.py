@@ -28,7 +28,7 @@ class Command:
       carnet train photos --epochs 100 --flip 0
       carnet train photos --budget 10m --max-memory 2GB
       carnet train photos --model resnet18 --preset published --output runs/baseline
-      carnet train photos --init runs/photos-carnet_s --lr 0.0001
+      carnet train photos --init runs/photos-carnet_s --lr 0.02
       carnet train --resume runs/photos-carnet_s
       carnet train photos.zip --ignore bad.txt --devices 2
       torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos --batch-size 64

@@ -87,13 +87,15 @@ class Benchmark:
         timings: in the order in which models, runtimes and batches were named.
         threads: of the arithmetic.
         rounds: turns of each.
-        device: where PyTorch computes.
+        device: where PyTorch computes: cpu, cuda or mps.
+        device_name: what its maker calls it.
     """
 
     timings: tuple[Timing, ...]
     threads: int
     rounds: int
     device: str
+    device_name: str
 
     def times_the_first(self, timing: Timing) -> float:
         """Its median, as a multiple of that of the first with batches as large."""
@@ -112,6 +114,7 @@ class Benchmark:
             "threads": self.threads,
             "rounds": self.rounds,
             "device": self.device,
+            "device_name": self.device_name,
             "timings": timings,
         }
 
@@ -166,10 +169,12 @@ def benchmark(
             images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
             calls[f"{name} {runtime} {size}"] = partial(answer, images)
             kinds.append((name, runtime, spec.image_size, size))
-    with _pytorch_threads(threads) if any(runtime == PYTORCH for _, runtime in answers) else nullcontext():
+    with_pytorch = any(runtime == PYTORCH for _, runtime in answers)
+    with _pytorch_threads(threads) if with_pytorch else nullcontext():
         measured = take_turns(calls, rounds, lambda done, total: progress.bar("taking turns", done, total))
     timings = (Timing(*kind, tuple(times)) for kind, times in zip(kinds, measured.values(), strict=True))
-    return Benchmark(tuple(timings), threads, rounds, device)
+    where = _device(device) if with_pytorch else ("cpu", processor_name())
+    return Benchmark(tuple(timings), threads, rounds, *where)
 
 
 def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Answer:
@@ -228,6 +233,13 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     compute_exactly()
     network = network.to(choose_device(device)).to(memory_format=torch.channels_last)
     return TrainedModel(network, spec)
+
+
+def _device(wish: str) -> tuple[str, str]:
+    from carnet.models.device import choose_device, device_name
+
+    device = choose_device(wish)
+    return device, device_name(device)
 
 
 def _pytorch_threads(number: int) -> Any:

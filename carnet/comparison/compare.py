@@ -13,10 +13,10 @@ import numpy as np
 
 from carnet import files, metrics
 from carnet.comparison.benchmark import PYTORCH, answerer
-from carnet.comparison.groups import Group, group_runs, require_same_images
+from carnet.comparison.groups import Group, group_runs, require_comparable
 from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import ComparedRun, read_run
-from carnet.errors import ConfigError
+from carnet.errors import ConfigError, ModelError
 from carnet.machine import processor_name, versions
 from carnet.models.device import on_threads
 from carnet.models.summary import summarize
@@ -40,8 +40,10 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """One for each pair of networks."""
-        return [pair["sentence"] for pair in self.document["pairs"]]
+        """One for each pair of networks, and what else has to be known of it."""
+        return [pair["sentence"] for pair in self.document["pairs"]] + [
+            f"Note: {note}." for note in self.document["notes"]
+        ]
 
 
 def compare(
@@ -57,16 +59,16 @@ def compare(
 
     Raises:
         ConfigError: with fewer than two runs.
-        RunError: if a run is not finished, or was judged by other images than the first.
+        RunError: if a run is not finished, was judged by other images than the first, or is there twice.
         OutputError: if a file cannot be written.
     """
     progress = progress or Silent()
     if len(paths) < 2:
         raise ConfigError("name at least two runs to compare")
     runs = [read_run(path, progress) for path in paths]
-    require_same_images(runs)
+    require_comparable(runs)
     groups = group_runs(runs)
-    latencies = _latencies(groups, progress)
+    latencies, notes = _latencies(groups, progress)
     targets = reach or _targets(groups)
     rows = [_row(group, latencies[group.label], targets) for group in groups]
     run_rows = [_run_document(group.label, run) for group in groups for run in group.runs]
@@ -76,6 +78,7 @@ def compare(
         "versions": versions(),
         "models": rows,
         "pairs": judge_pairs(groups),
+        "notes": [*_otherwise(groups), *notes],
         "runs": run_rows,
     }
     answer = Comparison(folder, document)
@@ -102,12 +105,11 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         image_size=spec.image_size,
         in_channels=spec.in_channels,
     )
-    seconds = [run.document["seconds"] for run in group.runs]
     mean, low, high = _interval(group)
-    peaks = [run.document["peak_memory_bytes"] for run in group.runs if run.document.get("peak_memory_bytes")]
+    top5s = [run.report.top5 for run in group.runs]
     return {
         "label": group.label,
-        "recipe": group.recipe,
+        "trained_otherwise": group.recipe,
         "model": spec.model,
         "image_size": spec.image_size,
         "seeds": [run.recipe.seed for run in group.runs],
@@ -115,21 +117,41 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         "macs": summary.macs,
         "weights_bytes": (first.path / "model.safetensors").stat().st_size,
         "activations_bytes": summary.activations_bytes,
-        "peak_memory_bytes": statistics.median(peaks) if peaks else None,
+        "peak_memory_bytes": _median_of(group, "peak_memory_bytes"),
+        "peak_device_bytes": _median_of(group, "peak_device_bytes"),
         "seconds_per_epoch": statistics.fmean(run.document["seconds"] / run.document["epochs"] for run in group.runs),
-        "seconds": statistics.fmean(seconds),
+        "seconds": statistics.fmean(run.document["seconds"] for run in group.runs),
         "latency_ms": latency,
         "top1": mean,
         "top1_ci95": [low, high],
-        "top1_spread": statistics.stdev(finals) if len(finals) > 1 else None,
+        "top1_spread": _spread(finals),
         "top1_of_each": finals,
-        "top5": statistics.fmean(run.report.top5 for run in group.runs),
+        "top5": statistics.fmean(top5s),
+        "top5_spread": _spread(top5s),
+        "top5_of_each": top5s,
+        # As training saw it: on all of valid, of the last epoch whatever was kept.
+        "final_top1": statistics.fmean(run.document["final"]["valid_top1"] for run in group.runs),
         "calibration_error": statistics.fmean(
             metrics.expected_calibration_error(run.report.probabilities.max(axis=1), run.report.correct)
             for run in group.runs
         ),
         "seconds_to": {f"{100 * target:g} %": _seconds_to(group, target) for target in targets},
     }
+
+
+def _otherwise(groups: Sequence[Group]) -> list[str]:
+    """What has to be known of networks that were not trained alike."""
+    return [f"{one.label} was trained otherwise than {groups[0].label}: {one.recipe}" for one in groups if one.recipe]
+
+
+def _median_of(group: Group, key: str) -> float | None:
+    """Of what the results of the runs say; None where none says it."""
+    values = [run.document[key] for run in group.runs if run.document.get(key)]
+    return statistics.median(values) if values else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _interval(group: Group) -> tuple[float, float, float]:
@@ -152,25 +174,31 @@ def _seconds_to(group: Group, target: float) -> float | None:
     return None if None in reached else statistics.fmean(value for value in reached if value is not None)
 
 
-def _latencies(groups: Sequence[Group], progress: Progress) -> dict[str, dict[str, float]]:
-    """Milliseconds of one image on one thread, median and 95th percentile, all networks in turns."""
+def _latencies(groups: Sequence[Group], progress: Progress) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Milliseconds of an image on one thread, median and 95th percentile, all in turns; and what is missing."""
     calls: dict[str, Callable[[], object]] = {}
+    notes = []
     for group in groups:
         model = group.runs[0].model
         image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-        for runtime, answer in (("onnx", answerer(model, "onnxruntime", 1)), ("pytorch", answerer(model, PYTORCH, 1))):
-            calls[f"{group.label}/{runtime}"] = partial(answer, image)
+        for runtime, name in (("onnx", "onnxruntime"), ("pytorch", PYTORCH)):
+            try:
+                calls[f"{group.label}/{runtime}"] = partial(answerer(model, name, 1), image)
+            except ModelError as error:
+                notes.append(f"{group.label} has no latency in ONNX Runtime: {error}")
     with on_threads(1):
         bar = partial(progress.bar, "measuring latencies")
         measured = take_turns(calls, rounds=40, progress=bar)
-    return {
+    latencies = {
         group.label: {
-            f"{runtime}_{name}": float(np.percentile(measured[f"{group.label}/{runtime}"], share))
+            f"{runtime}_{name}": float(np.percentile(measured[key], share))
             for runtime in ("onnx", "pytorch")
+            if (key := f"{group.label}/{runtime}") in measured
             for name, share in (("p50", 50), ("p95", 95))
         }
         for group in groups
     }
+    return latencies, notes
 
 
 def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:

@@ -1,24 +1,26 @@
-"""Which runs belong together: those of one network by one recipe, whatever their seed."""
+"""Which runs belong together: those of one network, trained in one way, whatever their seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from carnet.comparison.runs import ComparedRun
+from carnet.comparison.runs import ComparedRun, recipe_differences
 from carnet.errors import RunError
+from carnet.progress import counted
 from carnet.significance import Correct
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one network by one recipe.
+    """The runs of one network, trained in one way.
 
     Attributes:
-        label: the network's name, with a number where it was trained by several recipes.
-        recipe: what sets it apart from the first of these.
+        label: the network's name, with a number where it was trained in several ways.
+        recipe: what sets its training apart from that of the first group.
         runs: in the order of their seeds.
         correct: (seeds, images) whether each run names each image right.
     """
@@ -29,26 +31,38 @@ class Group:
     correct: Correct
 
 
-def require_same_images(runs: Sequence[ComparedRun]) -> None:
-    """Answers for other images cannot be compared.
+def require_comparable(runs: Sequence[ComparedRun]) -> None:
+    """Answers for other images cannot be compared, and a run counts once.
 
     Raises:
-        RunError: if a run was judged by other images, or knows other classes, than the first.
+        RunError: if a run was judged by other images, or knows other classes, than the first; if there are fewer than
+            two of these images; or if a run is named twice.
     """
     first = runs[0]
+    if first.report.num_images < 2:
+        raise RunError(
+            f"{first.path} is judged by {counted(first.report.num_images, 'image')}; at least two are needed"
+        )
     for run in runs[1:]:
         if run.report.classes != first.report.classes:
             raise RunError(f"{run.path} knows other classes than {first.path}")
         if run.report.samples != first.report.samples:
             raise RunError(f"{run.path} is judged by other images than {first.path}; runs of one data set are compared")
+    paths = [run.path.resolve() for run in runs]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise RunError(f"{twice} is named twice; a run counts once")
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
-    """Runs that differ in their seed alone belong together."""
+    """Runs that differ in their seed alone belong together.
+
+    Raises:
+        RunError: if two of them do not even differ in that, so that they are no two answers to one question.
+    """
     found: list[list[ComparedRun]] = []
     for run in runs:
         for group in found:
-            if not differences(group[0], run):
+            if group[0].recipe.model == run.recipe.model and not differences(group[0], run):
                 group.append(run)
                 break
         else:
@@ -57,19 +71,20 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
     groups = []
     for place, (name, members) in enumerate(zip(names, found, strict=True)):
         members.sort(key=lambda run: run.recipe.seed)
-        label, recipe = name, ""
-        if names.count(name) > 1:
-            label = f"{name} #{names[: place + 1].count(name)}"
-            recipe = ", ".join(differences(found[names.index(name)][0], members[0]))
+        for one, other in pairwise(members):
+            if one.recipe.seed == other.recipe.seed:
+                raise RunError(f"{one.path} and {other.path} were trained alike, with one seed; leave one of them out")
+        label = f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        recipe = ", ".join(differences(found[0][0], members[0]))
         groups.append(Group(label, recipe, tuple(members), np.stack([run.report.correct for run in members])))
     return groups
 
 
 def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
-    """What sets another run's recipe apart, besides its seed, and the epochs that the same time came to."""
-    same_budget = one.recipe.budget and one.recipe.budget == other.recipe.budget
-    epochs = one.recipe.epochs if same_budget else other.recipe.epochs
-    found = one.recipe.differences(replace(other.recipe, seed=one.recipe.seed, epochs=epochs))
-    if one.recipe.budget != other.recipe.budget:
-        found.append(f"--budget {other.recipe.budget} (was {one.recipe.budget})")
+    """What sets another run's training apart, besides its network and its seed."""
+    found = recipe_differences(one.recipe, replace(other.recipe, model=one.recipe.model))
+    if one.start != other.start:
+        found.append(f"--init {other.start or 'none'} (was {one.start or 'none'})")
+    if one.content_hash != other.content_hash:
+        found.append("other training images")
     return found

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from carnet.errors import ConfigError
+from carnet.machine import processor_name
 
 
 def choose_device(wish: str) -> str:
@@ -24,6 +25,11 @@ def choose_device(wish: str) -> str:
     if wish not in usable:
         raise ConfigError(f"--device {wish} is not available here; PyTorch sees: {', '.join(usable)}")
     return wish
+
+
+def device_name(device: str) -> str:
+    """What the maker calls a device: cpu, cuda or mps."""
+    return torch.cuda.get_device_name() if device == "cuda" else processor_name()
 
 
 def compute_exactly() -> None:

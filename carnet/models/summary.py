@@ -91,6 +91,22 @@ def check_image_size(network: nn.Module, name: str, image_size: int, in_channels
         network.train(was_training)
 
 
+def check_single_image(network: nn.Module, image_size: int, in_channels: int, flag: str) -> None:
+    """Try to train on one image, which batch norm cannot where it sees a single position.
+
+    Raises:
+        ModelError: naming the flag that asked for it.
+    """
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            network.train()(torch.zeros(1, in_channels, image_size, image_size))
+    except ValueError as error:
+        raise ModelError(f"{flag} is too few for batch norm at --image-size {image_size}; take 2 or more") from error
+    finally:
+        network.train(was_training)
+
+
 @contextmanager
 def _recording(network: nn.Module, summary: ModelSummary) -> Iterator[None]:
     rows: dict[nn.Module, LayerSummary] = {}

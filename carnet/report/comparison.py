@@ -57,26 +57,20 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
         _draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
         for row, style in zip(rows, styles, strict=True)
     ]
-    for row, style in zip(rows, styles, strict=True):
+    measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
+    for row, style in measured:
         _draw_point(over_latency, row, style)
     _dress(over_time, "Validation accuracy over training time", "seconds")
     _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
     over_time.set_xlim(left=0)
     over_time.set_ylim(bottom=0)
-    # Room for the names.
-    over_time.set_xlim(right=1.2 * max(x for x, _ in ends))
-    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row in rows]
-    fastest, slowest = min(x for x, _ in points), max(x for x, _ in points)
-    if slowest > _FAR * fastest:
-        over_latency.set_xscale("log")
-        over_latency.xaxis.set_major_formatter("{x:g}")
-        over_latency.minorticks_off()
-        over_latency.set_xlim(fastest / 2, slowest * (slowest / fastest) ** 0.35)
-    else:
-        over_latency.set_xlim(0, 1.45 * slowest)
-    names = [f"{row['label']} {top1:.1f} %" for row, (_, top1) in zip(rows, ends, strict=True)]
+    # Room for the names, and for the longest run.
+    over_time.set_xlim(right=max(1.2 * max(x for x, _ in ends), 1.02 * max(run["seconds"][-1] for run in runs)))
+    names = [f"{row['label']} {100 * row['top1']:.1f} %" for row in rows]
     _write_names(over_time, names, ends, styles)
-    _write_names(over_latency, [row["label"] for row in rows], points, styles)
+    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
+    _scale_latency(over_latency, [milliseconds for milliseconds, _ in points])
+    _write_names(over_latency, [row["label"] for row, _ in measured], points, [style for _, style in measured])
     pictures = []
     for form in ("png", "svg"):
         content = io.BytesIO()
@@ -86,6 +80,18 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
             figure.savefig(content, format=form, dpi="figure", metadata=metadata)
         pictures.append(content.getvalue())
     return pictures[0], pictures[1]
+
+
+def _scale_latency(axes: Axes, milliseconds: Sequence[float]) -> None:
+    """Leave room for the names, whose networks may be far apart, or may be none."""
+    fastest, slowest = min(milliseconds, default=1.0), max(milliseconds, default=1.0)
+    if slowest > _FAR * fastest:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_xlim(fastest / 2, slowest * (slowest / fastest) ** 0.35)
+    else:
+        axes.set_xlim(0, 1.45 * slowest)
 
 
 def _styles(number: int) -> list[tuple[str, Any]]:
@@ -195,7 +201,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """A column for each network, a line for each measure."""
     targets = list(rows[0]["seconds_to"])
-    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "top-5", "calibration error, points"]
+    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "last epoch, all of valid"]
+    measures += ["top-5", "spread of top-5", "calibration error, points"]
     measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
     measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
     measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
@@ -205,26 +212,41 @@ def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
     low, high = (100 * end for end in row["top1_ci95"])
-    spread, peak, latency = row["top1_spread"], row["peak_memory_bytes"], row["latency_ms"]
+    latency = row["latency_ms"]
     times = (row["seconds_to"][target] for target in targets)
     return [
         str(len(row["seeds"])),
         f"{100 * row['top1']:.1f} %",
         f"{low:.1f} to {high:.1f}",
-        "" if spread is None else f"{100 * spread:.1f}",
+        _points(row["top1_spread"]),
         ", ".join(f"{100 * top1:.1f}" for top1 in row["top1_of_each"]),
+        f"{100 * row['final_top1']:.1f} %",
         f"{100 * row['top5']:.1f} %",
+        _points(row["top5_spread"]),
         f"{100 * row['calibration_error']:.1f}",
         f"{row['params']:,}",
         f"{row['macs'] / 1e6:,.0f} M",
         f"{row['weights_bytes'] / 1e6:.1f} MB",
         f"{row['activations_bytes'] / 1e6:.0f} MB",
-        "" if peak is None else f"{peak / 1e9:.2f} GB",
+        _memory(row),
         duration(row["seconds_per_epoch"]),
         duration(row["seconds"]),
         *("never" if time is None else duration(time) for time in times),
-        *(f"{latency[name]:.2f} ms" for name in ("onnx_p50", "onnx_p95", "pytorch_p50", "pytorch_p95")),
+        *(
+            f"{latency[name]:.2f} ms" if name in latency else "not measured"
+            for name in ("onnx_p50", "onnx_p95", "pytorch_p50", "pytorch_p95")
+        ),
     ]
+
+
+def _points(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    of_process, of_device = row["peak_memory_bytes"], row["peak_device_bytes"]
+    parts = [] if of_process is None else [f"{of_process / 1e9:.2f} GB"]
+    return ", ".join([*parts, *([] if of_device is None else [f"GPU {of_device / 1e9:.2f} GB"])])
 
 
 def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str, Any], png: bytes) -> str:
@@ -243,7 +265,6 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
         ("processor", document["machine"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())),
     ]
-    facts += [(row["label"], f"trained with {row['recipe']}") for row in rows if row["recipe"]]
     names = ", ".join(str(row["label"]) for row in rows)
     body = [
         listing("findings", sentences),

@@ -111,7 +111,7 @@ class TrainingConfig:
     max_memory: str = ""
     """Memory that training may take, such as 2GB; empty: what is free."""
     budget: str = ""
-    """Time to train in, such as 10m or 1h30m, looking at the images included; chooses the number of epochs."""
+    """Time to train in, such as 10m or 1h30m, looking at the images included; it chooses the epochs, not --epochs."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints inside an epoch; every epoch ends with one as well."""
     checkpoint_steps: int = 0
@@ -202,14 +202,16 @@ class TrainingConfig:
 
         What the machine decides with is left to `Plan.differences`, which knows what `auto` came to.
         """
-        free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache", "budget"}
+        free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache"}
         free |= {"device", "devices", "precision", "threads", "compile", "memory_format", "fast_depthwise"}
-        free |= {"micro_batch", "keep_memory", "max_memory"}
-        return [
-            f"--{f.name.replace('_', '-')} {getattr(other, f.name)} (was {getattr(self, f.name)})"
-            for f in fields(self)
-            if f.name not in free and getattr(self, f.name) != getattr(other, f.name)
-        ]
+        free |= {"micro_batch", "keep_memory"}
+        found = []
+        for f in fields(self):
+            then, now = getattr(self, f.name), getattr(other, f.name)
+            if f.name not in free and then != now:
+                then, now = ("none" if value == "" else value for value in (then, now))
+                found.append(f"--{f.name.replace('_', '-')} {now} (was {then})")
+        return found
 
 
 def published() -> TrainingConfig:

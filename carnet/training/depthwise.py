@@ -35,16 +35,16 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(x, self.weight, self.bias, cast(Pair, self.stride), cast(Pair, self.padding))
 
 
-def speed_up_depthwise(network: nn.Module) -> int:
-    """Turn the depthwise convolutions of a network into `DepthwiseConv2d`; parameters and their names stay.
+def speed_up_depthwise(network: nn.Module, *, fast: bool = True) -> int:
+    """Turn the depthwise convolutions of a network into `DepthwiseConv2d`, or back; parameters and their names stay.
 
     Returns:
         How many there are.
     """
     number = 0
     for module in network.modules():
-        if type(module) is nn.Conv2d and _is_supported(module):
-            module.__class__ = DepthwiseConv2d
+        if type(module) in (nn.Conv2d, DepthwiseConv2d) and _is_supported(cast(nn.Conv2d, module)):
+            module.__class__ = DepthwiseConv2d if fast else nn.Conv2d
             number += 1
     return number
 

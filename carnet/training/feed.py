@@ -24,7 +24,7 @@ from carnet.training.dataset import (
     load_batches,
 )
 from carnet.training.processes import Processes
-from carnet.training.schedule import View, view_at
+from carnet.training.schedule import View, first_view
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def make_feed(
     """
     load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
     augmentation = Augmentation.from_config(config)
-    prepare = Preparation(load, augmentation, view_at(0, config), config.seed, apply=device != "cuda")
+    prepare = Preparation(load, augmentation, first_view(config), config.seed, apply=device != "cuda")
     place = {"rank": processes.rank, "num_processes": processes.size}
     if stream is None:
         batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)

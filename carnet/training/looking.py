@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,8 @@ from carnet.data.forms import form_of
 from carnet.data.hub import Source
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError
-from carnet.progress import Progress
+from carnet.progress import Progress, duration
+from carnet.quantities import parse_seconds
 from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed, make_feed
@@ -44,12 +47,29 @@ class Found:
         return make_feed(config, spec, train, self.decoded, self.stream, device=plan.device, processes=processes)
 
 
-def look_at(data: Path | str, config: TrainingConfig, plan: Plan, ignore: Sequence[str], progress: Progress) -> Found:
+def look_at(
+    data: Path | str,
+    config: TrainingConfig,
+    plan: Plan,
+    ignore: Sequence[str],
+    progress: Progress,
+    *,
+    started: float | None = None,
+) -> Found:
     """Find the images, look inside each, and say what there is.
 
+    Args:
+        data: as `find_images` takes it.
+        config: the recipe.
+        plan: how it is done here.
+        ignore: images to leave out.
+        progress: shown what is found.
+        started: when the run's budget began, by `time.monotonic`; None: it has been planned already.
+
     Raises:
-        CarnetError: one of its kinds, if they cannot be trained on.
+        CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
     """
+    budget = parse_seconds(config.budget) if config.budget and started is not None else math.inf
     check: dict[str, Any] = {
         "image_size": config.image_size,
         "skip_unreadable": config.skip_unreadable,
@@ -59,6 +79,11 @@ def look_at(data: Path | str, config: TrainingConfig, plan: Plan, ignore: Sequen
 
     def bar(done: int, total: int) -> None:
         progress.bar("looking at the images", done, total)
+        if (spent := time.monotonic() - (started or 0)) > budget:
+            raise ConfigError(
+                f"looking at {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
+                f"{duration(spent * total / max(1, done))}, so give more than that"
+            )
 
     if config.stream:
         images, stream = _look_at_stream(str(data), {**check, "progress": bar}, ignore, progress)

@@ -105,6 +105,15 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def peak_device_bytes(device: str) -> int:
+    """The most memory of its GPU that this process's tensors have taken at once; 0 on other devices."""
+    if device != "cuda":
+        return 0
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep the memory that a step frees, for the next step, until the process ends.
 

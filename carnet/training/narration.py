@@ -11,7 +11,7 @@ from carnet.errors import NonFiniteLossError
 from carnet.progress import counted, duration
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import Job
-from carnet.training.schedule import first_side, mean_cost, step_cost, view_at
+from carnet.training.schedule import first_side, mean_cost, side_at, step_cost
 from carnet.training.state import EpochMetrics, TrainingState
 
 
@@ -37,7 +37,7 @@ def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, ste
     step_seconds = float(np.median(session_steps[len(session_steps) // 2 :]))
     left = state.num_steps - state.epoch * steps_per_epoch - state.step
     # Images may still grow.
-    cost = step_cost(view_at(state.began_at, job.config).side, job.config, job.plan.first_cost)
+    cost = step_cost(side_at(state.began_at, job.config), job.config, job.plan.first_cost)
     rest = left * step_seconds * mean_cost(state.progress, job.config, job.plan.first_cost) / cost
     return (
         f"{step_seconds:.2f} s a step, {job.config.batch_size / step_seconds:.1f} images/s: "

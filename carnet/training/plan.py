@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 
 from carnet.errors import ConfigError, RunError
-from carnet.machine import processor_name
-from carnet.models.device import choose_device
+from carnet.models.device import choose_device, device_name
 from carnet.prefetch import available_cores, loading_threads
 from carnet.training.config import TrainingConfig
 
@@ -51,6 +50,8 @@ class Plan:
     """Whether `carnet.training.depthwise` computes gradients."""
     keep_memory: bool = False
     """Whether freed memory stays with the process."""
+    training_steps: int = 0
+    """Optimizer steps that a budget is foretold to leave time for; 0: all of the epochs."""
     training_seconds: float = 0.0
     """When this much time has been spent training, the run ends at the next step; 0: it does not."""
     reasons: tuple[str, ...] = ()
@@ -121,7 +122,7 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     keep = config.keep_memory == "on" or (config.keep_memory == "auto" and not config.max_memory)
     return Plan(
         device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        device_name=device_name(device),
         precision=precision,
         threads=threads,
         workers=workers,

@@ -17,7 +17,7 @@ from carnet.data.hub import Source
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
 from carnet.models.registry import create_model, normalization
-from carnet.models.summary import check_image_size
+from carnet.models.summary import check_image_size, check_single_image
 from carnet.models.trained import check_start, start_from
 from carnet.prefetch import available_cores
 from carnet.progress import Progress, counted
@@ -31,8 +31,8 @@ from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
 from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.schedule import first_side, view_at
-from carnet.training.step import compiler_problem
+from carnet.training.schedule import first_side, first_view
+from carnet.training.step import compiler_problem, explaining_out_of_memory
 from carnet.training.tuning import tune
 from carnet.training.whitening import has_patches, whiten
 
@@ -85,9 +85,9 @@ def prepare(
     """
     if output is not None:
         RunFolder.new(Path(output))
-    config = with_size(config)
-    _check_early(config, init)
-    found = look_at(data, config, plan, ignore, progress)
+    config = asked = with_size(config)
+    check_early(config, init)
+    found = look_at(data, config, plan, ignore, progress, started=started)
     images = found.images
     _check_size(images, config, plan)
     num_train = len(images.data.splits["train"])
@@ -100,7 +100,7 @@ def prepare(
         _whiten(network, spec, config, plan, found)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
-    record = _record(config, plan, images, init, ignore)
+    record = _record(asked, config, plan, images, init=init, ignore=ignore)
     run.create(images.rows(), record)
     progress.say(_intention(run, config, plan, network, start))
     return Job(
@@ -213,8 +213,12 @@ def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | No
     return None
 
 
-def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
-    """Fail on a wrong name, size, start or logger before thousands of images are looked at."""
+def check_early(config: TrainingConfig, init: Path | str | None = None) -> None:
+    """Fail on a wrong name, size, start or logger before thousands of images are looked at.
+
+    Raises:
+        CarnetError: one of its kinds.
+    """
     network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
     check_image_size(network, config.model, config.image_size, config.in_channels)
     if (first := first_side(config)) < config.image_size:
@@ -222,6 +226,9 @@ def _check_early(config: TrainingConfig, init: Path | str | None) -> None:
             check_image_size(network, config.model, first, config.in_channels)
         except ModelError as error:
             raise ConfigError(f"--start-share {config.start_share:g}: {error}; take --start-share 1") from error
+    for name in ("batch_size", "micro_batch"):
+        if getattr(config, name) == 1:
+            check_single_image(network, config.image_size, config.in_channels, f"--{name.replace('_', '-')} 1")
     if init is not None:
         check_start(config.model, config.in_channels, init)
     if init is not None and config.pretrained:
@@ -245,15 +252,16 @@ def _tune(
     # A budget may still choose the epochs, on which it depends how much images are changed; that takes no time.
     tried = with_augmentation(config)
     feed = found.feed(tried, spec, plan, first)
-    config, plan = tune(
-        config,
-        plan,
-        lambda: Rehearsal.begin(network, spec, tried, feed),
-        steps_per_epoch=feed.batches.steps_per_epoch,
-        num_valid=len(splits["valid"]) // plan.devices,
-        started=started,
-        progress=progress,
-    )
+    with explaining_out_of_memory(config, plan.micro_batch):
+        config, plan = tune(
+            config,
+            plan,
+            lambda: Rehearsal.begin(network, spec, tried, feed),
+            steps_per_epoch=feed.batches.steps_per_epoch,
+            num_valid=len(splits["valid"]) // plan.devices,
+            started=started,
+            progress=progress,
+        )
     config = with_augmentation(config)
     return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
 
@@ -261,7 +269,7 @@ def _tune(
 def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
-        batches = found.feed(config, spec, plan, Processes()).read(0, 0, workers=0, view=view_at(0, config))
+        batches = found.feed(config, spec, plan, Processes()).read(0, 0, workers=0, view=first_view(config))
         whiten(network, batches, spec)
 
 
@@ -299,11 +307,19 @@ def _start(network: nn.Module, spec: ModelSpec, config: TrainingConfig, init: Pa
 
 
 def _record(
-    config: TrainingConfig, plan: Plan, images: CheckedImages, init: Path | str | None, ignore: Sequence[str]
+    asked: TrainingConfig,
+    config: TrainingConfig,
+    plan: Plan,
+    images: CheckedImages,
+    *,
+    init: Path | str | None,
+    ignore: Sequence[str],
 ) -> dict[str, Any]:
     """What `config.json` says: enough to repeat the run, written before its first step."""
     return {
         "recipe": config.to_json(),
+        # With what was left open still open: runs that were asked for alike belong together, whatever it came to.
+        "asked": asked.to_json(),
         "plan": plan.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
         "versions": versions(),

@@ -30,8 +30,11 @@ def with_batch_size(config: TrainingConfig, num_train: int, devices: int = 1) ->
     """Fill in the batch: a power of two, smaller where there are few images, so that they still make some steps."""
     if config.batch_size:
         return config
-    fitting = max(SMALLEST_BATCH, 2 * devices, min(LARGEST_BATCH, num_train // STEPS_PER_EPOCH))
-    return replace(config, batch_size=2 ** (fitting.bit_length() - 1))
+    fitting = max(SMALLEST_BATCH, min(LARGEST_BATCH, num_train // STEPS_PER_EPOCH))
+    size = 2 ** (fitting.bit_length() - 1)
+    while size < 2 * devices:
+        size *= 2
+    return replace(config, batch_size=size)
 
 
 def with_augmentation(config: TrainingConfig) -> TrainingConfig:

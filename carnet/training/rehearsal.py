@@ -20,7 +20,7 @@ from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
-from carnet.training.schedule import first_side, view_at
+from carnet.training.schedule import first_side, first_view, last_view
 from carnet.training.step import TrainingStep
 
 
@@ -33,6 +33,7 @@ class Rehearsal:
         first_batch: as the run begins, which may be with smaller ones.
         seconds_to_load: what one thread takes to prepare one image.
         is_decoded: whether that only means to change it.
+        micro_batch: what a step came down to where a GPU's memory ran out; 0: it never did.
     """
 
     network: nn.Module
@@ -43,15 +44,16 @@ class Rehearsal:
     seconds_to_load: float
     is_decoded: bool
     weights: Mapping[str, Tensor]
+    micro_batch: int = 0
 
     @classmethod
     def begin(cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, feed: Feed) -> Rehearsal:
         """Read the first batch, and remember the weights."""
         started = time.perf_counter()
-        batch = next(feed.read(0, 0, workers=0, view=view_at(1, config)))
+        batch = next(feed.read(0, 0, workers=0, view=last_view(config)))
         seconds = (time.perf_counter() - started) / len(batch)
         grows = first_side(config) < config.image_size
-        first_batch = next(feed.read(0, 0, workers=0, view=view_at(0, config))) if grows else batch
+        first_batch = next(feed.read(0, 0, workers=0, view=first_view(config))) if grows else batch
         weights = copy.deepcopy(network.state_dict())
         return cls(network, spec, config, batch, first_batch, seconds, feed.is_decoded, weights)
 
@@ -76,6 +78,8 @@ class Rehearsal:
             started = time.perf_counter()
             self._take(step, batch)
             times.append(time.perf_counter() - started)
+        if step.micro_batch < plan.micro_batch:
+            self.micro_batch = step.micro_batch
         return float(np.median(times))
 
     def peak_bytes(self, plan: Plan, num_images: int) -> int:

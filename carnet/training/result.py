@@ -15,7 +15,6 @@ from carnet.models.trained import load
 from carnet.progress import Progress, duration
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
-from carnet.training.memory import peak_resident_bytes
 from carnet.training.preparation import Job
 from carnet.training.state import EpochMetrics, TrainingState
 
@@ -90,7 +89,8 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "final": {key: final[key] for key in keys},
         "best": {key: best[key] for key in keys},
         "seconds": round(state.seconds, 1),
-        "peak_memory_bytes": peak_resident_bytes(),
+        "peak_memory_bytes": state.peak_memory_bytes or None,
+        "peak_device_bytes": state.peak_device_bytes or None,
         "num_images": {split: len(samples) for split, samples in job.images.data.splits.items()},
         "num_skipped_unreadable": len(job.images.unreadable),
         "num_ignored": len(job.images.data.ignored),

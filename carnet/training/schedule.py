@@ -16,8 +16,9 @@ _SMALLEST = 64
 """Smaller images have no pixels to spare."""
 _GROWN = 0.75
 """Share of the run after which images have their full side, and are nearly whole unless that comes later."""
-_WHOLE_EPOCHS = 10
-"""At most so many with nearly whole images: those that are always shown alike are soon learned by heart."""
+_WHOLE_STEPS = 2000
+"""At most so many with nearly whole images, which are soon learned by heart; fewer would not be what the average of the
+weights is made of."""
 _LAST_CROP = 0.9
 """Share of the area that is cut out at least from then on."""
 
@@ -55,20 +56,36 @@ def first_side(config: TrainingConfig) -> int:
     return min(config.image_size, max(_SMALLEST, share))
 
 
-def view_at(progress: float, config: TrainingConfig) -> View:
+def view_at(progress: float, config: TrainingConfig, num_steps: int) -> View:
     """How images are shown in an epoch that begins when this share of the run is done.
 
     Small images cost less, and are enough for what a network learns first. Pieces look larger than whole images, which
     are what it will be judged by; so it ends with nearly whole ones.
     Sources: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing); Touvron et al., "Fixing the
     train-test resolution discrepancy", 2019.
+
+    Args:
+        progress: 0 to 1.
+        config: names sides and pieces.
+        num_steps: of the whole run.
     """
-    last_share = min(1 - _GROWN, _WHOLE_EPOCHS / max(1, config.epochs))
+    last_share = min(1 - _GROWN, _WHOLE_STEPS / num_steps)
     min_crop = config.min_crop if progress < 1 - last_share else max(config.min_crop, _LAST_CROP)
-    return View(_side_at(progress, config), min_crop)
+    return View(side_at(progress, config), min_crop)
 
 
-def _side_at(progress: float, config: TrainingConfig) -> int:
+def first_view(config: TrainingConfig) -> View:
+    """How images are shown where the run begins."""
+    return View(first_side(config), config.min_crop)
+
+
+def last_view(config: TrainingConfig) -> View:
+    """How they are shown where it ends."""
+    return View(config.image_size, max(config.min_crop, _LAST_CROP))
+
+
+def side_at(progress: float, config: TrainingConfig) -> int:
+    """Side of the images, in pixels, when this share of the run is done."""
     first, last = first_side(config), config.image_size
     if progress >= _GROWN or first == last:
         return last
@@ -93,7 +110,7 @@ def step_cost(side: int, config: TrainingConfig, first_cost: float) -> float:
 def mean_cost(progress: float, config: TrainingConfig, first_cost: float) -> float:
     """The mean of `step_cost` over the rest of the run."""
     moments = (progress + (1 - progress) * (place + 0.5) / 100 for place in range(100))
-    return fmean(step_cost(_side_at(moment, config), config, first_cost) for moment in moments)
+    return fmean(step_cost(side_at(moment, config), config, first_cost) for moment in moments)
 
 
 def time_at_full_side(config: TrainingConfig, first_cost: float) -> float:

@@ -41,7 +41,7 @@ def train(
 
     Args:
         data: the images, in a form `carnet.data.sources` describes; with `resume`, None is where they were.
-        config: the recipe; None: the published one, or with `resume` the run's own.
+        config: the recipe; None: the recommended one, or with `resume` the run's own.
         output: folder of the run, which must be new or empty; None: `runs/<data>-<model>`, numbered if taken. With
             `resume`, the run is copied there and goes on there.
         init: another run whose weights to start from.

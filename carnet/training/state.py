@@ -41,6 +41,10 @@ class TrainingState:
     """Share of the run that is done, which the learning rate follows."""
     micro_batch: int = 0
     """Where a GPU's memory ran out: images at a time from then on; 0: as planned."""
+    peak_memory_bytes: int = 0
+    """The most that a process of the run has had in use at once, as of the last finished epoch."""
+    peak_device_bytes: int = 0
+    """The same of a GPU's memory."""
     notes: list[str] = field(default_factory=list)
     """What went otherwise than planned, a sentence each."""
 

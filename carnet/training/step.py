@@ -63,8 +63,7 @@ class TrainingStep:
         self.spec, self.processes, self.fabric = spec, processes, fabric
         self.augmentation = Augmentation.from_config(config)
         self.network = network.to(memory_format=getattr(torch, plan.memory_format))
-        if plan.fast_depthwise:
-            speed_up_depthwise(self.network)
+        speed_up_depthwise(self.network, fast=plan.fast_depthwise)
         if processes.size > 1 and plan.device == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.micro_batch = plan.micro_batch
@@ -123,7 +122,8 @@ class TrainingStep:
         images = batch.images
         if batch.changes is not None:
             images = self.augmentation.apply_to_batch(images, batch.changes, batch.size)
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # Apple's GPUs have no float64.
+        sums = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         batch = cut_mix(Batch(images, batch.labels), self.config.cutmix, np.random.default_rng(seed))
         parts = list(batch.parts(self.micro_batch))
         for number, part in enumerate(parts, start=1):

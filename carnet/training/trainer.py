@@ -26,7 +26,7 @@ from carnet.training.average import WeightAverage
 from carnet.training.checkpoint import save_checkpoint
 from carnet.training.dataset import Batch, step_seed
 from carnet.training.feed import pixels_from
-from carnet.training.memory import hold_memory_below, keep_freed_memory
+from carnet.training.memory import hold_memory_below, keep_freed_memory, peak_device_bytes, peak_resident_bytes
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_at
@@ -36,6 +36,8 @@ from carnet.training.stop import StopFlag, StopRequestError
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
 """Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
+_DRAW_SECONDS = 10.0
+"""Between drawings of the curves, which take as long as an epoch of few images."""
 
 
 class Trainer:
@@ -58,15 +60,17 @@ class Trainer:
         self.feed = job.feed(processes)
         self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())
-        self.step = TrainingStep(
-            job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
-        )
+        with explaining_out_of_memory(self.config, job.plan.micro_batch):
+            self.step = TrainingStep(
+                job.network, self.spec, self.config, plan=job.plan, processes=processes, fabric=self.fabric
+            )
         self.network, self.optimizer = self.step.network, self.step.optimizer
         self.average = WeightAverage(self.network, self.config.ema) if self.config.ema else None
         self.state = TrainingState()
         self.session_steps: list[float] = []
         self.has_foretold = False
         self.last_checkpoint = time.monotonic()
+        self.last_drawn = -_DRAW_SECONDS
 
     def fit(self, stop: StopFlag) -> TrainingState:
         """Train to the last epoch, or to the end of patience.
@@ -103,8 +107,10 @@ class Trainer:
                 if spent:
                     state.finished = True
                     state.notes.append(spent)
-                lr = self.optimizer.param_groups[0]["lr"]
+                lr, started = self.optimizer.param_groups[0]["lr"], time.perf_counter()
                 self._end_epoch(state.end_epoch(valid, lr=lr, image_size=self.view.side))
+                # Writing takes time too, which counts where there is a budget.
+                state.seconds += time.perf_counter() - started
         except StopRequestError as request:
             self._checkpoint()
             raise StoppedError(
@@ -125,7 +131,7 @@ class Trainer:
             files.remove_temporary(self.run.path)
         checkpoint = self.job.checkpoint
         if checkpoint is None:
-            self.state.num_steps = self.steps_planned
+            self.state.num_steps = self.job.plan.training_steps or self.steps_planned
             self._checkpoint()
             return
         checkpoint.restore(self.network, self.optimizer, None if self.average is None else self.average.network)
@@ -176,7 +182,7 @@ class Trainer:
     @property
     def view(self) -> View:
         """How this epoch's images are shown."""
-        return view_at(self.state.began_at, self.config)
+        return view_at(self.state.began_at, self.config, self.state.num_steps)
 
     @property
     def steps_planned(self) -> int:
@@ -293,8 +299,9 @@ class Trainer:
             with self._explaining_lost_output():
                 save_model(self.run, self.judged, self.spec, model_info(self.network, epoch))
         self._keep_budget()
+        self._note_memory()
         self._checkpoint()
-        self._write_history()
+        self._write_history(draw_every=_DRAW_SECONDS)
         self.fabric.log_dict(
             {
                 "loss/train": epoch["train_loss"],
@@ -306,7 +313,14 @@ class Trainer:
         )
         self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, is_best=state.best is epoch))
 
-    def _write_history(self) -> None:
+    def _note_memory(self) -> None:
+        device = self.job.plan.device
+        peaks = self.processes.gather(lambda: (peak_resident_bytes(), peak_device_bytes(device)))
+        state = self.state
+        state.peak_memory_bytes = max(state.peak_memory_bytes, *(resident for resident, _ in peaks))
+        state.peak_device_bytes = max(state.peak_device_bytes, *(on_device for _, on_device in peaks))
+
+    def _write_history(self, *, draw_every: float = 0.0) -> None:
         if not self.processes.is_first:
             return
         history = self.state.history
@@ -316,7 +330,10 @@ class Trainer:
                 self.run.curves.unlink(missing_ok=True)
                 return
             files.write_csv(self.run.metrics, history)
-            files.write_bytes(self.run.curves, draw_curves(history, title=f"{self.spec.model}, {self.run.path.name}"))
+            if time.monotonic() - self.last_drawn >= draw_every:
+                title = f"{self.spec.model}, {self.run.path.name}"
+                files.write_bytes(self.run.curves, draw_curves(history, title=title))
+                self.last_drawn = time.monotonic()
 
     def _checkpoint(self) -> None:
         if not self.processes.is_first:

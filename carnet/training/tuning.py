@@ -27,6 +27,8 @@ SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
 COMPILED_RUN_SECONDS = 300.0
 """With images of full side, from which on compiling is tried: it takes a minute, to save a fifth to a third."""
+FEWEST_STEPS = 100
+"""Where a budget leaves fewer, and no epoch, nothing can be learned."""
 FEW_THREADS = 2
 """Of the arithmetic, up to which threads that change decoded images cost the steps more than they save them: one that
 waits for a core makes all wait. `benchmarks/kernels.py` compares."""
@@ -153,6 +155,9 @@ class _Tuning:
     def measure_step(self) -> None:
         """Time a step as planned so far."""
         self.step_seconds = self.rehearsal.seconds(self.plan)
+        if size := self.rehearsal.micro_batch:
+            self.plan = replace(self.plan, micro_batch=size)
+            self.reasons.append(f"{counted(size, 'image')} at a time, for memory ran out with more")
 
     def choose_threads(self) -> None:
         """Where two threads share a core, try one for each core."""
@@ -249,12 +254,24 @@ class _Tuning:
         epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)
-        epochs = max(1, int(left / epoch))
+        # Where not even one fits, its images have their full side, as at the end of every run.
+        of_one = min(self.steps_per_epoch, max(1, int(left / step)))
+        steps = int(self.steps_per_epoch * left / epoch) if left >= epoch else of_one
+        if steps < min(FEWEST_STEPS, self.steps_per_epoch):
+            spent = time.monotonic() - self.started
+            raise ConfigError(
+                f"--budget {self.config.budget} leaves time for {counted(steps, 'step')} of training, after "
+                f"{duration(spent)} of looking at the images and measuring; give at least "
+                f"{duration(spent + judging + 3.0 + FEWEST_STEPS * step)}"
+            )
+        asked, epochs = self.config.epochs, max(1, steps // self.steps_per_epoch)
         self.config = replace(self.config, epochs=epochs)
-        self.plan = replace(self.plan, training_seconds=round(left, 1))
-        say = f"{counted(epochs, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}"
+        self.plan = replace(self.plan, training_seconds=round(left, 1), training_steps=steps)
+        instead = f", instead of {asked}" if asked else ""
         self.reasons.append(
-            say if epoch <= left else f"an epoch takes about {duration(epoch)}, so training ends inside the first"
+            f"{counted(epochs, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}{instead}"
+            if steps >= self.steps_per_epoch
+            else f"an epoch takes about {duration(epoch)}, so training ends inside the first, after {steps:,} steps"
         )
 
     def _left(self) -> float:

@@ -19,7 +19,7 @@ def test_statistics_of_turns() -> None:
     assert timing.images_per_second == 1600
     slower = Timing("b", "pytorch", 64, 4, (5.0, 5.0, 5.0, 5.0))
     alone = Timing("b", "pytorch", 64, 1, (2.0, 2.0))
-    result = Benchmark((timing, slower, alone), threads=1, rounds=4, device="cpu")
+    result = Benchmark((timing, slower, alone), threads=1, rounds=4, device="cpu", device_name="a processor")
     assert [result.times_the_first(each) for each in result.timings] == [1, 2, 1]
     assert [each["times_the_first"] for each in result.to_json()["timings"]] == [1, 2, 1]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ import pytest
 from carnet import TrainingConfig
 from carnet.comparison import runs as training_of_runs
 from carnet.comparison.compare import _targets, compare
-from carnet.comparison.groups import Group
+from carnet.comparison.groups import Group, group_runs
 from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import read_run, train_runs
-from carnet.errors import ConfigError, RunError
+from carnet.errors import ConfigError, DataError, ModelError, RunError
+from carnet.export import graph
+from carnet.export.graph import to_graph
+from carnet.models.trained import TrainedModel
 from carnet.progress import Silent
 from carnet.training.checkpoint import read_checkpoint
 
@@ -57,7 +61,8 @@ def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pyte
 def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0")
     (tmp_path / "carnet_n-seed-0" / "result.json").unlink()
-    (path,) = train_runs(str(photos), ["carnet_n"], seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+    shutil.copytree(folder / "carnet_n-seed-1", tmp_path / "carnet_n-seed-1")
+    path, _ = train_runs(str(photos), ["carnet_n"], seeds=2, config=SMALL, folder=tmp_path, progress=Silent())
     again, before = (json.loads((run / "result.json").read_text()) for run in (path, folder / "carnet_n-seed-0"))
     assert again["final"] == before["final"]
     assert again["peak_memory_bytes"] > 50e6
@@ -103,12 +108,48 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
     other = TrainingConfig(**(SMALL.to_json() | {"lr": 0.01}))
     with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
-        train_runs(str(photos), ["carnet_n"], seeds=1, config=other, folder=folder, progress=Silent())
+        train_runs(str(photos), MODELS, seeds=1, config=other, folder=folder, progress=Silent())
+    # What is left open is not what it came to.
+    longer = replace(SMALL, epochs=0, budget="10m")
+    with pytest.raises(RunError, match=r"--epochs 0 \(was 2\), --budget 10m \(was none\)"):
+        train_runs(str(photos), MODELS, seeds=1, config=longer, folder=folder, progress=Silent())
+
+
+def test_runs_of_other_images_are_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(photos, tmp_path / photos.name)
+    with pytest.raises(RunError, match=r"was trained on .* images in .*, not on .*; choose another --output"):
+        train_runs(str(elsewhere), MODELS, seeds=1, config=SMALL, folder=folder, progress=Silent())
+
+
+def test_what_would_be_missed_late_is_missed_early(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_of_runs, "_train_alone", lambda *arguments: pytest.fail("it trains"))
+
+    def begin(*models: str, seeds: int = 1) -> None:
+        train_runs(str(photos), models, seeds=seeds, config=SMALL, folder=tmp_path, progress=Silent())
+
+    with pytest.raises(ModelError, match="resnet81"):
+        begin("carnet_s", "resnet81")
+    with pytest.raises(ConfigError, match="--models names carnet_s twice"):
+        begin("carnet_s", "carnet_s")
+    with pytest.raises(ConfigError, match="one run has nothing to be compared with"):
+        begin("carnet_s")
+    with pytest.raises(ModelError, match=r"carnet18 .* px"):
+        begin("carnet_s", "carnet18")
+
+
+def test_a_long_error_comes_out_of_its_process(photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "data")
+    for number in range(400):
+        (data / "train" / "red" / f"{'no-picture' * 20}-{number}.jpg").write_text("<html>")
+    with pytest.raises(DataError, match="400"):
+        train_runs(str(data), MODELS, seeds=1, config=SMALL, folder=tmp_path / "runs", progress=Silent())
 
 
 def test_every_seed_must_be_judged_by_the_same_images(flat: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no valid folder"):
-        train_runs(str(flat), ["carnet_n"], seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+        train_runs(str(flat), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
     with pytest.raises(ConfigError, match="--seeds must be at least 1"):
         train_runs(str(flat), ["carnet_n"], seeds=0, config=SMALL, folder=tmp_path, progress=Silent())
 
@@ -142,13 +183,14 @@ def test_what_comes_out(folder: Path, tmp_path: Path) -> None:
 def test_one_network_by_two_recipes(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["recipe"]["lr"] = 0.5
+    config["asked"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(config))
     answer = compare([folder / "carnet_n-seed-0", other], tmp_path / "answer")
     assert [row["label"] for row in answer.document["models"]] == ["carnet_n #1", "carnet_n #2"]
-    assert [row["recipe"] for row in answer.document["models"]] == ["", "--lr 0.5 (was 0.08)"]
+    assert [row["trained_otherwise"] for row in answer.document["models"]] == ["", "--lr 0.5 (was 0.08)"]
     # The same weights: nothing to tell apart.
     assert "cannot tell" in answer.sentences[0]
+    assert answer.sentences[1] == "Note: carnet_n #2 was trained otherwise than carnet_n #1: --lr 0.5 (was 0.08)."
 
 
 def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
@@ -158,6 +200,46 @@ def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
     (unfinished / "result.json").unlink()
     with pytest.raises(RunError, match="is not finished; go on with carnet train --resume"):
         compare([folder / "carnet_n-seed-0", unfinished], tmp_path)
+    with pytest.raises(RunError, match="is named twice"):
+        compare([folder / "carnet_n-seed-0", folder / "carnet_s-seed-0", folder / "carnet_n-seed-0"], tmp_path)
+    copied = shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "copied")
+    with pytest.raises(RunError, match="were trained alike, with one seed"):
+        compare([folder / "carnet_n-seed-0", copied], tmp_path)
+
+
+def test_runs_of_another_start_or_of_other_images_are_no_seeds_of_one(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder / "carnet_n-seed-1", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["init"] = "runs/before"
+    config["data"]["content_hash"] = "of others"
+    (other / "config.json").write_text(json.dumps(config))
+    runs = [read_run(path, Silent()) for path in (folder / "carnet_n-seed-0", other)]
+    one, two = group_runs(runs)
+    assert (one.label, two.label) == ("carnet_n #1", "carnet_n #2")
+    assert two.recipe == "--init runs/before (was none), other training images"
+
+
+def test_what_a_budget_came_to_does_not_set_runs_apart(folder: Path) -> None:
+    runs = [read_run(folder / f"carnet_n-seed-{seed}", Silent()) for seed in (0, 1)]
+    runs = [replace(run, recipe=replace(run.recipe, epochs=0, budget="10m")) for run in runs]
+    assert [len(group.runs) for group in group_runs(runs)] == [2]
+    runs[1] = replace(runs[1], recipe=replace(runs[1].recipe, budget="5m"))
+    assert [group.recipe for group in group_runs(runs)] == ["", "--budget 5m (was 10m)"]
+
+
+def test_a_network_that_cannot_be_exported_keeps_its_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(trained: TrainedModel) -> object:
+        if trained.spec.model == "carnet_s":
+            raise ModelError("PyTorch cannot write it as ONNX")
+        return to_graph(trained)
+
+    monkeypatch.setattr(graph, "to_graph", refuse)
+    answer = compare([folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"], tmp_path / "answer")
+    assert "Note: carnet_s has no latency in ONNX Runtime: PyTorch cannot write it as ONNX." in answer.sentences
+    assert "not measured" in (tmp_path / "answer" / "table.md").read_text()
+    assert answer.document["models"][1]["latency_ms"]["pytorch_p50"] > 0
 
 
 def groups_of(read: Callable[[], object], *corrects: np.ndarray) -> list:  # type: ignore[type-arg]
@@ -180,6 +262,10 @@ def test_sentences(folder: Path) -> None:
     (single,) = judge_pairs(groups_of(read, bad[:1], good[:1]))
     assert single["sentence"].startswith("B is better than A, by ")
     assert single["sentence"].endswith("other seeds were not tried.")
+    (uneven,) = judge_pairs(groups_of(read, good, bad[:1]))
+    assert uneven["seeds"] == [3, 1]
+    assert uneven["difference"] == pytest.approx(good.mean() - bad[0].mean())
+    assert uneven["sentence"].endswith("B has one run, which is taken to vary with the seed as the other does.")
     (nothing,) = judge_pairs(groups_of(read, good[:1], good[:1]))
     assert nothing["sentence"].endswith("More than one seed of each would say more.")
     (little,) = judge_pairs(groups_of(read, good[:1], same[:1]))
@@ -188,7 +274,6 @@ def test_sentences(folder: Path) -> None:
 
 def test_targets_are_what_all_reach(folder: Path) -> None:
     run = read_run(folder / "carnet_n-seed-0", Silent())
-    from dataclasses import replace
 
     def ending(top1: float) -> object:
         return replace(run, history=({**run.history[-1], "valid_top1": top1},))

@@ -26,6 +26,8 @@ def test_few_images_come_in_small_batches(num_train: int, batch_size: int) -> No
 
 def test_every_device_gets_two_images() -> None:
     assert with_batch_size(TrainingConfig(), 20, devices=16).batch_size == 32
+    # 12 at least, of which a power of two must not fall short.
+    assert with_batch_size(TrainingConfig(), 100, devices=6).batch_size == 16
 
 
 def test_long_runs_change_images_more() -> None:

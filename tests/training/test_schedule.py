@@ -7,7 +7,16 @@ import pytest
 
 from carnet import TrainingConfig
 from carnet.training.config import published
-from carnet.training.schedule import first_side, lr_share, mean_cost, step_cost, time_at_full_side, view_at
+from carnet.training.schedule import (
+    first_side,
+    first_view,
+    last_view,
+    lr_share,
+    mean_cost,
+    step_cost,
+    time_at_full_side,
+    view_at,
+)
 
 
 def test_learning_rate_over_the_run() -> None:
@@ -24,13 +33,13 @@ def test_learning_rate_over_the_run() -> None:
 
 def test_images_grow_and_end_at_their_full_side() -> None:
     config = TrainingConfig(image_size=128)
-    sides = [view_at(epoch / 20, config).side for epoch in range(20)]
+    sides = [view_at(epoch / 20, config, 1000).side for epoch in range(20)]
     assert sides == sorted(sides)
     assert set(sides) == {64, 96, 128}
     assert sides[0] == first_side(config) == 64
     assert sides[15:] == [128] * 5
     odd = TrainingConfig(image_size=110)
-    assert [first_side(odd), *sorted({view_at(step / 100, odd).side for step in range(100)})] == [64, 64, 96, 110]
+    assert [first_side(odd), *sorted({view_at(step / 100, odd, 1000).side for step in range(100)})] == [64, 64, 96, 110]
 
 
 @pytest.mark.parametrize(("size", "first"), [(16, 16), (64, 64), (96, 64), (128, 64), (160, 64), (224, 96), (384, 192)])
@@ -40,19 +49,20 @@ def test_small_images_have_nothing_to_spare(size: int, first: int) -> None:
 
 def test_images_end_nearly_whole() -> None:
     config = TrainingConfig(image_size=128, min_crop=0.4)
-    assert [view_at(progress, config).min_crop for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0.9, 0.9]
-    assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95)).min_crop == 0.95
+    assert [view_at(progress, config, 8000).min_crop for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0.9, 0.9]
+    assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95), 8000).min_crop == 0.95
+    assert (view_at(0, config, 8000), view_at(1, config, 8000)) == (first_view(config), last_view(config))
 
 
-@pytest.mark.parametrize(("epochs", "whole"), [(4, 1), (20, 5), (40, 10), (41, 10), (200, 10)])
-def test_long_runs_show_nearly_whole_images_for_a_few_epochs_only(epochs: int, whole: int) -> None:
-    config = TrainingConfig(image_size=128, min_crop=0.25, epochs=epochs)
-    pieces = [view_at(epoch / epochs, config).min_crop for epoch in range(epochs)]
-    assert pieces == [0.25] * (epochs - whole) + [0.9] * whole
+@pytest.mark.parametrize(("steps", "whole"), [(100, 25), (8000, 25), (10_000, 20), (20_000, 10), (100_000, 2)])
+def test_long_runs_show_nearly_whole_images_for_some_time_only(steps: int, whole: int) -> None:
+    config = TrainingConfig(image_size=128, min_crop=0.25)
+    pieces = [view_at((part + 0.5) / 100, config, steps).min_crop for part in range(100)]
+    assert pieces == [0.25] * (100 - whole) + [0.9] * whole
 
 
 def test_where_images_do_not_grow() -> None:
-    assert {view_at(step / 10, published()) for step in range(10)} == {(244, 1)}
+    assert {view_at(step / 10, published(), 1000) for step in range(10)} == {(244, 1)}
     assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
     small = TrainingConfig(image_size=32)
     assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == time_at_full_side(small, 0.5) == 1

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from carnet.progress import Silent
 from carnet.training import preparation
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
+from carnet.training.looking import look_at
+from carnet.training.plan import resolve
 from carnet.training.recipe import with_augmentation, with_size
 
 SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
@@ -158,11 +161,28 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
         train(config=config(precision="fp32", devices=2, threads=available_cores()), resume=run)
     with pytest.raises(RunError, match=r"does not have --batch-size 4 \(was 8\)"):
         train(config=config(precision="fp32", batch_size=4), resume=run)
+    with pytest.raises(RunError, match=r"does not have --max-memory 1GB \(was none\), --budget 1h \(was none\)"):
+        train(config=config(precision="fp32", max_memory="1GB", budget="1h"), resume=run)
     shutil.copy(data / "train" / "red" / "1.jpg", data / "train" / "red" / "0.jpg")
     with pytest.raises(RunError, match="the images are not those of"):
         train(resume=run)
     with pytest.raises(ConfigError, match="leave --init out"):
         train(resume=run, init=run)
+
+
+def test_a_budget_that_is_spent_on_looking(photos: Path) -> None:
+    recipe = config(budget="3s", cache="off")
+    with pytest.raises(ConfigError, match=r"images took all of --budget 3s; all of them take about .*, so give more"):
+        look_at(photos, recipe, resolve(recipe), (), Silent(), started=time.monotonic() - 3)
+    # A run that goes on has been planned.
+    look_at(photos, recipe, resolve(recipe), (), Silent())
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "micro_batch"])
+def test_one_image_at_a_time_is_too_few_where_it_becomes_one_position(flag: str) -> None:
+    with pytest.raises(ModelError, match=f"--{flag.replace('_', '-')} 1 is too few for batch norm at --image-size 32"):
+        preparation.check_early(TrainingConfig(image_size=32, **{flag: 1}))
+    preparation.check_early(TrainingConfig(image_size=64, **{flag: 1}))
 
 
 def damage_last_byte(path: Path) -> None:

@@ -28,6 +28,7 @@ class MadeUp:
     def __init__(self, seconds: Callable[[Plan], float], image_bytes: float = 1e7) -> None:
         self.of_plan, self.image_bytes = seconds, image_bytes
         self.seconds_to_load = 0.001
+        self.micro_batch = 0
         self.undone = False
 
     def seconds(self, plan: Plan, *, first: bool = False) -> float:
@@ -58,13 +59,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tuned(
-    seconds: float | Callable[[Plan], float] = 0.1, image_bytes: float = 1e7, **recipe: Any
+    seconds: float | Callable[[Plan], float] = 0.1, image_bytes: float = 1e7, steps: int = 100, **recipe: Any
 ) -> tuple[TrainingConfig, Plan]:
     config = replace(published(), **({"device": "cpu"} | recipe))
     rehearsal = MadeUp(seconds if callable(seconds) else lambda _: seconds, image_bytes)
     plan = replace(resolve(config), threads=config.threads or 8, workers=8)
     answer = tuning.tune(
-        config, plan, lambda: rehearsal, steps_per_epoch=100, num_valid=50, started=tuning.time.monotonic(),  # type: ignore[arg-type,return-value]
+        config, plan, lambda: rehearsal, steps_per_epoch=steps, num_valid=50, started=tuning.time.monotonic(),  # type: ignore[arg-type,return-value]
         progress=Silent(),
     )  # fmt: skip
     assert rehearsal.undone
@@ -168,9 +169,24 @@ def test_a_budget_chooses_epochs() -> None:
     config, plan = tuned(0.1, budget="10m")
     assert config.epochs == int((600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
     assert 590 < plan.training_seconds < 600
-    config, plan = tuned(10.0, budget="2m", compile="off")
+    assert plan.training_steps == int(100 * (600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
+
+
+def test_a_budget_may_not_hold_an_epoch() -> None:
+    config, plan = tuned(10.0, budget="30m", compile="off", steps=1000)
     assert config.epochs == 1
-    assert any("training ends inside the first" in reason for reason in plan.reasons)
+    assert plan.training_steps == int((1800 - 3.5) / (10 + 16 * 0.001 / 8))
+    assert any("training ends inside the first, after 179 steps" in reason for reason in plan.reasons)
+    # An epoch and a half is worth a longer schedule than an epoch.
+    config, plan = tuned(0.1, budget="19s", compile="off")
+    assert (config.epochs, plan.training_steps) == (1, int(100 * 15.5 / 10.7))
+    with pytest.raises(ConfigError, match=r"--budget 2m leaves time for 11 steps of training, after .* give at least"):
+        tuned(10.0, budget="2m", compile="off")
+
+
+def test_a_budget_takes_the_place_of_epochs() -> None:
+    plan = tuned(0.1, budget="10m", epochs=7)[1]
+    assert any("fit into 10m, instead of 7" in reason for reason in plan.reasons)
 
 
 def test_small_images_at_the_beginning_leave_time_for_more_epochs() -> None:
