@@ -102,7 +102,7 @@ def augmentation() -> dict[str, dict[str, float]]:
 
 def preparation() -> dict[str, dict[str, float]]:
     """Ten steps of `carnet_s`, each on 64 decoded images, changed between the steps or by one or two threads."""
-    config = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0, color=0.0)
+    config = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
     spec = ModelSpec(model="carnet_s", classes=tuple(map(str, range(100))), image_size=128)
     plan, processes = resolve(config), Processes()
     network = create_model("carnet_s", num_classes=100)

@@ -53,7 +53,7 @@ class TrainingConfig:
     """Learning rate, at its highest."""
     adam_share: float = 0.1
     """With muon: learning rate of what AdamW trains, as a share of --lr."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.05
     """Taken off the weights at each step, times the learning rate; with adam an L2 penalty in the gradient."""
     schedule: Schedule = "linear"
     """Learning rate over the run: constant; or up in a line, and down to zero in another."""
@@ -70,8 +70,8 @@ class TrainingConfig:
     0 follows from the epochs."""
     brightness: float = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
-    color: float = -1.0
-    """Jitter of contrast and of saturation, by factors of 1 +- this; 0 is off, -1 follows from the epochs."""
+    color: float = 0.0
+    """Jitter of contrast and of saturation, by factors of 1 +- this, for light that changes; 0 is off."""
     flip: float = 0.5
     """Share of training images mirrored left to right; 0 where left and right matter (digits, road signs)."""
     rotation: float = 0.0
@@ -137,7 +137,7 @@ class TrainingConfig:
         self._require(0 <= self.ema < 1, "ema", "0 (off) or more, and below 1")
         self._require(0 <= self.min_crop <= 1, "min_crop", "0 (chosen), or up to 1 (off)")
         self._require(0 <= self.brightness <= 1, "brightness", "between 0 and 1")
-        self._require(self.color == -1 or 0 <= self.color <= 1, "color", "-1 (chosen), or between 0 and 1")
+        self._require(0 <= self.color <= 1, "color", "between 0 and 1")
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
         self._require(0 < self.valid_fraction < 1, "valid_fraction", "between 0 and 1")
@@ -192,8 +192,7 @@ class TrainingConfig:
         if unknown:
             raise RunError(f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}")
         try:
-            # Runs from before there was this field changed no colours.
-            return cls(**{"color": 0.0, **values})
+            return cls(**values)
         except TypeError as error:
             raise RunError(f"the recipe cannot be read: {error}") from error
 
@@ -233,7 +232,6 @@ def published() -> TrainingConfig:
         schedule="constant",
         label_smoothing=0.0,
         cutmix=0.0,
-        color=0.0,
         ema=0.0,
         min_crop=1.0,
         rotation=15.0,

@@ -42,8 +42,7 @@ def with_augmentation(config: TrainingConfig) -> TrainingConfig:
     is_long = config.epochs >= LONG_RUN
     min_crop = config.min_crop or (0.25 if is_long else 0.35)
     cutmix = config.cutmix if config.cutmix >= 0 else (0.5 if is_long else 0.0)
-    color = config.color if config.color >= 0 else (0.4 if is_long else 0.0)
-    return replace(config, min_crop=min_crop, cutmix=cutmix, color=color)
+    return replace(config, min_crop=min_crop, cutmix=cutmix)
 
 
 def filled_from(config: TrainingConfig, recorded: TrainingConfig) -> TrainingConfig:
@@ -55,7 +54,6 @@ def filled_from(config: TrainingConfig, recorded: TrainingConfig) -> TrainingCon
         batch_size=config.batch_size or recorded.batch_size,
         min_crop=config.min_crop or recorded.min_crop,
         cutmix=config.cutmix if config.cutmix >= 0 else recorded.cutmix,
-        color=config.color if config.color >= 0 else recorded.color,
     )
 
 
