@@ -17,15 +17,13 @@ from carnet.files import make_folder
 from carnet.run_folder import new_run_path
 from carnet.training.config import TrainingConfig
 
-_EPOCHS = 40
-
 
 def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
     """The recommended recipe, shortened to what two processor cores do in two minutes.
 
     Command: `carnet demo`.
     """
-    return TrainingConfig(epochs=_EPOCHS, seed=seed, skip_unreadable=skip_unreadable)
+    return TrainingConfig(epochs=40, seed=seed, skip_unreadable=skip_unreadable)
 
 
 @dataclass(frozen=True)
