@@ -131,7 +131,7 @@ class Trainer:
             files.remove_temporary(self.run.path)
         checkpoint = self.job.checkpoint
         if checkpoint is None:
-            self.state.num_steps = self.job.plan.training_steps or self.steps_planned
+            self.state.num_steps = self.steps_planned
             self._checkpoint()
             return
         checkpoint.restore(self.network, self.optimizer, None if self.average is None else self.average.network)
@@ -186,8 +186,8 @@ class Trainer:
 
     @property
     def steps_planned(self) -> int:
-        """Steps of all epochs."""
-        return self.config.epochs * self.steps_per_epoch
+        """Steps of all epochs, or as many as a budget was foretold to leave time for."""
+        return self.job.plan.training_steps or self.config.epochs * self.steps_per_epoch
 
     @property
     def num_epochs(self) -> int:
