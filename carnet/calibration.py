@@ -20,6 +20,8 @@ COLDEST, HOTTEST = 0.05, 20.0
 SURE_ERROR = 0.05
 """Share of the answers given that may be wrong."""
 FOLDS = 5
+NEVER_SURE = math.nextafter(1.0, 2.0)
+"""A threshold that no answer reaches; in float32 a probability may well be 1."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Calibration:
 
     Attributes:
         temperature: logits are divided by it before softmax.
-        threshold: the highest probability below which an answer is not sure; 0 where all are.
+        threshold: the highest probability below which an answer is not sure; 0 where all are, above 1 where none is.
     """
 
     temperature: float
@@ -121,7 +123,7 @@ def choose_threshold(confidence: NDArray[np.float64], correct: NDArray[np.bool_]
     is_end = np.append(np.diff(confidence[order]) < 0, True)
     good = np.flatnonzero((wrong <= allowed) & is_end)
     if not len(good):
-        return 1.0
+        return NEVER_SURE
     last = int(good[-1])
     return 0.0 if last == len(order) - 1 else float(confidence[order[last]] + confidence[order[last + 1]]) / 2
 

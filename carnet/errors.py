@@ -30,6 +30,7 @@ _TRAIN_PACKAGES = {
     "lightning_fabric": "Lightning Fabric",
     "matplotlib": "matplotlib",
     "platformdirs": "platformdirs",
+    "psutil": "psutil",
     "rich": "rich",
 }
 _EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}

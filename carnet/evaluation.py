@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 
 from carnet import metrics
 from carnet.data.check import hash_files
-from carnet.data.sources import Sample, find_images
+from carnet.data.sources import LabeledImages, Sample, find_images
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
-from carnet.progress import OnProgress
+from carnet.progress import OnProgress, counted
 from carnet.spec import ModelSpec
 
 PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
@@ -31,9 +32,20 @@ class ClassResult:
 
     name: str
     num_images: int
+    num_predicted: int
+    """How many images were called this."""
     precision: float
     recall: float
     f1: float
+
+    @property
+    def shares(self) -> tuple[float | None, float | None, float | None]:
+        """Precision, recall and F1; None, where the fields say 0, if there is nothing to divide by."""
+        return (
+            self.precision if self.num_predicted else None,
+            self.recall if self.num_images else None,
+            self.f1 if self.num_images or self.num_predicted else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class EvaluationReport:
         """Wilson interval of the accuracy, 95 %."""
         return metrics.wilson_interval(int(self.correct.sum()), self.num_images)
 
-    @property
+    @cached_property
     def confusion(self) -> NDArray[np.int64]:
         """Counts (classes, classes); a row is the true class, a column the predicted one."""
         return metrics.confusion_matrix(self.labels, self.predictions, len(self.classes))
@@ -150,12 +162,19 @@ class EvaluationReport:
         confusion = self.confusion
         precision, recall, f1 = metrics.precision_recall_f1(confusion)
         return tuple(
-            ClassResult(name, int(confusion[k].sum()), float(precision[k]), float(recall[k]), float(f1[k]))
-            for k, name in enumerate(self.classes)
+            ClassResult(name, true, predicted, float(precision[k]), float(recall[k]), float(f1[k]))
+            for k, (name, true, predicted) in enumerate(
+                zip(self.classes, confusion.sum(axis=1).tolist(), confusion.sum(axis=0).tolist(), strict=True)
+            )
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The numbers without the arrays, in plain values."""
+    @property
+    def worst_first(self) -> list[ClassResult]:
+        """`per_class` with the lowest F1 first; classes of which nothing is known are not the worst ones."""
+        return sorted(self.per_class, key=lambda one: (one.num_images == 0, one.f1, one.recall, one.name))
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the whole, in plain values."""
         return {
             "num_images": self.num_images,
             "num_classes": len(self.classes),
@@ -168,6 +187,11 @@ class EvaluationReport:
             "top1_ci95": list(self.top1_ci95),
             "num_leaked": self.num_leaked,
             "top1_without_leaked": self.top1_without_leaked,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers without the arrays, in plain values."""
+        return self.summary() | {
             "per_class": [vars(result) for result in self.per_class],
             "confusion": self.confusion.tolist(),
         }
@@ -227,7 +251,7 @@ class Selection:
     leaked: set[Path] | None
     """Files that stand byte for byte among the training images; None where there is no record of those."""
     warnings: tuple[str, ...]
-    """What `find_images` noticed."""
+    """What was noticed while looking for them."""
     num_ignored: int = 0
     """How many images of the split the ignore list left out."""
 
@@ -242,6 +266,9 @@ def select_samples(
 ) -> Selection:
     """Find the images of a split, and which of them a model was trained on.
 
+    Where training held images back for validation itself, its record tells which: of flat data, or of `train` where
+    there is no `valid`.
+
     Args:
         data: the folder, table or archive.
         split: train, valid, test, or all.
@@ -253,21 +280,36 @@ def select_samples(
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
     found = find_images(data, classes, ignore=ignore)
-    by_run = found.is_flat and split != "all"
+    by_run = split != "all" and (found.is_flat or (run_digests is not None and _is_held_back(split, found)))
     if not by_run and split not in ("all", *found.splits):
         raise DataError(f"{data} has no {split} split; it has {', '.join(found.splits)}; choose with --split")
-    samples = found.samples if by_run or split == "all" else found.splits[split]
-    ignored = [path for name, paths in found.left_out.items() if by_run or split in ("all", name) for path in paths]
+    divided = "all" if found.is_flat else "train"
+    places = tuple(found.splits) if split == "all" else (divided,) if by_run else (split,)
+    samples = tuple(sample for place in places for sample in found.splits[place])
+    ignored = [path for place in places for path in found.left_out.get(place, ())]
     digests = hash_files([*(sample.path for sample in samples), *ignored]) if run_digests is not None else {}
+    warnings = list(found.warnings)
+    wanted = (run_digests or {}).get(split, set())
+    if split in found.splits and wanted.isdisjoint(digests.values()):
+        # Other data, of which the run has held nothing back.
+        by_run = False
     if by_run:
-        wanted = (run_digests or {}).get(split, set())
         samples = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
         ignored = [path for path in ignored if digests.get(path) in wanted]
+        missing = len(wanted - set(digests.values()))
+        if missing:
+            of_all = counted(len(wanted), "different image")
+            warnings.append(f"{missing:,} of the run's {of_all} in {split} cannot be read any more, or are not here")
     if not samples:
         raise _nothing_to_judge(data, split, by_run, are_ignored=bool(ignored))
     train = (run_digests or {}).get("train", set())
     leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
-    return Selection(samples, leaked if run_digests is not None else None, found.warnings, len(ignored))
+    return Selection(samples, leaked if run_digests is not None else None, tuple(warnings), len(ignored))
+
+
+def _is_held_back(split: str, found: LabeledImages) -> bool:
+    """Whether training divides `train` into this split and another."""
+    return split in ("train", "valid") and "train" in found.splits and "valid" not in found.splits
 
 
 def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, are_ignored: bool) -> DataError:
@@ -275,7 +317,7 @@ def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, are_ignored
         return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
     if by_run:
         return DataError(
-            f"{data} is not divided into train, valid and test, and none of its images were in the run's {split}; "
+            f"{data} does not say which images are {split}, and none of them were in the run's {split}; "
             f"judge on all of them with --split all"
         )
     return DataError(f"{data} has no images in {split}; choose another --split")

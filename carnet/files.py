@@ -92,9 +92,14 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, to_json(document) + "\n")
 
 
-def to_json(document: Any) -> str:
-    """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it."""
-    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+def to_json(document: Any, *, ascii_only: bool = False) -> str:
+    """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it.
+
+    Args:
+        document: plain values.
+        ascii_only: write other letters as JSON's escapes.
+    """
+    return json.dumps(_finite(document), indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

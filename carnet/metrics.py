@@ -44,7 +44,7 @@ def in_top_k(logits: Floats, labels: Labels, k: int) -> NDArray[np.bool_]:
 def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> NDArray[np.int64]:
     """Counts (num_classes, num_classes); a row is the true class, a column the predicted one."""
     counts = np.bincount(labels * num_classes + predictions, minlength=num_classes * num_classes)
-    return counts.astype(np.int64).reshape(num_classes, num_classes)
+    return counts.astype(np.int64, copy=False).reshape(num_classes, num_classes)
 
 
 def precision_recall_f1(confusion: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:

@@ -140,11 +140,14 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
-    if isinstance(source, Image.Image):
-        return source.copy()
+    if isinstance(source, Image.Image) and 0 in source.size:
+        raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     try:
+        if isinstance(source, Image.Image):
+            # It may not be loaded yet.
+            return source.copy()
         stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
         if not stream.getbuffer().nbytes:
             raise ImageError(name, "the file is empty")
@@ -176,7 +179,7 @@ def decode(
         ImageError: damaged, or a pixel format without a stated meaning.
     """
     try:
-        if min_side is not None and image.format == "JPEG":
+        if min_side is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (min_side, min_side))
         image.load()
         return _to_channels(_upright(image), name, in_channels)
@@ -298,5 +301,7 @@ def reason_of(error: BaseException) -> str:
         return "a folder, not an image"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror})"
     text = str(error).strip().splitlines()
     return f"damaged ({text[0] if text else type(error).__name__})"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 OnProgress = Callable[[int, int], None]
@@ -32,6 +36,12 @@ class Silent:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """1 image, 2 images, 1,000 classes."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def quoted(path: Path | str) -> str:
+    """A path as a command that is shown takes it: with spaces, in quotation marks."""
+    text = str(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:

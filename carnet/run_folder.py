@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from carnet import files
 from carnet.errors import OutputError, RunError
+from carnet.progress import quoted
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,8 @@ class RunFolder:
         Raises:
             OutputError: if the folder exists and holds anything but what a kill has left of `create`.
         """
-        started = (cls(path).data.name, ".*.tmp")
-        if path.exists() and not (path.is_dir() and all(_matches(file, started) for file in path.iterdir())):
-            raise OutputError(f"{path} exists; go on with --resume {path}, or choose another --output")
+        if path.exists() and not cls(path)._is_begun():
+            raise OutputError(f"{path} exists; go on with --resume {quoted(path)}, or choose another --output")
         return cls(path)
 
     def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> None:
@@ -102,12 +103,30 @@ class RunFolder:
             OutputError: if that folder exists and holds anything, or cannot be written.
         """
         copy = RunFolder.new(path)
-        files.make_folder(path)
+        # It gets its name when it is whole; what a kill leaves of it makes room for the next.
+        begun = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(begun, ignore_errors=True)
+        files.make_folder(begun)
         for file in sorted(self.path.iterdir()):
-            if file.is_file() and not file.name.startswith(".") and file != self.config:
-                files.write_bytes(path / file.name, file.read_bytes())
-        files.write_bytes(copy.config, self.config.read_bytes())
+            if file.is_file() and not file.name.startswith("."):
+                files.write_bytes(begun / file.name, file.read_bytes())
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            begun.rename(path)
+        except OSError as error:
+            raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
         return copy
+
+    def _is_begun(self) -> bool:
+        """Whether the folder is empty, or holds what a kill has left of `create`."""
+        if not self.path.is_dir():
+            return False
+        there = [file for file in self.path.iterdir() if not file.match(".*.tmp")]
+        if there != [self.data]:
+            return not there
+        with self.data.open(encoding="utf-8", errors="replace") as file:
+            # A table of the user's may have the same name.
+            return file.readline().startswith("split,label,filepath,sha256,")
 
     def promote_previous_checkpoint(self) -> None:
         """Make the checkpoint before the last one the last again.
@@ -162,10 +181,6 @@ class RunFolder:
         except (OSError, KeyError, csv.Error) as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
         return splits
-
-
-def _matches(file: Path, patterns: tuple[str, ...]) -> bool:
-    return any(file.match(pattern) for pattern in patterns)
 
 
 def new_run_path(base: Path) -> Path:

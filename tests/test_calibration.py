@@ -65,7 +65,7 @@ def test_the_threshold_keeps_wrong_answers_rare() -> None:
 def test_thresholds_at_the_ends() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6])
     assert choose_threshold(confidence, np.array([True] * 4)) == 0.0
-    assert choose_threshold(confidence, np.array([False] * 4)) == 1.0
+    assert choose_threshold(confidence, np.array([False] * 4)) > 1
     assert choose_threshold(confidence, np.array([True, True, True, False])) == pytest.approx(0.65)
     # Of equal ones all are sure or none.
     assert choose_threshold(np.array([0.9, 0.7, 0.7]), np.array([True, True, False])) == pytest.approx(0.8)

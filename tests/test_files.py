@@ -66,3 +66,33 @@ def test_run_folders(tmp_path: Path) -> None:
         RunFolder.new(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot create the folder"):
         RunFolder.new(tmp_path / "file" / "below").create([], {})
+
+
+def test_what_a_kill_leaves_is_taken_again_and_a_table_of_the_users_is_not(tmp_path: Path) -> None:
+    run = RunFolder.new(tmp_path / "run")
+    run.create([{"split": "train", "label": "cat", "filepath": "a.jpg", "sha256": "0", "width": "1"}], {})
+    (run.path / "curves.png").write_bytes(b"drawn")
+    copy = run.copy_to(tmp_path / "copy")
+    assert {file.name for file in copy.path.iterdir()} == {"data.csv", "config.json", "curves.png"}
+    with pytest.raises(OutputError, match="copy exists"):
+        RunFolder.new(tmp_path / "copy")
+    (tmp_path / "again").mkdir()
+    (tmp_path / ".again.tmp").mkdir()
+    (tmp_path / ".again.tmp" / "last.ckpt").write_bytes(b"left by a kill")
+    assert {file.name for file in run.copy_to(tmp_path / "again").path.iterdir()} == {
+        *("data.csv", "config.json", "curves.png")
+    }
+    run.config.unlink()
+    with pytest.raises(OutputError, match="run exists"):
+        RunFolder.new(run.path)
+    (run.path / "curves.png").unlink()
+    assert RunFolder.new(run.path) == run
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.csv").write_text("filepath,label\na.jpg,cat\n")
+    with pytest.raises(OutputError, match="mine exists"):
+        RunFolder.new(tmp_path / "mine")
+
+
+def test_json_in_ascii(tmp_path: Path) -> None:
+    assert files.to_json("dögs", ascii_only=True) == '"d\\u00f6gs"'
+    assert files.to_json("dögs") == '"dögs"'

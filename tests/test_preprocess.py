@@ -176,6 +176,9 @@ def test_large_jpegs_are_decoded_small_never_below_twice_the_size(monkeypatch: p
     load_image(large, spec(130))
     load_image(large, spec(200))
     assert decoded == [(125, 65), (500, 260), (1000, 520)]
+    # As phones write it: with a preview behind the picture.
+    load_image(encoded(picture(1000, 520), "MPO", save_all=True, append_images=[picture(100, 52)]), spec(32))
+    assert decoded[3] == (125, 65)
 
 
 def test_sources_agree(tmp_path: Path) -> None:
@@ -184,6 +187,21 @@ def test_sources_agree(tmp_path: Path) -> None:
     image.save(path)
     answers = [load_image(source, spec()) for source in (path, str(path), path.read_bytes(), image, np.asarray(image))]
     assert all(np.array_equal(answers[0], answer) for answer in answers)
+
+
+def test_pillow_images_fail_as_files_do(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(picture(400, 300), "JPEG")[:-2000])
+    with Image.open(path) as image, pytest.raises(ImageError, match="damaged"):
+        load_image(image, spec())
+    with pytest.raises(ImageError, match=r"no pixels \(0 x 4\)"):
+        load_image(picture(40, 30).crop((5, 5, 5, 9)), spec())
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(encoded(picture(), "JPEG"))
+    with pytest.raises(ImageError, match=r"cannot be read \(Not a directory\)|no such file"):
+        load_image(tmp_path / "photo.jpg" / "x.png", spec())
 
 
 @pytest.mark.parametrize(

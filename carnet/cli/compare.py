@@ -63,6 +63,8 @@ class Command:
             raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
         if models and len(self.targets) != 1:
             raise ConfigError("with --models, name one folder, table or archive of images")
+        if not models and (self.seeds, self.preset, self.recipe) != (Command.seeds, "default", TrainingConfig()):
+            raise ConfigError("--seeds, --preset and the recipe's flags say how to train; name --models to be trained")
         with console(self.json) as progress:
             if models:
                 output = self.output or Path("runs") / f"compare-{short_name(Path(self.targets[0]))}"
@@ -72,8 +74,8 @@ class Command:
             else:
                 output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
             answer = compare(paths, output, progress, reach=reach)
-            if self.json:
-                print_json(answer.document)
-            else:
+            if not self.json:
                 progress.say("\n".join(["", *answer.sentences, f"The comparison is {output / 'comparison.html'}."]))
+        if self.json:
+            print_json(answer.document)
         return 0

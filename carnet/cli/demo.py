@@ -14,6 +14,7 @@ from carnet.cli.output import console, print_json
 from carnet.data.synthetic import CLASSES, write_dataset
 from carnet.errors import OutputError
 from carnet.files import make_folder
+from carnet.progress import quoted
 from carnet.run_folder import new_run_path
 from carnet.training.config import TrainingConfig
 
@@ -66,17 +67,17 @@ class Command:
             result = train(pictures, config, output=run, progress=progress)
             image = sorted((pictures / "valid" / CLASSES[0]).iterdir())[0]
             prediction = load(run).predict(image, top_k=3)
-            if self.json:
-                print_json(result.document | {"predicted": {"image": str(image), "predictions": prediction.to_json()}})
-            else:
+            if not self.json:
                 progress.say(f"\n{image}\n  looks like: {prediction}\n\n{_what_next(run, pictures, dirty=self.dirty)}")
+        if self.json:
+            print_json(result.document | {"predicted": {"image": str(image), "predictions": prediction.to_json()}})
         return 0
 
 
 def _what_next(run: Path, pictures: Path, *, dirty: bool) -> str:
     # `make demo` runs .venv/bin/carnet, which the shell that comes next may not find by its name.
     called = Path(sys.argv[0])
-    carnet = "carnet" if shutil.which("carnet") or called.stem != "carnet" else str(called)
+    carnet = "carnet" if shutil.which("carnet") or called.stem != "carnet" else quoted(called)
     return f"""Open {run / "report.html"} to see what it can and cannot tell apart.
 
 Now with photos of your own, one folder per class:
@@ -85,6 +86,6 @@ Now with photos of your own, one folder per class:
   {carnet} export runs/YOUR_PHOTOS-carnet_s
   {carnet} predict runs/YOUR_PHOTOS-carnet_s/model.onnx PHOTO.jpg
 Or look at what you just trained, and where it sees each thing:
-  {carnet} evaluate {run} {pictures} --split train{" --skip-unreadable" if dirty else ""}
-  {carnet} export {run}
-  {carnet} predict {run / "model.onnx"} {pictures / "valid"} --explain heat"""
+  {carnet} evaluate {quoted(run)} {quoted(pictures)} --split train{" --skip-unreadable" if dirty else ""}
+  {carnet} export {quoted(run)}
+  {carnet} predict {quoted(run / "model.onnx")} {quoted(pictures / "valid")} --explain heat"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from carnet.cli.output import console, print_json
+from carnet.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from carnet.evaluation import EvaluationReport
@@ -55,10 +56,10 @@ class Command:
 
         is_exported = self.model.suffix == ".onnx" or self.model.is_file()
         with console(self.json) as progress:
+            folder = self.model.parent if is_exported else self.model
+            target = self._checked_output() or folder / f"report-{self.split}.html"
             judge = self._judge_exported if is_exported else self._judge_run
             report, spec = judge(lambda done, total: progress.bar("evaluating", done, total))
-            folder = self.model.parent if is_exported else self.model
-            target = self.output or folder / f"report-{self.split}.html"
             run, name = self.model.resolve().name, short_name(Path(self.data))
             facts = [
                 ("model" if is_exported else "run", f"{run}, a {spec.model}"),
@@ -68,11 +69,24 @@ class Command:
             notes = _notes(report, self.ignore)
             page = evaluation_html(report, title=f"{run} on {name}", facts=facts, notes=notes)
             files.write_text(target, page)
-            if self.json:
-                print_json(report.to_json() | {"split": self.split, "report": str(target)})
-            else:
+            if not self.json:
                 progress.say("\n".join([_table(report), "", *notes, *findings(report), f"The report is {target}."]))
+        if self.json:
+            print_json(report.to_json() | {"split": self.split, "report": str(target)})
         return 0
+
+    def _checked_output(self) -> Path | None:
+        """Found out before the images are judged."""
+        if self.output is None:
+            return None
+        if self.output.is_dir():
+            raise OutputError(f"--output {self.output} is a folder; name a file in it")
+        # A slip shall not replace the model, or a table of images.
+        if self.output.suffix.lower() not in (".html", ".htm"):
+            raise OutputError(f"--output {self.output} does not end in .html; name the report so")
+        if not self.output.parent.is_dir():
+            raise OutputError(f"--output {self.output}: there is no folder {self.output.parent}; make it first")
+        return self.output
 
     def _judge_run(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
         from carnet import files
@@ -96,6 +110,8 @@ class Command:
         from carnet.edge.classifier import Classifier
         from carnet.evaluation import evaluate, select_samples
 
+        if self.device not in ("auto", "cpu"):
+            raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
         classifier = Classifier(self.model)
         chosen = select_samples(self.data, self.split, classifier.classes, None, ignore=self._ignored())
         report = evaluate(
@@ -126,9 +142,9 @@ def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:
 def _table(report: EvaluationReport) -> str:
     wide = max(len(result.name) for result in report.per_class) + 2
     lines = [f"{'class':{wide}}{'images':>8}{'precision':>11}{'recall':>8}{'F1':>8}"]
-    for result in sorted(report.per_class, key=lambda result: result.f1):
-        shares = (100 * result.precision, 100 * result.recall, 100 * result.f1)
-        lines.append(f"{result.name:{wide}}{result.num_images:>8}{shares[0]:>11.1f}{shares[1]:>8.1f}{shares[2]:>8.1f}")
+    for result in report.worst_first:
+        precision, recall, f1 = ("" if share is None else f"{100 * share:.1f}" for share in result.shares)
+        lines.append(f"{result.name:{wide}}{result.num_images:>8}{precision:>11}{recall:>8}{f1:>8}")
     low, high = report.top1_ci95
     lines.append(
         f"top-1 {100 * report.top1:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "

@@ -52,10 +52,10 @@ class Command:
                 runtime=self.runtime,
                 progress=progress,
             )
-            if self.json:
-                numbers = result.judgement.to_json()
-                print_json({"model": str(result.path), "report": str(result.report), **numbers})
-            else:
+            if not self.json:
                 end = f"The model is {result.path}, the report {result.report}."
                 progress.say("\n".join([*sentences(result), end]))
+        if self.json:
+            numbers = result.judgement.to_json()
+            print_json({"model": str(result.path), "report": str(result.report), **numbers})
         return 0

@@ -22,7 +22,8 @@ def console(as_json: bool) -> Console:
 
 def print_json(document: Any) -> None:
     """The one document."""
-    print(to_json(document))
+    # A Windows pipe has an encoding of its own, which whoever reads JSON does not expect.
+    print(to_json(document, ascii_only=(sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")))
 
 
 def words(text: str) -> list[str]:

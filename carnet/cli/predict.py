@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import os
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +16,7 @@ import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
-from carnet.progress import Progress, counted
+from carnet.progress import Progress, counted, quoted
 
 if TYPE_CHECKING:
     from carnet.prediction import Prediction, Predictor
@@ -63,6 +65,8 @@ class Command:
     def run(self) -> int:
         if self.csv and self.json:
             raise ConfigError("--csv and --json cannot both be printed; leave one out")
+        if self.csv and self.top_k != Command.top_k:
+            raise ConfigError("--csv names one class for each image; --top-k is for --json and for people")
         if STDIN in self.images and sys.stdin is None:
             raise ConfigError("- reads an image from standard input, which is closed")
         listed = _expand(self.images)
@@ -79,7 +83,9 @@ class Command:
                     printer.print(name, answer)
                     if heat is not None and not isinstance(answer, ImageError):
                         documents[-1]["heat"] = str(heat.write(name, sources[name]))
-                    progress.bar("predicting", len(documents), len(names))
+                    # Where the answers themselves are seen to come, a bar would stand in their way.
+                    if self.json or not sys.stdout.isatty():
+                        progress.bar("predicting", len(documents), len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
         return 1 if any("error" in document for document in documents) else 0
@@ -91,8 +97,10 @@ class Command:
             if self.device != "cpu":
                 raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
             return Classifier(self.model, threads=self.threads, runtime=self.runtime)
+        if self.runtime != "onnxruntime" or self.threads:
+            raise ConfigError("--runtime and --threads are for a .onnx file; a run's folder is computed by PyTorch")
         if self.explain is not None:
-            raise ConfigError(f"--explain needs a .onnx file: carnet export {self.model} writes one")
+            raise ConfigError(f"--explain needs a .onnx file: carnet export {quoted(self.model)} writes one")
         from carnet.models.trained import load
 
         return load(self.model, device=self.device)
@@ -133,7 +141,7 @@ class _HeatFolder:
 
         assert isinstance(model, Classifier)
         self.folder, self.model = folder, model
-        self.taken: set[Path] = set()
+        self.taken: set[str] = set()
         files.make_folder(folder)
 
     def write(self, name: str, source: Path | bytes) -> Path:
@@ -142,14 +150,19 @@ class _HeatFolder:
 
         stem = "stdin" if name == STDIN else Path(name).stem
         path, number = self.folder / f"{stem}.heat.png", 1
-        while path in self.taken:
+        while (key := _same_on_all_systems(path.name)) in self.taken:
             number += 1
             path = self.folder / f"{stem}-{number}.heat.png"
-        self.taken.add(path)
+        self.taken.add(key)
         png = io.BytesIO()
         self.model.explain(source).picture.save(png, "PNG")
         files.write_bytes(path, png.getvalue())
         return path
+
+
+def _same_on_all_systems(name: str) -> str:
+    # Some tell neither A from a nor one way of writing an accent from the other.
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _document(name: str, answer: Prediction | ImageError) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def _leave_out(
 
     if ignore is None:
         return names, []
-    folders = [Path(name) for name in given if name != STDIN and Path(name).is_dir()]
+    folders = [Path(name) for name in given if _is_folder(name)]
     images = [Path(name) for name in names if name != STDIN]
     named, strange = named_images(images, read_ignore_file(ignore), folders)
     ignored = [name for name in names if name != STDIN and Path(name) in named]
@@ -178,6 +191,11 @@ def _leave_out(
     return [name for name in names if name == STDIN or Path(name) not in named], ignored
 
 
+def _is_folder(name: str) -> bool:
+    # pathlib's would raise an error for a name in a folder that may not be entered.
+    return name != STDIN and os.path.isdir(name)  # noqa: PTH112
+
+
 def _expand(names: tuple[str, ...]) -> list[str]:
     """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
     from carnet.data.sources import images_in
@@ -186,12 +204,15 @@ def _expand(names: tuple[str, ...]) -> list[str]:
     for name in names:
         if not name:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
-        if name != STDIN and Path(name).is_dir():
+        if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        elif glob.has_magic(name) and not Path(name).exists():
+        elif glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110 - as in `_is_folder`
             # Unlike pathlib's, it takes patterns of absolute paths.
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207
-            found = sorted(path for path in matches if Path(path).is_file())
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+            found = [match for match in matches if os.path.isfile(match)]  # noqa: PTH113
+            # With ** the images of a folder are among the matches themselves.
+            if "**" not in name or not found:
+                found += [str(path) for match in matches if _is_folder(match) for path in images_in(Path(match))]
             if not found:
                 raise DataError(f"no file matches {name}")
             expanded += found

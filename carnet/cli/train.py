@@ -11,6 +11,8 @@ import tyro
 
 from carnet.cli.main import parse_with_recipe
 from carnet.cli.output import console, is_first_process, print_json
+from carnet.errors import ConfigError
+from carnet.progress import quoted
 from carnet.training.config import PRESETS, TrainingConfig
 
 
@@ -60,6 +62,8 @@ class Command:
         """What the recipe's flags change."""
         if self.resume is None:
             return PRESETS[self.preset]()
+        if self.preset != "default":
+            raise ConfigError("--resume goes on with the run's own recipe; leave --preset out")
         from carnet.run_folder import RunFolder
 
         return TrainingConfig.from_json(RunFolder.open(self.resume).read_config()["recipe"])
@@ -79,11 +83,11 @@ class Command:
                 ignore=ignore,
                 progress=progress,
             )
-            if self.json and is_first_process():
-                print_json(result.document)
-            elif is_first_process():
+            if not self.json and is_first_process():
                 progress.say(
-                    f"Try it:  carnet predict {result.run} IMAGE\n"
-                    f"Take it elsewhere, without PyTorch:  carnet export {result.run}"
+                    f"Try it:  carnet predict {quoted(result.run)} IMAGE\n"
+                    f"Take it elsewhere, without PyTorch:  carnet export {quoted(result.run)}"
                 )
+        if self.json and is_first_process():
+            print_json(result.document)
         return 0

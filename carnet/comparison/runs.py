@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from carnet import files
+from carnet.data.check import hash_files
 from carnet.data.sources import LabeledImages, find_images
 from carnet.errors import CarnetError, ConfigError, LostProcessError, RunError
 from carnet.evaluation import EvaluationReport, evaluate, select_samples
 from carnet.models.trained import TrainedModel, load
-from carnet.progress import Progress
+from carnet.progress import Progress, quoted
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import check_early
@@ -83,6 +84,8 @@ def train_runs(
     }
     # All of them first, since training may take days.
     finished = {path for path, recipe in wanted.items() if _is_finished(path, recipe, images)}
+    if finished:
+        _check_content(finished, images)
     for number, (path, recipe) in enumerate(wanted.items(), start=1):
         if path in finished:
             progress.say(f"{path} is there already.")
@@ -100,11 +103,13 @@ def read_run(path: Path, progress: Progress) -> ComparedRun:
     """
     run = RunFolder.open(path)
     if not run.result.exists():
-        raise RunError(f"{path} is not finished; go on with carnet train --resume {path}")
+        raise RunError(f"{path} is not finished; go on with carnet train --resume {quoted(path)}")
     config = run.read_config()
     data = config["data"]
     model = load(path)
     chosen = select_samples(data["path"], "valid", model.spec.classes, run.digests(), ignore=data.get("ignore", ()))
+    for warning in chosen.warnings:
+        progress.say(f"Note: {path}: {warning}.")
     report = evaluate(
         model.logits,
         chosen.samples,
@@ -171,6 +176,15 @@ def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> b
             f"{images.location}; choose another --output"
         )
     return run.result.exists()
+
+
+def _check_content(finished: Collection[Path], images: LabeledImages) -> None:
+    """Whether the images are still those that finished runs saw; those that go on look for themselves."""
+    digests = set(hash_files([sample.path for sample in images.samples]).values())
+    for path in finished:
+        seen = RunFolder(path).digests()
+        if seen is not None and set().union(*seen.values()) - {""} != digests:
+            raise RunError(f"{path} was trained on other images in {images.location}; choose another --output")
 
 
 def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +22,14 @@ from PIL import Image, __version__
 from carnet import files
 from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
-from carnet.errors import ImageError
+from carnet.errors import DataError, ImageError
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import Images, to_square
 from carnet.progress import OnProgress
 from carnet.quantities import show_bytes
 from carnet.spec import ResizeRule
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the files; another number makes them anew."""
 _PIXELS, _INDEX = "images.u8", "index.json"
 _KIND = "decoded"
@@ -109,11 +110,13 @@ def inspect_and_keep(
         progress: told how many images are done, of how many.
 
     Raises:
+        DataError: if a file changes meanwhile.
         OutputError: if the cache cannot be written.
     """
     digests = {} if wish == "off" else hash_files(paths)
     size = math.prod(target.shape(len(set(digests.values()))))
-    place, reason = _place(wish, size, free_memory, shared=shared)
+    # Where no file can be read there is nothing to keep.
+    place, reason = _place(wish if digests else "off", size, free_memory, shared=shared)
     if place == "off":
         return Inspected(inspect_images(paths, target.image_size, progress), None, reason)
     keys = {path: f"{digest}{path.suffix.lower()}" for path, digest in digests.items()}
@@ -163,11 +166,24 @@ def _fill(
     progress: OnProgress | None,
 ) -> None:
     shape = target.shape(len(row_of))
-    pixels = np.memmap(folder / _PIXELS, np.uint8, "w+", shape=shape)
+    with (folder / _PIXELS).open("wb") as file:
+        _reserve(file.fileno(), math.prod(shape))
+    pixels = np.memmap(folder / _PIXELS, np.uint8, "r+", shape=shape)
     found = _decode(unique, row_of, pixels, target, progress)
     # On the disk before the folder gets its name.
     pixels.flush()
     files.write_json(folder / _INDEX, {key: _to_json(fact) for key, fact in found.items()})
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size, or raise an OSError.
+
+    Where a disk becomes full while a file is written through a map, the system kills the process instead.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
 
 
 def _decode(
@@ -177,24 +193,30 @@ def _decode(
     target: Target,
     progress: OnProgress | None,
 ) -> dict[str, ImageFacts]:
-    """Fill `pixels`, and return what was found under each key."""
+    """Fill `pixels`, and return what was found under each key.
 
-    def look(path: Path) -> ImageFacts:
+    Raises:
+        DataError: if a file is not what it was a moment ago; such a failure shall not be kept.
+    """
+
+    def look(item: tuple[str, Path]) -> ImageFacts:
+        key, path = item
         try:
             content = path.read_bytes()
         except OSError as error:
-            return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+            raise DataError(f"{path} could be read a moment ago, and now not ({error.strerror}); try again") from error
 
         def keep(image: Image.Image, digest: str) -> None:
-            row = row_of.get(digest)
-            square = to_square(image, path, target.image_size, target.resize, target.in_channels)
-            # A file that changes while we look has another hash; the check before training names it.
-            if row is not None:
-                pixels[row] = square
+            if digest in row_of:
+                square = to_square(image, path, target.image_size, target.resize, target.in_channels)
+                pixels[row_of[digest]] = square
 
-        return inspect_bytes(content, path, target.image_size, keep)
+        fact = inspect_bytes(content, path, target.image_size, keep)
+        if not key.startswith(fact.sha256):
+            raise DataError(f"{path} changed while it was looked at; start again when the images stay as they are")
+        return fact
 
-    return dict(zip(unique, each_on_threads(look, list(unique.values()), progress), strict=True))
+    return dict(zip(unique, each_on_threads(look, list(unique.items()), progress), strict=True))
 
 
 def _name(unique: Mapping[str, Path], target: Target) -> str:

@@ -47,7 +47,7 @@ def form_of(data: Path) -> Form:
         DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
     """
     data = expanded(data)
-    if is_dataset(str(data)):
+    if is_dataset(data.as_posix()):
         return "dataset"
     if data.is_dir():
         return "folder"

@@ -62,7 +62,7 @@ class LabeledImages:
     @property
     def location(self) -> str:
         """What would name the data from any folder."""
-        said = str(self.source)
+        said = self.source.as_posix()
         if not said.startswith("hf:"):
             return str(expanded(said).resolve())
         folder, mark, choice = said.removeprefix("hf:").partition("?")
@@ -117,9 +117,12 @@ class Listing:
 
 
 def expanded(path: Path | str) -> Path:
-    """A path with the home folder in place of `~`; `~nobody` stays what it is where there is no such user."""
-    # pathlib would raise an error for it.
-    return Path(os.path.expanduser(path))  # noqa: PTH111
+    """A path with the home folder in place of `~`; `~nobody` stays what it is where there is no such user.
+
+    What the hub calls `hf://datasets/NAME` becomes `hf:NAME`, for a path has no two slashes in a row.
+    """
+    # pathlib would raise an error for such a user.
+    return Path(os.path.expanduser(re.sub("^hf://datasets/", "hf:", str(path))))  # noqa: PTH111
 
 
 def short_name(source: Path) -> str:

@@ -67,7 +67,7 @@ def find_images(
 def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | None) -> Listing:
     form = form_of(source)
     if form == "dataset":
-        return _list_dataset(str(source), progress)
+        return _list_dataset(source.as_posix(), progress)
     if form == "table":
         return list_table(source)
     if form == "folder":
@@ -82,9 +82,10 @@ def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | Non
 def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
     from carnet.data.stored import notes, store
 
-    table = store(data, progress)
+    warnings: list[str] = []
+    table = store(data, progress, warnings)
     listing = list_table(table, Path(data))
-    listing.warnings += notes(table)
+    listing.warnings += [*notes(table), *warnings]
     return listing
 
 
@@ -188,15 +189,17 @@ def _no_images(where: str, listing: Listing) -> str:
 
 
 def _check_known(splits: dict[str, ByClass], classes: Sequence[str], whose: str) -> None:
+    known = set(classes)
     for split, by_class in splits.items():
-        strange = {name: len(paths) for name, paths in sorted(by_class.items()) if paths and name not in classes}
-        if not strange:
+        names = [name for name, paths in sorted(by_class.items()) if paths and name not in known]
+        if not names:
             continue
-        names = [f"{name!r} ({counted(count, 'image')}{_similar(name, classes)})" for name, count in strange.items()]
+        # The others are not shown, and to find what is like them takes long.
+        shown = [f"{n!r} ({counted(len(by_class[n]), 'image')}{_similar(n, classes)})" for n in names[:5]]
         where = "DATA" if split == "all" else split
         raise DataError(
-            f"{where} has {counted(len(names), 'class', 'classes')} that {whose} does not have: {first_few(names)}; "
-            f"rename or remove {'it' if len(names) == 1 else 'them'}"
+            f"{where} has {counted(len(names), 'class', 'classes')} that {whose} does not have: "
+            f"{first_few([*shown, *names[5:]])}; rename or remove {'it' if len(names) == 1 else 'them'}"
         )
 
 

@@ -32,12 +32,12 @@ def hold_out(
     for sample in samples:
         groups[digests[sample.path]].append(sample)
     sizes = Counter(sample.label for sample in samples)
-    room = {label: max(1, round(fraction * size)) if size > 1 else 0 for label, size in sizes.items()}
+    # Never all of a class: something has to be left to learn from.
+    room = {label: min(max(1, round(fraction * size)), size - 1) for label, size in sizes.items()}
     held_back: set[str] = set()
     for digest in sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest()):
         wanted = Counter(sample.label for sample in groups[digest])
-        # A group never takes all of a class: something has to be left to learn from.
-        if all(count <= room[label] and count < sizes[label] for label, count in wanted.items()):
+        if all(count <= room[label] for label, count in wanted.items()):
             held_back.add(digest)
             for label, count in wanted.items():
                 room[label] -= count

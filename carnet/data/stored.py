@@ -19,12 +19,13 @@ _TABLE, _ABOUT = "data.csv", "about.json"
 """What `store` writes beside the images."""
 
 
-def store(data: str, progress: OnProgress | None = None) -> Path:
+def store(data: str, progress: OnProgress | None = None, warnings: list[str] | None = None) -> Path:
     """Write the images of a data set into files, once, each exactly as the data set holds it.
 
     Args:
         data: as `carnet.data.hub` describes it.
         progress: told how much is counted, of how much, and then the same of the images written.
+        warnings: told in a sentence if the hub does not answer.
 
     Returns:
         A table with the columns filepath and label, and split unless the data is not divided, beside its images. If the
@@ -41,7 +42,11 @@ def store(data: str, progress: OnProgress | None = None) -> Path:
         stored = list((cache_root() / "datasets").glob(f"{source.name}@*/{_TABLE}")) if not source.revision else []
         if not stored:
             raise
-        return max(stored, key=lambda table: table.stat().st_mtime)
+        latest = max(stored, key=lambda table: table.stat().st_mtime)
+        if warnings is not None:
+            revision = files.read_json(latest.with_name(_ABOUT))["revision"]
+            warnings.append(f"the Hugging Face hub does not answer; {data} is taken as stored, revision {revision}")
+        return latest
     return (
         cached_folder("datasets", source.key(progress=progress), lambda folder: _write(source, folder, progress))
         / _TABLE

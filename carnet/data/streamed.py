@@ -8,14 +8,16 @@ and facts stay in memory, about a kilobyte.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from carnet.data.cache import cache_root, cached_folder
-from carnet.data.check import CheckedImages, ImageFacts, check_images, inspect_bytes
-from carnet.data.samples import LabeledImages, Sample
+from carnet.data.check import CheckedImages, ImageFacts, check_images, hash_files, inspect_bytes
+from carnet.data.ignore import about_strange, named_images
+from carnet.data.samples import LabeledImages, Sample, expanded
 from carnet.data.stored import extension_of
 from carnet.data.stream import ImageStream, StreamedImage
 from carnet.prefetch import load_ahead, loading_threads
@@ -43,7 +45,7 @@ def check_stream(
         skip_unreadable: leave out, and count, what cannot be decoded, instead of stopping.
         valid_fraction: share held back for validation where the data has no such split; costs a second pass.
         seed: of that division.
-        ignore: images to leave out, by the names in `data.csv`: images/train/0000123.jpg.
+        ignore: images to leave out, as `data.csv` of a run names them: images/train/0000123.jpg.
         progress: told how many images are done, of how many.
 
     Raises:
@@ -55,10 +57,8 @@ def check_stream(
     # Where the files will lie is known before they are written.
     root = cache_root() / "streamed" / key
     facts, by_split = _look(stream, root, image_size, progress)
-    left_out = {
-        split: tuple(s.path for s in samples if s.path.relative_to(root).as_posix() in set(ignore))
-        for split, samples in by_split.items()
-    }
+    named, strange = named_images(facts, ignore, [root])
+    left_out = {split: tuple(s.path for s in samples if s.path in named) for split, samples in by_split.items()}
     flat = len(by_split) == 1
     data = LabeledImages(
         root=root,
@@ -67,9 +67,9 @@ def check_stream(
             "all" if flat else split: tuple(s for s in samples if s.path not in left_out[split])
             for split, samples in by_split.items()
         },
-        source=Path(stream.source.data),
+        source=expanded(stream.source.data),
         left_out=left_out,
-        warnings=stream.warnings,
+        warnings=(*stream.warnings, *([about_strange(strange)] if strange else [])),
     )
     checked = check_images(
         data,
@@ -80,7 +80,11 @@ def check_stream(
         facts=facts,
     )
     kept = {sample.path for split, samples in checked.data.splits.items() if split != "train" for sample in samples}
-    cached_folder("streamed", key, lambda folder: _keep(stream, kept, root, folder))
+    _keep_as_files(stream, kept, root, key)
+    if hash_files(sorted(kept)) != {path: facts[path].sha256 for path in kept}:
+        # Other images may lie in shards of the same size by now.
+        shutil.rmtree(root, ignore_errors=True)
+        _keep_as_files(stream, kept, root, key)
     return replace(checked, data=replace(checked.data, root=root))
 
 
@@ -114,14 +118,17 @@ def path_of(image: StreamedImage, root: Path) -> Path:
     return root / "images" / f"{image.name}{extension_of(image.content)}"
 
 
-def _keep(stream: ImageStream, kept: Collection[Path], root: Path, folder: Path) -> None:
-    for split in {path.parent.name for path in kept}:
-        for image in stream.read(split):
-            path = path_of(image, root)
-            if path in kept:
-                target = folder / path.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(image.content)
+def _keep_as_files(stream: ImageStream, kept: Collection[Path], root: Path, key: str) -> None:
+    def fill(folder: Path) -> None:
+        for split in {path.parent.name for path in kept}:
+            for image in stream.read(split):
+                path = path_of(image, root)
+                if path in kept:
+                    target = folder / path.relative_to(root)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(image.content)
+
+    cached_folder("streamed", key, fill)
 
 
 def _batches(stream: ImageStream, split: str) -> Iterator[list[StreamedImage]]:

@@ -218,9 +218,9 @@ def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Co
     for delimiter, cells in headers:
         place, label = _choose(cells, _PATH) or _choose(cells, _ID), _choose(cells, _LABEL)
         if place and label:
-            if warnings is not None:
-                warnings += _ambiguities(cells, (place, label), path)
             split = _choose(cells, _SPLIT)
+            if warnings is not None:
+                warnings += _ambiguities(cells, (place, label, split), path)
             return _Columns(tuple(cells), delimiter, place[0], label[0], split[0] if split else None)
     cells = max((cells for _, cells in headers), key=len)
     if any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):

@@ -185,7 +185,8 @@ def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 def _metadata_entry(key: str, value: str) -> bytes:
-    pair = _encode(_KEY, key.encode()) + _encode(_VALUE, value.encode())
+    # The bytes of a name that are no UTF-8 become \\udce9 and the like, which JSON reads back as they were.
+    pair = _encode(_KEY, key.encode()) + _encode(_VALUE, value.encode("utf-8", "backslashreplace"))
     return _encode(_METADATA, pair)
 
 

@@ -73,7 +73,7 @@ def draw_tests(spec: ModelSpec) -> dict[str, bytes]:
     _draw(spec.image_size, spec.image_size).save(lossless, "PNG", optimize=True)
     # Neither square nor a multiple of what JPEG works in.
     side = 2 * spec.image_size
-    _draw(side + 37, side - 9).save(jpeg, "JPEG", quality=80)
+    _draw(side + 37, max(1, side - 9)).save(jpeg, "JPEG", quality=80)
     return {LOSSLESS: lossless.getvalue(), JPEG: jpeg.getvalue()}
 
 

@@ -77,7 +77,9 @@ def export_model(
         progress: shown what happens; None: nobody.
 
     Raises:
+        ConfigError: if `max_drop` is no number of points.
         GateError: if the file does not pass; then there is none.
+        MissingExtraError: without the packages of the extra, or the runtime.
         RunError: if the run has no model, or its images are not to be found.
         DataError: if there are not enough images to judge with.
         ModelError: if the network cannot be written as ONNX.
@@ -89,6 +91,8 @@ def export_model(
         raise ConfigError(f"--max-drop must be between 0 and 100 points, got {max_drop:g}")
     if path.suffix != ".onnx":
         raise OutputError(f"{path} does not end in .onnx; name the file so")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
     return _Export(folder, path, int8, data, max_drop, runtime, progress or Silent()).write()
@@ -109,9 +113,14 @@ class _Export:
     def write(self) -> ExportResult:
         model = load(self.run.path)
         held_out = self._images("valid")
-        if len(held_out.samples) < 2:
-            raise DataError("a model cannot be judged with fewer than two images held back from training")
+        for warning in held_out.warnings:
+            self.progress.say(f"Note: {warning}.")
         bench = self._evaluate("as trained", model.logits, held_out.samples, model).with_leaks(held_out.leaked)
+        if (~bench.leaked).sum() < 2:
+            raise DataError(
+                f"of {counted(len(held_out.samples), 'validation image')} fewer than two can be read and are no "
+                "training images; a model cannot be judged with so few"
+            )
         self.progress.say(f"Writing {model.spec.model} as ONNX …")
         graph = to_graph(model)
         quantized = self._quantize(graph, model) if self.int8 else None
@@ -144,10 +153,11 @@ class _Export:
         content = seal(serialized(graph.model), document)
         if not all(check.passed for check in verify(Classifier(content, threads=1, runtime=self.runtime))):
             raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
+        if not judgement.problem:
+            files.write_bytes(self.path, content)
         self._report(result, document)
         if judgement.problem:
             raise GateError(self._refusal(judgement, quantized))
-        files.write_bytes(self.path, content)
         return result
 
     def _open(self, path: Path) -> Classifier:
@@ -159,11 +169,14 @@ class _Export:
         location = self.data if self.data is not None else recorded["path"]
         try:
             model_classes = tuple(recorded["classes"])
-            return select_samples(location, split, model_classes, self.run.digests(), ignore=recorded.get("ignore", ()))
+            chosen = select_samples(
+                location, split, model_classes, self.run.digests(), ignore=recorded.get("ignore", ())
+            )
         except DataError as error:
             if self.data is None:
                 raise RunError(f"{error}; say where the run's images are with --data") from error
             raise
+        return chosen
 
     def _evaluate(
         self, what: str, predict: evaluation.PredictFn, samples: Sequence[Sample], model: TrainedModel
@@ -288,6 +301,6 @@ def _about_sureness(result: ExportResult) -> str:
 
 
 def _known_to_nobody(edge: EvaluationReport, bench: EvaluationReport) -> tuple[Any, metrics.Labels]:
-    """Logits and labels of the images that are no training images, unless all are."""
-    kept = ~bench.leaked if not bench.leaked.all() else np.ones_like(bench.leaked)
+    """Logits and labels of the images that are no training images."""
+    kept = ~bench.leaked
     return edge.logits[kept], edge.labels[kept]

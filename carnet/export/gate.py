@@ -108,7 +108,7 @@ def judge(
     """Compare two reports on the same images, and time what made them.
 
     Args:
-        bench: PyTorch's, knowing which images are training images.
+        bench: PyTorch's, knowing which images are training images; at least two are none.
         edge: the file's.
         model: what was exported.
         classifier: the file; on one thread.
@@ -117,8 +117,7 @@ def judge(
         is_quantized: whether the file computes in eight bits.
     """
     leaked = bench.leaked
-    if not leaked.all():
-        bench, edge = bench.without(leaked), edge.without(leaked)
+    bench, edge = bench.without(leaked), edge.without(leaked)
     difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
     image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
     with on_threads(1):

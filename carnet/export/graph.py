@@ -155,7 +155,8 @@ def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
     Padding is 0 behind the normalisation, which before it would be the mean colour.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.padding != (0, 0) or first.groups != 1 or first.in_channels != len(scale):
+    # A subclass may pad in its own way (timm's Conv2dSame), or change its weights before it uses them.
+    if type(first) is not nn.Conv2d or first.padding != (0, 0) or first.groups != 1 or first.in_channels != len(scale):
         return False
     with torch.no_grad():
         bias = torch.zeros(first.out_channels) if first.bias is None else first.bias
@@ -169,20 +170,37 @@ def _map_centres(network: nn.Module, spec: ModelSpec) -> tuple[tuple[float, ...]
 
     Of a copy whose weights all count alike, without sign, batch norm and attention. That copy takes weighted means, so
     that in the middle of a large image that shows its own coordinates it answers with the middle of what it looks at.
+    A network that takes no means even so (other gates, attention, SiLU) is taken to divide the image evenly.
     """
+    side = spec.image_size
     features = cast(Features, _counting_paths(network).forward_features)
-    channels, side = spec.in_channels, spec.image_size
-    rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE)
     with torch.inference_mode():
-        number = features(torch.zeros(1, channels, side, side)).shape[-1]
-        shown, total = (
-            features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, torch.ones_like(rows))
-        )
-    middles = (shown / total)[:, shown.shape[1] // 2]
-    place = len(middles) // 2
-    step = float(middles[place + 1] - middles[place])
-    centres = tuple(round(float(middles[place]) + (k - place) * step, 2) for k in range(number))
+        number = features(torch.zeros(1, spec.in_channels, side, side)).shape[-1]
+        middles = _middles(features, spec.in_channels)
+    if middles is None:
+        first, step = (side / number - 1) / 2, side / number
+    else:
+        place = len(middles) // 2
+        step = float(middles[place + 1] - middles[place])
+        first = float(middles[place]) - place * step
+    centres = tuple(round(first + k * step, 2) for k in range(number))
     return centres, centres
+
+
+def _middles(features: Features, channels: int) -> Tensor | None:
+    """What each row of a large image's features answers to its own coordinates; None if that is no weighted mean."""
+    # As shares of its side: to large numbers a gate is open, whatever they are.
+    rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE) / _LARGE
+    try:
+        shown, twice, total = (
+            features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, 2 * rows, torch.ones_like(rows))
+        )
+    except (RuntimeError, AssertionError):
+        # Attention that is made for images of one size.
+        return None
+    if not torch.allclose(twice, 2 * shown, rtol=1e-3):
+        return None
+    return _LARGE * (shown / total)[:, shown.shape[1] // 2]
 
 
 def _counting_paths(network: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
 from carnet.prediction import Predictor
 from carnet.preprocess import Images
-from carnet.progress import OnProgress
+from carnet.progress import OnProgress, quoted
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 
@@ -89,7 +89,7 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     """
     folder = RunFolder.open(run)
     if not folder.weights.exists() or not folder.model.exists():
-        raise RunError(f"{run} has no model yet; go on with carnet train --resume {run}")
+        raise RunError(f"{run} has no model yet; go on with carnet train --resume {quoted(run)}")
     document = files.read_json(folder.model)
     spec = ModelSpec.from_json(document)
     network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
@@ -173,8 +173,8 @@ def evaluate(
 
     Args:
         run: the run folder.
-        data: the images, in either form `carnet.data.sources` describes. A flat folder that the run itself divided
-            is divided the same way, by content.
+        data: the images, in any form `carnet.data.sources` describes. What the run itself divided, a flat folder or
+            a `train` without `valid`, is divided the same way, by content.
         split: train, valid, test, or all for every image of a flat folder.
         device: where to compute.
         batch_size: images at a time.
@@ -183,6 +183,7 @@ def evaluate(
         progress: told how many images are done, of how many.
 
     Raises:
+        ConfigError: for a device that is not there, or a batch size below 1.
         RunError: if the run has no model.
         DataError: if the data lacks the split or has classes that the model does not know.
         UnreadableImagesError: listing the images that cannot be decoded.

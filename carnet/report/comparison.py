@@ -178,10 +178,12 @@ def table_of(rows: Rows) -> tuple[str, str]:
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * len(rows)}"]
     lines += [f"| {' | '.join(line)} |" for line in cells]
     content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
     flat = [_flat(row) for row in rows]
-    writer.writerow(list(flat[0]))
-    writer.writerows(list(row.values()) for row in flat)
+    # A network that could not be measured lacks some.
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    writer = csv.DictWriter(content, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
     return "\n".join(lines) + "\n", content.getvalue()
 
 

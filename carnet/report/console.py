@@ -6,6 +6,7 @@ Where rich is not installed, as on a device that only runs models, a line that i
 from __future__ import annotations
 
 import os
+import sys
 import time
 from importlib.util import find_spec
 from types import TracebackType
@@ -116,6 +117,9 @@ class _RichBars:
             console=self.console,
             transient=True,
             speed_estimate_period=60,
+            # What a command prints goes where it was sent to; what comes onto the same terminal, above the bars.
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
         )
         self.tasks: dict[str, progress.TaskID] = {}
 

@@ -180,13 +180,7 @@ def _thumbnail(path: Path) -> str:
 
 
 def _class_table(report: EvaluationReport) -> str:
-    predicted = report.confusion.sum(axis=0).tolist()
-    rows = sorted(
-        zip(report.per_class, predicted, strict=True),
-        # Classes of which nothing is known are not the worst ones.
-        key=lambda row: (row[0].num_images == 0, row[0].f1, row[0].recall, row[0].name),
-    )
-    body = "\n".join(_class_row(result, num_predicted) for result, num_predicted in rows)
+    body = "\n".join(map(_class_row, report.worst_first))
     few = any(0 < result.num_images < FEW_IMAGES for result in report.per_class)
     hint = f" Grey: fewer than {FEW_IMAGES} images, so one image changes the number much." if few else ""
     columns = "".join(f'<th scope="col">{name}</th>' for name in ("class", "images", "precision", "recall"))
@@ -199,10 +193,8 @@ def _class_table(report: EvaluationReport) -> str:
     )
 
 
-def _class_row(result: ClassResult, num_predicted: int) -> str:
-    precision = percent_html(result.precision) if num_predicted else ""
-    recall = percent_html(result.recall) if result.num_images else ""
-    f1 = percent_html(result.f1) if result.num_images or num_predicted else ""
+def _class_row(result: ClassResult) -> str:
+    precision, recall, f1 = ("" if share is None else percent_html(share) for share in result.shares)
     few = ' class="few"' if result.num_images < FEW_IMAGES else ""
     cells = "".join(f"<td>{value}</td>" for value in (f"{result.num_images:,}", precision, recall, f1))
     return f"<tr{few}><td>{name_span(result.name)}</td>{cells}</tr>"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from carnet.errors import NonFiniteLossError
-from carnet.progress import counted, duration
+from carnet.progress import counted, duration, quoted
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import Job
 from carnet.training.schedule import first_side, mean_cost, side_at, step_cost
@@ -79,7 +79,7 @@ def _where(state: TrainingState, steps_per_epoch: int) -> str:
 
 def go_on(job: Job) -> str:
     """The command that takes the run up again."""
-    return f"go on with carnet train --resume {job.run.path}"
+    return f"go on with carnet train --resume {quoted(job.run.path)}"
 
 
 def require_finite(loss: float, where: str, job: Job, state: TrainingState) -> None:

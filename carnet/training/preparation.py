@@ -100,7 +100,7 @@ def prepare(
         _whiten(network, spec, config, plan, found)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
-    record = _record(asked, config, plan, images, init=init, ignore=ignore)
+    record = _record(asked, config, plan, images, init=init)
     run.create(images.rows(), record)
     progress.say(_intention(run, config, plan, network, start))
     return Job(
@@ -313,7 +313,6 @@ def _record(
     images: CheckedImages,
     *,
     init: Path | str | None,
-    ignore: Sequence[str],
 ) -> dict[str, Any]:
     """What `config.json` says: enough to repeat the run, written before its first step."""
     return {
@@ -331,7 +330,8 @@ def _record(
             "num_images": {split: len(samples) for split, samples in images.data.splits.items()},
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
-            "ignore": list(ignore),
+            # As they count from the data, since a list may count from where it was given.
+            "ignore": list(images.data.ignored),
         },
     }
 

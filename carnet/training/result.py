@@ -76,7 +76,6 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
     """What `result.json` says."""
     keys = ("epoch", "valid_top1", "valid_top5", "valid_loss", "train_top1", "train_loss")
     final, best = state.history[-1], state.best or state.history[-1]
-    numbers = report.to_json()
     return {
         "run": job.run.path.resolve().name,
         "model": job.spec.model,
@@ -94,7 +93,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "num_images": {split: len(samples) for split, samples in job.images.data.splits.items()},
         "num_skipped_unreadable": len(job.images.unreadable),
         "num_ignored": len(job.images.data.ignored),
-        "valid": {key: numbers[key] for key in numbers if key not in ("per_class", "confusion")},
+        "valid": report.summary(),
     }
 
 

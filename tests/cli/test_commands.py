@@ -1,6 +1,7 @@
 """Every command: help, JSON, exit codes, and errors without a traceback."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -72,6 +73,10 @@ def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["benchmark", "carnet_n", "--batch-sizes", "1,many"], "--batch-sizes are numbers separated by commas"),
         (["compare", "nowhere", "--reach", "high"], "--reach takes per cents separated by commas, got 'high'"),
         (["summary", "carnet81"], "did you mean carnet18"),
+        (["compare", "a", "b", "--seeds", "5"], "say how to train; name --models to be trained"),
+        (["compare", "a", "b", "--lr", "0.1"], "say how to train; name --models to be trained"),
+        (["predict", "nowhere.onnx", "a.jpg", "--csv", "--top-k", "3"], "--csv names one class for each image"),
+        (["evaluate", "nowhere.onnx", "data", "--device", "cuda"], "--device cuda is for a run's folder"),
         (["summary", "carnet18", "--image-size", "40"], "at least 47 px"),
         (["summary", "carnet18", "--num-classes", "0"], "num_classes must be at least 1"),
     ],
@@ -105,6 +110,11 @@ def test_train_json_is_one_document(photos: Path, tmp_path: Path, capsys: pytest
     assert json.loads(out) == json.loads((tmp_path / "run" / "result.json").read_text())
     assert "Found 3 classes, 24 train, 12 valid images." in err
     assert "epoch 1/1: train loss" in err
+
+
+def test_resume_takes_no_preset(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "train", "--resume", trained_run, "--preset", "published")
+    assert (code, "--resume goes on with the run's own recipe; leave --preset out" in err) == (2, True)
 
 
 def test_resume_takes_the_runs_own_recipe(
@@ -211,6 +221,8 @@ def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pyte
     for flags, message in (
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--output", str(photos)], "is a folder; name a file"),
+        (["--output", str(trained_run / "model.json")], "model.json does not end in .html; name the report so"),
+        (["--output", str(photos / "gone" / "page.html")], "there is no folder"),
         (["--split", "everything"], "everything"),
     ):
         code, _, err = call(capsys, "evaluate", trained_run, photos, *flags)
@@ -239,7 +251,49 @@ def test_predict(
     code, out, _ = call(capsys, "predict", trained_run, "-", "--top-k", "1")
     assert (code, out.startswith("-: ")) == (0, True)
     assert call(capsys, "predict", trained_run, image, "--top-k", "0")[0] == 2
+    for flags in (["--threads", "2"], ["--runtime", "openvino"]):
+        code, _, err = call(capsys, "predict", trained_run, image, *flags)
+        assert (code, "are for a .onnx file" in err) == (2, True)
     assert call(capsys, "predict", trained_run, tmp_path / "empty")[0] == 1
+
+
+def test_predict_patterns_take_folders_as_a_shell_does(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos / "valid", tmp_path / "new")
+    shutil.copy(photos / "valid" / "red" / "8.jpg", tmp_path / "new")
+    code, out, _ = call(capsys, "predict", trained_run, tmp_path / "new" / "*", "--json")
+    assert (code, len(json.loads(out))) == (0, 13)
+    code, out, _ = call(capsys, "predict", trained_run, f"{tmp_path}/new/**/*.jpg", "--json")
+    assert (code, len(json.loads(out))) == (0, 13)
+
+
+def test_a_folder_that_may_not_be_entered(
+    photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    image = photos / "valid" / "red" / "8.jpg"
+    code, out, err = call(capsys, "predict", trained_run, tmp_path / "locked" / "1.jpg", image)
+    assert (code, out.startswith(f"{image}: "), "1.jpg: no such file" in err) == (1, True, True)
+
+
+def test_heat_is_told_apart_on_every_system(
+    photos: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [tmp_path / "a" / "one.jpg", tmp_path / "b" / "ONE.jpg"]
+    for image in images:
+        image.parent.mkdir()
+        shutil.copy(photos / "valid" / "red" / "8.jpg", image)
+    code, out, _ = call(capsys, "predict", exported, *images, "--explain", tmp_path / "heat", "--json")
+    names = [Path(document["heat"]).name for document in json.loads(out)]
+    assert (code, names) == (0, ["one.heat.png", "ONE-2.heat.png"])
 
 
 def test_predict_leaves_out_what_it_shall_ignore(

@@ -58,6 +58,15 @@ def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pyte
     ]
 
 
+def test_finished_runs_that_saw_other_images_are_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0"))
+    rows = (run / "data.csv").read_text().splitlines(keepends=True)
+    digest = rows[1].split(",")[3]
+    (run / "data.csv").write_text("".join(rows).replace(digest, digest[::-1]))
+    with pytest.raises(RunError, match=r"carnet_n-seed-0 was trained on other images in .*; choose another --output"):
+        train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+
+
 def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0")
     (tmp_path / "carnet_n-seed-0" / "result.json").unlink()
@@ -239,6 +248,10 @@ def test_a_network_that_cannot_be_exported_keeps_its_place(
     answer = compare([folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"], tmp_path / "answer")
     assert "Note: carnet_s has no latency in ONNX Runtime: PyTorch cannot write it as ONNX." in answer.sentences
     assert "not measured" in (tmp_path / "answer" / "table.md").read_text()
+    with (tmp_path / "answer" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["latency_ms onnx_p50"] != "" for row in rows] == [True, False]
+    assert all(float(row["latency_ms pytorch_p95"]) > 0 and 0 <= float(row["top1"]) <= 1 for row in rows)
     assert answer.document["models"][1]["latency_ms"]["pytorch_p50"] > 0
 
 

@@ -1,5 +1,7 @@
 """Decoded images: the same pixels and facts as without a cache, decoded once, and anew when a file has changed."""
 
+import errno
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from carnet.data.check import check_images, describe, inspect_images
 from carnet.data.decoded import CacheWish, Inspected, Target, inspect_and_keep
 from carnet.data.sources import find_images
 from carnet.data.synthetic import write_dataset
+from carnet.errors import DataError, OutputError
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 
@@ -124,20 +127,6 @@ def test_another_process_maps_the_same_file(odd: Path) -> None:
     assert np.array_equal(other.load(path), found.decoded.load(path))
 
 
-def test_a_file_that_goes_while_it_is_looked_at(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [sample.path for sample in find_images(odd).samples]
-    original = decoded_module.hash_files
-
-    def hash_then_remove(files: list[Path]) -> dict[Path, str]:
-        digests = original(files)
-        paths[0].unlink()
-        return digests
-
-    monkeypatch.setattr(decoded_module, "hash_files", hash_then_remove)
-    error = inspect_and_keep(paths, Target(48), "ram", free_memory=FREE).facts[paths[0]].error
-    assert "cannot be read" in str(error)
-
-
 def test_the_check_says_the_same(odd: Path) -> None:
     _, found = keep(odd)
     data = find_images(odd)
@@ -153,3 +142,48 @@ def test_what_is_kept_is_read_only(odd: Path) -> None:
     pixels: Images = found.decoded.load(next(path for path in paths if found.facts[path].error is None))
     with pytest.raises(ValueError, match="read-only"):
         pixels[0] = 0
+
+
+@pytest.mark.parametrize("wish", ["disk", "ram"])
+def test_a_file_that_changes_while_it_is_looked_at(wish: CacheWish, odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [sample.path for sample in find_images(odd).samples]
+    original = decoded_module.hash_files
+
+    def hash_and_change(files: list[Path]) -> dict[Path, str]:
+        digests = original(files)
+        good.write_bytes(good.read_bytes() + b"more")
+        return digests
+
+    monkeypatch.setattr(decoded_module, "hash_files", hash_and_change)
+    good = next(path for path, fact in inspect_images(paths, 48).items() if fact.error is None)
+    with pytest.raises(DataError, match=f"{good} changed while it was looked at"):
+        keep(odd, wish)
+    monkeypatch.undo()
+    _, found = keep(odd, wish)
+    assert found.facts[good].error is None
+
+    def hash_and_remove(files: list[Path]) -> dict[Path, str]:
+        digests = original(files)
+        good.rename(good.with_suffix(".away"))
+        return digests
+
+    good.write_bytes(good.read_bytes() + b"more")
+    monkeypatch.setattr(decoded_module, "hash_files", hash_and_remove)
+    with pytest.raises(DataError, match="could be read a moment ago, and now not"):
+        keep(odd, wish)
+
+
+def test_a_full_disk_is_noticed_before_it_is_written(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("this system cannot reserve room")
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert length == 48 * 48 * 3 * num_different
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _, inspected = keep(odd, "ram")
+    assert inspected.decoded is not None
+    num_different = len(inspected.decoded.pixels)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left on device; free some space"):
+        keep(odd, "disk")

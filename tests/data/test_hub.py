@@ -441,4 +441,6 @@ def test_a_data_set_of_the_hub(kind: str, hub: Path, monkeypatch: pytest.MonkeyP
     assert streamed == read
     # Once stored, it serves where there is no network.
     set_offline(monkeypatch, True)
-    assert store(data) == table
+    warnings: list[str] = []
+    assert store(data, warnings=warnings) == table
+    assert warnings == [f"the Hugging Face hub does not answer; {data} is taken as stored, revision {SHA}"]

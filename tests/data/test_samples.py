@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.data.samples import LabeledImages, Sample, short_name
+from carnet.data.samples import LabeledImages, Sample, expanded, short_name
 
 
 @pytest.mark.parametrize(
@@ -45,5 +45,6 @@ def test_a_location_names_the_data_from_any_folder(tmp_path: Path, monkeypatch: 
         ("hf:~/photos", f"hf:{tmp_path / 'home' / 'photos'}"),
         ("hf:/data/photos", "hf:/data/photos"),
         ("hf:owner/photos:small@v2", "hf:owner/photos:small@v2"),
+        ("hf://datasets/owner/photos", "hf:owner/photos"),
     ):
-        assert LabeledImages(tmp_path, (), {}, source=Path(source)).location == location
+        assert LabeledImages(tmp_path, (), {}, source=expanded(source)).location == location

@@ -53,6 +53,13 @@ def test_follows_from_seed_and_content_alone() -> None:
     assert {s.path.name for s in moved} == {s.path.name for s in valid}
 
 
+def test_a_class_is_never_held_back_whole() -> None:
+    samples, digests = numbered([(0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (1, 6)])
+    train, valid = hold_out(samples, digests, fraction=0.9, seed=0)
+    assert [s.label for s in train] == [0, 1]
+    assert [s.label for s in valid] == [0, 1, 1, 1]
+
+
 def test_single_image_is_kept_for_training() -> None:
     samples, digests = numbered([(0, 1), (1, 2), (1, 3)])
     train, valid = hold_out(samples, digests, fraction=0.5, seed=0)

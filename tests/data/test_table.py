@@ -38,11 +38,13 @@ def test_headers_that_do_not(header: str, tmp_path: Path) -> None:
 
 def test_of_two_columns_that_fit_the_usual_one_is_taken(tmp_path: Path) -> None:
     root = tree(tmp_path, "a.jpg", "b.jpg")
-    found = list_table(write(root / "t.csv", "image,class,filepath,label", "1,9,a.jpg,x", "2,9,b.jpg,y"))
-    assert set(found.splits["all"]) == {"x", "y"}
+    header = "image,class,filepath,label,subset,split"
+    found = list_table(write(root / "t.csv", header, "1,9,a.jpg,x,test,train", "2,9,b.jpg,y,test,train"))
+    assert set(found.splits["train"]) == {"x", "y"}
     assert found.warnings == [
         "t.csv has the columns filepath and image; the first is taken",
         "t.csv has the columns label and class; the first is taken",
+        "t.csv has the columns split and subset; the first is taken",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,9 @@ def test_bad_arguments(trained_run: Path, tmp_path: Path) -> None:
         export_model(trained_run, tmp_path / "model.bin")
     with pytest.raises(OutputError, match="there is no folder"):
         export_model(trained_run, tmp_path / "nowhere" / "m.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OutputError, match=r"folder\.onnx is a folder"):
+        export_model(trained_run, tmp_path / "folder.onnx")
     with pytest.raises(RunError, match="no run folder"):
         export_model(tmp_path / "nothing")
 
@@ -184,5 +188,30 @@ def test_it_needs_images_to_judge_with(photos: Path, tmp_path: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     config["data"]["ignore"] = [str(sample.path) for sample in find_images(photos).splits["valid"][1:]]
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="fewer than two images"):
+    with pytest.raises(DataError, match="of 1 validation image fewer than two can be read"):
         export_model(run)
+
+
+def test_training_images_do_not_judge(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "copied"
+    shutil.copytree(photos / "train", data / "train")
+    shutil.copytree(photos / "train", data / "valid")
+    run = tmp_path / "run"
+    train(data, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
+    with pytest.raises(DataError, match="of 24 validation images fewer than two can be read and are no training"):
+        export_model(run)
+    assert not list(run.glob("*.onnx"))
+
+
+def test_a_class_whose_name_is_no_utf_8(flat: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"d\xf6gs")
+    try:
+        (flat / "red").rename(flat / name)
+    except OSError:
+        pytest.skip("file names of this system are always UTF-8")
+    run = tmp_path / "run"
+    train(flat, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
+    # What was held back of a folder without splits is found again, and judges.
+    exported = export_model(run, max_drop=100)
+    assert exported.judgement.edge.num_images == 6
+    assert name in Classifier(exported.path).classes

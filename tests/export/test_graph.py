@@ -136,3 +136,23 @@ def test_a_head_that_is_more_than_mean_and_linear_has_no_maps() -> None:
     right = model.network.forward
     model.network.forward = lambda x: 2 * right(x)  # type: ignore[method-assign]
     assert mean_and_linear_head(model.network, model.spec) is None
+
+
+@pytest.mark.parametrize("name", ["timm/efficientnet_b0", "timm/botnet26t_256"])
+def test_centres_of_networks_that_take_no_means_divide_the_image(name: str) -> None:
+    pytest.importorskip("timm")
+    model = model_of(name, 256)
+    rows, columns = _map_centres(model.network, model.spec)
+    assert rows == columns == tuple(15.5 + 32 * k for k in range(8))
+
+
+def test_normalisation_stays_before_a_convolution_that_pads_in_its_own_way() -> None:
+    pytest.importorskip("timm")
+    model = model_of("timm/tf_efficientnet_b0", 64)
+    graph = to_graph(model)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    file = ModelFile.from_bytes(seal(serialized(graph.model), model.spec.to_json()))
+    expected = model.logits(image)
+    np.testing.assert_allclose(
+        open_runtime(file, "onnxruntime", 1)(image)["logits"], expected, atol=1e-4 * np.abs(expected).max()
+    )

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import pytest
 
@@ -63,3 +64,13 @@ def test_a_terminal_gets_bars() -> None:
     assert "class :cat: and [bold]" in stream.getvalue()
     assert "/4" in stream.getvalue()
     assert "loss 2.5" in stream.getvalue()
+
+
+def test_answers_go_where_they_were_sent_while_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = Terminal()
+    with Console(stream) as shown:
+        shown.bar("predicting", 1, 4)
+        print("an answer")
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr() == ("an answer\n", "a warning\n")
+    assert "answer" not in stream.getvalue()

@@ -9,6 +9,7 @@ import pytest
 from runs import StopAt
 
 from carnet import TrainingConfig, evaluate, load, train
+from carnet.data.check import hash_files
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
 from carnet.progress import Silent
 from carnet.run_folder import RunFolder
@@ -104,6 +105,29 @@ def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) 
     assert evaluate(tmp_path / "run", data).num_leaked == 0
     stored = run_on(data, tmp_path / "stored", epochs=1)
     assert RunFolder(stored.run).digests() == RunFolder(result.run).digests()
+
+
+def test_other_images_in_shards_of_the_same_size(photos: Path, tmp_path: Path) -> None:
+    from carnet.data.stream import ImageStream
+    from carnet.data.streamed import check_stream
+
+    data = shards(photos, tmp_path / "shards")
+
+    def kept() -> dict[str, str]:
+        checked = check_stream(ImageStream(str(data)), image_size=48, ignore=("none.jpg",))
+        assert "1 line of the ignore list names no image here: 'none.jpg'" in checked.warnings
+        valid = checked.data.splits["valid"]
+        assert hash_files([s.path for s in valid]) == {s.path: checked.facts[s.path].sha256 for s in valid}
+        return {s.path.name: checked.facts[s.path].sha256 for s in valid}
+
+    before = kept()
+    # Another bit in a picture, which leaves all sizes as they are.
+    shard = data / "valid-1.tar"
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"\xff\xd9") - 40
+    content[place] ^= 1
+    shard.write_bytes(bytes(content))
+    assert kept() != before
 
 
 def test_an_unreadable_image_in_a_stream(photos: Path, tmp_path: Path) -> None:

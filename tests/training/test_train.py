@@ -33,6 +33,7 @@ from carnet.errors import (
 )
 from carnet.prefetch import available_cores
 from carnet.progress import Silent
+from carnet.run_folder import RunFolder
 from carnet.training import preparation
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
@@ -233,7 +234,7 @@ def test_without_any_good_checkpoint(photos: Path, trained_run: Path, tmp_path: 
 def test_a_kill_before_the_run_exists_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "data.csv").write_text("split,label\n")
+    (run / "data.csv").write_text("split,label,filepath,sha256,width\n")
     (run / ".config.json.1234.tmp").write_text("{")
     assert train(photos, config(epochs=1), output=run).document["epochs"] == 1
 
@@ -495,6 +496,28 @@ def test_flat_folder_and_its_split_on_evaluation(flat: Path, tmp_path: Path) -> 
     assert sorted(row["split"] for row in rows) == ["train"] * 24 + ["valid"] * 6
 
 
+def test_what_is_held_back_of_train_is_found_again(flat: Path, photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(flat, data / "train")
+    shutil.copytree(photos / "valid", data / "test")
+    run = tmp_path / "run"
+    result = train(data, config(epochs=1), output=run)
+    assert result.document["num_images"] == {"train": 24, "valid": 6, "test": 12}
+    numbers = {split: evaluate(run, data, split=split).num_images for split in ("train", "valid", "test", "all")}
+    assert numbers == {"train": 24, "valid": 6, "test": 12, "all": 42}
+    assert evaluate(run, data).top1 == result.top1
+    shutil.copytree(photos / "train", tmp_path / "other" / "train")
+    with pytest.raises(DataError, match="does not say which images are valid, and none of them were in the run's"):
+        evaluate(run, tmp_path / "other")
+    assert evaluate(run, tmp_path / "other", split="train").num_images == 24
+    with (run / "data.csv").open() as file:
+        held_back = next(row for row in csv.DictReader(file) if row["split"] == "valid")
+    (data / held_back["filepath"]).unlink()
+    report = evaluate(run, data)
+    assert report.num_images == 5
+    assert "1 of the run's 6 different images in valid cannot be read any more, or are not here" in report.warnings
+
+
 def test_leaked_images_are_counted(photos: Path, trained_run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
@@ -600,6 +623,18 @@ def test_ignored_images_stay_out_also_on_resume(photos: Path, tmp_path: Path) ->
     assert (result["num_images"], result["num_ignored"]) == ({"train": 23, "valid": 11}, 2)
     with pytest.raises(RunError, match="the images are not those of"):
         train(resume=run, ignore=("train/red/1.jpg",))
+
+
+def test_a_list_that_counts_from_the_current_folder_holds_elsewhere(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.chdir(photos.parent)
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, ignore=("photos/train/red/0.jpg", "none.jpg"), progress=StopAfter(1))
+    monkeypatch.chdir(tmp_path)
+    assert train(resume=run).document["num_ignored"] == 1
+    assert RunFolder(run).read_config()["data"]["ignore"] == ["train/red/0.jpg"]
 
 
 def test_folder_archive_and_table_train_alike(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

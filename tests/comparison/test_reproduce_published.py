@@ -1,0 +1,64 @@
+"""The script for the reproduction at full size: what it asks for, and that it checks itself without a CUDA device."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reproduce_published
+import torch
+
+from carnet import TrainingConfig, published
+from carnet.comparison import runs as training_of_runs
+
+
+def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> int:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(sys, "argv", ["reproduce_published.py", str(data), "--output", str(data / "answer")])
+    return reproduce_published.main()
+
+
+def test_without_cuda_it_checks_itself_on_two_batches(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = []
+
+    def train(data: str, config: TrainingConfig, path: Path) -> None:
+        training_of_runs._train(data, config, path)
+        trained.append((config.model, len((path / "data.csv").read_text().splitlines()) - 1))
+
+    small = replace(published(), image_size=48, batch_size=2)
+    monkeypatch.setattr(reproduce_published, "published", lambda: small)
+    monkeypatch.setattr(training_of_runs, "_train_alone", train)
+    assert reproduce(photos, monkeypatch, cuda=False) == 0
+    assert trained == [("carnet18", 8), ("resnet18", 8)]
+    assert "It works, on two batches for each network." in capsys.readouterr().err
+    assert not (photos / "answer").exists()
+
+
+def test_with_cuda_it_asks_for_the_published_runs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class AskedError(Exception):
+        pass
+
+    def train_runs(data: str, models: tuple[str, ...], **others: Any) -> None:
+        asked.update(data=data, models=models, **others)
+        raise AskedError
+
+    monkeypatch.setattr(reproduce_published, "train_runs", train_runs)
+    with pytest.raises(AskedError):
+        reproduce(photos, monkeypatch, cuda=True)
+    assert (asked["models"], asked["seeds"], asked["folder"]) == (("carnet18", "resnet18"), 5, photos / "answer")
+    config = asked["config"]
+    assert (config.image_size, config.epochs, config.batch_size, config.device) == (244, 50, 16, "cuda")
+
+
+def test_without_a_valid_folder_it_says_so(
+    flat: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce(flat, monkeypatch, cuda=False) == 2
+    assert "has no valid folder" in capsys.readouterr().err
