@@ -62,7 +62,7 @@ class Command:
         except ValueError:
             raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
         if models and len(self.targets) != 1:
-            raise ConfigError("with --models, name one folder, table or archive of images")
+            raise ConfigError("with --models, name one folder, table, archive or data set of images")
         if not models and (self.seeds, self.preset, self.recipe) != (Command.seeds, "default", TrainingConfig()):
             raise ConfigError("--seeds, --preset and the recipe's flags say how to train; name --models to be trained")
         with console(self.json) as progress:

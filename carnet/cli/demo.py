@@ -31,7 +31,7 @@ def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConf
 class Command:
     """Draw ten kinds of pictures, train carnet_s on them, judge it, and classify one.
 
-    Takes two to three minutes on two processor cores, and downloads nothing.
+    Takes some two minutes on two processor cores, and downloads nothing.
 
     Examples:
       carnet demo

@@ -32,7 +32,7 @@ class Command:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run, or a .onnx file that carnet export has written."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Folder, table or archive of images, as for carnet train."""
+    """Folder, table, archive or data set of images, as for carnet train."""
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None

@@ -44,9 +44,9 @@ class TrainingConfig:
     in_channels: int = 3
     """What the network sees of an image: 1 grey, 3 colour, 4 colour and opacity."""
     epochs: int = 0
-    """Passes over the training images; 0 follows from their number."""
+    """Passes over the training images; 0: chosen from their number."""
     batch_size: int = 0
-    """Images per optimizer step; the last, smaller batch of an epoch is kept. 0 follows from their number."""
+    """Images per optimizer step; the last, smaller batch of an epoch is kept. 0: chosen from the number of images."""
     optimizer: Optimizer = "muon"
     """Muon (AdamW for what is no hidden matrix) or Adam."""
     lr: float = 0.08
@@ -62,12 +62,12 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     """Share of every label that is spread over all classes, so that nothing is learned to be certain."""
     cutmix: float = -1.0
-    """Share of batches in which a piece of every image comes from another one; -1 follows from the epochs."""
+    """Share of batches in which a piece of every image comes from another one; -1: chosen from the number of epochs."""
     ema: float = 0.998
     """Judge and keep a moving average of the weights, with this decay at each step; 0 is off."""
     min_crop: float = 0.0
     """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off.
-    0 follows from the epochs."""
+    0: chosen from the number of epochs."""
     brightness: float = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
     color: float = 0.0
@@ -103,7 +103,7 @@ class TrainingConfig:
     cache: CacheWish = "auto"
     """Where decoded images are kept: on the disk for later runs too, in memory, or nowhere; auto by what is free."""
     threads: int = 0
-    """Processor threads of the arithmetic in each process; 0 takes one per core, or what is measured faster."""
+    """Threads of the arithmetic in each process; 0 takes one for each logical core, or what is measured faster."""
     workers: int = -1
     """Threads that prepare images ahead; -1 chooses, 0 prepares each batch when it is due."""
     micro_batch: int = 0
