@@ -74,6 +74,24 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def check_target(path: Path, *endings: str) -> None:
+    """Find out before long work whether a file may be written there.
+
+    Args:
+        path: the file.
+        endings: what its name may end in, the usual one first.
+
+    Raises:
+        OutputError: if it is a folder or ends otherwise, or its folder is not there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.suffix not in endings:
+        raise OutputError(f"{path} does not end in {endings[0]}; name the file so")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
+
+
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text, whole or not at all; undecodable bytes of file names come out as they were.
 

@@ -140,13 +140,13 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
-    if isinstance(source, Image.Image) and 0 in source.size:
-        raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     try:
         if isinstance(source, Image.Image):
-            # It may not be loaded yet.
+            if 0 in source.size:
+                raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
+            # It may not be loaded yet, and be damaged.
             return source.copy()
         stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
         if not stream.getbuffer().nbytes:

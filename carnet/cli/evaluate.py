@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from carnet.cli.output import console, print_json
-from carnet.errors import ConfigError, OutputError
+from carnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from carnet.evaluation import EvaluationReport
@@ -57,7 +57,10 @@ class Command:
         is_exported = self.model.suffix == ".onnx" or self.model.is_file()
         with console(self.json) as progress:
             folder = self.model.parent if is_exported else self.model
-            target = self._checked_output() or folder / f"report-{self.split}.html"
+            target = self.output or folder / f"report-{self.split}.html"
+            if self.output is not None:
+                # A slip shall not replace the model, or a table of images.
+                files.check_target(target, ".html", ".htm")
             judge = self._judge_exported if is_exported else self._judge_run
             report, spec = judge(lambda done, total: progress.bar("evaluating", done, total))
             run, name = self.model.resolve().name, short_name(Path(self.data))
@@ -74,19 +77,6 @@ class Command:
         if self.json:
             print_json(report.to_json() | {"split": self.split, "report": str(target)})
         return 0
-
-    def _checked_output(self) -> Path | None:
-        """Found out before the images are judged."""
-        if self.output is None:
-            return None
-        if self.output.is_dir():
-            raise OutputError(f"--output {self.output} is a folder; name a file in it")
-        # A slip shall not replace the model, or a table of images.
-        if self.output.suffix.lower() not in (".html", ".htm"):
-            raise OutputError(f"--output {self.output} does not end in .html; name the report so")
-        if not self.output.parent.is_dir():
-            raise OutputError(f"--output {self.output}: there is no folder {self.output.parent}; make it first")
-        return self.output
 
     def _judge_run(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
         from carnet import files

@@ -80,12 +80,12 @@ def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | Non
 
 
 def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
-    from carnet.data.stored import notes, store
+    from carnet.data.stored import store
 
     warnings: list[str] = []
     table = store(data, progress, warnings)
     listing = list_table(table, Path(data))
-    listing.warnings += [*notes(table), *warnings]
+    listing.warnings += warnings
     return listing
 
 

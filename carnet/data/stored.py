@@ -25,7 +25,7 @@ def store(data: str, progress: OnProgress | None = None, warnings: list[str] | N
     Args:
         data: as `carnet.data.hub` describes it.
         progress: told how much is counted, of how much, and then the same of the images written.
-        warnings: told in a sentence if the hub does not answer.
+        warnings: takes up what was left out, and that the hub did not answer.
 
     Returns:
         A table with the columns filepath and label, and split unless the data is not divided, beside its images. If the
@@ -42,20 +42,18 @@ def store(data: str, progress: OnProgress | None = None, warnings: list[str] | N
         stored = list((cache_root() / "datasets").glob(f"{source.name}@*/{_TABLE}")) if not source.revision else []
         if not stored:
             raise
-        latest = max(stored, key=lambda table: table.stat().st_mtime)
-        if warnings is not None:
-            revision = files.read_json(latest.with_name(_ABOUT))["revision"]
+        table = max(stored, key=lambda table: table.stat().st_mtime)
+    else:
+        key = source.key(progress=progress)
+        table = cached_folder("datasets", key, lambda folder: _write(source, folder, progress)) / _TABLE
+    if warnings is not None:
+        about = files.read_json(table.with_name(_ABOUT))
+        warnings += about["warnings"]
+        if source.on_hub and not source.revision:
+            # It could not be pinned.
+            revision = about["revision"]
             warnings.append(f"the Hugging Face hub does not answer; {data} is taken as stored, revision {revision}")
-        return latest
-    return (
-        cached_folder("datasets", source.key(progress=progress), lambda folder: _write(source, folder, progress))
-        / _TABLE
-    )
-
-
-def notes(table: Path) -> tuple[str, ...]:
-    """What `store` left out of the table it wrote."""
-    return tuple(files.read_json(table.with_name(_ABOUT))["warnings"])
+    return table
 
 
 def _write(source: hub.Source, folder: Path, progress: OnProgress | None) -> None:

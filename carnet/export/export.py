@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from carnet import evaluation, files, metrics
+from carnet import evaluation, files
 from carnet.calibration import Calibration, calibrate
 from carnet.data.sources import Sample
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import seal
 from carnet.edge.runtimes import Runtime
 from carnet.edge.selftest import draw_tests, record_tests, verify
-from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
+from carnet.errors import ConfigError, DataError, GateError, RunError
 from carnet.evaluation import EvaluationReport, Selection, select_samples
 from carnet.export.gate import Judgement, judge
 from carnet.export.graph import Graph, serialized, to_graph
@@ -89,12 +89,7 @@ def export_model(
     path = Path(output) if output is not None else folder.path / ("model-int8.onnx" if int8 else "model.onnx")
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"--max-drop must be between 0 and 100 points, got {max_drop:g}")
-    if path.suffix != ".onnx":
-        raise OutputError(f"{path} does not end in .onnx; name the file so")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
+    files.check_target(path, ".onnx")
     return _Export(folder, path, int8, data, max_drop, runtime, progress or Silent()).write()
 
 
@@ -131,7 +126,8 @@ class _Export:
         files.write_bytes(candidate, seal(serialized(graph.model), model.spec.to_json()))
         try:
             edge = self._evaluate("as exported", self._open(candidate).logits, held_out.samples, model)
-            calibration = calibrate(*_known_to_nobody(edge, bench))
+            unseen = edge.without(bench.leaked)
+            calibration = calibrate(unseen.logits, unseen.labels)
             graph = graph.with_temperature(calibration.temperature)
             document = self._document(model, graph, calibration, quantized)
             files.write_bytes(candidate, seal(serialized(graph.model), document))
@@ -298,9 +294,3 @@ def _about_sureness(result: ExportResult) -> str:
         f"Below {100 * threshold:.0f} % it says it is not sure. On images that this was not chosen on, it is sure of "
         f"{100 * crossed.coverage:.0f} %, and {100 * crossed.accuracy_when_sure:.1f} % of these answers are right."
     )
-
-
-def _known_to_nobody(edge: EvaluationReport, bench: EvaluationReport) -> tuple[Any, metrics.Labels]:
-    """Logits and labels of the images that are no training images."""
-    kept = ~bench.leaked
-    return edge.logits[kept], edge.labels[kept]

@@ -221,7 +221,7 @@ def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pyte
     for flags, message in (
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--output", str(photos)], "is a folder; name a file"),
-        (["--output", str(trained_run / "model.json")], "model.json does not end in .html; name the report so"),
+        (["--output", str(trained_run / "model.json")], "model.json does not end in .html; name the file so"),
         (["--output", str(photos / "gone" / "page.html")], "there is no folder"),
         (["--split", "everything"], "everything"),
     ):
