@@ -29,7 +29,7 @@ from PIL import Image
 
 import carnet
 from carnet.data.sources import images_in
-from carnet.edge.model_file import ModelFile, seal
+from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import open_runtime
 from carnet.export import graph
 from carnet.models.trained import TrainedModel
@@ -142,7 +142,7 @@ def cost_of_class_maps(trained: TrainedModel, rounds: int) -> dict[str, float]:
     calls = {}
     for name in ("with", "without"):
         with mock.patch.object(graph, "mean_and_linear_head", (lambda *_: None) if name == "without" else HEAD):
-            content = seal(graph.serialized(graph.to_graph(trained).model), trained.spec.to_json())
+            content = graph.to_graph(trained).sealed(trained.spec.to_json())
         calls[name] = partial(open_runtime(ModelFile.from_bytes(content), "onnxruntime", 1), image)
     found = {name: round(statistics.median(times), 4) for name, times in take_turns(calls, 10 * rounds).items()}
     print(f"network alone, class maps: {found} ms")
@@ -172,7 +172,7 @@ def peer_model() -> bytes:
     torch.manual_seed(0)
     spec = ModelSpec(model=PEER, classes=tuple(map(str, range(100))), image_size=224)
     network = carnet.create_model(PEER, num_classes=100)
-    return seal(graph.serialized(graph.to_graph(TrainedModel(network, spec)).model), spec.to_json())
+    return graph.to_graph(TrainedModel(network, spec)).sealed(spec.to_json())
 
 
 if __name__ == "__main__":

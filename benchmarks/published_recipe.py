@@ -1,10 +1,11 @@
-"""Train by the published recipe on real photos for a limited time, and record what came of it.
+"""Train on real photos for a limited time, by the published recipe or another, and record what came of it.
 
 Runs `carnet train` as a user would, lets it finish or stops it with Ctrl-C's signal after --minutes, and collects
 what the run folder and its TensorBoard log say: loss over steps, seconds per image, accuracy over epochs.
 
 Example:
-  python benchmarks/published_recipe.py trashnet150-128px --minutes 60 -- DATA/trashnet150 --image-size 128 --epochs 15
+  python benchmarks/published_recipe.py trashnet150-carnet18-128px --minutes 60 -- DATA/trashnet150 --model carnet18 \
+      --preset published --image-size 128 --epochs 15
 """
 
 from __future__ import annotations

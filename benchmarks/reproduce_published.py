@@ -50,8 +50,8 @@ def main() -> int:
 def reproduce(data: Path, seeds: int, output: Path, progress: Progress) -> None:
     """All runs, or those that are missing, and what they come to."""
     config = replace(published(), device="cuda")
-    runs = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
-    answer = compare(runs, output, progress)
+    runs, failed = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
+    answer = compare(runs, output, progress, untrained=failed)
     progress.say("\n".join([*answer.sentences, f"The comparison is {answer.folder / 'comparison.html'}."]))
 
 
@@ -61,7 +61,9 @@ def check(data: Path, progress: Progress) -> None:
         table = Path(folder) / "few.csv"
         write_few(data, table, batch_size=published().batch_size)
         config = replace(published(), epochs=1)
-        runs = train_runs(str(table), MODELS, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress)
+        runs, _ = train_runs(
+            str(table), MODELS, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress
+        )
         compare(runs, Path(folder) / "answer", progress)
     progress.say("It works, on two batches for each network. The reproduction itself needs a CUDA device.")
 

@@ -7,6 +7,7 @@ images are divided, and each part is judged with what was chosen on the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +100,10 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     return math.exp(_minimum(loss, math.log(COLDEST), math.log(HOTTEST)))
 
 
-def _minimum(function: Any, low: float, high: float, steps: int = 60) -> float:
+def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function with one valley is lowest, by golden sections."""
     ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(steps):
+    for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
         if function(left) <= function(right):
             high = right
@@ -128,15 +129,14 @@ def choose_threshold(confidence: NDArray[np.float64], correct: NDArray[np.bool_]
     return 0.0 if last == len(order) - 1 else float(confidence[order[last]] + confidence[order[last + 1]]) / 2
 
 
-def cross_fit(logits: Floats, labels: Labels, *, seed: int = 0) -> CrossFitted:
+def cross_fit(logits: Floats, labels: Labels) -> CrossFitted:
     """Judge each part of the images with what was chosen on the others: (N, classes), (N,)
 
     Args:
         logits: of at least two images.
         labels: their classes.
-        seed: of the division.
     """
-    parts = np.random.default_rng(seed).permutation(len(labels)) % min(FOLDS, len(labels))
+    parts = np.random.default_rng(0).permutation(len(labels)) % min(FOLDS, len(labels))
     confidence = np.empty(len(labels))
     is_sure = np.empty(len(labels), np.bool_)
     for part in range(parts.max() + 1):

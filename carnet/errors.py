@@ -34,7 +34,9 @@ _TRAIN_PACKAGES = {
     "rich": "rich",
 }
 _EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
-_EXPORTING = ("carnet export", "carnet compare", "carnet.export_model")
+_MAX_LISTED = 20
+"""Of files that cannot be read."""
+_EXPORTING = ("carnet export", "carnet compare", "carnet benchmark", "carnet.export_model")
 """What needs both: the extra `export` brings `train` as well."""
 
 
@@ -78,10 +80,13 @@ class UnreadableImagesError(DataError):
 
     def __init__(self, errors: Sequence[ImageError], num_images: int) -> None:
         self.errors = tuple(errors)
-        listing = "".join(f"\n  {error}" for error in errors)
+        # The first line shall still be seen where all the photos of a phone cannot be read.
+        shown = errors[:_MAX_LISTED]
+        listing = "".join(f"\n  {error}" for error in shown)
+        more = f"\n  and {len(errors) - len(shown):,} more" if len(errors) > len(shown) else ""
         super().__init__(
             f"{len(errors)} of {num_images} images cannot be read; mend or remove them, "
-            f"or go on without them with --skip-unreadable:{listing}"
+            f"or go on without them with --skip-unreadable:{listing}{more}"
         )
 
 
@@ -115,7 +120,7 @@ class MissingExtraError(CarnetError, ImportError):
     """A command needs a package that the base installation leaves out."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f"{what} needs {package}: pip install 'carnet[{extra}]'")
+        super().__init__(f'{what} needs {package}: pip install "carnet[{extra}]"')
 
     @classmethod
     def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:

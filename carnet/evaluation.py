@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
-from carnet.progress import OnProgress, counted
+from carnet.progress import OnProgress, Progress, Silent, counted
 from carnet.spec import ModelSpec
 
 PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
@@ -238,7 +238,11 @@ def evaluate(
     if unreadable and not skip_unreadable:
         raise UnreadableImagesError(unreadable, len(samples))
     if not judged:
-        raise DataError("there are no images to evaluate on")
+        raise DataError(
+            f"there is nothing to judge, for no image of {len(samples):,} can be read; mend them"
+            if unreadable
+            else "there are no images to evaluate on; name some"
+        )
     report = EvaluationReport.from_logits(spec.classes, judged, np.concatenate(logits))
     return replace(report, unreadable=tuple(unreadable))
 
@@ -255,6 +259,15 @@ class Selection:
     num_ignored: int = 0
     """How many images of the split the ignore list left out."""
 
+    def judge(self, predict_fn: PredictFn, spec: ModelSpec, **options: Any) -> EvaluationReport:
+        """`evaluate` a model on them; its report knows the leaks, and what was noticed.
+
+        Raises:
+            DataError: as `evaluate`.
+        """
+        report = evaluate(predict_fn, self.samples, spec, **options).with_leaks(self.leaked)
+        return replace(report, warnings=self.warnings, num_ignored=self.num_ignored)
+
 
 def select_samples(
     data: Path | str,
@@ -263,11 +276,12 @@ def select_samples(
     run_digests: Mapping[str, set[str]] | None,
     *,
     ignore: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Selection:
     """Find the images of a split, and which of them a model was trained on.
 
     Where training held images back for validation itself, its record tells which: of flat data, or of `train` where
-    there is no `valid`.
+    there is no `valid`. Classes that came into such data later are left out, with a note.
 
     Args:
         data: the folder, table or archive.
@@ -275,11 +289,19 @@ def select_samples(
         classes: the model's, which give the labels.
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
         ignore: paths of images to leave out.
+        progress: shown how far finding and reading them is; None: nobody.
 
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
-    found = find_images(data, classes, ignore=ignore)
+    bar = (progress or Silent()).bar
+    found = find_images(
+        data,
+        classes,
+        ignore=ignore,
+        leave_out_new=run_digests is not None and split != "all",
+        progress=partial(bar, "unpacking"),
+    )
     by_run = split != "all" and (found.is_flat or (run_digests is not None and _is_held_back(split, found)))
     if not by_run and split not in ("all", *found.splits):
         raise DataError(f"{data} has no {split} split; it has {', '.join(found.splits)}; choose with --split")
@@ -287,7 +309,8 @@ def select_samples(
     places = tuple(found.splits) if split == "all" else (divided,) if by_run else (split,)
     samples = tuple(sample for place in places for sample in found.splits[place])
     ignored = [path for place in places for path in found.left_out.get(place, ())]
-    digests = hash_files([*(sample.path for sample in samples), *ignored]) if run_digests is not None else {}
+    files = [*(sample.path for sample in samples), *ignored]
+    digests = hash_files(files, partial(bar, "reading the images")) if run_digests is not None else {}
     warnings = list(found.warnings)
     wanted = (run_digests or {}).get(split, set())
     if split in found.splits and wanted.isdisjoint(digests.values()):
@@ -301,7 +324,8 @@ def select_samples(
             of_all = counted(len(wanted), "different image")
             warnings.append(f"{missing:,} of the run's {of_all} in {split} cannot be read any more, or are not here")
     if not samples:
-        raise _nothing_to_judge(data, split, by_run, are_ignored=bool(ignored))
+        recorded = run_digests is not None
+        raise _nothing_to_judge(data, split, by_run=by_run, recorded=recorded, are_ignored=bool(ignored))
     train = (run_digests or {}).get("train", set())
     leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
     return Selection(samples, leaked if run_digests is not None else None, tuple(warnings), len(ignored))
@@ -312,9 +336,14 @@ def _is_held_back(split: str, found: LabeledImages) -> bool:
     return split in ("train", "valid") and "train" in found.splits and "valid" not in found.splits
 
 
-def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, are_ignored: bool) -> DataError:
+def _nothing_to_judge(data: Path | str, split: str, *, by_run: bool, recorded: bool, are_ignored: bool) -> DataError:
     if are_ignored:
         return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
+    if by_run and not recorded:
+        return DataError(
+            f"{data} does not say which images are {split}, and there is no list of what this model was trained on, "
+            f"which an exported one never has; judge its run, or images that it has not seen, with --split all"
+        )
     if by_run:
         return DataError(
             f"{data} does not say which images are {split}, and none of them were in the run's {split}; "

@@ -9,11 +9,15 @@ import io
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from carnet.errors import OutputError, RunError
+
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds."""
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
@@ -61,7 +65,22 @@ def _fill(path: Path, content: bytes) -> None:
 
 def _name(path: Path, name: Path) -> None:
     # The new name counts even if it is taken, on every system.
-    path.replace(name)
+    patiently(lambda: path.replace(name))
+
+
+def patiently(rename: Callable[[], object]) -> None:
+    """Rename something; on Windows, where a scanner may hold a fresh file open, try again for some seconds.
+
+    Raises:
+        OSError: if it is not possible.
+    """
+    for pause in _PAUSES if os.name == "nt" else ():
+        try:
+            rename()
+            return
+        except PermissionError:
+            time.sleep(pause)
+    rename()
 
 
 def _flush_folder(folder: Path) -> None:
@@ -90,6 +109,21 @@ def check_target(path: Path, *endings: str) -> None:
         raise OutputError(f"{path} does not end in {endings[0]}; name the file so")
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
+
+
+def check_folder(path: Path) -> None:
+    """Find out before long work whether a folder may be made, or written into.
+
+    Raises:
+        OutputError: if a file has its name, or that of a folder above it, or nothing may be written there.
+    """
+    there = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), None)
+    if there is None or not there.is_dir():
+        raise OutputError(
+            f"cannot create the folder {path}: {there or path.absolute().anchor} is no folder; choose another --output"
+        )
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"nothing may be written into {there}; allow it, or choose another --output")
 
 
 def write_text(path: Path, content: str) -> None:

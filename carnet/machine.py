@@ -1,4 +1,4 @@
-"""What numbers were measured on: processor, cores, versions. Without PyTorch."""
+"""What numbers were measured on: processor and versions. Without PyTorch."""
 
 from __future__ import annotations
 

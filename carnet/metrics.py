@@ -80,7 +80,8 @@ def wilson_interval(num_correct: float, num_images: float, z: float = Z95) -> tu
     centre = (share + z * z / (2 * num_images)) / denominator
     spread = share * (1 - share) / num_images + z * z / (4 * num_images**2)
     half = z * math.sqrt(spread) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave a hair's breadth.
+    return 0.0 if share == 0 else max(0.0, centre - half), 1.0 if share == 1 else min(1.0, centre + half)
 
 
 def paired_difference(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float, float]:

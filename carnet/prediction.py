@@ -22,8 +22,8 @@ class Prediction:
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
-    is_sure: bool = True
-    """Whether the most probable class reaches the model's threshold; True where it has none."""
+    is_sure: bool | None = None
+    """Whether the most probable class reaches the model's threshold; None where it has none."""
 
     @property
     def label(self) -> str:
@@ -43,7 +43,7 @@ class Prediction:
     def __str__(self) -> str:
         pairs = zip(self.classes, self.probabilities, strict=True)
         answer = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
-        return answer if self.is_sure else f"not sure: {answer}"
+        return f"not sure: {answer}" if self.is_sure is False else answer
 
 
 class Predictor:
@@ -51,11 +51,11 @@ class Predictor:
 
     Attributes:
         spec: classes, size of the images, and what else makes an input of an image.
-        threshold: an answer less probable than this is not sure.
+        threshold: an answer less probable than this is not sure; None: nobody has chosen one.
     """
 
     spec: ModelSpec
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
@@ -97,7 +97,8 @@ class Predictor:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
-        return Prediction(names, shares, is_sure=shares[0] >= self.threshold)
+        is_sure = None if self.threshold is None else shares[0] >= self.threshold
+        return Prediction(names, shares, is_sure)
 
     def _answers(
         self, batches: Iterable[Sequence[Images | ImageError]], top_k: int

@@ -155,7 +155,7 @@ def open_image(source: ImageSource) -> Image.Image:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(name, f"not an image in a supported format ({', '.join(FORMATS)})") from None
+        raise ImageError(name, _why_unknown(stream.getvalue())) from None
     except Image.DecompressionBombError:
         raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except FileNotFoundError:
@@ -207,6 +207,15 @@ def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
             return image.resize((size, size), Image.Resampling.BILINEAR)
         case _:
             assert_never(rule)
+
+
+def _why_unknown(content: bytes) -> str:
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
+    if brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "a HEIC image; convert it to JPEG (phones can be set to take JPEG, and computers export it)"
+    if brand in (b"avif", b"avis"):
+        return "an AVIF image; convert it to JPEG or PNG"
+    return f"not an image in a supported format ({', '.join(FORMATS)})"
 
 
 def name_of(source: ImageSource) -> Path | str:

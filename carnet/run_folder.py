@@ -11,7 +11,7 @@ from typing import Any
 
 from carnet import files
 from carnet.errors import OutputError, RunError
-from carnet.progress import quoted
+from carnet.progress import first_few, quoted
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class RunFolder:
                 files.write_bytes(begun / file.name, file.read_bytes())
         shutil.rmtree(path, ignore_errors=True)
         try:
-            begun.rename(path)
+            files.patiently(lambda: begun.rename(path))
         except OSError as error:
             raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
         return copy
@@ -121,7 +121,9 @@ class RunFolder:
         """Whether the folder is empty, or holds what a kill has left of `create`."""
         if not self.path.is_dir():
             return False
-        there = [file for file in self.path.iterdir() if not file.match(".*.tmp")]
+        # What a kill has left, and what the system puts into a folder that is looked at.
+        ours = [file for file in self.path.iterdir() if not file.match(".*.tmp")]
+        there = [file for file in ours if file.name.lower() not in (".ds_store", "desktop.ini")]
         if there != [self.data]:
             return not there
         with self.data.open(encoding="utf-8", errors="replace") as file:
@@ -135,7 +137,7 @@ class RunFolder:
             OutputError: if the folder cannot be written.
         """
         try:
-            self.previous_checkpoint.replace(self.checkpoint)
+            files.patiently(lambda: self.previous_checkpoint.replace(self.checkpoint))
         except OSError as error:
             raise OutputError(f"cannot write {self.checkpoint}: {error.strerror or error}") from error
 
@@ -148,9 +150,11 @@ class RunFolder:
         """
         run = cls(Path(path))
         if not run.path.is_dir():
-            raise RunError(f"no run folder {path}")
+            raise RunError(f"no run folder {path}; correct the name")
         if not run.config.exists() and not run.model.exists():
-            raise RunError(f"{path} is not a run: it has neither config.json nor model.json")
+            raise RunError(
+                f"{path} is not a run: it has neither config.json nor model.json; name the folder that training made"
+            )
         return run
 
     def read_config(self) -> dict[str, Any]:
@@ -174,13 +178,26 @@ class RunFolder:
         if not self.data.exists():
             return None
         splits: dict[str, set[str]] = {}
+        for row in self.images():
+            splits.setdefault(row["split"], set()).add(row["sha256"])
+        return splits
+
+    def images(self) -> list[dict[str, str]]:
+        """What `data.csv` says of each image; nothing where there is none.
+
+        Raises:
+            RunError: if it is damaged.
+        """
+        if not self.data.exists():
+            return []
         try:
             with self.data.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                for row in csv.DictReader(file):
-                    splits.setdefault(row["split"], set()).add(row["sha256"])
-        except (OSError, KeyError, csv.Error) as error:
+                rows = list(csv.DictReader(file))
+        except (OSError, csv.Error) as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
-        return splits
+        if missing := {"split", "label", "filepath", "sha256"} - set(rows[0] if rows else ()):
+            raise RunError(f"cannot read {self.data}: it has no {first_few(sorted(missing))}")
+        return rows
 
 
 def new_run_path(base: Path) -> Path:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from carnet import metrics
 
 Correct = NDArray[np.bool_]
+Part = tuple[float, float]
+"""Of what makes a mean vary: a variance, and how much is known of it, in degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def mcnemar(correct: Correct, other: Correct) -> float:
 def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
     """What two runs differ by on the same images; what other seeds would give stays unknown: (N,), (N,)
 
-    The p-value is the exact one of `mcnemar`, the interval that of `carnet.metrics.paired_difference`.
+    The p-value is the exact one of `mcnemar`, the interval that of `carnet.metrics.paired_difference`, which is less
+    strict with few images: where the test finds no difference, it is made to hold none as well.
 
     Raises:
         ValueError: with fewer than two images.
@@ -81,8 +84,11 @@ def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
     if len(correct) < 2:
         raise ValueError(f"a difference needs at least two images, got {len(correct)}")
     mean, low, high = metrics.paired_difference(correct, other)
+    p_value = mcnemar(correct, other)
+    if p_value >= 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
     image_variance = float((correct.astype(int) - other).var(ddof=1)) / len(correct)
-    return Difference(mean, low, high, mcnemar(correct, other), image_variance)
+    return Difference(mean, low, high, p_value, image_variance)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -101,9 +107,12 @@ def difference_over_seeds(correct: Correct, other: Correct) -> Difference:
     """What two models differ by, for images and seeds alike: (seeds, N), (seeds, N)
 
     The variance of the mean over images, plus that over seeds. Answers that change with the seed for one image alone
-    are in both; with few seeds, taking them off once makes intervals too narrow (simulated in the tests). A model with
-    a single run is taken to vary with the seed as the other does. The interval is Student's, with degrees of freedom
-    after Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
+    are in both; with few seeds, taking them off once makes intervals too narrow (simulated in the tests). As in
+    `carnet.metrics.paired_difference`, half an image is added to each outcome of two answers. A model with a single run
+    is taken to vary with the seed as the other does.
+
+    Each part has as many degrees of freedom of its own as it has; see `_half_width`. One number for both, after
+    Satterthwaite, raised false alarms with two or three seeds and thousands of images (simulated too).
 
     Raises:
         ValueError: with one run of each, fewer than two images, or unequal numbers of them.
@@ -112,17 +121,14 @@ def difference_over_seeds(correct: Correct, other: Correct) -> Difference:
     if number != other.shape[1] or number < 2:
         raise ValueError(f"both must name the same images, at least two, got {number} and {other.shape[1]}")
     of_images = correct.mean(axis=0) - other.mean(axis=0)
-    mean, image_variance = float(of_images.mean()), float(of_images.var(ddof=1)) / number
+    total, squares = float(of_images.sum()), float((of_images**2).sum())
+    middle = total / (number + 2)
+    image_variance = (squares + 1 - total * middle) / (number + 2) ** 2
     seeds = _seeds_part(correct, other)
-    variance = image_variance + seeds.variance
-    if variance == 0:
-        # Every image alike, which other images need not be.
-        _, low, high = metrics.paired_difference(correct[0], other[0])
-        return Difference(mean, low, high, float(mean == 0), 0.0, seeds)
-    freedom = _freedom((image_variance, number - 1), (seeds.variance, seeds.freedom))
-    half = student_quantile(0.975, freedom) * math.sqrt(variance)
-    p_value = 2 * (1 - student_cdf(abs(mean) / math.sqrt(variance), freedom))
-    return Difference(mean, mean - half, mean + half, p_value, image_variance, seeds)
+    parts = ((image_variance, number - 1), (seeds.variance, seeds.freedom))
+    half = _half_width(0.975, *parts)
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Difference(total / number, low, high, _two_sided(abs(middle), *parts), image_variance, seeds)
 
 
 def _seeds_part(correct: Correct, other: Correct) -> SeedsPart:
@@ -143,54 +149,124 @@ def _variance_over_seeds(runs: Correct) -> float:
     return float(runs.mean(axis=1).var(ddof=1))
 
 
-def _freedom(*parts: tuple[float, float]) -> float:
-    """Degrees of freedom of a sum of variances, each with its own."""
+def _freedom(*parts: Part) -> float:
+    """Degrees of freedom of a sum of variances, each with its own.
+
+    Source: Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
+    """
     squares = sum(variance**2 / freedom for variance, freedom in parts)
     return sum(variance for variance, _ in parts) ** 2 / squares if squares else min(freedom for _, freedom in parts)
 
 
-def student_cdf(t: float, freedom: float) -> float:
-    """Share of Student's distribution below t."""
-    tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
-    return 1 - tail if t > 0 else tail
+def _half_width(share: float, *parts: Part) -> float:
+    """What lies between a mean and the end of its interval, where several things of their own make it vary.
+
+    Source: Howe, "Approximate confidence limits on the mean of X + Y where X and Y are two tabled independent random
+    variables", 1974.
+
+    Args:
+        share: of outcomes below the upper end, a half or more; 0.975 for an interval of 95 %.
+        parts: variance and degrees of freedom of each.
+    """
+    return math.sqrt(sum(variance * student_quantile(share, freedom) ** 2 for variance, freedom in parts if variance))
+
+
+def _two_sided(distance: float, *parts: Part) -> float:
+    """The p-value at which an interval of `_half_width` just reaches a mean that lies so far away."""
+    parts = tuple(part for part in parts if part[0])
+    if distance == 0:
+        return 1.0
+    variance, freedom = min(parts, key=lambda part: part[1])
+    # In terms of the distribution with the largest quantiles, whose own part is not all of the width.
+    nearest, farthest = distance / math.sqrt(sum(one for one, _ in parts)), distance / math.sqrt(variance)
+
+    def tail(t: float) -> float:
+        return max(student_tail(t, freedom), _SMALLEST_TAIL)
+
+    def reaches(t: float) -> float:
+        others = (one * _quantile_above(tail(t), own) ** 2 for one, own in parts if own != freedom)
+        return math.sqrt(sum(one for one, own in parts if own == freedom) * t**2 + sum(others)) - distance
+
+    return 2 * tail(_root(reaches, nearest, farthest, precision=1e-6))
+
+
+_SMALLEST_TAIL = 1e-30
+"""Below it p-values say nothing more."""
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """Share of Student's distribution above t, of 0 or more."""
+    return 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 def student_quantile(share: float, freedom: float) -> float:
     """The t below which a share of Student's distribution lies; for shares of a half and more."""
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < share:
+    return _quantile_above(1 - share, freedom)
+
+
+def _quantile_above(tail: float, freedom: float) -> float:
+    """The t above which a share of Student's distribution lies, of a half or less."""
+    if tail >= 0.5:
+        return 0.0
+    high = 1.0
+    while student_tail(high, freedom) > tail:
         high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, freedom) < share else (low, middle)
+
+    def beyond(t: float) -> float:
+        return math.log(tail / student_tail(t, freedom))
+
+    return _root(beyond, 0.0 if high == 1 else high / 2, high)
+
+
+def _root(function: Callable[[float], float], low: float, high: float, *, precision: float = 1e-12) -> float:
+    """Where an increasing function is zero, by the Illinois method; between its arguments, or at the end next to it."""
+    below, above, side = function(low), function(high), 0
+    if below >= 0 or above <= 0:
+        return low if below >= 0 else high
+    while high - low > precision * high:
+        middle = (low * above - high * below) / (above - below)
+        value = function(middle)
+        if value == 0 or not low < middle < high:
+            return middle
+        if value < 0:
+            # The end that stays twice counts half, so that it does not stay for good.
+            low, below, above, side = middle, value, above / 2 if side < 0 else above, -1
+        else:
+            high, above, below, side = middle, value, below / 2 if side > 0 else below, 1
     return (low + high) / 2
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
     """Regularised, by its continued fraction, which converges fast below the distribution's middle.
 
-    Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8.
+    Sources: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8; evaluated from the front, after
+    Lentz, "Generating Bessel functions in Mie scattering calculations using continued fractions", 1976.
     """
     if not 0 < x < 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - _incomplete_beta(b, a, 1 - x)
-    # From the inside out; 100 levels are more than any accuracy here needs.
-    fraction = 1.0
-    for m in range(100, 0, -1):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        fraction = 1 + even / (1 + odd / fraction)
-    fraction = 1 - (a + b) * x / (a + 1) / fraction
+    d = 1 / (1 - (a + b) * x / (a + 1))
+    c, fraction = 1.0, d
+    for m in range(1, 1000):
+        before = fraction
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            fraction *= d * c
+        if abs(fraction - before) <= 1e-15 * fraction:
+            break
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    return math.exp(log_front) / (a * fraction)
+    return math.exp(log_front) * fraction / a
 
 
 def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
     """A model's accuracy and its 95 % interval, for images and seeds alike: (seeds, N); at least two of both.
 
-    Wilson's interval, for so many images as would leave the variance that images and seeds leave together, and with
-    Student's quantile. It stays within 0 and 1, and has a width where all answers are right.
+    Wilson's interval, for so many images as would leave the variance that images and seeds leave together, and as wide
+    as `_half_width` has it. It stays within 0 and 1, and has a width where all answers are right.
     """
     number = correct.shape[1]
     mean, image_variance = float(correct.mean()), float(correct.mean(axis=0).var(ddof=1)) / number
@@ -198,9 +274,9 @@ def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
     variance = image_variance + seed_variance
     if variance == 0:
         return mean, *metrics.wilson_interval(mean * number, number)
-    freedom = _freedom((image_variance, number - 1), (seed_variance, len(correct) - 1))
+    half = _half_width(0.975, (image_variance, number - 1), (seed_variance, len(correct) - 1))
     images = min(mean * (1 - mean) / variance, correct.size)
-    return mean, *metrics.wilson_interval(mean * images, images, student_quantile(0.975, freedom))
+    return mean, *metrics.wilson_interval(mean * images, images, half / math.sqrt(variance))
 
 
 _MOST_IMAGES, _MOST_SEEDS = 10**9, 1000
@@ -223,10 +299,13 @@ def enough(
     """
     seeds = difference.seeds
 
-    def shown(*parts: tuple[float, float]) -> bool:
-        freedom = _freedom(*parts)
-        wanted = student_quantile(1 - alarm / 2, freedom) + student_quantile(0.8, freedom)
-        return abs(difference.mean) > wanted * math.sqrt(sum(variance for variance, _ in parts))
+    def shown(*parts: Part) -> bool:
+        # Far enough for the interval, and for what the next runs may fall short of.
+        wanted = sum(
+            variance * (student_quantile(1 - alarm / 2, freedom) + student_quantile(0.8, freedom)) ** 2
+            for variance, freedom in parts
+        )
+        return abs(difference.mean) > math.sqrt(wanted)
 
     def by_images(number: int) -> bool:
         part = difference.image_variance * num_images / number, number - 1

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,3 +97,28 @@ def test_what_a_kill_leaves_is_taken_again_and_a_table_of_the_users_is_not(tmp_p
 def test_json_in_ascii(tmp_path: Path) -> None:
     assert files.to_json("dögs", ascii_only=True) == '"d\\u00f6gs"'
     assert files.to_json("dögs") == '"dögs"'
+
+
+def test_renaming_waits_for_whoever_holds_a_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    answers = iter([PermissionError(), PermissionError(), None])
+
+    def rename() -> None:
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=waits.append))
+    files.patiently(rename)
+    assert len(waits) == 2
+    answers = iter([PermissionError()] * 20)
+    with pytest.raises(PermissionError):
+        files.patiently(rename)
+
+
+def test_a_folder_that_cannot_be_made_is_noticed_early(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file is no folder; choose another --output"):
+        files.check_folder(tmp_path / "file" / "runs" / "a")
+    files.check_folder(tmp_path / "new" / "runs")
+    assert not (tmp_path / "new").exists()

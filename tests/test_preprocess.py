@@ -248,3 +248,18 @@ def test_grey_is_what_grey_was_and_opacity_stays() -> None:
     four = spec(8, in_channels=4, mean=(0.5,) * 4, std=(0.5,) * 4)
     assert tuple(load_image(Image.new("RGBA", (8, 8), (9, 8, 7, 6)), four)[0, 0]) == (9, 8, 7, 6)
     assert tuple(load_image(Image.new("RGB", (8, 8), (9, 8, 7)), four)[0, 0]) == (9, 8, 7, 255)
+
+
+@pytest.mark.parametrize(
+    ("brand", "reason"), [(b"heic", "a HEIC image; convert it"), (b"avif", "an AVIF image; convert")]
+)
+def test_what_phones_make_has_a_way_out(brand: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        open_image(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0")
+
+
+def test_a_frame_with_the_colours_turned_around() -> None:
+    """As OpenCV's are, seen through an array that does not own them."""
+    frame = np.zeros((4, 6, 3), np.uint8)
+    frame[:, :, 0] = 200
+    assert load_image(frame[:, :, ::-1], spec(4))[0, 0].tolist() == [0, 0, 200]

@@ -51,7 +51,7 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without_torch)
     assert importlib.import_module("carnet") is carnet
-    with pytest.raises(carnet.CarnetError, match=r"^carnet\.load needs PyTorch: pip install 'carnet\[train\]'$"):
+    with pytest.raises(carnet.CarnetError, match=r'^carnet\.load needs PyTorch: pip install "carnet\[train\]"$'):
         carnet.load  # noqa: B018
 
 
@@ -62,7 +62,8 @@ def test_missing_packages_name_the_extra_that_brings_them() -> None:
         ("torch", "carnet train", "train"),
         ("torch.nn", "carnet export", "export"),
         ("onnx", "carnet.export_model", "export"),
+        ("torch", "carnet benchmark", "export"),
     ):
         error = MissingExtraError.explaining(ModuleNotFoundError(name=missing), what)
-        assert str(error).endswith(f"pip install 'carnet[{extra}]'")
+        assert str(error).endswith(f'pip install "carnet[{extra}]"')
     assert MissingExtraError.explaining(ModuleNotFoundError(name="nothing"), "carnet train") is None

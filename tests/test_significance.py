@@ -20,23 +20,23 @@ from carnet.significance import (
     enough,
     holm,
     mcnemar,
-    student_cdf,
     student_quantile,
+    student_tail,
 )
 
 
 @pytest.mark.parametrize("t", [0.1, 0.7, 1.0, 2.5, 12.0])
 def test_student_against_closed_forms(t: float) -> None:
-    assert student_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-12)
-    assert student_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
-    assert student_cdf(-t, 2) == pytest.approx(1 - student_cdf(t, 2), abs=1e-12)
-    normal = 0.5 * (1 + math.erf(t / math.sqrt(2)))
-    assert student_cdf(t, 1e7) == pytest.approx(normal, abs=1e-6)
+    assert student_tail(t, 1) == pytest.approx(0.5 - math.atan(t) / math.pi, abs=1e-12)
+    assert student_tail(t, 2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
+    assert student_tail(t, 1e7) == pytest.approx(0.5 * math.erfc(t / math.sqrt(2)), abs=1e-6)
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (5, 2.5706), (30, 2.0423), (200, 1.9719)])
 def test_quantiles_against_the_usual_table(freedom: float, quantile: float) -> None:
     assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=1e-4)
+    for share in (0.5, 0.6, 0.9, 0.9999, 1 - 1e-9):
+        assert student_tail(student_quantile(share, freedom), freedom) == pytest.approx(1 - share, rel=1e-6)
 
 
 def test_mcnemar_against_counting_all_outcomes() -> None:
@@ -102,11 +102,45 @@ def test_equal_models_raise_no_more_alarms_than_promised(seeds: int) -> None:
     assert alarms / number <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / number)
 
 
-def test_the_p_value_and_the_interval_agree() -> None:
+@pytest.mark.parametrize(("one", "other"), [(1, 2), (1, 3), (2, 2), (3, 3), (2, 5)])
+@pytest.mark.parametrize("spread", [0.1, 0.3])
+def test_many_images_and_few_seeds_raise_no_more_alarms(one: int, other: int, spread: float) -> None:
+    """Where seeds change more than images do, one number for the degrees of freedom of both raised twice as many."""
+    rng, number = np.random.default_rng(40 + 10 * one + other), 1000
+    alarms = 0
+    for _ in range(number):
+        first, second = simulate(rng, max(one, other), 2000, 0.0, spread)
+        found = difference_over_seeds(first[:one], second[:other])
+        alarms += not found.low <= 0 <= found.high
+    assert alarms / number <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / number)
+
+
+def test_a_handful_of_images_decides_nothing() -> None:
+    """Two seeds that answer alike, and four images of fifty that only one network names right, are luck still."""
+    one, other = np.ones((2, 50), bool), np.repeat(np.arange(50)[None] >= 4, 2, axis=0)
+    found = difference_over_seeds(one, other)
+    assert found.p_value > 0.05
+    assert found.low < 0 < found.mean == 0.08 < found.high
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1, 0.3, 0.6, 3.0])
+@pytest.mark.parametrize(("one", "other"), [(3, 3), (1, 2), (5, 2)])
+def test_the_p_value_and_the_interval_agree(gap: float, one: int, other: int) -> None:
     rng = np.random.default_rng(1)
-    for gap in (0.0, 0.1, 0.3, 0.6):
-        found = difference_over_seeds(*simulate(rng, 3, 300, gap, 0.1))
+    for _ in range(10):
+        first, second = simulate(rng, 5, 300, gap, 0.1)
+        found = difference_over_seeds(first[:one], second[:other])
         assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+        assert 0 < found.p_value <= 1
+
+
+def test_one_run_of_each_says_one_thing() -> None:
+    """Of 51 images, five that only one names right: too few for the exact test, not for the usual interval."""
+    other = np.arange(51) >= 5
+    found = difference_of_single_runs(np.ones(51, bool), other)
+    assert found.p_value == pytest.approx(2 / 2**5)
+    assert (found.low, found.high > found.mean > 0) == (0, True)
+    assert difference_of_single_runs(other, np.ones(51, bool)).high == 0
 
 
 def test_runs_that_are_all_alike() -> None:

@@ -19,9 +19,10 @@ from carnet.training.config import PRESETS, TrainingConfig
 class Command:
     """Compare networks on your own data: train each with several seeds, or take runs that exist.
 
-    With --models, DATA is what carnet train takes, with a valid folder. Finished runs are kept and stopped ones go on,
-    so the same command may be given again, and with more seeds. Without --models, the runs are named. The folder that
-    comes out has comparison.html, the figure as PNG and SVG, table.md, table.csv and comparison.json.
+    With --models, DATA is what carnet train takes. Finished runs are kept and stopped ones go on, so the same command
+    may be given again, and with more seeds. Without --models, the runs are named. The folder that comes out has
+    comparison.html, the figure as PNG and SVG, table.md, table.csv and comparison.json. Exit code 1: a network could
+    not be trained here, and the others are compared.
 
     Examples:
       carnet compare photos --models carnet_s,resnet18 --seeds 3 --budget 10m
@@ -39,6 +40,8 @@ class Command:
     """Recipe of all; the flags below change it."""
     reach: str = ""
     """Accuracies in per cent, separated by commas, to tell the time to (default: tens that all runs reach)."""
+    data: str = ""
+    """The images of finished runs, if they are no longer where they were."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where runs and answers go (default: runs/compare-DATA, or comparison for runs that exist)."""
     json: bool = False
@@ -63,19 +66,25 @@ class Command:
             raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
         if models and len(self.targets) != 1:
             raise ConfigError("with --models, name one folder, table, archive or data set of images")
+        defaults = PRESETS[self.preset]()
+        if models and (self.recipe.model, self.recipe.seed) != (defaults.model, defaults.seed):
+            raise ConfigError("--models names the networks here, and --seeds how many runs each has, from seed 0 on")
+        if models and self.data:
+            raise ConfigError("--data says where the images of finished runs are; with --models, name them first")
         if not models and (self.seeds, self.preset, self.recipe) != (Command.seeds, "default", TrainingConfig()):
             raise ConfigError("--seeds, --preset and the recipe's flags say how to train; name --models to be trained")
         with console(self.json) as progress:
+            untrained: list[str] = []
             if models:
                 output = self.output or Path("runs") / f"compare-{short_name(Path(self.targets[0]))}"
-                paths = train_runs(
+                paths, untrained = train_runs(
                     self.targets[0], models, seeds=self.seeds, config=self.recipe, folder=output, progress=progress
                 )
             else:
                 output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
-            answer = compare(paths, output, progress, reach=reach)
+            answer = compare(paths, output, progress, reach=reach, data=self.data, untrained=untrained)
             if not self.json:
                 progress.say("\n".join(["", *answer.sentences, f"The comparison is {output / 'comparison.html'}."]))
         if self.json:
             print_json(answer.document)
-        return 0
+        return 1 if untrained else 0

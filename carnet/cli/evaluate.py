@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +11,10 @@ import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError
+from carnet.progress import quoted
 
 if TYPE_CHECKING:
-    from carnet.evaluation import EvaluationReport
-    from carnet.progress import OnProgress
+    from carnet.evaluation import EvaluationReport, PredictFn
     from carnet.spec import ModelSpec
 
 
@@ -25,14 +26,15 @@ class Command:
     without them. An exported model keeps no list of them.
 
     Examples:
-      carnet evaluate runs/photos-carnet_s photos --split valid
+      carnet evaluate runs/photos-carnet_s
+      carnet evaluate runs/photos-carnet_s photos --split test
       carnet evaluate model.onnx new-photos --split all
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run, or a .onnx file that carnet export has written."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Folder, table, archive or data set of images, as for carnet train."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
+    """Folder, table, archive or data set of images, as for carnet train (default: what the run was trained on)."""
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
@@ -51,19 +53,29 @@ class Command:
     def run(self) -> int:
         from carnet import files
         from carnet.data.samples import short_name
+        from carnet.edge.model_file import is_model_file
+        from carnet.evaluation import select_samples
         from carnet.report.findings import findings
         from carnet.report.html import evaluation_html
 
-        is_exported = self.model.suffix == ".onnx" or self.model.is_file()
+        is_exported = is_model_file(self.model)
         with console(self.json) as progress:
             folder = self.model.parent if is_exported else self.model
             target = self.output or folder / f"report-{self.split}.html"
             if self.output is not None:
                 # A slip shall not replace the model, or a table of images.
                 files.check_target(target, ".html", ".htm")
-            judge = self._judge_exported if is_exported else self._judge_run
-            report, spec = judge(lambda done, total: progress.bar("evaluating", done, total))
-            run, name = self.model.resolve().name, short_name(Path(self.data))
+            predict_fn, spec, digests = self._open_exported() if is_exported else self._open_run()
+            data, ignored = self._data_and_ignored(is_exported)
+            chosen = select_samples(data, self.split, spec.classes, digests, ignore=ignored, progress=progress)
+            report = chosen.judge(
+                predict_fn,
+                spec,
+                batch_size=self.batch_size,
+                skip_unreadable=self.skip_unreadable,
+                progress=lambda done, total: progress.bar("evaluating", done, total),
+            )
+            run, name = self.model.resolve().name, short_name(Path(data))
             facts = [
                 ("model" if is_exported else "run", f"{run}, a {spec.model}"),
                 ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
@@ -78,53 +90,39 @@ class Command:
             print_json(report.to_json() | {"split": self.split, "report": str(target)})
         return 0
 
-    def _judge_run(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
-        from carnet import files
-        from carnet.models.trained import evaluate
+    def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
+        from carnet.models.trained import load
         from carnet.run_folder import RunFolder
-        from carnet.spec import ModelSpec
 
-        report = evaluate(
-            self.model,
-            self.data,
-            split=self.split,
-            device=self.device,
-            batch_size=self.batch_size,
-            skip_unreadable=self.skip_unreadable,
-            ignore=self._ignored(),
-            progress=progress,
-        )
-        return report, ModelSpec.from_json(files.read_json(RunFolder.open(self.model).model))
+        model = load(self.model, device=self.device)
+        return model.logits, model.spec, RunFolder.open(self.model).digests()
 
-    def _judge_exported(self, progress: OnProgress) -> tuple[EvaluationReport, ModelSpec]:
+    def _open_exported(self) -> tuple[PredictFn, ModelSpec, None]:
         from carnet.edge.classifier import Classifier
-        from carnet.evaluation import evaluate, select_samples
 
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
         classifier = Classifier(self.model)
-        chosen = select_samples(self.data, self.split, classifier.classes, None, ignore=self._ignored())
-        report = evaluate(
-            classifier.calibrated_logits,
-            chosen.samples,
-            classifier.spec,
-            batch_size=self.batch_size,
-            skip_unreadable=self.skip_unreadable,
-            progress=progress,
-        )
-        return replace(report, warnings=chosen.warnings, num_ignored=chosen.num_ignored), classifier.spec
+        return classifier.calibrated_logits, classifier.spec, None
 
-    def _ignored(self) -> tuple[str, ...]:
+    def _data_and_ignored(self, is_exported: bool) -> tuple[str, Sequence[str]]:
         from carnet.data.ignore import read_ignore_file
+        from carnet.run_folder import RunFolder
 
-        return read_ignore_file(self.ignore) if self.ignore is not None else ()
+        ignored = read_ignore_file(self.ignore) if self.ignore is not None else ()
+        if self.data:
+            return self.data, ignored
+        if is_exported:
+            raise ConfigError(f"name the images as well: carnet evaluate {quoted(self.model)} DATA")
+        recorded = RunFolder.open(self.model).read_config()["data"]
+        return recorded["path"], ignored or recorded.get("ignore", ())
 
 
 def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:
     from carnet.progress import counted
 
     notes = [f"Note: {warning}." for warning in report.warnings]
-    if ignore is not None:
+    if ignore is not None or report.num_ignored:
         notes.append(f"Ignored: {counted(report.num_ignored, 'image')}, as asked.")
     return notes + [f"Left out because it cannot be read: {error}." for error in report.unreadable]
 

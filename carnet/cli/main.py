@@ -52,9 +52,9 @@ Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
 def main(arguments: Sequence[str] | None = None) -> Never:
     """Run the command line and leave the process."""
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is no reason to fail.
+        # A name that the terminal's encoding lacks is no reason to fail; a file or another program gets it as it is.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", encoding=None if stream.isatty() else "utf-8")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -74,13 +74,13 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("carnet: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`); what it did not want is not an error.
-        from carnet.report.console import silence
-
-        silence(sys.stdout)
-        return 0
     except OSError as error:
+        from carnet.report.console import is_broken_pipe, silence
+
+        if is_broken_pipe(error):
+            # The reader of our output has gone (`| head`); what it did not want is not an error.
+            silence(sys.stdout)
+            return 0
         print(f"carnet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 2
 

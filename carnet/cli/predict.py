@@ -30,7 +30,8 @@ class Command:
 
     A model is a .onnx file that carnet export has written, which needs no PyTorch, or the folder of a run. An image
     that cannot be read is a line on standard error and exit code 1; the others are done. What --ignore names is left
-    out and counted; with --json it stands among the answers as {"image": …, "ignored": true}.
+    out and counted; with --json it stands among the answers as {"image": …, "ignored": true}. Whether an answer is
+    sure is known of exported files only.
 
     Examples:
       carnet predict model.onnx photo.jpg
@@ -73,6 +74,11 @@ class Command:
         with console(as_json=True) as progress:
             names, ignored = _leave_out(listed, self.images, self.ignore, progress)
             model = self._open()
+            if model.threshold is None:
+                progress.say(
+                    "Note: this run has no threshold below which it says that it is not sure, and its percentages are "
+                    "not calibrated; carnet export sets both on held-back images."
+                )
             sources = {name: sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names}
             heat = _HeatFolder(self.explain, model) if self.explain is not None else None
             documents = []
@@ -91,7 +97,9 @@ class Command:
         return 1 if any("error" in document for document in documents) else 0
 
     def _open(self) -> Predictor:
-        if self.model.suffix == ".onnx" or self.model.is_file():
+        from carnet.edge.model_file import is_model_file
+
+        if is_model_file(self.model):
             from carnet.edge.classifier import Classifier
 
             if self.device != "cpu":
@@ -127,7 +135,8 @@ class _Printer:
             if self.table is not None:
                 self.table.writerow([name, "", "", "", answer.reason])
         elif self.table is not None:
-            self.table.writerow([name, answer.label, f"{answer.probability:.6f}", answer.is_sure, ""])
+            sure = "" if answer.is_sure is None else answer.is_sure
+            self.table.writerow([name, answer.label, f"{answer.probability:.6f}", sure, ""])
         elif not self.is_silent:
             print(f"{name}: {answer}")
 
@@ -219,5 +228,6 @@ def _expand(names: tuple[str, ...]) -> list[str]:
         else:
             expanded.append(name)
     if not expanded:
-        raise DataError(f"no images in {', '.join(names) or 'nothing'}; name files, folders, or - for standard input")
+        where = f"no images in {', '.join(names)}; " if names else ""
+        raise DataError(f"{where}name the images: files, folders, or - for standard input")
     return expanded

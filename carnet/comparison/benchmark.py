@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from carnet.edge.model_file import ModelFile, seal
+from carnet.edge.model_file import ModelFile, is_model_file
 from carnet.edge.runtimes import Runtime, open_runtime
 from carnet.errors import ConfigError
 from carnet.machine import processor_name, versions
@@ -187,9 +187,9 @@ def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Ans
         return open_runtime(model, cast(Runtime, runtime), threads)
     if runtime == PYTORCH:
         return model.logits
-    from carnet.export.graph import serialized, to_graph
+    from carnet.export.graph import to_graph
 
-    file = ModelFile.from_bytes(seal(serialized(to_graph(model).model), model.spec.to_json()))
+    file = ModelFile.from_bytes(to_graph(model).sealed(model.spec.to_json()))
     return answerer(file, runtime, threads)
 
 
@@ -205,7 +205,7 @@ def _check(models: Sequence[str], runtimes: Sequence[str], numbers: dict[str, in
 
 def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     path = Path(name)
-    if path.is_file() or path.suffix == ".onnx":
+    if is_model_file(path):
         return ModelFile.read(path)
     from carnet.models.device import choose_device, compute_exactly
     from carnet.models.trained import TrainedModel, load

@@ -14,9 +14,10 @@ import numpy as np
 from carnet import files, metrics
 from carnet.comparison.benchmark import PYTORCH, answerer
 from carnet.comparison.groups import Group, group_runs, require_comparable
+from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
-from carnet.comparison.runs import ComparedRun, read_run
-from carnet.errors import ConfigError, ModelError
+from carnet.comparison.runs import ComparedRun, check_finished, read_run
+from carnet.errors import ConfigError
 from carnet.machine import processor_name, versions
 from carnet.models.device import on_threads
 from carnet.models.summary import summarize
@@ -47,7 +48,13 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[Path], folder: Path, progress: Progress | None = None, *, reach: Sequence[float] = ()
+    paths: Sequence[Path],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    reach: Sequence[float] = (),
+    data: str = "",
+    untrained: Sequence[str] = (),
 ) -> Comparison:
     """Compare finished runs, and write a page, a figure and tables.
 
@@ -56,6 +63,8 @@ def compare(
         folder: where it goes; made if it is missing.
         progress: shown what happens; None: nobody.
         reach: accuracies to tell the time to; none: tens of per cent that all runs reach.
+        data: the runs' images, if they are no longer where they were.
+        untrained: what could not be trained, for the notes.
 
     Raises:
         ConfigError: with fewer than two runs.
@@ -64,8 +73,10 @@ def compare(
     """
     progress = progress or Silent()
     if len(paths) < 2:
-        raise ConfigError("name at least two runs to compare")
-    runs = [read_run(path, progress) for path in paths]
+        raise ConfigError("name at least two runs to compare, or images and the --models to train on them")
+    check_finished(paths)
+    files.make_folder(folder)
+    runs = [read_run(path, progress, data=data) for path in paths]
     require_comparable(runs)
     groups = group_runs(runs)
     latencies, notes = _latencies(groups, progress)
@@ -73,16 +84,19 @@ def compare(
     rows = [_row(group, latencies[group.label], targets) for group in groups]
     run_rows = [_run_document(group.label, run) for group in groups for run in group.runs]
     document = {
-        "images": {"count": runs[0].report.num_images, "data": runs[0].document["num_images"]},
+        "images": {
+            "count": runs[0].report.num_images,
+            "data": runs[0].document["num_images"],
+            "unseen": runs[0].report.leaks_known and not runs[0].report.leaked.any(),
+        },
         "machine": processor_name(),
         "versions": versions(),
         "models": rows,
         "pairs": judge_pairs(groups),
-        "notes": [*_otherwise(groups), *notes],
+        "notes": [*untrained, *notes_on(groups), *notes],
         "runs": run_rows,
     }
     answer = Comparison(folder, document)
-    files.make_folder(folder)
     files.write_json(folder / "comparison.json", document)
     text, csv = table_of(rows)
     files.write_text(folder / "table.md", text)
@@ -131,17 +145,13 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         "top5_of_each": top5s,
         # As training saw it: on all of valid, of the last epoch whatever was kept.
         "final_top1": statistics.fmean(run.document["final"]["valid_top1"] for run in group.runs),
+        "final_top5": statistics.fmean(run.document["final"]["valid_top5"] for run in group.runs),
         "calibration_error": statistics.fmean(
             metrics.expected_calibration_error(run.report.probabilities.max(axis=1), run.report.correct)
             for run in group.runs
         ),
         "seconds_to": {f"{100 * target:g} %": _seconds_to(group, target) for target in targets},
     }
-
-
-def _otherwise(groups: Sequence[Group]) -> list[str]:
-    """What has to be known of networks that were not trained alike."""
-    return [f"{one.label} was trained otherwise than {groups[0].label}: {one.recipe}" for one in groups if one.recipe]
 
 
 def _median_of(group: Group, key: str) -> float | None:
@@ -168,10 +178,11 @@ def _targets(groups: Sequence[Group]) -> list[float]:
     return [tens / 10 for tens in range(max(1, highest - 2), highest + 1)]
 
 
-def _seconds_to(group: Group, target: float) -> float | None:
-    """Mean seconds to the first epoch that reaches an accuracy; None where a run never does."""
-    reached = [next((row["seconds"] for row in run.history if row["valid_top1"] >= target), None) for run in group.runs]
-    return None if None in reached else statistics.fmean(value for value in reached if value is not None)
+def _seconds_to(group: Group, target: float) -> dict[str, float | None]:
+    """Mean seconds to the first epoch that reaches an accuracy, over the runs that do, and how many these are."""
+    firsts = (next((row["seconds"] for row in run.history if row["valid_top1"] >= target), None) for run in group.runs)
+    reached = [seconds for seconds in firsts if seconds is not None]
+    return {"seconds": statistics.fmean(reached) if reached else None, "runs": len(reached)}
 
 
 def _latencies(groups: Sequence[Group], progress: Progress) -> tuple[dict[str, dict[str, float]], list[str]]:
@@ -181,11 +192,19 @@ def _latencies(groups: Sequence[Group], progress: Progress) -> tuple[dict[str, d
     for group in groups:
         model = group.runs[0].model
         image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-        for runtime, name in (("onnx", "onnxruntime"), ("pytorch", PYTORCH)):
+        for runtime, name, runtime_name in (
+            ("onnx", "onnxruntime", "ONNX Runtime"),
+            ("pytorch", PYTORCH, "PyTorch"),
+        ):
             try:
-                calls[f"{group.label}/{runtime}"] = partial(answerer(model, name, 1), image)
-            except ModelError as error:
-                notes.append(f"{group.label} has no latency in ONNX Runtime: {error}")
+                call = partial(answerer(model, name, 1), image)
+                call()
+            # Whatever export and runtime raise for a network that they cannot take.
+            except Exception as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                notes.append(f"{group.label} has no latency in {runtime_name}: {reason[0]}")
+            else:
+                calls[f"{group.label}/{runtime}"] = call
     with on_threads(1):
         bar = partial(progress.bar, "measuring latencies")
         measured = take_turns(calls, rounds=40, progress=bar)
@@ -206,6 +225,7 @@ def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:
         "label": label,
         "run": run.path.name,
         "seed": run.recipe.seed,
+        "device": f"{run.plan.get('device')} ({run.plan.get('device_name')})",
         "top1": run.report.top1,
         "seconds": [row["seconds"] for row in run.history],
         "valid_top1": [row["valid_top1"] for row in run.history],

@@ -32,11 +32,11 @@ class Group:
 
 
 def require_comparable(runs: Sequence[ComparedRun]) -> None:
-    """Answers for other images cannot be compared, and a run counts once.
+    """Answers for other images cannot be compared.
 
     Raises:
-        RunError: if a run was judged by other images, or knows other classes, than the first; if there are fewer than
-            two of these images; or if a run is named twice.
+        RunError: if a run was judged by other images, or knows other classes, than the first; or if there are fewer
+            than two of these images.
     """
     first = runs[0]
     if first.report.num_images < 2:
@@ -48,9 +48,6 @@ def require_comparable(runs: Sequence[ComparedRun]) -> None:
             raise RunError(f"{run.path} knows other classes than {first.path}")
         if run.report.samples != first.report.samples:
             raise RunError(f"{run.path} is judged by other images than {first.path}; runs of one data set are compared")
-    paths = [run.path.resolve() for run in runs]
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise RunError(f"{twice} is named twice; a run counts once")
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:

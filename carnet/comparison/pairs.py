@@ -11,6 +11,8 @@ from carnet.significance import difference_of_single_runs, difference_over_seeds
 
 SURE = 0.05
 """Differences that chance would make less often than this count as differences."""
+_SMALL = 0.001
+"""How much smaller a p-value is says nothing to anybody."""
 
 
 def judge_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -49,13 +51,17 @@ def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
     if pair["difference"] < 0:
         better, worse, sign = worse, better, -1
     low, high = sorted(100 * sign * end for end in pair["ci95"])
-    several = f", adjusted for {num_pairs} pairs" if num_pairs > 1 else ""
-    sure = f"95 % interval {low:+.1f} to {high:+.1f}; p = {pair['p_value_adjusted']:.2g}{several}"
+    alone, several = (" of this pair alone", f", adjusted for {num_pairs} pairs") if num_pairs > 1 else ("", "")
+    sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {_p(pair['p_value_adjusted'])}{several}"
     points = f"{abs(100 * pair['difference']):.1f} points"
     if pair["p_value_adjusted"] < SURE:
         return f"{better} is better than {worse}, by {points} ({sure}).{_of_few_seeds(pair)}"
     apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
     return f"{apart} {_what_would(pair)}"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= _SMALL else f"p below {_SMALL:g}"
 
 
 def _of_few_seeds(pair: dict[str, Any]) -> str:

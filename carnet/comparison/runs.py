@@ -7,15 +7,23 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from carnet import files
-from carnet.data.check import hash_files
+from carnet.data.check import UNREADABLE, hash_files
 from carnet.data.sources import LabeledImages, find_images
-from carnet.errors import CarnetError, ConfigError, LostProcessError, RunError
-from carnet.evaluation import EvaluationReport, evaluate, select_samples
+from carnet.errors import (
+    CarnetError,
+    ConfigError,
+    DataError,
+    LostProcessError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    RunError,
+)
+from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.trained import TrainedModel, load
 from carnet.progress import Progress, quoted
 from carnet.run_folder import RunFolder
@@ -23,6 +31,9 @@ from carnet.training.config import TrainingConfig
 from carnet.training.preparation import check_early
 from carnet.training.recipe import with_size
 from carnet.training.stop import how_it_ended, leave_stop_signals_to
+
+_OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
+"""What training may meet that another network need not."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,9 @@ class ComparedRun:
     Attributes:
         path: its folder.
         recipe: how it was to be trained, with open what followed from the data, the machine or the time.
+        came_to: the same, with nothing open.
+        plan: how it was computed, as `config.json` says.
+        versions: of what trained it.
         start: the run whose weights it started from, or nothing.
         content_hash: of all images.
         document: what its `result.json` says.
@@ -42,6 +56,9 @@ class ComparedRun:
 
     path: Path
     recipe: TrainingConfig
+    came_to: TrainingConfig
+    plan: Mapping[str, Any]
+    versions: Mapping[str, str]
     start: str
     content_hash: str
     document: dict[str, Any]
@@ -52,31 +69,35 @@ class ComparedRun:
 
 def train_runs(
     data: str, models: Sequence[str], *, seeds: int, config: TrainingConfig, folder: Path, progress: Progress
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
     """Train every network with every seed; finished runs stay as they are, stopped ones go on.
 
     Each run has a process to itself, so that its memory is its own. The first seed of all networks comes first, so that
-    there is something to compare early.
+    there is something to compare early. A network that this machine cannot train, for its memory or because its loss
+    is no number any more, does not keep the others from it.
 
     Args:
-        data: the images, with a valid split, since all runs have to be judged by the same ones.
+        data: the images; without a valid split, all runs hold back the same ones.
         models: names of networks.
         seeds: runs of each, with seeds 0, 1, …
         config: the recipe of all; network and seed are filled in.
         folder: where the runs lie, each in a folder of its own.
         progress: told which run comes next.
 
+    Returns:
+        the folders of the finished runs, and a clause for each that could not be trained.
+
     Raises:
-        ConfigError: without a valid split, for an unknown or doubled network, or with fewer than two runs.
+        ConfigError: for an unknown or doubled network, or with fewer than two runs.
         RunError: if the folder has a run of another recipe, or of other images.
         StoppedError: on Ctrl-C or SIGTERM; the run that was being trained has a checkpoint.
-        LostProcessError: if a process that trained has died.
-        CarnetError: what else training raises.
+        CarnetError: what else training raises; what a network alone met, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
     images = find_images(data)
-    if "valid" not in images.splits:
-        raise ConfigError(f"{data} has no valid folder; every seed would hold back other images, so divide it first")
+    if "valid" not in images.splits and config.valid_seed < 0:
+        # All runs have to be judged by the same images.
+        config = replace(config, valid_seed=0)
     wanted = {
         folder / f"{name.replace('/', '-')}-seed-{seed}": replace(config, model=name, seed=seed)
         for seed in range(seeds)
@@ -86,37 +107,77 @@ def train_runs(
     finished = {path for path, recipe in wanted.items() if _is_finished(path, recipe, images)}
     if finished:
         _check_content(finished, images)
+    failed: dict[Path, CarnetError] = {}
     for number, (path, recipe) in enumerate(wanted.items(), start=1):
         if path in finished:
             progress.say(f"{path} is there already.")
             continue
         progress.say(f"\n{recipe.model}, seed {recipe.seed} ({number} of {len(wanted)})")
-        _train_alone(data, recipe, path)
-    return list(wanted)
+        try:
+            _train_alone(data, recipe, path)
+        except _OF_ONE_NETWORK as error:
+            progress.say(f"{recipe.model}, seed {recipe.seed}, could not be trained: {error}")
+            failed[path] = error
+    trained = [path for path in wanted if path not in failed]
+    if failed and len(trained) < 2:
+        raise next(iter(failed.values()))
+    return trained, [f"{path.name} could not be trained: {error}" for path, error in failed.items()]
 
 
-def read_run(path: Path, progress: Progress) -> ComparedRun:
-    """Read a finished run, and judge its weights.
+def check_finished(paths: Sequence[Path]) -> None:
+    """Find out before the first run is judged, which takes long, what is wrong with the last.
 
     Raises:
-        RunError: if it is not finished, or its images are gone.
+        RunError: if a folder is no run, or one that is not finished, or is named twice.
+        ModuleNotFoundError: without the packages that export needs.
+    """
+    import carnet.export.graph  # noqa: F401 - latencies are measured as exported
+
+    for path in paths:
+        if not RunFolder.open(path).result.exists():
+            raise RunError(f"{path} is not finished; go on with carnet train --resume {quoted(path)}")
+    places = [path.resolve() for path in paths]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise RunError(f"{twice} is named twice; a run counts once")
+
+
+def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
+    """Read a finished run, and judge its weights.
+
+    Args:
+        path: its folder.
+        progress: shown how far the judging is.
+        data: its images; empty: they are where they were.
+
+    Raises:
+        RunError: if it is damaged.
+        DataError: if its images are gone.
     """
     run = RunFolder.open(path)
-    if not run.result.exists():
-        raise RunError(f"{path} is not finished; go on with carnet train --resume {quoted(path)}")
     config = run.read_config()
-    data = config["data"]
+    recorded = config["data"]
     model = load(path)
-    chosen = select_samples(data["path"], "valid", model.spec.classes, run.digests(), ignore=data.get("ignore", ()))
+    try:
+        chosen = select_samples(
+            data or recorded["path"],
+            "valid",
+            model.spec.classes,
+            run.digests(),
+            ignore=recorded.get("ignore", ()),
+            progress=progress,
+        )
+    except DataError as error:
+        if data:
+            raise
+        raise DataError(f"{error}; say where the images of {path} are with --data") from error
     for warning in chosen.warnings:
         progress.say(f"Note: {path}: {warning}.")
-    report = evaluate(
+    report = chosen.judge(
         model.logits,
-        chosen.samples,
         model.spec,
         skip_unreadable=True,
         progress=lambda done, total: progress.bar(f"judging {path.name}", done, total),
-    ).with_leaks(chosen.leaked)
+    )
     if report.leaked.any() and not report.leaked.all():
         report = report.without(report.leaked)
     with run.metrics.open(encoding="utf-8", newline="") as file:
@@ -124,8 +185,11 @@ def read_run(path: Path, progress: Progress) -> ComparedRun:
     return ComparedRun(
         path,
         _asked(config),
+        TrainingConfig.from_json(config["recipe"]),
+        config["plan"],
+        config.get("versions", {}),
         config.get("init") or "",
-        data["content_hash"],
+        recorded["content_hash"],
         files.read_json(run.result),
         history,
         model,
@@ -180,11 +244,24 @@ def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> b
 
 def _check_content(finished: Collection[Path], images: LabeledImages) -> None:
     """Whether the images are still those that finished runs saw; those that go on look for themselves."""
-    digests = set(hash_files([sample.path for sample in images.samples]).values())
+    digests = hash_files([sample.path for sample in images.samples])
+    # Where runs divide the data themselves, their seed and the images say how.
+    divided = "valid" in images.splits
+    now = {
+        (images.relative(sample), images.classes[sample.label], digests.get(sample.path, ""), split if divided else "")
+        for split, samples in images.splits.items()
+        for sample in samples
+    }
+    unsplit = {image[:3] for image in now}
     for path in finished:
-        seen = RunFolder(path).digests()
-        if seen is not None and set().union(*seen.values()) - {""} != digests:
-            raise RunError(f"{path} was trained on other images in {images.location}; choose another --output")
+        rows = RunFolder(path).images()
+        seen = {(row["filepath"], row["label"], row["sha256"], row["split"] if divided else "") for row in rows}
+        read = {image for image in seen if image[3] != UNREADABLE}
+        if rows and (not read <= now or {image[:3] for image in seen} != unsplit):
+            raise RunError(
+                f"{path} was trained on other images in {images.location}, or on the same in other classes or splits; "
+                "choose another --output"
+            )
 
 
 def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
@@ -196,9 +273,13 @@ def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
     sender.close()
     error = None
     with leave_stop_signals_to(process):
-        # Before it ends, since it cannot end before a long error is read.
-        with suppress(EOFError):
-            error = receiver.recv()
+        # What it sends comes before its end, since it cannot end before a long error is read. It may also die before
+        # it has its end of the pipe, which on Windows leaves the pipe open.
+        wait([receiver, process.sentinel])
+        # Windows says the latter where the other end has gone.
+        with suppress(EOFError, BrokenPipeError):
+            if receiver.poll():
+                error = receiver.recv()
         process.join()
     if error is not None:
         raise error

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -79,7 +80,12 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
     aside = scratch.with_name(f"{scratch.name}-old")
     try:
-        fill(scratch)
+        try:
+            fill(scratch)
+        except BaseException as error:
+            # What it had mapped into memory could not be removed on Windows.
+            traceback.clear_frames(error.__traceback__)
+            raise
         files.write_json(scratch / _MANIFEST, _measure(scratch))
         # Another process may have been faster: what it made is the same, and may be in use.
         if _is_whole(folder):
@@ -87,7 +93,7 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
         with suppress(FileNotFoundError):
             folder.rename(aside)
         try:
-            scratch.rename(folder)
+            files.patiently(lambda: scratch.rename(folder))
         except OSError:
             if not _is_whole(folder):
                 raise

@@ -28,6 +28,8 @@ _EXTENSIONS = {
     "TIFF": {".tif", ".tiff"},
     "PPM": {".ppm", ".pgm", ".pnm", ".pbm"},
 }
+UNREADABLE = "unreadable"
+"""In the record of a run, the split of images that were left out because they cannot be decoded."""
 _MODES = {
     "1": "black and white",
     "L": "grey",
@@ -104,7 +106,7 @@ class CheckedImages:
 
     def rows(self) -> Iterable[dict[str, str]]:
         """One record per file, as `data.csv` of a run keeps it."""
-        for split, samples in (*self.data.splits.items(), ("unreadable", self.unreadable)):
+        for split, samples in (*self.data.splits.items(), (UNREADABLE, self.unreadable)):
             for sample in samples:
                 facts = self.facts[sample.path]
                 yield {
@@ -178,7 +180,7 @@ def inspect_images(
     return dict(zip(paths, each_on_threads(lambda path: _inspect(path, image_size), paths, progress), strict=True))
 
 
-def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
+def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dict[Path, str]:
     """SHA-256 of each file's bytes; a file that cannot be read is left out."""
 
     def digest(path: Path) -> str | None:
@@ -187,7 +189,7 @@ def hash_files(paths: Sequence[Path]) -> dict[Path, str]:
         except OSError:
             return None
 
-    digests = zip(paths, each_on_threads(digest, paths), strict=True)
+    digests = zip(paths, each_on_threads(digest, paths, progress), strict=True)
     return {path: digest for path, digest in digests if digest is not None}
 
 

@@ -34,6 +34,8 @@ _FORMAT = 2
 _PIXELS, _INDEX = "images.u8", "index.json"
 _KIND = "decoded"
 _UNUSED_DAYS = 30
+_ZEROS = 2**24
+"""Bytes written at a time."""
 _SPARE_DISK_BYTES = 2 * 10**9
 _SHARE_OF_MEMORY = 0.4
 """Of what is free, at most so much for decoded images."""
@@ -97,6 +99,7 @@ def inspect_and_keep(
     *,
     free_memory: int,
     shared: bool = False,
+    reading: OnProgress | None = None,
     progress: OnProgress | None = None,
 ) -> Inspected:
     """Look into every image, as `carnet.data.check.inspect_images` does, and keep what it decodes to.
@@ -107,13 +110,14 @@ def inspect_and_keep(
         wish: disk, ram or off as it says; auto: on the disk where there is room, or else in memory, or else not.
         free_memory: bytes that may be used.
         shared: whether several processes will use them, which memory of one process does not allow.
+        reading: told how many files are read, of how many, to see which are known already.
         progress: told how many images are done, of how many.
 
     Raises:
         DataError: if a file changes meanwhile.
         OutputError: if the cache cannot be written.
     """
-    digests = {} if wish == "off" else hash_files(paths)
+    digests = {} if wish == "off" else hash_files(paths, reading)
     size = math.prod(target.shape(len(set(digests.values()))))
     # Where no file can be read there is nothing to keep.
     place, reason = _place(wish if digests else "off", size, free_memory, shared=shared)
@@ -145,17 +149,23 @@ def _place(wish: CacheWish, size: int, free_memory: int, *, shared: bool) -> tup
         return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), as asked"
     if wish == "ram" and not shared:
         return "ram", f"decoded images are kept in memory ({show_bytes(size)}), as asked"
-    root = cache_root()
-    while not root.exists():
-        root = root.parent
-    if shutil.disk_usage(root).free > size + _SPARE_DISK_BYTES:
+    if _free_disk_bytes(cache_root()) > size + _SPARE_DISK_BYTES:
         return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), so that none is decoded twice"
     if size < _SHARE_OF_MEMORY * free_memory and not shared:
-        return "ram", f"decoded images are kept in memory ({show_bytes(size)}), for the cache's disk is too full"
+        return (
+            "ram",
+            f"decoded images are kept in memory ({show_bytes(size)}), for the cache has no room or no permission",
+        )
     return (
         "off",
         f"images are decoded each time they are needed: {show_bytes(size)} fit neither the cache's disk nor memory",
     )
+
+
+def _free_disk_bytes(root: Path) -> int:
+    """Where a folder is, or will be made; 0 where that is not possible."""
+    there = next((folder for folder in (root, *root.parents) if folder.exists()), None)
+    return shutil.disk_usage(there).free if there is not None and os.access(there, os.W_OK) else 0
 
 
 def _fill(
@@ -182,8 +192,13 @@ def _reserve(descriptor: int, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
-    else:
+    elif os.name == "nt":
+        # NTFS sets the room aside.
         os.truncate(descriptor, size)
+    else:
+        # macOS would leave a hole.
+        while size:
+            size -= os.write(descriptor, bytes(min(_ZEROS, size)))
 
 
 def _decode(

@@ -18,12 +18,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carnet.data.samples import SPLIT_NAMES, ByClass, Listing
+from carnet.data.samples import SPLIT_NAMES, ByClass, Listing, in_order
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
 from carnet.progress import counted, first_few
 
 TABLE_EXTENSIONS = (".csv", ".tsv")
+_HIDDEN = frozenset(
+    ("__macosx", "thumbs.db", "desktop.ini", "system volume information", "$recycle.bin", "lost+found", "@eadir")
+)
+"""What macOS, Windows, Linux and network drives put beside files."""
 
 
 def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) -> Listing:
@@ -83,12 +87,12 @@ def check_classes(listing: Listing, shown: Path) -> None:
 
 def images_in(folder: Path) -> list[Path]:
     """Every image in a folder and the folders inside it, sorted."""
-    return sorted(_images(folder, _Walk(folder, folder)))
+    return in_order(_images(folder, _Walk(folder, folder)))
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's doing, but the system's or a tool's."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in _HIDDEN
 
 
 def visible(folder: Path) -> list[Path]:
@@ -211,7 +215,7 @@ def _split_in(name: str) -> str:
 def _list_classes(folders: list[Path], walk: _Walk) -> ByClass:
     by_class: ByClass = {}
     for folder in folders:
-        by_class.setdefault(_class_name(folder), []).extend(sorted(_images(folder, walk)))
+        by_class.setdefault(_class_name(folder), []).extend(in_order(_images(folder, walk)))
     return by_class
 
 

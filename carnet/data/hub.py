@@ -183,8 +183,10 @@ def _matching(data: str) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in map(Path, _expand(str(expanded(data)))):
         # What exists is a name, even if it looks like a pattern.
-        base = next(folder for folder in pattern.parents if folder.is_dir())
-        matches = [pattern] if pattern.is_file() else sorted(base.glob(str(pattern.relative_to(base))))
+        # On Windows the drive itself may be missing.
+        base = next((folder for folder in pattern.parents if folder.is_dir()), None)
+        in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+        matches = [pattern] if pattern.is_file() else in_base
         if not matches:
             asked = f", which {data} asks for" if str(pattern) != data else ""
             raise DataError(f"there is no file {pattern}{asked}; correct the name, or fetch it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,11 @@ class Listing:
     def images(self) -> list[Path]:
         """Every image of every class and split."""
         return [path for by_class in self.splits.values() for paths in by_class.values() for path in paths]
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorted, in the same order on all systems; left to itself, Windows ignores capitals."""
+    return sorted(paths, key=lambda path: path.parts)
 
 
 def expanded(path: Path | str) -> Path:

@@ -28,6 +28,7 @@ def find_images(
     classes: Sequence[str] | None = None,
     *,
     ignore: Sequence[str] = (),
+    leave_out_new: bool = False,
     progress: OnProgress | None = None,
 ) -> LabeledImages:
     """List the labelled images in a folder, a table or an archive.
@@ -36,6 +37,8 @@ def find_images(
         data: the folder, table or archive, or what `carnet.data.hub` calls a data set.
         classes: number the labels by this list (a trained model's) instead of by the data's own.
         ignore: paths of images to leave out, as `carnet.data.ignore.read_ignore_file` gives them.
+        leave_out_new: in data that training has to divide itself, leave out classes that are not among `classes`,
+            instead of refusing them.
         progress: told how much of an archive or a data set is unpacked, of how much.
 
     Raises:
@@ -51,6 +54,8 @@ def find_images(
     if classes is None:
         classes = _own_classes(source, listing, left_out)
     else:
+        if leave_out_new and "valid" not in listing.splits:
+            _leave_out_new(listing, classes)
         _check_known(listing.splits, classes, "the model")
     return LabeledImages(
         root=listing.root,
@@ -138,6 +143,17 @@ def _leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path,
     if strange:
         listing.warnings.append(about_strange(strange))
     return left_out
+
+
+def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
+    known = set(classes)
+    for split in {"all", "train"} & set(listing.splits):
+        by_class = listing.splits[split]
+        new = [name for name, paths in sorted(by_class.items()) if paths and name not in known]
+        if new:
+            number = counted(len(new), "class", "classes")
+            listing.warnings.append(f"{number} left out, which the model does not have: {first_few(new)}")
+        listing.splits[split] = {name: paths for name, paths in by_class.items() if name not in new}
 
 
 def _number(listing: Listing, classes: Sequence[str]) -> dict[str, tuple[Sample, ...]]:

@@ -1,6 +1,6 @@
 """Look at images that are streamed: what `carnet.data.check` does for files, in one pass over the data.
 
-Training images are never stored; their paths are those that `carnet.data.stream.store` would give them. Images to
+Training images are never stored; their paths are those that `carnet.data.stored.store` would give them. Images to
 validate or test with are few, and read again every epoch, so they are kept as files. Of every image its name, class
 and facts stay in memory, about a kilobyte.
 """

@@ -21,6 +21,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
 from carnet.data.drawing import THINGS, Array, Canvas, Colour, Paints, Pen, direction, disc
+from carnet.files import patiently
 
 CLASSES: tuple[str, ...] = tuple(sorted(THINGS))
 Faults = dict[str, list[dict[str, str]]]
@@ -284,7 +285,7 @@ def write_dataset(
             (staged / "planted.json").write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
         if root.exists():
             root.rmdir()  # Windows renames no folder onto another, not even onto an empty one
-        staged.rename(root)
+        patiently(lambda: staged.rename(root))
     paths = {kind: tuple(fault["path"] for fault in group) for kind, group in faults.items()}
     return SyntheticSummary(num_train, num_valid, **paths)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from carnet.data.locate import Locator, kind_of
-from carnet.data.samples import SPLIT_NAMES, Listing
+from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
@@ -83,7 +83,7 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
         listing.warnings.append(f"{what} repeated word for word, counted once: line {lines}")
     # The same order as a folder of the same images gives, since training depends on it.
     listing.splits = {
-        split: {label: sorted(by_class[label]) for label in sorted(by_class)}
+        split: {label: in_order(by_class[label]) for label in sorted(by_class)}
         for split, by_class in sorted(listing.splits.items())
     }
     return listing

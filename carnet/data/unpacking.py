@@ -30,6 +30,8 @@ MAX_MEMBERS = 2_000_000
 """ImageNet has 1.3 million."""
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1000
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?$", re.IGNORECASE)
+"""Windows takes these names, with any ending, for devices."""
 _CHUNK = 2**20
 _WAY_OUT = "unpack it yourself if you trust it, and name the folder"
 
@@ -137,6 +139,8 @@ class SafeFolder:
         sizes = [len(os.fsencode(part)) for part in parts]
         if max(sizes, default=0) > _MAX_NAME_BYTES or sum(sizes) + len(sizes) > _MAX_PATH_BYTES:
             raise self.refusal(member, "has a name that is too long")
+        if os.name == "nt" and any(_DEVICE.match(part) for part in parts):
+            raise self.refusal(member, "has the name of a device on Windows")
         if os.name == "nt" and any(character in '<>:"|?*' for character in name):
             raise self.refusal(member, "has a name that Windows does not know")
         return parts

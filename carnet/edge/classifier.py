@@ -26,12 +26,13 @@ class Classifier(Predictor):
     Args:
         model: path of the file, or its bytes.
         threads: of the arithmetic for one call; 0 leaves it to the runtime, which takes all cores.
-        runtime: onnxruntime, or openvino (`pip install 'carnet[openvino]'`).
+        runtime: onnxruntime, or openvino (`pip install "carnet[openvino]"`).
 
     Attributes:
         spec: classes, size of the images, and what else makes an input of an image.
         document: all that the file says about itself: how it was trained and judged, versions.
-        threshold: an answer less probable than this is not sure.
+        threshold: an answer less probable than this is not sure; None: nobody has chosen one.
+        name: of the file, for messages.
 
     Raises:
         ModelFileError: if the file is missing, damaged, none of ours, newer than this version, or refused by the
@@ -43,8 +44,8 @@ class Classifier(Predictor):
     def __init__(self, model: Path | str | bytes, *, threads: int = 0, runtime: Runtime = "onnxruntime") -> None:
         file = ModelFile.from_bytes(model) if isinstance(model, bytes) else ModelFile.read(model)
         self.spec, self.document = file.spec, file.document
-        self.threshold = float(file.document.get("threshold", 0.0))
-        self._name = file.name
+        self.threshold = file.document.get("threshold")
+        self.name = file.name
         self._run = open_runtime(file, runtime, threads)
 
     @property
@@ -65,10 +66,10 @@ class Classifier(Predictor):
             ModelFileError: if the model has no class maps.
         """
         if label is not None and label not in self.classes:
-            raise ConfigError(f"{self._name} knows no class {label!r}")
+            raise ConfigError(f"{self.name} knows no class {label!r}")
         centres = self.document.get("map_centres")
         if centres is None:
-            raise ModelFileError(f"{self._name} has no class maps: its network has no mean-and-linear head")
+            raise ModelFileError(f"{self.name} has no class maps: its network has no mean-and-linear head")
         outputs = self._run(load_image(source, self.spec)[None])
         prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
         label = prediction.label if label is None else label

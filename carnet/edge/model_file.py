@@ -37,6 +37,11 @@ _INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
 _KEY, _VALUE = 1, 2
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether a name means an exported model, and not the folder of a run."""
+    return path.suffix == ".onnx" or path.is_file()
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """A model file whose checksum is right.
@@ -61,6 +66,8 @@ class ModelFile:
             ModelFileError: if it is missing, damaged, none of ours, or one of a newer version.
         """
         path = Path(path)
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a folder; name the .onnx file that carnet export has written")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -80,7 +87,7 @@ class ModelFile:
             if document["format"] > FORMAT:
                 raise ModelFileError(
                     f"{name} was written by a newer version of carnet (format {document['format']}, this one knows "
-                    f"{FORMAT}); update: pip install --upgrade carnet"
+                    f"{FORMAT}); update carnet"
                 )
             spec = ModelSpec.from_json(document)
         except (ValueError, KeyError, TypeError, IndexError, RunError) as error:

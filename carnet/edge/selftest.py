@@ -63,7 +63,7 @@ def verify(classifier: Classifier) -> list[Check]:
     """
     tests = classifier.document.get("tests")
     if not isinstance(tests, list) or not tests:
-        raise ModelFileError("the model holds no pictures to test it with")
+        raise ModelFileError(f"{classifier.name} holds no pictures to test it with; export it again")
     return [_check(classifier, test) for test in tests]
 
 
@@ -103,13 +103,13 @@ def _check(classifier: Classifier, test: Mapping[str, Any]) -> Check:
         content = base64.b64decode(test["file"], validate=True)
         expected = np.array(test["probabilities"], np.float64)
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise ModelFileError(f"the model's test pictures cannot be read: {error}") from error
+        raise ModelFileError(f"the test pictures of {classifier.name} cannot be read: {error}") from error
     try:
         found = _probabilities(classifier, content)
     except ImageError as error:
         return Check(name, 1.0, tolerance, f"this installation cannot decode it: {error.reason}")
     if found.shape != expected.shape:
-        raise ModelFileError("the model's test pictures belong to another model")
+        raise ModelFileError(f"the test pictures of {classifier.name} belong to another model; export it again")
     return Check(name, float(np.abs(found - expected).max()), tolerance)
 
 

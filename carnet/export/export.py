@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from carnet import evaluation, files
+from carnet import files
 from carnet.calibration import Calibration, calibrate
-from carnet.data.sources import Sample
 from carnet.edge.classifier import Classifier
-from carnet.edge.model_file import seal
 from carnet.edge.runtimes import Runtime
 from carnet.edge.selftest import draw_tests, record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, RunError
-from carnet.evaluation import EvaluationReport, Selection, select_samples
+from carnet.evaluation import EvaluationReport, PredictFn, Selection, select_samples
 from carnet.export.gate import Judgement, judge
-from carnet.export.graph import Graph, serialized, to_graph
+from carnet.export.graph import Graph, to_graph
 from carnet.export.quantize import Quantized, quantize
 from carnet.machine import versions
 from carnet.models.trained import TrainedModel, load
@@ -110,7 +108,7 @@ class _Export:
         held_out = self._images("valid")
         for warning in held_out.warnings:
             self.progress.say(f"Note: {warning}.")
-        bench = self._evaluate("as trained", model.logits, held_out.samples, model).with_leaks(held_out.leaked)
+        bench = self._judge("as trained", model.logits, held_out, model)
         if (~bench.leaked).sum() < 2:
             raise DataError(
                 f"of {counted(len(held_out.samples), 'validation image')} fewer than two can be read and are no "
@@ -123,14 +121,14 @@ class _Export:
 
         candidate = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         # Judged as a file, through the door by which users come in.
-        files.write_bytes(candidate, seal(serialized(graph.model), model.spec.to_json()))
+        files.write_bytes(candidate, graph.sealed(model.spec.to_json()))
         try:
-            edge = self._evaluate("as exported", self._open(candidate).logits, held_out.samples, model)
+            edge = self._judge("as exported", self._open(candidate).logits, held_out, model)
             unseen = edge.without(bench.leaked)
             calibration = calibrate(unseen.logits, unseen.labels)
             graph = graph.with_temperature(calibration.temperature)
             document = self._document(model, graph, calibration, quantized)
-            files.write_bytes(candidate, seal(serialized(graph.model), document))
+            files.write_bytes(candidate, graph.sealed(document))
             classifier = self._open(candidate)
             document["tests"] = record_tests(classifier, draw_tests(model.spec), quantized=self.int8)
             judgement = judge(
@@ -138,15 +136,17 @@ class _Export:
                 edge,
                 model=model,
                 classifier=classifier,
-                size_bytes=len(seal(serialized(graph.model), document)),
+                size_bytes=len(graph.sealed(document)),
                 max_drop=self.max_drop,
                 is_quantized=self.int8,
             )
         finally:
-            candidate.unlink(missing_ok=True)
+            # A scanner may hold it open on Windows; what it holds is no result.
+            with suppress(OSError):
+                candidate.unlink()
         document["metrics"] = judgement.to_json()
         result = ExportResult(self.path, self.path.with_suffix(".export.html"), judgement, calibration, quantized)
-        content = seal(serialized(graph.model), document)
+        content = graph.sealed(document)
         if not all(check.passed for check in verify(Classifier(content, threads=1, runtime=self.runtime))):
             raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
         if not judgement.problem:
@@ -166,7 +166,12 @@ class _Export:
         try:
             model_classes = tuple(recorded["classes"])
             chosen = select_samples(
-                location, split, model_classes, self.run.digests(), ignore=recorded.get("ignore", ())
+                location,
+                split,
+                model_classes,
+                self.run.digests(),
+                ignore=recorded.get("ignore", ()),
+                progress=self.progress,
             )
         except DataError as error:
             if self.data is None:
@@ -174,12 +179,9 @@ class _Export:
             raise
         return chosen
 
-    def _evaluate(
-        self, what: str, predict: evaluation.PredictFn, samples: Sequence[Sample], model: TrainedModel
-    ) -> EvaluationReport:
-        return evaluation.evaluate(
+    def _judge(self, what: str, predict: PredictFn, chosen: Selection, model: TrainedModel) -> EvaluationReport:
+        return chosen.judge(
             predict,
-            samples,
             model.spec,
             skip_unreadable=True,
             progress=lambda done, total: self.progress.bar(f"judging {what}", done, total),
@@ -222,7 +224,8 @@ class _Export:
 
     def _report(self, result: ExportResult, document: dict[str, Any]) -> None:
         quantized = result.quantized
-        numbers = {key: value for key, value in document.items() if key not in ("tests", "classes", "map_centres")}
+        # A web page, which cannot see what the file says about itself, finds the names of the classes here.
+        numbers = {key: value for key, value in document.items() if key not in ("tests", "map_centres")}
         if quantized is not None:
             numbers["quantization"] = {
                 "float_latency_ms": quantized.float_latency_ms,
@@ -288,6 +291,8 @@ def _points(share: float) -> str:
 
 def _about_sureness(result: ExportResult) -> str:
     crossed, threshold = result.judgement.crossed, result.calibration.threshold
+    if threshold == 0:
+        return "All answers were right, so no threshold could be chosen: it never says that it is not sure."
     if crossed.accuracy_when_sure is None:
         return "No threshold makes its answers reliable: it is never sure."
     return (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import onnx
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
-from carnet.edge.model_file import PRODUCER
+from carnet.edge.model_file import PRODUCER, seal
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PIXELS, PROBABILITIES
 from carnet.errors import ModelError
 from carnet.export.quiet import quiet
@@ -54,6 +54,10 @@ class Graph:
         value[...] = temperature
         tensor.CopyFrom(numpy_helper.from_array(value, _TEMPERATURE))
         return Graph(model, self.map_centres)
+
+    def sealed(self, document: Mapping[str, Any]) -> bytes:
+        """The content of a file that says this about itself."""
+        return seal(serialized(self.model), document)
 
 
 def to_graph(trained: TrainedModel) -> Graph:

@@ -50,7 +50,7 @@ def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretraine
     if name.startswith(TIMM_PREFIX):
         return _create_timm(name.removeprefix(TIMM_PREFIX), num_classes, in_channels, pretrained)
     if name not in _BUILDERS:
-        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())}")
+        raise _unknown(name)
     if pretrained:
         raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
     return _BUILDERS[name](num_classes, in_channels)
@@ -67,7 +67,7 @@ def default_image_size(name: str) -> int:
         network = create_model(name, num_classes=2)
         return int(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1])
     if name not in _BUILDERS:
-        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())}")
+        raise _unknown(name)
     return IMAGE_SIZE if name in ("carnet_n", "carnet_s", "carnet_m") else PUBLISHED_IMAGE_SIZE
 
 
@@ -107,6 +107,10 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"timm could not load weights for {name!r} ({reason}); leave --pretrained out") from error
     return network
+
+
+def _unknown(name: str) -> ModelError:
+    return ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
 
 
 def _nearest(name: str, known: list[str]) -> str:

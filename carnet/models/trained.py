@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from carnet import evaluation, files, metrics
+from carnet import files, metrics
 from carnet.errors import RunError
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
@@ -53,13 +52,15 @@ class TrainedModel(Predictor):
 
 
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 (N, S, S, C) -> float32 (N, C, S, S) on `device`, in channels-last layout."""
+    """uint8 (N, S, S, C) -> float32 (N, C, S, S) on `device`, in channels-last layout except on Apple's GPUs."""
     number, height, width, channels = images.shape
     # A whole line of pixels at a time, because PyTorch is slow where the innermost dimension is three numbers long.
     mean, std = (torch.tensor(values, device=device).repeat(width) for values in (spec.mean, spec.std))
     lines = images.to(device).reshape(number, height, width * channels).float().div_(255).sub_(mean).div_(std)
     # Stored as (N, S, S, C), so the permuted view already is channels-last: no copy is made.
-    return lines.view(number, height, width, channels).permute(0, 3, 1, 2)
+    pixels = lines.view(number, height, width, channels).permute(0, 3, 1, 2)
+    # There PyTorch's gradients of channels-last batch norm are wrong.
+    return pixels.contiguous() if device.type == "mps" else pixels
 
 
 def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mapping[str, Any]) -> None:
@@ -190,12 +191,6 @@ def evaluate(
     """
     model = load(run, device=device)
     chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests(), ignore=ignore)
-    report = evaluation.evaluate(
-        model.logits,
-        chosen.samples,
-        model.spec,
-        batch_size=batch_size,
-        skip_unreadable=skip_unreadable,
-        progress=progress,
+    return chosen.judge(
+        model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )
-    return replace(report.with_leaks(chosen.leaked), warnings=chosen.warnings, num_ignored=chosen.num_ignored)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carnet.progress import duration
 from carnet.report.page import document as page
@@ -18,13 +19,13 @@ from carnet.report.plots import INK, MUTED, RULE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Apart in lightness as well, and in the pattern of the line, for a grey printer.
+# Apart in lightness as well, in the pattern of the line and in the mark, for a grey printer.
 STYLES = (
-    ("#1b4f72", "-"),
-    ("#c87a38", (0, (5, 1.5))),
-    ("#3f8f5f", (0, (1, 1))),
-    ("#8e4585", (0, (6, 1, 1, 1))),
-    ("#5c666e", (0, (3, 1, 1, 1, 1, 1))),
+    ("#12395a", "-", "o"),
+    ("#c87a38", (0, (5, 1.5)), "s"),
+    ("#2e7350", (0, (1, 1)), "^"),
+    ("#6d2f68", (0, (6, 1, 1, 1)), "D"),
+    ("#9aa4ab", (0, (3, 1, 1, 1, 1, 1)), "v"),
 )
 _WIDTH, _HEIGHT = 1950, 780
 """Pixels of the PNG."""
@@ -34,6 +35,9 @@ _LINE = 0.055
 """Height of a name, as a share of the axis."""
 
 Rows = Sequence[Mapping[str, Any]]
+Style = tuple[str, Any, str]
+"""Colour, pattern of the line, mark of a point."""
+Floats = NDArray[np.float64]
 
 
 def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
@@ -60,7 +64,7 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
     for row, style in measured:
         _draw_point(over_latency, row, style)
-    _dress(over_time, "Validation accuracy over training time", "seconds")
+    _dress(over_time, "Validation accuracy over training time", "seconds of training and validating")
     _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
     over_time.set_xlim(left=0)
     over_time.set_ylim(bottom=0)
@@ -94,38 +98,54 @@ def _scale_latency(axes: Axes, milliseconds: Sequence[float]) -> None:
         axes.set_xlim(0, 1.45 * slowest)
 
 
-def _styles(number: int) -> list[tuple[str, Any]]:
+def _styles(number: int) -> list[Style]:
     return [STYLES[place % len(STYLES)] for place in range(number)]
 
 
-def _draw_runs(axes: Axes, runs: Rows, style: tuple[str, Any]) -> tuple[float, float]:
+def _draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
     """Returns where the mean ends: seconds, per cent."""
-    colour, dashes = style
+    colour, dashes, _ = style
     for run in runs:
-        axes.plot(run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, alpha=0.45)
-    # As far as all runs go, since a mean of fewer would jump.
-    end, start = min(run["seconds"][-1] for run in runs), max(run["seconds"][0] for run in runs)
-    grid = np.linspace(start, max(start, end), 200)
-    mean = np.mean([np.interp(grid, run["seconds"], run["valid_top1"]) for run in runs], axis=0)
-    axes.plot(grid, 100 * mean, color=colour, linewidth=2.4, linestyle=dashes)
-    return float(grid[-1]), 100 * float(mean[-1])
+        axes.plot(
+            run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, linestyle=dashes, alpha=0.45
+        )
+    seconds, accuracy = mean_run(runs)
+    axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes)
+    return float(seconds[-1]), 100 * float(accuracy[-1])
 
 
-def _draw_point(axes: Axes, row: Mapping[str, Any], style: tuple[str, Any]) -> None:
-    colour, _ = style
-    x, top1, (low, high) = row["latency_ms"]["onnx_p50"], 100 * row["top1"], row["top1_ci95"]
-    axes.errorbar(x, top1, yerr=[[top1 - 100 * low], [100 * high - top1]], color=colour, marker="o", capsize=4)
+def mean_run(runs: Rows) -> tuple[Floats, Floats]:
+    """Mean seconds and mean accuracy after each epoch: (epochs,), (epochs,)
+
+    Runs are compared where they have come equally far, so that a slow one drags neither number at the end. Of runs with
+    unequal numbers of epochs, that is an equal share of them.
+    """
+    shares = np.linspace(0, 1, max(len(run["seconds"]) for run in runs))
+
+    def mean(key: str) -> Floats:
+        alike = [np.interp(shares, np.linspace(0, 1, len(run[key])), run[key]) for run in runs]
+        return np.asarray(np.mean(alike, axis=0))
+
+    return mean("seconds"), mean("valid_top1")
+
+
+def _draw_point(axes: Axes, row: Mapping[str, Any], style: Style) -> None:
+    colour, _, mark = style
+    x, (low, high) = row["latency_ms"]["onnx_p50"], row["top1_ci95"]
+    # Nothing is below nothing, whatever is rounded.
+    errors = [[100 * max(0.0, row["top1"] - low)], [100 * max(0.0, high - row["top1"])]]
+    axes.errorbar(x, 100 * row["top1"], yerr=errors, color=colour, marker=mark, capsize=4)
 
 
 def _write_names(
-    axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[tuple[str, Any]]
+    axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[Style]
 ) -> None:
     """Write each name to the right of its point; those that would cover each other stand one above the other."""
     from matplotlib.patheffects import withStroke
 
     low, high = axes.get_ylim()
     heights = spread_out([y for _, y in points], gap=_LINE * (high - low))
-    for name, point, height, (colour, _) in zip(names, points, heights, styles, strict=True):
+    for name, point, height, (colour, *_) in zip(names, points, heights, styles, strict=True):
         axes.annotate(
             name,
             point,
@@ -192,7 +212,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key} {name}": item for name, item in value.items()}
+            flat |= {f"{key} {name}": item for name, item in _flat(value).items()}
         elif isinstance(value, list | tuple):
             flat[key] = " ".join(map(str, value))
         else:
@@ -204,7 +224,7 @@ def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """A column for each network, a line for each measure."""
     targets = list(rows[0]["seconds_to"])
     measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "last epoch, all of valid"]
-    measures += ["top-5", "spread of top-5", "calibration error, points"]
+    measures += ["top-5", "spread of top-5", "last epoch, all of valid", "calibration error, points"]
     measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
     measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
     measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
@@ -225,6 +245,7 @@ def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
         f"{100 * row['final_top1']:.1f} %",
         f"{100 * row['top5']:.1f} %",
         _points(row["top5_spread"]),
+        f"{100 * row['final_top5']:.1f} %",
         f"{100 * row['calibration_error']:.1f}",
         f"{row['params']:,}",
         f"{row['macs'] / 1e6:,.0f} M",
@@ -233,12 +254,19 @@ def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
         _memory(row),
         duration(row["seconds_per_epoch"]),
         duration(row["seconds"]),
-        *("never" if time is None else duration(time) for time in times),
+        *(_time_to(time, len(row["seeds"])) for time in times),
         *(
             f"{latency[name]:.2f} ms" if name in latency else "not measured"
             for name in ("onnx_p50", "onnx_p95", "pytorch_p50", "pytorch_p95")
         ),
     ]
+
+
+def _time_to(reached: Mapping[str, Any], num_runs: int) -> str:
+    if not reached["runs"]:
+        return "never"
+    of_all = "" if reached["runs"] == num_runs else f" (in {reached['runs']} of {num_runs} runs)"
+    return duration(reached["seconds"]) + of_all
 
 
 def _points(share: float | None) -> str:
@@ -261,10 +289,13 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
         png: the figure.
     """
     columns, lines = _cells(rows)
-    counts = ", ".join(f"{number:,} {split}" for split, number in document["images"]["data"].items())
+    images = document["images"]
+    counts = ", ".join(f"{number:,} {split}" for split, number in images["data"].items())
+    unseen = " that no run was trained on" if images["unseen"] else ""
     facts = [
-        ("images", f"{counts}; judged by {document['images']['count']:,} that no run was trained on"),
-        ("processor", document["machine"]),
+        ("images", f"{counts}; judged by {images['count']:,}{unseen}"),
+        ("trained on", "; ".join(dict.fromkeys(run["device"] for run in document["runs"]))),
+        ("latencies on", document["machine"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())),
     ]
     names = ", ".join(str(row["label"]) for row in rows)

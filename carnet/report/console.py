@@ -5,6 +5,7 @@ Where rich is not installed, as on a device that only runs models, a line that i
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -53,6 +54,13 @@ def silence(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def is_broken_pipe(error: OSError) -> bool:
+    """Whether the reader of a stream has gone; Windows has another word for it."""
+    return isinstance(error, BrokenPipeError) or (
+        os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
+    )
+
+
 class _PlainBars:
     """A line now and then, for logs and pipes; on a terminal one line, written again and again."""
 
@@ -67,8 +75,10 @@ class _PlainBars:
         self.close()
         try:
             print(text, file=self.stream, flush=True)
-        except BrokenPipeError:
+        except OSError as error:
             # Whoever listened has gone (`| head`); that is no reason to give up the work.
+            if not is_broken_pipe(error):
+                raise
             silence(self.stream)
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:

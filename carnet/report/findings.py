@@ -128,13 +128,17 @@ def _score(report: EvaluationReport) -> str:
     else:
         sentence = f"The model named {right:,} of {total:,} images right ({percent(right / total)})."
     # With leaked images this interval would promise too much; the sentence about them gives a better one.
-    return sentence if report.num_leaked else f"{sentence} {_likely(right, total)}"
+    if report.num_leaked:
+        return sentence
+    return f"{sentence} {_likely(right, total, leaks_known=report.leaks_known)}"
 
 
-def _likely(right: int, total: int) -> str:
+def _likely(right: int, total: int, *, leaks_known: bool = True) -> str:
     low, high = wilson_interval(right, total)
-    interval = f"{percent(low)} to {percent(high)}"
-    return f"On new images of the same kind, likely {interval} would be right (95 % interval)."
+    interval = f"likely {percent(low)} to {percent(high)}"
+    if leaks_known:
+        return f"On new images of the same kind, {interval} would be right (95 % interval)."
+    return f"If it was trained on none of them, {interval} of new ones would be right too (95 % interval)."
 
 
 def _about_leaks(report: EvaluationReport) -> list[str]:

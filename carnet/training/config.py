@@ -34,7 +34,8 @@ class TrainingConfig:
     model: str = "carnet_s"
     """Network: one of ours (`carnet summary --help` lists them), or timm/NAME."""
     pretrained: bool = False
-    """Start from timm's published weights (timm/ models only; needs a network)."""
+    """Start from timm's published weights (timm/ models only; needs a network). The recipe's learning rate is meant for
+    random weights; a lower --lr keeps more of what they know."""
     image_size: int = 0
     """Side of the square input, in pixels; 0 takes the network's own."""
     start_share: float = 0.5
@@ -78,6 +79,8 @@ class TrainingConfig:
     """Training images are turned by up to this many degrees either way; 0 is off."""
     valid_fraction: float = 0.2
     """Share of each class held back for validation where the data has no valid folder."""
+    valid_seed: int = -1
+    """Of that division; -1 takes --seed. Runs with one number and other seeds are judged by the same images."""
     patience: int = 0
     """Stop after this many epochs without a better validation accuracy, and keep the best epoch; 0 is off."""
     seed: int = 0
@@ -141,6 +144,7 @@ class TrainingConfig:
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
         self._require(0 < self.valid_fraction < 1, "valid_fraction", "between 0 and 1")
+        self._require(-1 <= self.valid_seed < 2**63, "valid_seed", "-1 (--seed), or up to 2**63 - 1")
         self._require(self.patience >= 0, "patience", "0 (off) or more epochs")
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
         self._require(self.device in get_args(Device), "device", f"one of {', '.join(get_args(Device))}")
@@ -190,7 +194,9 @@ class TrainingConfig:
         """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise RunError(f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}")
+            raise RunError(
+                f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}; update carnet"
+            )
         try:
             return cls(**values)
         except TypeError as error:

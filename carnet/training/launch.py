@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -22,13 +23,15 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
 from carnet.errors import CarnetError, LostProcessError
 from carnet.progress import Progress, Silent
 from carnet.training.processes import Processes
-from carnet.training.stop import StopFlag, catch_stop_signals, how_it_ended
+from carnet.training.stop import STOP_SIGNALS, StopFlag, catch_stop_signals, how_it_ended
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 Work = Callable[[Job, Processes, Progress, StopFlag], Answer]
 
 _LOOPBACK = "127.0.0.1"
+_HAS_LIBUV = sys.platform != "win32"
+"""PyTorch asks for it by default, and is built without it for Windows."""
 _GRACE_SECONDS = 10.0
 """For the others to notice by themselves that one has died."""
 
@@ -47,7 +50,7 @@ def launch(work: Work[Job, Answer], job: Job, *, size: int, device: str, progres
         CarnetError: what one of them raised.
         LostProcessError: if one died.
     """
-    store = TCPStore(_LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(_LOOPBACK, 0, is_master=True, wait_for_workers=False, use_libuv=_HAS_LIBUV)
     context = get_context("spawn")
     said: Queue[Any] = context.Queue()
     stop_number = context.Value("i", 0)
@@ -140,11 +143,14 @@ class _ParentsFlag(StopFlag):
 
 def _work(rank: int, meeting: _Meeting, work: Work[Any, Any], job: bytes) -> None:
     # Ctrl-C reaches every process of a terminal; the one that keeps it decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     os.environ |= {name: str(meeting.size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
     try:
-        with Processes.join(meeting.device, TCPStore(_LOOPBACK, meeting.port, is_master=False)) as processes:
+        store = TCPStore(_LOOPBACK, meeting.port, is_master=False, use_libuv=_HAS_LIBUV)
+        with Processes.join(meeting.device, store) as processes:
             progress = _Relay(meeting.said) if processes.is_first else Silent()
             answer = work(pickle.loads(job), processes, progress, _ParentsFlag(meeting.stop_number))
         if processes.is_first:

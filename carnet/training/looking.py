@@ -15,7 +15,7 @@ from carnet.data.forms import form_of
 from carnet.data.hub import Source
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError
-from carnet.progress import Progress, duration
+from carnet.progress import OnProgress, Progress, duration
 from carnet.quantities import parse_seconds
 from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
@@ -74,19 +74,22 @@ def look_at(
         "image_size": config.image_size,
         "skip_unreadable": config.skip_unreadable,
         "valid_fraction": config.valid_fraction,
-        "seed": config.seed,
+        "seed": config.seed if config.valid_seed < 0 else config.valid_seed,
     }
 
-    def bar(done: int, total: int) -> None:
-        progress.bar("looking at the images", done, total)
-        if (spent := time.monotonic() - (started or 0)) > budget:
-            raise ConfigError(
-                f"looking at {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
-                f"{duration(spent * total / max(1, done))}, so give more than that"
-            )
+    def bar(what: str) -> OnProgress:
+        def show(done: int, total: int) -> None:
+            progress.bar(f"{what} the images", done, total)
+            if (spent := time.monotonic() - (started or 0)) > budget:
+                raise ConfigError(
+                    f"{what} {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
+                    f"{duration(spent * total / max(1, done))}, so give more than that"
+                )
+
+        return show
 
     if config.stream:
-        images, stream = _look_at_stream(str(data), {**check, "progress": bar}, ignore, progress)
+        images, stream = _look_at_stream(str(data), {**check, "progress": bar("looking at")}, ignore, progress)
         progress.say("\n".join(describe(images)))
         return Found(images, stream)
     found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
@@ -96,7 +99,8 @@ def look_at(
         config.cache,
         free_memory=free_bytes(),
         shared=plan.devices > 1,
-        progress=bar,
+        reading=bar("reading"),
+        progress=bar("looking at"),
     )
     images = check_images(found, facts=inspected.facts, **check)
     progress.say("\n".join(describe(images)))

@@ -55,6 +55,9 @@ def anonymous_bytes(pid: int | None = None) -> int:
     return total
 
 
+_LOOK_SECONDS = 0.005
+
+
 class PeakMemory:
     """The most anonymous memory that this process takes while the block runs, looked at every few milliseconds.
 
@@ -62,8 +65,7 @@ class PeakMemory:
         peak_bytes: so far.
     """
 
-    def __init__(self, interval_seconds: float = 0.005) -> None:
-        self.interval_seconds = interval_seconds
+    def __init__(self) -> None:
         self.peak_bytes = 0
         self._process = psutil.Process()
         self._end = threading.Event()
@@ -82,7 +84,7 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._end.wait(self.interval_seconds):
+        while not self._end.wait(_LOOK_SECONDS):
             self._look()
 
     def _look(self) -> None:
@@ -114,6 +116,11 @@ def peak_device_bytes(device: str) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
+def _has_glibc() -> bool:
+    # Elsewhere the question opens a file, which a Python from Microsoft's store does not allow.
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep the memory that a step frees, for the next step, until the process ends.
 
@@ -124,7 +131,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library (glibc) can.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not _has_glibc():
         return False
     library = ctypes.CDLL(None)
     # No block gets a mapping of its own, and the top of the heap is never given back.
@@ -139,7 +146,7 @@ def return_freed_memory() -> None:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    if platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         # Else the library raises it to 32 MB by itself, and gaps remain between smaller blocks.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
@@ -163,5 +170,5 @@ def hold_memory_below(limit: str, device: str) -> None:
 def trim_memory() -> None:
     """Give back to the system what is free now: what compiling has left, and gaps of another use of memory."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)

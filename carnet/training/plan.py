@@ -89,7 +89,9 @@ class Plan:
         try:
             return cls(**{**values, "reasons": tuple(values["reasons"])})
         except (TypeError, KeyError) as error:
-            raise RunError(f"the plan is one of another version of carnet: {error}") from error
+            raise RunError(
+                f"the plan is one of another version of carnet ({error}); go on with that, or start anew with --init"
+            ) from error
 
 
 def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: int = 1) -> Plan:
@@ -112,7 +114,11 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     share = max(1, available_cores() // here)
     threads = config.threads or share
     workers = min(loading_threads(), share) if config.workers < 0 else config.workers
-    reasons = [f"{precision} {reason}", f"{config.memory_format.replace('_', ' ')} layout"]
+    # https://github.com/pytorch/pytorch/issues/175189 and 175190
+    layout = "contiguous" if device == "mps" else config.memory_format
+    reasons = [f"{precision} {reason}", f"{layout.replace('_', ' ')} layout"]
+    if layout != config.memory_format:
+        reasons[-1] += ", for with the other one PyTorch's gradients are wrong on Apple's GPUs"
     if devices > 1:
         statistics = "common to all" if device == "cuda" else "each process's own"
         reasons.insert(0, f"{devices} processes, batch-norm statistics {statistics}")
@@ -127,7 +133,7 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
         threads=threads,
         workers=workers,
         devices=devices,
-        memory_format=config.memory_format,
+        memory_format=layout,
         micro_batch=whole_micro_batch(config, devices),
         fast_depthwise=fast_depthwise,
         keep_memory=keep and device == "cpu",
@@ -180,7 +186,9 @@ def _has_bf16_instructions() -> bool:
     """Whether bf16 products are computed in hardware; where they are emulated, they are slower than float32."""
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        # macOS wheels know the instructions and have no library that uses them.
+        knows = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return knows and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return bool(torch.cpu._is_avx512_bf16_supported())  # PyTorch before 2.12
 
 

@@ -11,21 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from carnet import files
 from carnet.data.check import CheckedImages
-from carnet.data.decoded import DecodedImages
-from carnet.data.hub import Source
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size, check_single_image
 from carnet.models.trained import check_start, start_from
 from carnet.prefetch import available_cores
-from carnet.progress import Progress, counted
+from carnet.progress import Progress, counted, first_few, quoted
 from carnet.run_folder import RunFolder, new_run_path
 from carnet.spec import ModelSpec
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
 from carnet.training.config import TrainingConfig
-from carnet.training.feed import Feed, make_feed
+from carnet.training.feed import Feed
 from carnet.training.looking import Found, look_at
 from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
@@ -42,29 +41,28 @@ class Job:
     """Everything a trainer needs, in a form that passes between processes.
 
     Attributes:
+        found: the images, and how they are read.
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
-        stream: the data set that training images are read from while training; None: they are files.
-        decoded: the images that are decoded already; None: none are.
     """
 
     run: RunFolder
     config: TrainingConfig
     plan: Plan
     spec: ModelSpec
-    images: CheckedImages
+    found: Found
     network: nn.Module
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
-    stream: Source | None = None
-    decoded: DecodedImages | None = None
+
+    @property
+    def images(self) -> CheckedImages:
+        """As they were checked."""
+        return self.found.images
 
     def feed(self, processes: Processes) -> Feed:
         """One process's share of the training images."""
-        train = self.images.data.splits["train"]
-        return make_feed(
-            self.config, self.spec, train, self.decoded, self.stream, device=self.plan.device, processes=processes
-        )
+        return self.found.feed(self.config, self.spec, self.plan, processes)
 
 
 def prepare(
@@ -85,12 +83,16 @@ def prepare(
     """
     if output is not None:
         RunFolder.new(Path(output))
+    where = Path("runs") if output is None else Path(output)
+    files.check_folder(where)
+    if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
+        raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
     config = asked = with_size(config)
     check_early(config, init)
     found = look_at(data, config, plan, ignore, progress, started=started)
     images = found.images
-    _check_size(images, config, plan)
     num_train = len(images.data.splits["train"])
+    _check_shares(num_train, plan)
     config = with_epochs(with_batch_size(config, num_train, plan.devices), num_train)
     plan = replace(plan, micro_batch=whole_micro_batch(config, plan.devices))
     network, spec = _new_network(config, images.data.classes)
@@ -108,11 +110,9 @@ def prepare(
         config=config,
         plan=plan,
         spec=spec,
-        images=images,
+        found=found,
         network=network,
         record=record,
-        stream=found.stream,
-        decoded=found.decoded,
     )
 
 
@@ -138,12 +138,18 @@ def prepare_resumed(
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
     plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
-    data, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
-    found = look_at(data, config, plan, ignore, progress)
+    there, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
+    try:
+        found = look_at(there, config, plan, ignore, progress)
+    except DataError as error:
+        if data or not Path(there).is_absolute() or Path(there).exists():
+            raise
+        way_out = f"say where the images are: carnet train DATA --resume {quoted(run.path)}"
+        raise DataError(f"{error}; {way_out}") from error
     images = found.images
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(
-            f"the images are not those of {run.path} (its data.csv lists them); --init starts from its weights"
+            f"the images are not those of {run.path}, {_what_changed(run, images)}; --init starts from its weights"
         )
     # A checkpoint brings all weights; published ones need not be fetched again.
     begun = checkpoint is not None
@@ -158,13 +164,28 @@ def prepare_resumed(
         config=config,
         plan=plan,
         spec=spec,
-        images=images,
+        found=found,
         network=network,
         record=record,
         checkpoint=checkpoint,
-        stream=found.stream,
-        decoded=found.decoded,
     )
+
+
+def _what_changed(run: RunFolder, images: CheckedImages) -> str:
+    """Which are new, gone or changed, as far as the record tells."""
+    then, now = (
+        {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}
+        for rows in (run.images(), images.rows())
+    )
+    changes = {
+        "new": sorted(now.keys() - then.keys()),
+        "gone": sorted(then.keys() - now.keys()),
+        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
+    }
+    if not then:
+        return "of which its data.csv is gone"
+    told = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
+    return ", ".join(told) or "as its data.csv lists them"
 
 
 def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfig, config: TrainingConfig) -> Plan:
@@ -273,10 +294,9 @@ def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: P
         whiten(network, batches, spec)
 
 
-def _check_size(images: CheckedImages, config: TrainingConfig, plan: Plan) -> None:
-    number = len(images.data.splits["train"])
-    if plan.devices > 1 and number < 2 * plan.devices:
-        raise DataError(f"{counted(number, 'training image')} cannot be shared by {plan.devices} devices; use fewer")
+def _check_shares(num_train: int, plan: Plan) -> None:
+    if plan.devices > 1 and num_train < 2 * plan.devices:
+        raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {plan.devices} devices; use fewer")
 
 
 def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:

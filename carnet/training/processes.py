@@ -62,7 +62,7 @@ class Processes:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # Gradients on GPUs go through NCCL; what else is said goes through gloo, which notices a dead process at once.
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         try:
             yield cls(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))

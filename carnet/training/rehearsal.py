@@ -103,7 +103,7 @@ class Rehearsal:
         # Counted there as the published tables do: each output twice, of four bytes.
         return summary.activations_bytes // 8 * (4 if plan.precision == "fp32" else 2)
 
-    def seconds_to_judge(self, plan: Plan) -> float:
+    def seconds_to_judge(self) -> float:
         """Time of one image in validation."""
         images = self.batch.images.numpy()
         started = time.perf_counter()

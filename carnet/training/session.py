@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from carnet.errors import ConfigError
-from carnet.progress import Progress, Silent
+from carnet.errors import ConfigError, DataError, UnreadableImagesError
+from carnet.progress import Progress, Silent, first_few, quoted
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
@@ -57,6 +57,9 @@ def train(
     """
     if launched_together() and os.environ["RANK"] != "0":
         progress = Silent()
+    if progress is None and sys.stderr is None:
+        # A program without a console.
+        progress = Silent()
     if progress is None:
         with Console(sys.stderr) as console:
             return train(data, config, output=output, init=init, resume=resume, ignore=ignore, progress=console)
@@ -89,14 +92,14 @@ def train(
             job = processes.from_first(begin)
             with catch_stop_signals() as stop:
                 state = fit(job, processes, progress, stop)
-            return processes.from_first(lambda: finish(job, state, progress))
+            return processes.from_first(lambda: _finish(job, state, progress))
     job = begin()
     if plan.devices > 1:
         state = launch(fit, job, size=plan.devices, device=plan.device, progress=progress)
     else:
         with catch_stop_signals() as stop:
             state = fit(job, Processes(), progress, stop)
-    return finish(job, state, progress)
+    return _finish(job, state, progress)
 
 
 def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> TrainingState:
@@ -106,6 +109,19 @@ def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> T
         CarnetError: what `Trainer.fit` raises.
     """
     return Trainer(job, processes, progress).fit(stop)
+
+
+def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
+    """Judge, and say where the work of hours is if that fails."""
+    missing = f"training is done, its report is missing: carnet train --resume {quoted(job.run.path)} writes it"
+    try:
+        return finish(job, state, progress)
+    except KeyboardInterrupt:
+        progress.say(f"Stopped; {missing}.")
+        raise
+    except UnreadableImagesError as error:
+        gone = first_few([str(image) for image in error.errors])
+        raise DataError(f"{missing}, when these can be read again: {gone}") from error
 
 
 def _recipe(resume: Path | str | None) -> TrainingConfig:

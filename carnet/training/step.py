@@ -95,13 +95,16 @@ class TrainingStep:
             try:
                 sums = self._accumulate(batch, int(num_images), seed)
                 break
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_device_out_of_memory(error):
+                    raise
                 # In several processes the others wait inside a sum of gradients, and cannot begin again.
                 if self.processes.size > 1 or self.micro_batch < 4:
                     raise
                 self.micro_batch = -(-self.micro_batch // 2)
                 self.optimizer.zero_grad()
-                torch.cuda.empty_cache()
+                empty = torch.mps.empty_cache if "MPS" in str(error) else torch.cuda.empty_cache
+                empty()
         loss, num_correct = self.processes.sum(*sums.tolist())
         require_finite(loss / num_images)
         set_lr(self.optimizer, lr_share)
@@ -198,6 +201,15 @@ def end_compiling() -> None:
     shutdown_compile_workers()
 
 
+_PROCESSOR_OUT_OF_MEMORY = ("allocate memory", "not enough memory")
+"""What PyTorch's allocators of a processor's memory say, on Linux and macOS, and on Windows."""
+
+
+def is_device_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU has no memory left; PyTorch has a class for it, which Apple's do not use."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
+
+
 @contextmanager
 def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterator[None]:
     """Say in one sentence that memory ran out.
@@ -208,8 +220,7 @@ def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterat
     try:
         yield
     except RuntimeError as error:
-        # On a GPU torch has a class for it; the processor's allocator only says so.
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_device_out_of_memory(error) and not any(text in str(error) for text in _PROCESSOR_OUT_OF_MEMORY):
             raise
         way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
         raise OutOfMemoryError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from types import FrameType
 
 _ONE_WISH_SECONDS = 1.0
 """Signals that come closer together are one: a launcher passes on what the terminal has sent already."""
+
+
+STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+if sys.platform == "win32":
+    # What else supervisors can send there, where SIGTERM never arrives.
+    STOP_SIGNALS += (signal.SIGBREAK,)
 
 
 class StopRequestError(Exception):
@@ -56,7 +63,7 @@ def catch_stop_signals() -> Iterator[StopFlag]:
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     first = 0.0
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -87,9 +94,13 @@ def leave_stop_signals_to(process: BaseProcess) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.terminate()
+
     previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.terminate()),
+        number: signal.signal(number, pass_on if number == signal.SIGTERM else signal.SIG_IGN)
+        for number in STOP_SIGNALS
     }
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -266,7 +267,7 @@ class Trainer:
             samples,
             self.spec,
             batch_size=self.job.plan.judging_batch,
-            read=pixels_from(self.job.decoded, self.spec),
+            read=pixels_from(self.job.found.decoded, self.spec),
             progress=lambda done, total: self.progress.bar(what, done, total),
         ).logits
 
@@ -301,7 +302,7 @@ class Trainer:
         self._keep_budget()
         self._note_memory()
         self._checkpoint()
-        self._write_history(draw_every=_DRAW_SECONDS)
+        self._write_history(draw_every=_DRAW_SECONDS, spare=True)
         self.fabric.log_dict(
             {
                 "loss/train": epoch["train_loss"],
@@ -320,11 +321,11 @@ class Trainer:
         state.peak_memory_bytes = max(state.peak_memory_bytes, *(resident for resident, _ in peaks))
         state.peak_device_bytes = max(state.peak_device_bytes, *(on_device for _, on_device in peaks))
 
-    def _write_history(self, *, draw_every: float = 0.0) -> None:
+    def _write_history(self, *, draw_every: float = 0.0, spare: bool = False) -> None:
         if not self.processes.is_first:
             return
         history = self.state.history
-        with self._explaining_lost_output():
+        with self._explaining_lost_output(spare=spare):
             if not history:
                 self.run.metrics.unlink(missing_ok=True)
                 self.run.curves.unlink(missing_ok=True)
@@ -358,10 +359,15 @@ class Trainer:
         return [TensorBoardLogger(self.run.path, name="tensorboard", version="")]
 
     @contextmanager
-    def _explaining_lost_output(self) -> Iterator[None]:
+    def _explaining_lost_output(self, *, spare: bool = False) -> Iterator[None]:
+        """`spare`: the checkpoint holds it as well."""
         try:
             yield
         except OutputError as error:
+            if spare and os.name == "nt" and isinstance(error.__cause__, PermissionError):
+                # Windows writes nothing that a spreadsheet has open.
+                self.progress.say(f"Note: {error}; close it, and the next epoch writes it.")
+                return
             if not self.run.path.exists():
                 raise OutputError(f"the run folder {self.run.path} has gone, and what it held with it") from error
             raise OutputError(

@@ -137,8 +137,9 @@ class _Tuning:
         if needed > limit:
             raise ConfigError(
                 f"a step of {counted(num_images, 'image')} of {self.config.image_size} px takes at least "
-                f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; raise --max-memory, or take "
-                "a smaller --image-size"
+                f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; "
+                f"{'raise --max-memory' if self.config.max_memory else 'free some memory'}, or take a smaller "
+                "--image-size"
             )
 
     def _memory_of(self, smallest: int, limit: int) -> tuple[float, float]:
@@ -177,6 +178,9 @@ class _Tuning:
         """Compile where that is asked for, or the run is long enough to repay it, and it works."""
         wish, plan = self.config.compile, self.plan
         if wish == "off" or (wish == "auto" and plan.devices > 1):
+            return
+        if wish == "auto" and plan.device == "mps":
+            self.reasons.append("not compiled, for that is not reliable on Apple's GPUs yet")
             return
         at_full_side = self.run_seconds * time_at_full_side(self.config, plan.first_cost)
         if wish == "auto" and at_full_side < COMPILED_RUN_SECONDS:
@@ -245,7 +249,7 @@ class _Tuning:
 
     def choose_epochs(self, num_valid: int) -> None:
         """As many as fit into what is left of the budget."""
-        judging = num_valid * self.rehearsal.seconds_to_judge(self.plan)
+        judging = num_valid * self.rehearsal.seconds_to_judge()
         step = self.step_seconds
         if self.plan.device == "cpu":
             # Images are prepared on the same cores, which the rehearsal has not seen.

@@ -64,7 +64,7 @@ def test_flags_are_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "nowhere", "--model", "resnet"], "unknown model 'resnet'; did you mean resnet"),
         (["evaluate", "nowhere", "data"], "no run folder nowhere"),
         (["predict", "nowhere", "a.jpg"], "no run folder nowhere"),
-        (["predict", "nowhere"], "name files, folders, or -"),
+        (["predict", "nowhere"], "name the images: files, folders, or -"),
         (["predict", "nowhere.onnx", "a.jpg"], "cannot read nowhere.onnx"),
         (["export", "nowhere"], "no run folder nowhere"),
         (["verify", "nowhere.onnx"], "cannot read nowhere.onnx"),
@@ -217,6 +217,26 @@ def test_ignoring_in_a_folder_that_the_run_divided(
     assert (document["num_images"], document["num_ignored"]) == (8, 1)
 
 
+def test_evaluate_knows_what_the_run_was_trained_on(
+    trained_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(call(capsys, "evaluate", trained_run, "--output", tmp_path / "page.html", "--json")[1])
+    assert document["num_images"] == 12
+    code, _, err = call(capsys, "evaluate", exported)
+    assert (code, err) == (2, f"carnet: name the images as well: carnet evaluate {exported} DATA\n")
+
+
+def test_a_folder_that_nobody_divided(
+    flat: Path, trained_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "evaluate", exported, flat)
+    assert (code, "there is no list of what this model was trained on" in err) == (2, True)
+    flags = ["--split", "all", "--output", tmp_path / "page.html"]
+    assert "If it was trained on none of them, likely " in call(capsys, "evaluate", exported, flat, *flags)[1]
+    code, _, err = call(capsys, "evaluate", trained_run, flat)
+    assert (code, "none of them were in the run's valid" in err) == (2, True)
+
+
 def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--batch-size", "0"], "--batch-size must be at least 1"),
@@ -234,7 +254,7 @@ def test_predict(
 ) -> None:
     image = photos / "valid" / "red" / "8.jpg"
     code, out, err = call(capsys, "predict", trained_run, image, "--top-k", "2")
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n"), "Note: this run has no threshold" in err) == (0, 1, True)
     assert out.startswith(f"{image}: ")
     assert out.count("%") == 2
     code, out, _ = call(capsys, "predict", trained_run, photos / "valid" / "red", "--json")
@@ -370,7 +390,7 @@ def test_missing_extra_is_one_line(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "carnet", *arguments]
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert answer.returncode == 2
-        assert answer.stderr == f"carnet: carnet {arguments[0]} needs PyTorch: pip install 'carnet[train]'\n"
+        assert answer.stderr == f'carnet: carnet {arguments[0]} needs PyTorch: pip install "carnet[train]"\n'
 
 
 def test_export_verify_and_predict(
@@ -449,6 +469,15 @@ def test_predict_in_every_form(
     assert [Path(document["heat"]).name for document in documents] == ["a.heat.png", "a-2.heat.png"]
     assert all(Path(document["heat"]).exists() for document in documents)
     assert isinstance(documents[0]["sure"], bool)
+
+
+def test_a_run_does_not_say_how_sure_it_is(trained_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = photos / "valid" / "red" / "9.jpg"
+    code, out, err = call(capsys, "predict", trained_run, image, "--csv")
+    assert code == 0
+    assert [row["sure"] for row in csv.DictReader(io.StringIO(out))] == [""]
+    assert "this run has no threshold" in err
+    assert json.loads(call(capsys, "predict", trained_run, image, "--json")[1])[0]["sure"] is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,14 @@ import numpy as np
 import pytest
 
 from carnet import TrainingConfig
+from carnet.cli.main import run as run_command
 from carnet.comparison import runs as training_of_runs
 from carnet.comparison.compare import _targets, compare
 from carnet.comparison.groups import Group, group_runs
+from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import read_run, train_runs
-from carnet.errors import ConfigError, DataError, ModelError, RunError
+from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError
 from carnet.export import graph
 from carnet.export.graph import to_graph
 from carnet.models.trained import TrainedModel
@@ -67,11 +70,98 @@ def test_finished_runs_that_saw_other_images_are_refused(folder: Path, photos: P
         train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
 
 
+@pytest.mark.parametrize(("column", "name", "other"), [(1, "label", "red"), (0, "split", "valid")])
+def test_finished_runs_that_saw_images_elsewhere_are_refused(
+    column: int, name: str, other: str, folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The same bytes, moved to another class or another split since."""
+    run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0"))
+    head, first, *rest = (run / "data.csv").read_text().splitlines()
+    assert head.split(",")[column] == name
+    cells = first.split(",")
+    assert cells[column] != other
+    cells[column] = other
+    (run / "data.csv").write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+    with pytest.raises(RunError, match="or on the same in other classes or splits; choose another --output"):
+        train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+
+
+def test_what_one_network_meets_leaves_the_others_their_comparison(
+    folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train_alone(data: str, config: TrainingConfig, path: Path) -> None:
+        if config.model == "resnet18":
+            raise OutOfMemoryError("a step does not fit")
+        shutil.copytree(folder / path.name, path)
+
+    monkeypatch.setattr(training_of_runs, "_train_alone", train_alone)
+    flags = ["--seeds", "1", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--compile", "off"]
+    flags += ["--output", str(tmp_path / "answer"), "--json"]
+    assert run_command(["compare", str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags]) == 1
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert [row["label"] for row in document["models"]] == ["carnet_n", "carnet_s"]
+    assert document["notes"][0] == "resnet18-seed-0 could not be trained: a step does not fit"
+    assert "resnet18, seed 0, could not be trained: a step does not fit" in printed.err
+    # With nothing left to compare, it is the error of the whole.
+    assert run_command(["compare", str(photos), "--models", "carnet_n,resnet18", *flags]) == 2
+    assert capsys.readouterr().err.endswith("carnet: a step does not fit\n")
+
+
+@pytest.mark.parametrize("flags", [["--seed", "5"], ["--model", "carnet18"]])
+def test_flags_that_would_have_no_effect(
+    flags: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(photos), "--models", "carnet_n,carnet_s", *flags, "--output", str(tmp_path)]
+    assert run_command(command) == 2
+    assert "--models names the networks here, and --seeds how many runs" in capsys.readouterr().err
+
+
+def test_what_is_not_alike_is_noted(folder: Path) -> None:
+    runs = [read_run(folder / name, Silent()) for name in ("carnet_n-seed-0", "carnet_n-seed-1", "carnet_s-seed-0")]
+    notes = notes_on(group_runs(runs))
+    assert notes == ["the interval of carnet_s is that of one run, and leaves out what other seeds would give"]
+    runs[1] = replace(
+        runs[1],
+        plan={**runs[1].plan, "device_name": "another one", "compile": True},
+        versions={**runs[1].versions, "torch": "3.0"},
+        came_to=replace(runs[1].came_to, cutmix=0.5),
+        document={**runs[1].document, "kept": "best", "notes": ["smaller pieces from epoch 2 on"]},
+    )
+    notes = notes_on(group_runs(runs))
+    assert any("so their seconds cannot be compared" in note and "another one" in note for note in notes)
+    assert any(re.search(r"trained by torch .* and 3\.0", note) for note in notes)
+    assert any("not computed alike (device name, compile)" in note for note in notes)
+    assert any("came to other recipes: --cutmix 0.5 (was" in note for note in notes)
+    assert any("kept the epochs that did best on the very images" in note for note in notes)
+    assert "carnet_n-seed-1: smaller pieces from epoch 2 on" in notes
+
+
+def test_images_that_judge_nothing_are_noted(folder: Path) -> None:
+    one, other = (read_run(folder / f"carnet_{size}-seed-0", Silent()) for size in "ns")
+    leaked = np.ones(one.report.num_images, bool)
+    leaky = [replace(run, report=replace(run.report, leaked=leaked)) for run in (one, other)]
+    assert "every image that judges is a training image" in notes_on(group_runs(leaky))[0]
+    unknown = [replace(run, report=replace(run.report, leaks_known=False)) for run in (one, other)]
+    assert "it is not known which images these runs were trained on" in notes_on(group_runs(unknown))[0]
+
+
+def test_runs_whose_images_have_moved(folder: Path, photos: Path, tmp_path: Path) -> None:
+    paths = [Path(shutil.copytree(folder / name, tmp_path / name)) for name in ("carnet_n-seed-0", "carnet_s-seed-0")]
+    for path in paths:
+        text = (path / "config.json").read_text()
+        (path / "config.json").write_text(text.replace(json.dumps(str(photos)), json.dumps(str(tmp_path / "gone"))))
+    with pytest.raises(DataError, match=r"no folder .*gone; say where the images of .*carnet_n-seed-0 are with --data"):
+        compare(paths, tmp_path / "answer")
+    assert compare(paths, tmp_path / "answer", data=str(photos)).document["images"]["count"] == 12
+
+
 def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0")
     (tmp_path / "carnet_n-seed-0" / "result.json").unlink()
     shutil.copytree(folder / "carnet_n-seed-1", tmp_path / "carnet_n-seed-1")
-    path, _ = train_runs(str(photos), ["carnet_n"], seeds=2, config=SMALL, folder=tmp_path, progress=Silent())
+    (path, _), failed = train_runs(str(photos), ["carnet_n"], seeds=2, config=SMALL, folder=tmp_path, progress=Silent())
+    assert failed == []
     again, before = (json.loads((run / "result.json").read_text()) for run in (path, folder / "carnet_n-seed-0"))
     assert again["final"] == before["final"]
     assert again["peak_memory_bytes"] > 50e6
@@ -156,9 +246,19 @@ def test_a_long_error_comes_out_of_its_process(photos: Path, tmp_path: Path) -> 
         train_runs(str(data), MODELS, seeds=1, config=SMALL, folder=tmp_path / "runs", progress=Silent())
 
 
-def test_every_seed_must_be_judged_by_the_same_images(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no valid folder"):
-        train_runs(str(flat), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
+def test_every_seed_is_judged_by_the_same_images(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_of_runs, "_train_alone", training_of_runs._train)
+    config = replace(SMALL, epochs=1)
+    paths, _ = train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
+    first, second = (read_run(path, Silent()).report for path in paths)
+    assert first.num_images == second.num_images > 0
+    assert first.samples == second.samples
+    # Where the runs lie, they are the whole answer: nothing is trained again.
+    monkeypatch.setattr(training_of_runs, "_train_alone", None)
+    train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
+
+
+def test_at_least_one_seed(flat: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--seeds must be at least 1"):
         train_runs(str(flat), ["carnet_n"], seeds=0, config=SMALL, folder=tmp_path, progress=Silent())
 
@@ -236,12 +336,15 @@ def test_what_a_budget_came_to_does_not_set_runs_apart(folder: Path) -> None:
     assert [group.recipe for group in group_runs(runs)] == ["", "--budget 5m (was 10m)"]
 
 
+@pytest.mark.parametrize(
+    "error", [ModelError("PyTorch cannot write it as ONNX"), RuntimeError("PyTorch cannot write it as ONNX\nat …")]
+)
 def test_a_network_that_cannot_be_exported_keeps_its_place(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(trained: TrainedModel) -> object:
         if trained.spec.model == "carnet_s":
-            raise ModelError("PyTorch cannot write it as ONNX")
+            raise error
         return to_graph(trained)
 
     monkeypatch.setattr(graph, "to_graph", refuse)
@@ -303,5 +406,8 @@ def test_times_to_accuracies_of_ones_own_choice(folder: Path, tmp_path: Path) ->
     runs = [folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"]
     rows = compare(runs, tmp_path / "answer", reach=(0.001, 1.5)).document["models"]
     first_epochs = [read_run(run, Silent()).history[0]["seconds"] for run in runs]
-    assert [row["seconds_to"] for row in rows] == [{"0.1 %": seconds, "150 %": None} for seconds in first_epochs]
+    never = {"seconds": None, "runs": 0}
+    assert [row["seconds_to"] for row in rows] == [
+        {"0.1 %": {"seconds": seconds, "runs": 1}, "150 %": never} for seconds in first_epochs
+    ]
     assert "| time to 150 % | never | never |" in (tmp_path / "answer" / "table.md").read_text()

@@ -56,6 +56,18 @@ def test_unreadable_images_stop_or_are_counted(flat: Path) -> None:
     assert [row["split"] for row in images.rows()].count("unreadable") == 2
 
 
+def test_the_way_out_is_seen_where_thousands_cannot_be_read(flat: Path) -> None:
+    for number in range(50):
+        (flat / "red" / f"phone-{number}.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UnreadableImagesError) as caught:
+        check(flat)
+    first, *files, last = str(caught.value).splitlines()
+    assert "50 of 80 images cannot be read" in first
+    assert (len(files), last) == (20, "  and 30 more")
+    assert all("a HEIC image; convert it" in line for line in files)
+    assert len(caught.value.errors) == 50
+
+
 def test_a_class_of_unreadable_images_only(flat: Path) -> None:
     for path in (flat / "red").iterdir():
         path.write_bytes(b"broken")

@@ -17,6 +17,7 @@ from carnet.data.sources import find_images
 from carnet.data.synthetic import write_dataset
 from carnet.errors import DataError, OutputError
 from carnet.preprocess import Images, load_image
+from carnet.progress import OnProgress
 from carnet.spec import ModelSpec
 
 FREE = 10**12
@@ -149,7 +150,7 @@ def test_a_file_that_changes_while_it_is_looked_at(wish: CacheWish, odd: Path, m
     paths = [sample.path for sample in find_images(odd).samples]
     original = decoded_module.hash_files
 
-    def hash_and_change(files: list[Path]) -> dict[Path, str]:
+    def hash_and_change(files: list[Path], progress: OnProgress | None = None) -> dict[Path, str]:
         digests = original(files)
         good.write_bytes(good.read_bytes() + b"more")
         return digests
@@ -162,7 +163,7 @@ def test_a_file_that_changes_while_it_is_looked_at(wish: CacheWish, odd: Path, m
     _, found = keep(odd, wish)
     assert found.facts[good].error is None
 
-    def hash_and_remove(files: list[Path]) -> dict[Path, str]:
+    def hash_and_remove(files: list[Path], progress: OnProgress | None = None) -> dict[Path, str]:
         digests = original(files)
         good.rename(good.with_suffix(".away"))
         return digests

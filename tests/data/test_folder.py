@@ -108,3 +108,13 @@ def test_order_does_not_depend_on_creation(tmp_path: Path) -> None:
     one, two = find_images(tmp_path / "one"), find_images(tmp_path / "two")
     assert [one.relative(s) for s in one.samples] == [two.relative(s) for s in two.samples]
     shutil.rmtree(tmp_path / "one")
+
+
+def test_what_systems_put_beside_files_is_no_class(tmp_path: Path) -> None:
+    root = tree(tmp_path, "a/1.jpg", "b/2.jpg", "a/@eaDir/1.jpg", "b/thumbs.DB", "a/Desktop.ini")
+    for name in ("System Volume Information", "$RECYCLE.BIN", "lost+found"):
+        (root / name).mkdir()
+    found = find_images(root)
+    assert found.classes == ("a", "b")
+    assert [sample.path.name for sample in found.splits["all"]] == ["1.jpg", "2.jpg"]
+    assert found.num_other_files == 0

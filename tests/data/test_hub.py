@@ -411,7 +411,7 @@ def test_no_network() -> None:
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     for data in ("hf:beans", str(not_parquet(tmp_path))):
-        with pytest.raises(MissingExtraError, match=r"needs Hugging Face datasets: pip install 'carnet\[datasets\]'"):
+        with pytest.raises(MissingExtraError, match=r'needs Hugging Face datasets: pip install "carnet\[datasets\]"'):
             store(data)
 
 

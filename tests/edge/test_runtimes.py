@@ -43,5 +43,5 @@ def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
 
 def test_where_it_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'carnet\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "carnet\[openvino\]"'):
         Classifier(exported, runtime="openvino")

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import carnet
 from carnet import Classifier, ExportResult, TrainingConfig, export_model, train
+from carnet.calibration import Calibration
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
 from carnet.export import export as exporting
@@ -41,7 +42,11 @@ def in_eight_bits(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_what_it_leaves(trained_run: Path, tmp_path: Path) -> None:
     result = export_model(trained_run, tmp_path / "m.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.export.html", "m.export.json", "m.onnx"]
-    judged = json.loads((tmp_path / "m.export.json").read_text())["metrics"]
+    told = json.loads((tmp_path / "m.export.json").read_text())
+    judged = told["metrics"]
+    # For a web page, which sees no more of the file than its inputs and outputs.
+    assert (told["classes"], told["image_size"]) == (["blue", "green", "red"], 48)
+    assert 0 <= told["threshold"] <= 2
     assert judged["top1_agreement"] == 1
     assert judged["num_images"] == 12
     assert judged["size_bytes"] == pytest.approx(result.path.stat().st_size, abs=3000)
@@ -182,6 +187,19 @@ def test_images_that_have_moved(photos: Path, tmp_path: Path) -> None:
     assert export_model(run, data=there, max_drop=100).path == run / "model.onnx"
 
 
+def test_a_class_that_came_later(flat: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(flat, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
+    before = carnet.evaluate(run, flat)
+    shutil.copytree(flat / "red", flat / "pink")
+    after = carnet.evaluate(run, flat)
+    assert after.samples == before.samples
+    assert "1 class left out, which the model does not have: pink" in after.warnings
+    assert export_model(run, max_drop=100).judgement.edge.num_images == before.num_images
+    with pytest.raises(DataError, match="1 class that the model does not have: 'pink'"):
+        carnet.evaluate(run, flat, split="all")
+
+
 def test_it_needs_images_to_judge_with(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(photos, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
@@ -215,3 +233,8 @@ def test_a_class_whose_name_is_no_utf_8(flat: Path, tmp_path: Path) -> None:
     exported = export_model(run, max_drop=100)
     assert exported.judgement.edge.num_images == 6
     assert name in Classifier(exported.path).classes
+
+
+def test_no_threshold_where_all_answers_were_right(in_eight_bits: ExportResult) -> None:
+    sure = replace(in_eight_bits, calibration=Calibration(1.0, 0.0))
+    assert "no threshold could be chosen: it never says that it is not sure" in " ".join(exporting.sentences(sure))

@@ -45,7 +45,7 @@ WASTE_CLASSES = ("glass", "plastic", "metal")
 def test_golden_sentences():
     assert findings(make_report(WASTE, WASTE_CLASSES, confidence=0.97)) == [
         "The model named 178 of 200 images right (89.0 %). "
-        "On new images of the same kind, likely 83.9 % to 92.6 % would be right (95 % interval).",
+        "If it was trained on none of them, likely 83.9 % to 92.6 % of new ones would be right too (95 % interval).",
         "Always answering 'glass', the most frequent class here, would name 91 right (45.5 %); "
         "the model does clearly better.",
         "No class stands out: with this many images, the differences between the classes may be chance.",
@@ -119,7 +119,8 @@ def test_few_images_leave_the_confidence_open():
 
 def test_perfect_model():
     sentences = findings(make_report([[30, 0], [0, 30]], confidence=0.99))
-    assert sentences[0].startswith("The model named all 60 images right. On new images of the same kind, likely 94.0 %")
+    assert sentences[0].startswith("The model named all 60 images right. ")
+    assert "likely 94.0 % to 100.0 %" in sentences[0]
     assert "always giving the same answer would name 30 right (50.0 %); the model does clearly better." in sentences[1]
     assert sentences[-1].endswith("Of the 60 answers it was at least 90 % sure of, all were right.")
     assert len(sentences) == 3
@@ -176,6 +177,13 @@ def test_classes_without_images():
 def test_a_split_of_one_class_shows_nothing():
     sentences = findings(make_report([[9, 1], [0, 0]]))
     assert sentences[1] == "All of these images are 'c0', so they cannot show whether the model tells classes apart."
+
+
+def test_images_that_are_no_training_images_speak_for_new_ones():
+    sentences = findings(make_report(WASTE, WASTE_CLASSES, num_leaked=0))
+    assert sentences[0].endswith(
+        "On new images of the same kind, likely 83.9 % to 92.6 % would be right (95 % interval)."
+    )
 
 
 def test_leaked_images_and_their_effect():

@@ -35,6 +35,7 @@ from carnet.prefetch import available_cores
 from carnet.progress import Silent
 from carnet.run_folder import RunFolder
 from carnet.training import preparation
+from carnet.training import session as session_module
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
 from carnet.training.looking import look_at
@@ -325,7 +326,7 @@ def test_a_read_only_run_folder(photos: Path, tmp_path: Path) -> None:
         train(photos, config(checkpoint_steps=3), output=run, progress=Meddle(lambda: run.chmod(0o500)))
     run.chmod(0o700)
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match=r"cannot create the folder .*: Permission denied"):
+    with pytest.raises(OutputError, match=r"nothing may be written into .*closed; allow it, or choose another"):
         train(photos, SMALL, output=tmp_path / "closed" / "run")
 
 
@@ -457,6 +458,65 @@ def test_wrong_output_and_start_are_noticed_before_the_images(tmp_path: Path, tr
         train(nowhere, SMALL, output=tmp_path / "run", init=tmp_path / "gone")
     with pytest.raises(OutputError, match="exists"):
         train(nowhere, SMALL, output=trained_run)
+
+
+def test_a_run_among_its_own_images_is_refused(
+    photos: Path, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"would lie among the images in .*; choose --output"):
+        train(flat, SMALL, output=flat / "runs" / "a")
+    monkeypatch.chdir(flat)
+    with pytest.raises(ConfigError, match=r"^runs would lie among the images"):
+        train(".", SMALL)
+    assert not (flat / "runs").exists()
+
+
+def test_what_changed_since_a_run_was_stopped(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    run = tmp_path / "run"
+    train(data, config(epochs=1), output=run)
+    shutil.copy(data / "train" / "red" / "0.jpg", data / "train" / "red" / "new.jpg")
+    (data / "train" / "blue" / "1.jpg").unlink()
+    shutil.copy(data / "train" / "green" / "1.jpg", data / "train" / "green" / "2.jpg")
+    with pytest.raises(RunError, match=r"1 new \(.*new.jpg\), 1 gone \(.*1.jpg\), 1 changed \(.*2.jpg\); --init"):
+        train(resume=run)
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no folder .*; say where the images are: carnet train DATA --resume"):
+        train(resume=run)
+
+
+def test_held_back_images_may_have_a_seed_of_their_own(flat: Path, tmp_path: Path) -> None:
+    def held_back(name: str, **changes: Any) -> tuple[Any, ...]:
+        return train(flat, config(epochs=1, **changes), output=tmp_path / name).report.samples
+
+    same = [held_back(f"{seed}", seed=seed, valid_seed=7) for seed in (1, 2)]
+    assert same[0] == same[1] == held_back("by its own", seed=7)
+    assert same[0] != held_back("otherwise", seed=2)
+
+
+def test_a_failure_after_the_last_step_says_that_training_is_done(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BaseException] = [
+        UnreadableImagesError([ImageError("away.jpg", "no such file")], 12),
+        KeyboardInterrupt(),
+    ]
+
+    def fail(*arguments: Any) -> None:
+        raise errors.pop(0)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "finish", fail)
+        message = r"training is done, its report is missing: .* --resume .* writes it, when .*: away.jpg: no such file"
+        with pytest.raises(DataError, match=message):
+            train(photos, config(epochs=1), output=run)
+        heard = StopAfter(10**9)
+        with pytest.raises(KeyboardInterrupt):
+            train(resume=run, progress=heard)
+        assert heard.said[-1].startswith("Stopped; training is done, its report is missing: carnet train --resume ")
+    assert not (run / "result.json").exists()
+    assert train(resume=run).document["epochs"] == 1
 
 
 def test_checkpoints_inside_an_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ class MadeUp:
     def least_bytes(self, plan: Plan) -> int:
         return int(self.image_bytes / 2)
 
-    def seconds_to_judge(self, plan: Plan) -> float:
+    def seconds_to_judge(self) -> float:
         return 0.01
 
     def undo(self) -> None:
@@ -121,8 +121,10 @@ def test_images_at_a_time_as_memory_allows() -> None:
     assert tuned(batch_size=17, image_bytes=2e8, max_memory="2GB")[1].micro_batch == 6
     with pytest.raises(ConfigError, match=r"a step of 2 images of 244 px takes at least .* more than the 1.0 GB"):
         tuned(image_bytes=5e8, max_memory="1GB")
-    with pytest.raises(ConfigError, match="raise --max-memory"):
+    with pytest.raises(ConfigError, match="free some memory, or take a smaller --image-size"):
         tuned(image_bytes=1e11)
+    with pytest.raises(ConfigError, match="raise --max-memory, or take a smaller --image-size"):
+        tuned(image_bytes=1e11, max_memory="1GB")
     # Two images take 0.4 GB more: whether four fit into 1 GB is not tried out.
     assert tuned(batch_size=16, image_bytes=2e8, max_memory="1GB")[1].micro_batch == 2
     assert tuned(batch_size=16, micro_batch=2)[1].micro_batch == 2
