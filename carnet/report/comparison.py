@@ -223,8 +223,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """A column for each network, a line for each measure."""
     targets = list(rows[0]["seconds_to"])
-    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "last epoch, all of valid"]
-    measures += ["top-5", "spread of top-5", "last epoch, all of valid", "calibration error, points"]
+    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "top-1 of the last epoch, all of valid"]
+    measures += ["top-5", "spread of top-5", "top-5 of the last epoch, all of valid", "calibration error, points"]
     measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
     measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
     measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
