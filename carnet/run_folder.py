@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "data.csv"
 
     @property
+    def batch(self) -> Path:
+        """Images of the first batch as they go in, drawn."""
+        return self.path / "batch.png"
+
+    @property
     def metrics(self) -> Path:
         """One line per epoch."""
         return self.path / "metrics.csv"

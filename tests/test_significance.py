@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carnet.metrics import wilson_interval
+from carnet.metrics import paired_difference, wilson_interval
 from carnet.significance import (
     Correct,
     Difference,
@@ -132,6 +132,22 @@ def test_the_p_value_and_the_interval_agree(gap: float, one: int, other: int) ->
         found = difference_over_seeds(first[:one], second[:other])
         assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
         assert 0 < found.p_value <= 1
+
+
+def test_seeds_that_answer_alike_are_one_run() -> None:
+    rng = np.random.default_rng(4)
+    one, other = (rng.random(400) < share for share in (0.8, 0.7))
+    found = difference_over_seeds(*(np.repeat(answers[None], 3, axis=0) for answers in (one, other)))
+    assert (found.mean, found.low, found.high) == pytest.approx(paired_difference(one, other), rel=0.03, abs=1e-3)
+    alone = accuracy_over_seeds(np.repeat(one[None], 3, axis=0))
+    assert alone[1:] == pytest.approx(wilson_interval(one.sum(), 400), rel=0.03)
+
+
+def test_with_endless_images_it_is_the_t_test_of_seeds() -> None:
+    """100,000 images, of which runs name so many right; the deviation of three is two points each."""
+    one, other = (np.array([np.arange(100_000) < 1000 * n for n in shares]) for shares in ((80, 82, 84), (70, 72, 74)))
+    found = difference_over_seeds(one, other)
+    assert found.high - found.low == pytest.approx(2 * 2.7764 * math.sqrt(2 * 0.02**2 / 3), rel=0.02)
 
 
 def test_one_run_of_each_says_one_thing() -> None:

@@ -22,6 +22,7 @@ from carnet.errors import (
     NonFiniteLossError,
     OutOfMemoryError,
     RunError,
+    StoppedError,
 )
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.trained import TrainedModel, load
@@ -272,7 +273,7 @@ def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
     process.start()
     sender.close()
     error = None
-    with leave_stop_signals_to(process):
+    with leave_stop_signals_to(process) as flag:
         # What it sends comes before its end, since it cannot end before a long error is read. It may also die before
         # it has its end of the pipe, which on Windows leaves the pipe open.
         wait([receiver, process.sentinel])
@@ -283,6 +284,8 @@ def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
         process.join()
     if error is not None:
         raise error
+    if flag.received is not None:
+        raise StoppedError(f"stopped before {path} began; the same command goes on", flag.received)
     if code := process.exitcode:
         raise LostProcessError(
             f"the process that trained {path} {how_it_ended(code)}; the same command goes on with it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from carnet.progress import duration
 from carnet.report.page import document as page
 from carnet.report.page import facts_list, listing, picture, section, table
-from carnet.report.plots import INK, MUTED, RULE
+from carnet.report.plots import INK, MUTED, RULE, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +26,6 @@ STYLES = (
     ("#6d2f68", (0, (6, 1, 1, 1)), "D"),
     ("#9aa4ab", (0, (3, 1, 1, 1, 1, 1)), "v"),
 )
-_WIDTH, _HEIGHT = 1950, 780
-"""Pixels of the PNG."""
 _FAR = 10
 """So many times as slow: too far apart for an axis that begins at zero."""
 _LINE = 0.055
@@ -75,15 +72,7 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
     _scale_latency(over_latency, [milliseconds for milliseconds, _ in points])
     _write_names(over_latency, [row["label"] for row, _ in measured], points, [style for _, style in measured])
-    pictures = []
-    for form in ("png", "svg"):
-        content = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-            figure.savefig(content, format=form, dpi="figure", metadata=metadata)
-        pictures.append(content.getvalue())
-    return pictures[0], pictures[1]
+    return rendered(figure, "png"), rendered(figure, "svg")
 
 
 def _scale_latency(axes: Axes, milliseconds: Sequence[float]) -> None:
@@ -301,7 +290,7 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
     names = ", ".join(str(row["label"]) for row in rows)
     body = [
         listing("findings", sentences),
-        section("Accuracy, time and latency", picture(png, "Accuracy over seconds, and over latency", _WIDTH, _HEIGHT)),
+        section("Accuracy, time and latency", picture(png, "Accuracy over seconds, and over latency")),
         section("In numbers", table(columns, lines)),
         section("Facts", facts_list(facts)),
     ]

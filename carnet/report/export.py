@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from carnet.calibration import CrossFitted, coverage_curve
 from carnet.report.page import document as page
 from carnet.report.page import facts_list, listing, picture, section, table
-from carnet.report.plots import COLOURS, INK, MUTED, RULE
+from carnet.report.plots import COLOURS, INK, MUTED, RULE, rendered
 
 
 def export_html(
@@ -35,7 +34,7 @@ def export_html(
     """
     problem = judgement["problem"]
     verdict = f"Refused: {problem}." if problem else "Passed: the file may be used in place of the run."
-    curve = picture(draw_coverage(crossed, threshold), "Accuracy of the answers given, over their share", 1650, 690)
+    curve = picture(draw_coverage(crossed, threshold), "Accuracy of the answers given, over their share")
     sections = [
         listing("findings", [verdict, *sentences]),
         section("The file beside what was trained", _comparison(judgement)),
@@ -86,9 +85,7 @@ def draw_coverage(crossed: CrossFitted, threshold: float) -> bytes:
     axes.tick_params(colors=INK, length=0, labelsize=11)
     axes.grid(color=RULE, linewidth=0.8)
     axes.spines[:].set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi="figure", metadata={"Software": None})
-    return png.getvalue()
+    return rendered(figure)
 
 
 def _comparison(judgement: Mapping[str, Any]) -> str:

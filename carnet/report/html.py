@@ -118,7 +118,7 @@ def _style(value: str) -> str:
 
 def _curves(history: History) -> str:
     alt = "Loss and accuracy over the epochs of training, on training and validation images"
-    return picture(draw_curves(history), alt, 1650, 690)
+    return picture(draw_curves(history), alt)
 
 
 def _matrix(report: EvaluationReport) -> str:

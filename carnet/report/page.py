@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import struct
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -89,8 +90,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
-def picture(png: bytes, alt: str, width: int, height: int) -> str:
+def picture(png: bytes, alt: str) -> str:
     """A PNG inside the page, as wide as the page."""
+    # Its sides stand at the beginning, after the format's name.
+    width, height = struct.unpack(">II", png[16:24])
     data = base64.b64encode(png).decode()
     image = f'<img alt="{text(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
     return f'<div class="wide curves">{image}</div>'

@@ -1,4 +1,4 @@
-"""Two pictures: how training went (PNG), and what was taken for what (SVG)."""
+"""Pictures: what goes in and how training went (PNG), and what was taken for what (SVG)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from carnet.report.findings import displayable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from carnet.preprocess import Images
 
 History = Sequence[Mapping[str, float]]
 Values = NDArray[np.float64]
@@ -28,6 +31,8 @@ INK, MUTED, RULE = "#1d2329", "#5c666e", "#d9dcd8"
 # Of training and validation: apart in hue and, for a grey printer, in lightness and width.
 COLOURS = "#c87a38", "#1b4f72"
 
+_COLUMNS, _COLUMN_WIDTH = 4, 130
+"""Of images of a batch; the width in points."""
 MAX_CLASSES_WITH_COUNTS = 25
 MAX_CLASSES_WITH_NAMES = 60
 MAX_NAME_WIDTH = 150
@@ -77,12 +82,43 @@ def draw_curves(history: History, *, title: str = "") -> bytes:
     if title:
         shown = displayable(title)
         figure.text(0.055, 0.965, shown, fontsize=14, color=INK, va="top", parse_math=False)
-    png = io.BytesIO()
+    return rendered(figure)
+
+
+def draw_batch(images: Images, names: Sequence[str]) -> bytes:
+    """Draw training images as they go in, each under the name of its class.
+
+    Args:
+        images: uint8 (N, S, S, C), as many as shall be seen.
+        names: N of them.
+
+    Returns:
+        A PNG file, 1200 pixels wide.
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(names) / _COLUMNS)
+    figure = Figure(figsize=(8, 2.2 * rows), dpi=150, facecolor="white")
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.12 / rows, bottom=0.01, wspace=0.05, hspace=0.15)
+    places = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axes in places:
+        axes.axis("off")
+    for axes, image, name in zip(places, images, names, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        shown = _cut(displayable(name), _COLUMN_WIDTH, font=9)
+        axes.set_title(shown, loc="left", fontsize=9, color=INK, pad=3, parse_math=False)
+    return rendered(figure)
+
+
+def rendered(figure: Figure, form: Literal["png", "svg"] = "png") -> bytes:
+    """A figure as a file; as PNG the same bytes each time."""
+    content = io.BytesIO()
+    metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
     with warnings.catch_warnings():
-        # A title in a script the built-in font lacks shows boxes; no reason to warn, much less to stop.
+        # A name in a script the built-in font lacks shows boxes; no reason to warn, much less to stop.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(png, format="png", dpi="figure", metadata={"Software": None})
-    return png.getvalue()
+        figure.savefig(content, format=form, dpi="figure", metadata=metadata)
+    return content.getvalue()
 
 
 def best_epoch(history: History) -> int | None:

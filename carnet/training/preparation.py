@@ -1,7 +1,8 @@
-"""What comes before the first step: look at the images, build the network, lay out the run; or take one up again."""
+"""What comes before the first step: look at the images, build the network, lay out the run."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,27 +14,30 @@ from torch import nn
 
 from carnet import files
 from carnet.data.check import CheckedImages
-from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
+from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError
 from carnet.machine import versions
 from carnet.models.registry import create_model, normalization
 from carnet.models.summary import check_image_size, check_single_image
 from carnet.models.trained import check_start, start_from
-from carnet.prefetch import available_cores
-from carnet.progress import Progress, counted, first_few, quoted
+from carnet.progress import Progress, counted
+from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder, new_run_path
 from carnet.spec import ModelSpec
-from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
+from carnet.training.checkpoint import Checkpoint
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed
 from carnet.training.looking import Found, look_at
 from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
-from carnet.training.recipe import filled_from, with_augmentation, with_batch_size, with_epochs, with_size
+from carnet.training.recipe import with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.schedule import first_side, first_view
-from carnet.training.step import compiler_problem, explaining_out_of_memory
+from carnet.training.schedule import first_side, first_view, last_view
+from carnet.training.step import explaining_out_of_memory
 from carnet.training.tuning import tune
 from carnet.training.whitening import has_patches, whiten
+
+_SHOWN = 16
+"""Images of a batch that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +99,21 @@ def prepare(
     _check_shares(num_train, plan)
     config = with_epochs(with_batch_size(config, num_train, plan.devices), num_train)
     plan = replace(plan, micro_batch=whole_micro_batch(config, plan.devices))
-    network, spec = _new_network(config, images.data.classes)
-    start = _start(network, spec, config, init)
+    network, spec = new_network(config, images.data.classes)
+    start = start_weights(network, spec, config, init)
     config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
     if init is None:
-        _whiten(network, spec, config, plan, found)
+        whiten_first(network, spec, config, plan, found)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
+    begun = time.perf_counter()
+    picture = drawn_batch(found, config, spec, plan)
+    if plan.training_seconds:
+        # The budget was planned before.
+        plan = replace(plan, training_seconds=max(1e-9, plan.training_seconds - (time.perf_counter() - begun)))
     record = _record(asked, config, plan, images, init=init)
     run.create(images.rows(), record)
+    files.write_bytes(run.batch, picture)
     progress.say(_intention(run, config, plan, network, start))
     return Job(
         run=run,
@@ -114,124 +124,6 @@ def prepare(
         network=network,
         record=record,
     )
-
-
-def prepare_resumed(
-    run: RunFolder,
-    data: Path | str | None,
-    config: TrainingConfig,
-    plan: Plan,
-    *,
-    ignore: Sequence[str],
-    progress: Progress,
-) -> Job:
-    """Take up a run where its last good checkpoint left it, and nothing else than that run.
-
-    Raises:
-        RunError: if recipe, plan or images are not the run's, or no checkpoint can be read.
-        DataError: if the images are gone.
-    """
-    checkpoint = _last_good_checkpoint(run, progress)
-    record = run.read_config() if checkpoint is None else checkpoint.record
-    recorded = TrainingConfig.from_json(record["recipe"])
-    config = filled_from(config, recorded)
-    if differences := recorded.differences(config):
-        raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
-    plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
-    there, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
-    try:
-        found = look_at(there, config, plan, ignore, progress)
-    except DataError as error:
-        if data or not Path(there).is_absolute() or Path(there).exists():
-            raise
-        way_out = f"say where the images are: carnet train DATA --resume {quoted(run.path)}"
-        raise DataError(f"{error}; {way_out}") from error
-    images = found.images
-    if images.content_hash != record["data"]["content_hash"]:
-        raise RunError(
-            f"the images are not those of {run.path}, {_what_changed(run, images)}; --init starts from its weights"
-        )
-    # A checkpoint brings all weights; published ones need not be fetched again.
-    begun = checkpoint is not None
-    network, spec = _new_network(replace(config, pretrained=config.pretrained and not begun), images.data.classes)
-    if not begun:
-        _start(network, spec, config, record["init"])
-        if record["init"] is None:
-            _whiten(network, spec, config, plan, found)
-    progress.say(_continuation(run, config, checkpoint, record))
-    return Job(
-        run=run,
-        config=config,
-        plan=plan,
-        spec=spec,
-        found=found,
-        network=network,
-        record=record,
-        checkpoint=checkpoint,
-    )
-
-
-def _what_changed(run: RunFolder, images: CheckedImages) -> str:
-    """Which are new, gone or changed, as far as the record tells."""
-    then, now = (
-        {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}
-        for rows in (run.images(), images.rows())
-    )
-    changes = {
-        "new": sorted(now.keys() - then.keys()),
-        "gone": sorted(then.keys() - now.keys()),
-        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
-    }
-    if not then:
-        return "of which its data.csv is gone"
-    told = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
-    return ", ".join(told) or "as its data.csv lists them"
-
-
-def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfig, config: TrainingConfig) -> Plan:
-    """The plan of the run, with what may change; measured choices stay, unless they are asked for otherwise.
-
-    Raises:
-        RunError: if this machine, or a flag, wants another plan.
-    """
-    names = ("threads", "micro_batch", "compile", "fast_depthwise")
-    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recorded, name)}
-    words = {"on": True, "off": False}
-    asked = {name: words.get(flag, flag) for name, flag in changed.items() if flag not in ("auto", 0)}
-    expected = replace(now, **{name: getattr(then, name) for name in names} | asked)
-    differences = expected.differences(then)
-    if then.threads > (cores := available_cores()):
-        differences.append(f"{cores} cores (was --threads {then.threads})")
-    if differences:
-        raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
-    if then.compile and (problem := compiler_problem(then.device)):
-        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
-    return replace(then, workers=now.workers if config.workers != recorded.workers else then.workers)
-
-
-def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
-    """The last checkpoint, or the one before it where the last is damaged; None where there is none yet."""
-    reasons = []
-    for path in (run.checkpoint, run.previous_checkpoint):
-        # A kill between two renamings leaves the previous one alone; nothing is damaged then.
-        if not path.exists():
-            continue
-        try:
-            checkpoint = read_checkpoint(path)
-        except DamagedCheckpointError as error:
-            reasons.append(f"{path}: {error}")
-            continue
-        if reasons:
-            progress.say(f"Note: {reasons[0]}; goes on from the checkpoint before it, {path.name}.")
-        if path != run.checkpoint:
-            # Under its own name it would be the next to be overwritten.
-            run.promote_previous_checkpoint()
-        return checkpoint
-    if reasons:
-        raise RunError(
-            f"no checkpoint can be read ({'; '.join(reasons)}); --init starts from the weights of {run.path}"
-        )
-    return None
 
 
 def check_early(config: TrainingConfig, init: Path | str | None = None) -> None:
@@ -287,11 +179,27 @@ def _tune(
     return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
 
 
-def _whiten(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
+def whiten_first(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
         batches = found.feed(config, spec, plan, Processes()).read(0, 0, workers=0, view=first_view(config))
         whiten(network, batches, spec)
+
+
+def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> bytes:
+    """Images of the first batch as they go in, as a PNG file.
+
+    For people to see before hours are spent: wrong labels, or changes that no photo of theirs would have.
+    """
+    # On a GPU images would be changed there, and later.
+    feed = found.feed(config, spec, replace(plan, device="cpu"), Processes())
+    steps_per_epoch = feed.batches.steps_per_epoch
+    # An only epoch shows images as a run's last one does.
+    is_last = (plan.training_steps or config.epochs * steps_per_epoch) <= steps_per_epoch
+    view = last_view(config) if is_last else first_view(config)
+    batch = next(feed.read(0, 0, workers=0, view=view))
+    names = [spec.classes[label] for label in batch.labels[:_SHOWN].tolist()]
+    return draw_batch(batch.images[:_SHOWN].numpy(), names)
 
 
 def _check_shares(num_train: int, plan: Plan) -> None:
@@ -299,7 +207,8 @@ def _check_shares(num_train: int, plan: Plan) -> None:
         raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {plan.devices} devices; use fewer")
 
 
-def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
+def new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
+    """The network of a recipe, with random or published weights, and what images have to be made into for it."""
     torch.manual_seed(config.seed)
     network = create_model(
         config.model, num_classes=len(classes), in_channels=config.in_channels, pretrained=config.pretrained
@@ -317,7 +226,8 @@ def _new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.M
     return network, spec
 
 
-def _start(network: nn.Module, spec: ModelSpec, config: TrainingConfig, init: Path | str | None) -> str:
+def start_weights(network: nn.Module, spec: ModelSpec, config: TrainingConfig, init: Path | str | None) -> str:
+    """Take another run's weights, if there is one to start from; say in a clause what training starts from."""
     if init is not None:
         return start_from(network, spec, init)
     if config.pretrained:
@@ -364,23 +274,5 @@ def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.M
         f"{config.image_size} px images{growing} in batches of {config.batch_size}, seed {config.seed}.\n"
         f"On {plan.device} ({plan.device_name}):\n"
         + "".join(f"- {reason}\n" for reason in plan.reasons)
-        + f"Keeps everything in {run.path}."
+        + f"Keeps everything in {run.path}; its {run.batch.name} shows images as they go in."
     )
-
-
-def _continuation(
-    run: RunFolder, config: TrainingConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
-) -> str:
-    if checkpoint is None:
-        lines = [f"Goes on with {run.path}: it has no checkpoint yet and starts at the beginning."]
-    else:
-        epochs, steps = checkpoint.state["epoch"], counted(checkpoint.state["step"], "step")
-        lines = [f"Goes on with {run.path}: {epochs} of {config.epochs} epochs and {steps} are done."]
-    now = versions() | {"processor features": processor_features()}
-    then = record["versions"] | {"processor features": record["processor_features"]}
-    changes = [
-        f"{name} {now.get(name)} (was {then.get(name)})" for name in now | then if now.get(name) != then.get(name)
-    ]
-    if changes:
-        lines.append(f"Note: {', '.join(changes)}; the last digits can differ from those of an uninterrupted run.")
-    return "\n".join(lines)

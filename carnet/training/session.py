@@ -16,9 +16,10 @@ from carnet.training.config import TrainingConfig
 from carnet.training.launch import launch
 from carnet.training.memory import return_freed_memory
 from carnet.training.plan import resolve
-from carnet.training.preparation import Job, prepare, prepare_resumed
+from carnet.training.preparation import Job, prepare
 from carnet.training.processes import Processes, launched_together
 from carnet.training.result import TrainingResult, finish
+from carnet.training.resumption import prepare_resumed
 from carnet.training.state import TrainingState
 from carnet.training.stop import StopFlag, catch_stop_signals
 from carnet.training.trainer import Trainer

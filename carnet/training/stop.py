@@ -86,16 +86,19 @@ def catch_stop_signals() -> Iterator[StopFlag]:
 
 
 @contextmanager
-def leave_stop_signals_to(process: BaseProcess) -> Iterator[None]:
+def leave_stop_signals_to(process: BaseProcess) -> Iterator[StopFlag]:
     """While the block runs, `process` alone heeds Ctrl-C and SIGTERM; outside the main thread signals stay as they are.
 
-    A terminal sends Ctrl-C to both, so that only SIGTERM has to be passed on.
+    A terminal sends Ctrl-C to both, so that only SIGTERM has to be passed on. The flag remembers that it was: a process
+    that is still preparing dies of it and tells nothing.
     """
+    flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield flag
         return
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        flag.received = number
         process.terminate()
 
     previous = {
@@ -103,7 +106,7 @@ def leave_stop_signals_to(process: BaseProcess) -> Iterator[None]:
         for number in STOP_SIGNALS
     }
     try:
-        yield
+        yield flag
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -22,7 +22,7 @@ from carnet import TrainingConfig
 from carnet.cli.main import run as run_command
 from carnet.comparison import runs as training_of_runs
 from carnet.comparison.compare import _targets, compare
-from carnet.comparison.groups import Group, group_runs
+from carnet.comparison.groups import Group, group_runs, require_comparable
 from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import read_run, train_runs
@@ -146,6 +146,24 @@ def test_images_that_judge_nothing_are_noted(folder: Path) -> None:
     assert "it is not known which images these runs were trained on" in notes_on(group_runs(unknown))[0]
 
 
+def test_some_training_images_do_not_judge(folder: Path, photos: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    shutil.copy(data / "train" / "red" / "0.jpg", data / "valid" / "red" / "9.jpg")
+    report = read_run(folder / "carnet_n-seed-0", Silent(), data=str(data)).report
+    assert (report.num_images, report.num_leaked) == (11, 0)
+
+
+def test_runs_judged_by_other_images_or_classes_are_refused(folder: Path) -> None:
+    one, other = (read_run(folder / f"carnet_{size}-seed-0", Silent()) for size in "ns")
+    require_comparable([one, other])
+    turned = replace(other, report=replace(other.report, samples=other.report.samples[::-1]))
+    with pytest.raises(RunError, match="is judged by other images than"):
+        require_comparable([one, turned])
+    renamed = replace(other, report=replace(other.report, classes=("a", "b", "c")))
+    with pytest.raises(RunError, match="knows other classes than"):
+        require_comparable([one, renamed])
+
+
 def test_runs_whose_images_have_moved(folder: Path, photos: Path, tmp_path: Path) -> None:
     paths = [Path(shutil.copytree(folder / name, tmp_path / name)) for name in ("carnet_n-seed-0", "carnet_s-seed-0")]
     for path in paths:
@@ -202,6 +220,34 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
         assert f"go on with carnet train --resume {run}" in err
     assert "Traceback" not in err
     read_checkpoint(run / "last.ckpt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
+def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path) -> None:
+    """The process that would train has no checkpoint to write yet, and dies without a word."""
+    command = [
+        sys.executable,
+        "-m",
+        "carnet",
+        "compare",
+        str(photos),
+        "--models",
+        "carnet_n,carnet_s",
+        "--epochs",
+        "500",
+    ]
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "carnet_n, seed 0 (1 of 6)" not in said:
+        said += process.stderr.readline()
+        assert process.poll() is None
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "carnet: stopped" in err
+    assert "carnet_s" not in err
+    assert "Traceback" not in err
 
 
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
@@ -386,6 +432,20 @@ def test_sentences(folder: Path) -> None:
     assert nothing["sentence"].endswith("More than one seed of each would say more.")
     (little,) = judge_pairs(groups_of(read, good[:1], same[:1]))
     assert f"about {little['enough_images'] - 400:,} more images would; so may more seeds." in little["sentence"]
+
+
+def test_several_pairs_make_each_less_sure(folder: Path) -> None:
+    def read() -> object:
+        return read_run(folder / "carnet_n-seed-0", Silent())
+
+    places = np.arange(400)
+    networks = [np.ones((1, 400), bool), (places >= 6)[None], ((places < 6) | (places >= 12))[None]]
+    first, *_ = judge_pairs(groups_of(read, *networks))
+    assert first["p_value"] == pytest.approx(2 / 2**6)
+    assert first["p_value_adjusted"] == pytest.approx(3 * 2 / 2**6)
+    assert first["sentence"].startswith("These runs cannot tell A and B apart")
+    (alone,) = judge_pairs(groups_of(read, *networks[:2]))
+    assert alone["sentence"].startswith("A is better than B")
 
 
 def test_targets_are_what_all_reach(folder: Path) -> None:

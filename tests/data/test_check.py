@@ -154,3 +154,16 @@ def test_weather_messy_is_accounted_for(shared_data) -> None:  # type: ignore[no
     assert odd["GIF named .jpg"] == 2
     assert odd["several frames"] == 1
     assert not images.unreadable
+
+
+def test_a_label_that_changes_is_other_data(flat: Path) -> None:
+    """In a table no path tells it; the image keeps its place in the order."""
+    paths = sorted(flat.glob("*/*.png"))
+    hashes = []
+    for label in ("blue", "green"):
+        rows = [f"{path},{path.parent.name},{'valid' if path.stem < '2' else 'train'}" for path in paths]
+        rows[9] = f"{paths[9]},{label},train"
+        table = flat.parent / f"{label}.csv"
+        table.write_text("\n".join(["filepath,label,split", *rows]))
+        hashes.append(check(table).content_hash)
+    assert hashes[0] != hashes[1]

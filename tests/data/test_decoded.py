@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from carnet.data import decoded as decoded_module
+from carnet.data.cache import cache_root
 from carnet.data.check import check_images, describe, inspect_images
 from carnet.data.decoded import CacheWish, Inspected, Target, inspect_and_keep
 from carnet.data.sources import find_images
@@ -91,6 +93,21 @@ def test_another_size_has_a_cache_of_its_own(odd: Path, count: list[Path]) -> No
     before = len(count)
     keep(odd, target=Target(40))
     assert len(count) == 2 * before
+
+
+def test_another_rule_has_a_cache_of_its_own(odd: Path, count: list[Path]) -> None:
+    keep(odd)
+    before = len(count)
+    keep(odd, target=Target(48, "pad"))
+    assert len(count) == 2 * before
+
+
+def test_what_has_not_been_used_for_long_is_removed(odd: Path) -> None:
+    old = cache_root() / "decoded" / "old"
+    old.mkdir(parents=True)
+    os.utime(old, (time.time() - 31 * 24 * 3600,) * 2)
+    keep(odd)
+    assert not old.exists()
 
 
 def test_moved_images_need_no_decoding(odd: Path, count: list[Path]) -> None:

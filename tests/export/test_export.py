@@ -15,11 +15,12 @@ from onnx import numpy_helper
 
 import carnet
 from carnet import Classifier, ExportResult, TrainingConfig, export_model, train
-from carnet.calibration import Calibration
+from carnet.calibration import Calibration, calibrate
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
 from carnet.export import export as exporting
 from carnet.export.graph import Graph
+from carnet.export.quantize import MAX_ERROR, Quantized
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +140,11 @@ def test_eight_bits(in_eight_bits: ExportResult, exported: Path) -> None:
     assert len({str(one.variant) for one in result.quantized.tried}) == len(result.quantized.tried) >= 5
     assert result.path.stat().st_size < 0.6 * exported.stat().st_size
     assert result.judgement.agreement > 0.6
+    good = [one for one in result.quantized.tried if one.error <= MAX_ERROR]
+    if good:
+        assert result.quantized.chosen.latency_ms == min(one.latency_ms for one in good)
+    else:
+        assert result.quantized.chosen.error == min(one.error for one in result.quantized.tried)
     assert Classifier(result.path).document["arithmetic"].startswith("int8, per ")
     weights = [tensor for tensor in _initializers(result.path) if tensor.dtype == np.int8 and tensor.ndim == 4]
     assert weights
@@ -158,9 +164,17 @@ def test_a_refused_quantised_model_names_the_layers_that_hurt(
     found = in_eight_bits.quantized
     assert found is not None
     useless = replace(found, chosen=replace(found.chosen, graph=spoiled(found.chosen.graph, 100.0)))
-    monkeypatch.setattr(exporting, "quantize", lambda *_, **__: useless)
+    seen: list[int] = []
+
+    def quantize(graph: Graph, images: np.ndarray, **_: object) -> Quantized:
+        seen.append(len(images))
+        return useless
+
+    monkeypatch.setattr(exporting, "quantize", quantize)
     with pytest.raises(GateError, match=r"most is lost in (stages|stem|class_maps)\S* \(\d"):
         export_model(trained_run, tmp_path / "m.onnx", int8=True)
+    # Ranges come from the training images, not from those that judge.
+    assert seen == [24]
 
 
 def test_bad_arguments(trained_run: Path, tmp_path: Path) -> None:
@@ -185,6 +199,17 @@ def test_images_that_have_moved(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="say where the run's images are with --data"):
         export_model(run)
     assert export_model(run, data=there, max_drop=100).path == run / "model.onnx"
+
+
+@pytest.mark.usefixtures("written")
+def test_some_training_images_among_the_others_do_not_judge(photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    shutil.copy(data / "train" / "red" / "0.jpg", data / "valid" / "red" / "9.jpg")
+    result = export_model(trained_run, tmp_path / "m.onnx", data=data, max_drop=100)
+    judged = result.judgement
+    assert (judged.leaked, judged.edge.num_images, judged.bench.num_images) == (1, 11, 11)
+    assert result.calibration == calibrate(judged.edge.logits, judged.edge.labels)
+    assert Classifier(result.path).threshold == result.calibration.threshold
 
 
 def test_a_class_that_came_later(flat: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from carnet.data.sources import Sample
 from carnet.evaluation import EvaluationReport
-from carnet.report.plots import best_epoch, draw_confusion, draw_curves
+from carnet.report.plots import best_epoch, draw_batch, draw_confusion, draw_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 TRAIN_RGB, VALID_RGB = (0xC8, 0x7A, 0x38), (0x1B, 0x4F, 0x72)
@@ -54,6 +54,22 @@ def pixels(png):
 
 def count_colour(image, rgb):
     return int((np.abs(image - rgb).max(axis=2) < 8).sum())
+
+
+@pytest.mark.parametrize(("number", "channels"), [(1, 3), (4, 1), (16, 4), (9, 3)])
+def test_a_batch_shows_each_image_in_its_place(number, channels):
+    colours = np.linspace(40, 220, number).astype(np.uint8)
+    images = np.broadcast_to(colours[:, None, None, None], (number, 32, 32, channels)).copy()
+    if channels == 4:
+        images[..., 3] = 255
+    png = draw_batch(images, ["$x_{$ 日本 " + "long " * 20 + "\x00"] * number)
+    with Image.open(io.BytesIO(png)) as image:
+        drawn = np.asarray(image.convert("L")).astype(int)
+    rows = math.ceil(number / 4)
+    assert drawn.shape == (330 * rows, 1200)
+    for place, colour in enumerate(colours.tolist()):
+        row, column = divmod(place, 4)
+        assert abs(drawn[330 * row + 190, 300 * column + 150] - colour) < 4
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 30, 500])

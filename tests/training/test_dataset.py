@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carnet import TrainingConfig
 from carnet.data.sources import Sample, find_images
 from carnet.errors import ImageError
 from carnet.preprocess import Images, load_image
@@ -80,6 +81,11 @@ def test_a_file_that_goes_under_way_is_named(threads: int, images: TrainingImage
     images.samples = [*images.samples[:3], gone]
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
         list(load_batches(images, ShuffledBatches(4, 2, seed=0), threads))
+
+
+def test_each_flag_changes_what_it_says() -> None:
+    recipe = TrainingConfig(brightness=0.1, flip=0.2, rotation=3, color=0.4)
+    assert Augmentation.from_config(recipe) == Augmentation(brightness=0.1, flip=0.2, rotation=3, color=0.4)
 
 
 def test_augmentation_off_changes_nothing() -> None:

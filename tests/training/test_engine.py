@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import StopAt, same_weights
 from safetensors.torch import load_file
 from torch import nn
@@ -18,6 +20,7 @@ from carnet.progress import Silent
 from carnet.spec import ModelSpec
 from carnet.training import preparation, step
 from carnet.training.dataset import Batch
+from carnet.training.mix import cut_mix
 from carnet.training.plan import Plan, resolve
 from carnet.training.processes import Processes
 from carnet.training.step import TrainingStep, compiler_problem
@@ -152,6 +155,44 @@ def test_gradients_add_up_over_micro_batches() -> None:
     for losses, parameters in ends.values():
         assert losses == pytest.approx(ends[10][0], rel=1e-4)
         assert torch.allclose(parameters, ends[10][1], atol=1e-5)
+
+
+def take_step(network: nn.Module, batch: Batch, seed: int, **changes: Any) -> float:
+    """The loss of one step, of which nothing is left."""
+    config = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32", **changes)
+    spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
+    plan, processes = replace(resolve(config), micro_batch=10), Processes()
+    fabric = processes.fabric(plan, [])
+    step = TrainingStep(copy.deepcopy(network), spec, config, plan=plan, processes=processes, fabric=fabric)
+    return step(batch, seed, lambda _: None).loss
+
+
+def a_batch() -> Batch:
+    torch.manual_seed(0)
+    return Batch(torch.randint(0, 256, (10, 9, 9, 3), dtype=torch.uint8), torch.randint(0, 3, (10,)))
+
+
+def test_the_loss_has_each_label_with_its_share() -> None:
+    batch = a_batch()
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 3))
+    mixed = {seed: cut_mix(batch, 1.0, np.random.default_rng(seed)) for seed in range(20)}
+    # Shares that are not alike.
+    seed, both = next((seed, one) for seed, one in mixed.items() if abs(one.label_share - 0.5) > 0.2)
+    assert both.other_labels is not None
+    own, other = (F.one_hot(labels, 3).float() for labels in (both.labels, both.other_labels))
+    wanted = 0.9 * (both.label_share * own + (1 - both.label_share) * other) + 0.1 / 3
+    spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
+    expected = F.cross_entropy(network(step.normalize_on(torch.device("cpu"), both.images, spec)), wanted).item()
+    assert take_step(network, batch, seed, cutmix=1.0, label_smoothing=0.1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_network_drops_follows_from_the_step() -> None:
+    batch = a_batch()
+    network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(243, 3))
+    loss = take_step(network, batch, 5)
+    torch.rand(7)
+    assert take_step(network, batch, 5) == loss
+    assert take_step(network, batch, 6) != loss
 
 
 def test_a_gpu_that_runs_out_of_memory_gets_less_at_a_time(

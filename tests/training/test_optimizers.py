@@ -88,3 +88,11 @@ def test_every_group_keeps_its_own_rate() -> None:
     set_lr(optimizer, 0.1)
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.005, 0.005])
+
+
+def test_weights_shrink_as_the_recipe_says() -> None:
+    network = create_model("carnet_n", num_classes=3)
+    muon = make_optimizer(network, TrainingConfig(weight_decay=0.3))
+    assert [group["weight_decay"] for group in muon.param_groups] == [0.3, 0.3, 0.0]
+    adam = make_optimizer(network, TrainingConfig(optimizer="adam", weight_decay=0.3))
+    assert [group["weight_decay"] for group in adam.param_groups] == [0.3]

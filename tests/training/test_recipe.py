@@ -24,6 +24,14 @@ def test_few_images_come_in_small_batches(num_train: int, batch_size: int) -> No
     assert with_batch_size(TrainingConfig(batch_size=7), num_train).batch_size == 7
 
 
+@pytest.mark.parametrize(("num_train", "epochs"), [(24, 200), (2_000, 200), (13_572, 29), (1_000_000, 5)])
+def test_few_images_are_seen_often(num_train: int, epochs: int) -> None:
+    assert with_epochs(TrainingConfig(), num_train).epochs == epochs
+    assert with_epochs(TrainingConfig(epochs=7), num_train).epochs == 7
+    # Time decides later.
+    assert with_epochs(TrainingConfig(budget="1m"), num_train).epochs == 0
+
+
 def test_every_device_gets_two_images() -> None:
     assert with_batch_size(TrainingConfig(), 20, devices=16).batch_size == 32
     # 12 at least, of which a power of two must not fall short.

@@ -5,14 +5,20 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import StopAt
 
 from carnet import TrainingConfig, evaluate, load, train
 from carnet.data.check import hash_files
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
+from carnet.preprocess import load_image
 from carnet.progress import Silent
 from carnet.run_folder import RunFolder
+from carnet.spec import ModelSpec
+from carnet.training.augment import Augmentation
+from carnet.training.dataset import Preparation, augmenting_rng
+from carnet.training.schedule import View
 from carnet.training.session import TrainingResult
 
 pytest.importorskip("datasets")
@@ -96,6 +102,22 @@ def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path,
     assert [image.position for batch in shares[0] for _, image in batch] == positions[0][6:]
     shares[0].epoch = 1
     assert [image.position for batch in shares[0] for _, image in batch] != positions[0][6:]
+
+
+def test_streamed_images_keep_their_labels_and_change_with_the_epoch(photos: Path, tmp_path: Path) -> None:
+    from carnet.data.stream import ImageStream
+    from carnet.training.streaming import StreamedTrainingImages
+
+    stream = ImageStream(str(shards(photos, tmp_path / "shards")))
+    spec = ModelSpec(model="carnet_s", classes=stream.classes, image_size=48)
+    augmentation = Augmentation(0.2, 0.5, 15)
+    prepare = Preparation(lambda content: load_image(content, spec), augmentation, View(48), seed=5)
+    images = StreamedTrainingImages(stream.classes, prepare)
+    for image in stream.read("train", order=None):
+        pixels, label, _ = images[1, image]
+        assert stream.classes[label] == image.label
+        change = augmentation.draw(augmenting_rng(5, 1, image.position))
+        assert np.array_equal(pixels, augmentation.apply(load_image(image.content, spec), change, 48))
 
 
 def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import same_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -34,10 +37,11 @@ from carnet.errors import (
 from carnet.prefetch import available_cores
 from carnet.progress import Silent
 from carnet.run_folder import RunFolder
-from carnet.training import preparation
+from carnet.training import preparation, resumption
 from carnet.training import session as session_module
 from carnet.training import step as step_module
 from carnet.training import trainer as trainer_module
+from carnet.training.augment import Augmentation, Change
 from carnet.training.looking import look_at
 from carnet.training.plan import resolve
 from carnet.training.recipe import with_augmentation, with_size
@@ -74,8 +78,8 @@ class StopAfter:
 
 def test_what_a_run_leaves(trained_run: Path) -> None:
     assert {path.name for path in trained_run.iterdir()} == {
-        "config.json", "curves.png", "data.csv", "last.ckpt", "metrics.csv", "model.json", "model.safetensors",
-        "previous.ckpt", "report.html", "result.json",
+        "batch.png", "config.json", "curves.png", "data.csv", "last.ckpt", "metrics.csv", "model.json",
+        "model.safetensors", "previous.ckpt", "report.html", "result.json",
     }  # fmt: skip
     result = json.loads((trained_run / "result.json").read_text())
     assert (result["kept"], result["epochs"], result["num_images"]) == ("final", 2, {"train": 24, "valid": 12})
@@ -121,8 +125,94 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert metrics(run) == metrics(trained_run)
 
 
+def test_images_are_shown_as_the_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and in pieces at first, at full side and nearly whole in the end; an only epoch is the last one."""
+    shown: list[int] = []
+    pieces: list[float] = []
+    normalize_on, draw = step_module.normalize_on, Augmentation.draw
+
+    def looking(device: torch.device, images: torch.Tensor, spec: Any) -> torch.Tensor:
+        shown.append(images.shape[1])
+        return normalize_on(device, images, spec)
+
+    def drawing(self: Augmentation, rng: np.random.Generator, min_crop: float = 1.0) -> Change:
+        pieces.append(min_crop)
+        return draw(self, rng, min_crop)
+
+    monkeypatch.setattr(step_module, "normalize_on", looking)
+    monkeypatch.setattr(Augmentation, "draw", drawing)
+    train(photos, config(image_size=128, epochs=3, workers=0), output=tmp_path / "three")
+    assert shown[-9:] == [64] * 3 + [96] * 3 + [128] * 3
+    assert (pieces[-72], pieces[-1]) == (0.35, 0.9)
+    train(photos, config(image_size=128, epochs=1, workers=0), output=tmp_path / "one")
+    assert shown[-3:] == [128] * 3
+
+
+def test_the_drawn_batch_is_what_goes_in(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[np.ndarray, list[str]]] = []
+    shown: list[torch.Tensor] = []
+    normalize_on = step_module.normalize_on
+
+    def drawing(images: np.ndarray, names: list[str]) -> bytes:
+        drawn.append((images.copy(), names))
+        return b""
+
+    def looking(device: torch.device, images: torch.Tensor, spec: Any) -> torch.Tensor:
+        shown.append(images.clone())
+        return normalize_on(device, images, spec)
+
+    monkeypatch.setattr(preparation, "draw_batch", drawing)
+    monkeypatch.setattr(step_module, "normalize_on", looking)
+    run = tmp_path / "run"
+    train(photos, config(epochs=1, batch_size=24, cache="off"), output=run)
+    ((images, names),) = drawn
+    assert np.array_equal(images, shown[-1][:16].numpy())
+    assert set(names) == {"blue", "green", "red"}
+    # Pictures of one colour each, whatever is done to their brightness.
+    for image, name in zip(images, names, strict=True):
+        assert ("red", "green", "blue")[int(image.reshape(-1, 3).mean(axis=0).argmax())] == name
+
+
+def test_the_average_of_the_weights_is_what_is_kept(trained_run: Path) -> None:
+    last, kept = load_file(trained_run / "last.ckpt"), load_file(trained_run / "model.safetensors")
+    assert all(torch.equal(tensor, last[f"average.{name}"]) for name, tensor in kept.items())
+    assert not all(torch.equal(tensor, last[f"network.{name}"]) for name, tensor in kept.items())
+
+
+def test_seconds_are_those_of_all_sessions(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget would be given anew at every resumption otherwise; validating counts as well."""
+
+    class Clock(StopAfter):
+        now = 0.0
+
+        def __call__(self) -> float:
+            self.now += 1
+            return self.now
+
+        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+            self.now += 1000 * ("validation" in what and done == total)
+            super().bar(what, done, total, note)
+
+    def seconds(run: Path) -> list[float]:
+        with (run / "metrics.csv").open() as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)]
+
+    def train_by(clock: Clock, **arguments: Any) -> None:
+        monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock, monotonic=time.monotonic))
+        train(progress=clock, **arguments)
+
+    train_by(Clock(10**9), data=photos, config=SMALL, output=tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train_by(Clock(2, during="epoch 2/2"), data=photos, config=SMALL, output=tmp_path / "stopped")
+    train_by(Clock(10**9), resume=tmp_path / "stopped")
+    once = seconds(tmp_path / "whole")
+    assert once[0] > 1000
+    assert once[1] > 2000
+    assert seconds(tmp_path / "stopped") == pytest.approx(once, abs=50)
+
+
 def test_images_that_grow_are_taken_up_at_their_side(photos: Path, tmp_path: Path) -> None:
-    growing = config(image_size=128, epochs=3)
+    growing = config(image_size=128, epochs=3, cutmix=1.0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(photos, growing, output=whole)
     assert [row["image_size"] for row in metrics(whole)] == ["64", "96", "128"]
@@ -170,6 +260,29 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
         train(resume=run)
     with pytest.raises(ConfigError, match="leave --init out"):
         train(resume=run, init=run)
+
+
+def test_as_many_are_held_back_as_asked(flat: Path) -> None:
+    recipe = config(valid_fraction=0.5)
+    splits = look_at(flat, recipe, resolve(recipe), (), Silent()).images.data.splits
+    assert {name: len(samples) for name, samples in splits.items()} == {"train": 15, "valid": 15}
+
+
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_images_are_made_square_as_asked(cache: str, tmp_path: Path) -> None:
+    """Wide pictures of which the two classes differ at the sides only: cut out of the middle, they are alike."""
+    for name, colour in (("a", (255, 0, 0)), ("b", (0, 0, 255))):
+        for number in range(12):
+            pixels = np.full((48, 144, 3), 128, np.uint8)
+            pixels[:, :40], pixels[:, -40:] = colour, colour
+            pixels[number, 60:80] = number
+            folder = tmp_path / "data" / ("train" if number < 8 else "valid") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    recipe = config(epochs=12, resize="pad", cache=cache, min_crop=1.0)
+    result = train(tmp_path / "data", recipe, output=tmp_path / "run")
+    assert load(tmp_path / "run").spec.resize == "pad"
+    assert result.top1 == 1
 
 
 def test_a_budget_that_is_spent_on_looking(photos: Path) -> None:
@@ -256,7 +369,7 @@ def test_other_versions_are_said(photos: Path, tmp_path: Path, monkeypatch: pyte
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(photos, SMALL, output=run, progress=StopAfter(1))
-    monkeypatch.setattr(preparation, "processor_features", lambda: "OLDER")
+    monkeypatch.setattr(resumption, "processor_features", lambda: "OLDER")
     heard = StopAfter(1, during="epoch 2/2")
     with pytest.raises(StoppedError):
         train(resume=run, progress=heard)
@@ -364,6 +477,14 @@ def test_init_keeps_or_renews_the_head(photos: Path, trained_run: Path, tmp_path
     assert any("with a new head (other classes)" in text for text in said.said)
     with pytest.raises(RunError, match="is a carnet_s, not a resnet18"):
         train(photos, config(model="resnet18"), output=tmp_path / "x", init=trained_run)
+
+
+def test_the_best_epoch_is_right_most_often_and_then_surest() -> None:
+    from carnet.training.state import _rank
+
+    better, worse = {"valid_top1": 0.9, "valid_loss": 2.0}, {"valid_top1": 0.8, "valid_loss": 1.0}
+    assert _rank(better) > _rank(worse)
+    assert _rank({**better, "valid_loss": 1.0}) > _rank(better)
 
 
 def test_patience_keeps_the_best_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,6 +660,7 @@ def test_bf16_trains_and_is_evaluated_in_fp32(photos: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     train(photos, config(epochs=1, precision="bf16"), output=run)
     assert {tensor.dtype for tensor in load_file(run / "model.safetensors").values()} == {torch.float32, torch.int64}
+    assert float(metrics(run)[0]["valid_loss"]) == pytest.approx(evaluate(run, photos).loss, rel=1e-5)
     assert json.loads((run / "config.json").read_text())["plan"]["precision"] == "bf16"
 
 

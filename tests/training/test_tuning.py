@@ -1,7 +1,9 @@
 """What is chosen by measuring, decided on made-up measurements."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,16 +58,22 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "free_bytes", lambda: 4 * GIGA)
     monkeypatch.setattr(tuning, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
+    # What is measured is made up, and takes no time.
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: 5000.0, perf_counter=time.perf_counter))
 
 
 def tuned(
-    seconds: float | Callable[[Plan], float] = 0.1, image_bytes: float = 1e7, steps: int = 100, **recipe: Any
+    seconds: float | Callable[[Plan], float] = 0.1,
+    image_bytes: float = 1e7,
+    steps: int = 100,
+    spent: float = 0.0,
+    **recipe: Any,
 ) -> tuple[TrainingConfig, Plan]:
     config = replace(published(), **({"device": "cpu"} | recipe))
     rehearsal = MadeUp(seconds if callable(seconds) else lambda _: seconds, image_bytes)
     plan = replace(resolve(config), threads=config.threads or 8, workers=8)
     answer = tuning.tune(
-        config, plan, lambda: rehearsal, steps_per_epoch=steps, num_valid=50, started=tuning.time.monotonic(),  # type: ignore[arg-type,return-value]
+        config, plan, lambda: rehearsal, steps_per_epoch=steps, num_valid=50, started=5000.0 - spent,  # type: ignore[arg-type,return-value]
         progress=Silent(),
     )  # fmt: skip
     assert rehearsal.undone
@@ -170,8 +178,12 @@ def test_a_budget_chooses_epochs() -> None:
     # 100 steps of 0.1 s, for each of which 8 threads prepare 16 images in 1 ms each, and 50 images of 0.01 s.
     config, plan = tuned(0.1, budget="10m")
     assert config.epochs == int((600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
-    assert 590 < plan.training_seconds < 600
+    assert plan.training_seconds == 596.5
     assert plan.training_steps == int(100 * (600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
+
+
+def test_looking_and_measuring_are_part_of_the_budget() -> None:
+    assert tuned(0.1, budget="10m", spent=300)[1].training_seconds == 296.5
 
 
 def test_a_budget_may_not_hold_an_epoch() -> None:
