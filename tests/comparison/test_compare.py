@@ -222,34 +222,6 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
     read_checkpoint(run / "last.ckpt")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
-def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path) -> None:
-    """The process that would train has no checkpoint to write yet, and dies without a word."""
-    command = [
-        sys.executable,
-        "-m",
-        "carnet",
-        "compare",
-        str(photos),
-        "--models",
-        "carnet_n,carnet_s",
-        "--epochs",
-        "500",
-    ]
-    process = subprocess.Popen([*command, "--output", str(tmp_path / "runs")], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    while "carnet_n, seed 0 (1 of 6)" not in said:
-        said += process.stderr.readline()
-        assert process.poll() is None
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "carnet: stopped" in err
-    assert "carnet_s" not in err
-    assert "Traceback" not in err
-
-
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
     other = TrainingConfig(**(SMALL.to_json() | {"lr": 0.01}))
     with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
