@@ -285,7 +285,7 @@ def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
     if error is not None:
         raise error
     if flag.received is not None:
-        raise StoppedError(f"stopped before {path} began; the same command goes on", flag.received)
+        raise StoppedError(f"stopped while {path} was prepared; the same command goes on", flag.received)
     if code := process.exitcode:
         raise LostProcessError(
             f"the process that trained {path} {how_it_ended(code)}; the same command goes on with it"

@@ -222,6 +222,33 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
     read_checkpoint(run / "last.ckpt")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
+def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path) -> None:
+    """The process that would train dies without a word; that is no reason to go on with the next network."""
+    command = [
+        sys.executable,
+        "-m",
+        "carnet",
+        "compare",
+        str(photos),
+        "--models",
+        "carnet_n,carnet_s",
+        "--epochs",
+        "500",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "runs")], text=True, **pipes)  # type: ignore[call-overload]
+    # It has looked at the images, and measures the machine.
+    while "Found 3 classes" not in (line := process.stderr.readline()):
+        assert line
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "carnet: stopped" in err
+    assert "carnet_s" not in out + err
+    assert "Traceback" not in err
+
+
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
     other = TrainingConfig(**(SMALL.to_json() | {"lr": 0.01}))
     with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
