@@ -27,8 +27,24 @@ def describe_machine() -> dict[str, Any]:
         "cores": available_cores(),
         "instruction_set": processor_features(),
         "memory_bytes": memory,
+        "gpu": describe_gpu(),
         "versions": versions("onnx", "onnxruntime"),
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+    }
+
+
+def describe_gpu() -> dict[str, Any] | None:
+    """Its name and memory, and what PyTorch drives it with; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    about = torch.cuda.get_device_properties(0)
+    return {
+        "name": about.name,
+        "memory_bytes": about.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 

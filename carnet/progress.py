@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,18 @@ class Silent:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """1 image, 2 images, 1,000 classes."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text whose control characters are spelled out: names shall not command a terminal, nor forge a line.
+
+    Args:
+        text: to be shown on a terminal.
+        keep: control characters that are meant.
+    """
+    return "".join(
+        c if unicodedata.category(c) != "Cc" or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def quoted(path: Path | str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,25 @@ class RunFolder:
             raise OutputError(f"{path} exists; go on with --resume {quoted(path)}, or choose another --output")
         return cls(path)
 
+    @classmethod
+    def numbered(cls, base: Path) -> RunFolder:
+        """A run that is still to come: `base`, or base-2, base-3 …, made at once, so that no other takes the name.
+
+        Raises:
+            OutputError: if the folder cannot be made.
+        """
+        files.make_folder(base.parent)
+        while True:
+            path = new_run_path(base)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                # Another process was faster.
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+            return cls(path)
+
     def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> None:
         """Make the folder, with `data.csv` and `config.json` in it.
 
@@ -98,6 +118,8 @@ class RunFolder:
         """
         files.make_folder(self.path)
         files.write_csv(self.data, data)
+        if self.config.exists():
+            raise OutputError(f"{self.path} was begun by another process meanwhile; choose another --output")
         # Last, because a folder without it is not a run yet: after a kill in between, `new` takes it again.
         files.write_json(self.config, config)
 
@@ -107,6 +129,8 @@ class RunFolder:
         Raises:
             OutputError: if that folder exists and holds anything, or cannot be written.
         """
+        if path.resolve() == Path.cwd():
+            raise OutputError("a run cannot be copied into the folder where the command runs; name another --output")
         copy = RunFolder.new(path)
         # It gets its name when it is whole; what a kill leaves of it makes room for the next.
         begun = path.with_name(f".{path.name}.tmp")
@@ -134,6 +158,18 @@ class RunFolder:
         with self.data.open(encoding="utf-8", errors="replace") as file:
             # A table of the user's may have the same name.
             return file.readline().startswith("split,label,filepath,sha256,")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Train it in one process only, since two that write the same files by turns would spoil what both have done.
+
+        Raises:
+            RunError: if another process trains it.
+        """
+        with files.locked(self.config) as alone:
+            if not alone:
+                raise RunError(f"{self.path} is being trained by another process; wait for its end, or stop it")
+            yield
 
     def promote_previous_checkpoint(self) -> None:
         """Make the checkpoint before the last one the last again.
@@ -208,7 +244,7 @@ class RunFolder:
 def new_run_path(base: Path) -> Path:
     """`base`, or the first of base-2, base-3 … that does not exist."""
     path, number = base, 1
-    while path.exists():
+    while path.exists() or path.is_symlink():
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path

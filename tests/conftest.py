@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pictures import save_picture
+
+if "CARNET_TEST_GPU" not in os.environ:
+    # What tests expect is what a processor does; test_gpu.py is for the other.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}

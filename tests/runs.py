@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -20,7 +19,7 @@ class StopAt(Silent):
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if (what, done) == self.moment:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def same_weights(one: Path, other: Path) -> bool:

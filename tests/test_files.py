@@ -1,3 +1,4 @@
+import csv
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,3 +123,56 @@ def test_a_folder_that_cannot_be_made_is_noticed_early(tmp_path: Path) -> None:
         files.check_folder(tmp_path / "file" / "runs" / "a")
     files.check_folder(tmp_path / "new" / "runs")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_place_where_nothing_may_be_written_is_noticed_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.check_target(tmp_path / "report.html", ".html")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for check in (lambda: files.check_target(tmp_path / "report.html", ".html"), lambda: files.check_folder(tmp_path)):
+        with pytest.raises(OutputError, match=r"nothing may be written into .*; allow it, or choose another --output"):
+            check()
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / ("a" * 251 + ".png"), b"drawn")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"drawn"]
+
+
+@pytest.mark.parametrize("name", ["cat\r", "a\rb", "a\r\nb", "a\nb", 'a"b', "a,b", " a "])
+def test_a_table_reads_back_what_was_written(name: str, tmp_path: Path) -> None:
+    files.write_csv(tmp_path / "a.csv", [{"split": "train", name: 1}, {"split": name, name: None}])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [{"split": "train", name: "1"}, {"split": name, name: ""}]
+    assert files.csv_line(["a", 1.5, True, None]) == "a,1.5,True,\n"
+
+
+def test_two_that_begin_at_once_take_two_names(tmp_path: Path) -> None:
+    runs = [RunFolder.numbered(tmp_path / "runs" / "photos") for _ in range(3)]
+    assert [run.path.name for run in runs] == ["photos", "photos-2", "photos-3"]
+    assert all(RunFolder.new(run.path) == run for run in runs)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert RunFolder.numbered(tmp_path / "gone").path.name == "gone-2"
+
+
+def test_a_run_is_held_by_one(tmp_path: Path) -> None:
+    run = RunFolder.new(tmp_path / "run")
+    run.create([], {"recipe": 1})
+    with run.held():
+        with (
+            pytest.raises(RunError, match="is being trained by another process; wait for its end, or stop it"),
+            run.held(),
+        ):
+            pass
+        assert files.read_json(run.config) == {"recipe": 1}
+    with run.held():
+        pass
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "data.csv"]
+
+
+def test_a_run_is_not_copied_over_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.new(tmp_path / "run")
+    run.create([], {})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="name another --output"):
+        run.copy_to(Path())

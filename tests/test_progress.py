@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.progress import quoted
+from carnet.progress import printable, quoted
 
 
 @pytest.mark.skipif(os.name == "nt", reason="another shell")
@@ -14,3 +14,8 @@ from carnet.progress import quoted
 def test_a_path_that_is_shown_can_be_pasted(name: str) -> None:
     assert shlex.split(f"carnet export {quoted(Path(name))}") == ["carnet", "export", name]
     assert quoted("runs/photos-carnet_s") == "runs/photos-carnet_s"
+
+
+def test_a_name_cannot_command_a_terminal() -> None:
+    assert printable("dög\x1b]52;c;\x07 \r\x9b a\nb") == r"dög\x1b]52;c;\x07 \r\x9b a\nb"
+    assert printable("one\ntwo\t", keep="\n") == "one\ntwo\\t"

@@ -62,10 +62,9 @@ class Command:
         with console(self.json) as progress:
             folder = self.model.parent if is_exported else self.model
             target = self.output or folder / f"report-{self.split}.html"
-            if self.output is not None:
-                # A slip shall not replace the model, or a table of images.
-                files.check_target(target, ".html", ".htm")
             predict_fn, spec, digests = self._open_exported() if is_exported else self._open_run()
+            # A slip shall not replace the model, or a table of images.
+            files.check_target(target, ".html", ".htm")
             data, ignored = self._data_and_ignored(is_exported)
             chosen = select_samples(data, self.split, spec.classes, digests, ignore=ignored, progress=progress)
             report = chosen.judge(
@@ -83,11 +82,14 @@ class Command:
             ]
             notes = _notes(report, self.ignore)
             page = evaluation_html(report, title=f"{run} on {name}", facts=facts, notes=notes)
+            # Before anything can go wrong with the page.
+            if self.json:
+                print_json(report.to_json() | {"split": self.split, "report": str(target)})
+            else:
+                progress.say("\n".join([_table(report), "", *notes, *findings(report)]))
             files.write_text(target, page)
             if not self.json:
-                progress.say("\n".join([_table(report), "", *notes, *findings(report), f"The report is {target}."]))
-        if self.json:
-            print_json(report.to_json() | {"split": self.split, "report": str(target)})
+                progress.say(f"The report is {target}.")
         return 0
 
     def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Never
 from carnet import __version__
 from carnet.cli.output import is_first_process
 from carnet.errors import CarnetError, ConfigError, LostProcessError, MissingExtraError, OutOfMemoryError
+from carnet.progress import printable
 
 if TYPE_CHECKING:
     from carnet.training.config import TrainingConfig
@@ -62,14 +63,20 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     name, *rest = arguments or ["--help"]
     try:
+        code = 0
         if (answer := _answer(name)) is None:
-            return _run_command(name, rest)
-        print(answer)
-        return 0
+            code = _run_command(name, rest)
+        else:
+            print(answer)
+        if sys.stdout is not None:
+            # At the end of Python it would be too late to tell an error.
+            sys.stdout.flush()
+        return code
     except CarnetError as error:
         # Of several processes each meets the same error, except for these, which only it knows of.
         if is_first_process() or isinstance(error, LostProcessError | OutOfMemoryError):
-            print(f"carnet: {error}", file=sys.stderr)
+            text = printable(str(error), keep="\n")
+            print(f"carnet: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("carnet: stopped", file=sys.stderr)
@@ -81,7 +88,14 @@ def run(arguments: list[str]) -> int:
             # The reader of our output has gone (`| head`); what it did not want is not an error.
             silence(sys.stdout)
             return 0
-        print(f"carnet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        what = printable(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        print(f"carnet: {what}", file=sys.stderr)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            # What a full disk has not taken, it will not take at the end of Python either.
+            silence(sys.stdout)
         return 2
 
 

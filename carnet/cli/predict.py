@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import io
 import os
@@ -16,12 +15,13 @@ import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
-from carnet.progress import Progress, counted, quoted
+from carnet.progress import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:
     from carnet.prediction import Prediction, Predictor
 
 STDIN = "-"
+_STEM_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,11 @@ class _Printer:
     """Prints answers as they come, one line each; in JSON they come later."""
 
     def __init__(self, as_csv: bool, as_json: bool) -> None:
-        self.is_silent = as_json
-        self.table = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
+        self.as_csv, self.as_json = as_csv, as_json
 
     def __enter__(self) -> _Printer:
-        if self.table is not None:
-            self.table.writerow(["image", "class", "probability", "sure", "error"])
+        if self.as_csv:
+            self._print_row("image", "class", "probability", "sure", "error")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -131,14 +130,18 @@ class _Printer:
 
     def print(self, name: str, answer: Prediction | ImageError) -> None:
         if isinstance(answer, ImageError):
-            print(f"carnet: {name}: {answer.reason}", file=sys.stderr)
-            if self.table is not None:
-                self.table.writerow([name, "", "", "", answer.reason])
-        elif self.table is not None:
-            sure = "" if answer.is_sure is None else answer.is_sure
-            self.table.writerow([name, answer.label, f"{answer.probability:.6f}", sure, ""])
-        elif not self.is_silent:
-            print(f"{name}: {answer}")
+            print(f"carnet: {printable(name)}: {answer.reason}", file=sys.stderr)
+            if self.as_csv:
+                self._print_row(name, "", "", "", answer.reason)
+        elif self.as_csv:
+            self._print_row(name, answer.label, f"{answer.probability:.6f}", answer.is_sure, "")
+        elif not self.as_json:
+            print(printable(f"{name}: {answer}"))
+
+    def _print_row(self, *cells: object) -> None:
+        from carnet.files import csv_line
+
+        print(csv_line(cells), end="")
 
 
 class _HeatFolder:
@@ -157,7 +160,7 @@ class _HeatFolder:
         """Draw one, and return its path."""
         from carnet import files
 
-        stem = "stdin" if name == STDIN else Path(name).stem
+        stem = "stdin" if name == STDIN else _cut(Path(name).stem)
         path, number = self.folder / f"{stem}.heat.png", 1
         while (key := _same_on_all_systems(path.name)) in self.taken:
             number += 1
@@ -167,6 +170,13 @@ class _HeatFolder:
         self.model.explain(source).picture.save(png, "PNG")
         files.write_bytes(path, png.getvalue())
         return path
+
+
+def _cut(stem: str) -> str:
+    """So much of a name that a number and an ending have room: no system takes more than 255 bytes."""
+    while len(os.fsencode(stem)) > _STEM_BYTES:
+        stem = stem[:-1]
+    return stem
 
 
 def _same_on_all_systems(name: str) -> str:

@@ -75,6 +75,7 @@ def compare(
     if len(paths) < 2:
         raise ConfigError("name at least two runs to compare, or images and the --models to train on them")
     check_finished(paths)
+    files.check_folder(folder)
     files.make_folder(folder)
     runs = [read_run(path, progress, data=data) for path in paths]
     require_comparable(runs)

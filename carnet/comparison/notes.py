@@ -8,7 +8,10 @@ from carnet.comparison.groups import Group
 from carnet.comparison.runs import ComparedRun, recipe_differences
 from carnet.progress import first_few
 
-_COMPUTED_BY = ("device_name", "devices", "threads", "precision", "compile", "micro_batch")
+_COMPUTED_BY = (
+    *("device_name", "devices", "threads", "precision", "compile", "micro_batch"),
+    *("fast_depthwise", "memory_format"),
+)
 """Parts of a plan on which it depends how long an epoch takes."""
 _PACKAGES = ("carnet", "torch")
 

@@ -35,6 +35,8 @@ from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """What training may meet that another network need not."""
+_NEEDED = {"epochs", "seconds", "num_images", "final"}
+"""Of `result.json`."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     run = RunFolder.open(path)
     config = run.read_config()
     recorded = config["data"]
+    document, history = _outcome(run)
     model = load(path)
     try:
         chosen = select_samples(
@@ -181,8 +184,6 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     )
     if report.leaked.any() and not report.leaked.all():
         report = report.without(report.leaked)
-    with run.metrics.open(encoding="utf-8", newline="") as file:
-        history = tuple({key: float(value) for key, value in row.items()} for row in csv.DictReader(file))
     return ComparedRun(
         path,
         _asked(config),
@@ -191,11 +192,31 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
         config.get("versions", {}),
         config.get("init") or "",
         recorded["content_hash"],
-        files.read_json(run.result),
+        document,
         history,
         model,
         report,
     )
+
+
+def _outcome(run: RunFolder) -> tuple[dict[str, Any], tuple[dict[str, float], ...]]:
+    """What `result.json` and `metrics.csv` say.
+
+    Raises:
+        RunError: if they do not say what a comparison is about.
+    """
+    again = f"carnet train --resume {quoted(run.path)} writes it again"
+    document = files.read_json(run.result)
+    if not isinstance(document, dict) or not document.keys() >= _NEEDED:
+        raise RunError(f"{run.result} is damaged; {again}")
+    try:
+        with run.metrics.open(encoding="utf-8", newline="") as file:
+            history = tuple({key: float(value) for key, value in row.items()} for row in csv.DictReader(file))
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise RunError(f"cannot read {run.metrics}: {error}; {again}") from error
+    if not history or not {"seconds", "valid_top1"} <= history[0].keys():
+        raise RunError(f"{run.metrics} tells of no epochs; {again}")
+    return document, history
 
 
 def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:

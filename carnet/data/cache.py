@@ -19,6 +19,8 @@ from carnet.errors import OutputError, RunError
 CacheWish = Literal["auto", "disk", "ram", "off"]
 """Where decoded images shall be kept; auto: by what is free."""
 _MANIFEST = ".carnet.json"
+_SCRATCH = ".carnet-"
+"""How the names of half-made folders begin: the user may keep other things there, hidden ones too."""
 _FORGOTTEN_SECONDS = 24 * 3600
 """A half-made folder in which nothing has changed for so long belongs to a process that was killed."""
 
@@ -67,17 +69,19 @@ def forget_unused(kind: str, used: Path, days: float) -> None:
         kind: as for `cached_folder`.
         used: the folder.
         days: how long is long.
+
+    What has not been made by `cached_folder` stays.
     """
     with suppress(OSError):
         os.utime(used)
         for other in (cache_root() / kind).iterdir():
-            if other.stat().st_mtime < time.time() - days * 24 * 3600:
+            if (other / _MANIFEST).is_file() and other.stat().st_mtime < time.time() - days * 24 * 3600:
                 shutil.rmtree(other, ignore_errors=True)
 
 
 def _make(folder: Path, fill: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{folder.name[:12]}-", dir=folder.parent))
     aside = scratch.with_name(f"{scratch.name}-old")
     try:
         try:
@@ -103,7 +107,7 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _remove_forgotten(parent: Path) -> None:
-    for scratch in parent.glob(".*-*"):
+    for scratch in parent.glob(f"{_SCRATCH}*"):
         # It may be gone while we look.
         with suppress(OSError):
             # Whoever writes changes one of the folders, though perhaps not the topmost.

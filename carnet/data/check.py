@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from carnet.data.sources import LabeledImages, Sample
@@ -30,6 +32,10 @@ _EXTENSIONS = {
 }
 UNREADABLE = "unreadable"
 """In the record of a run, the split of images that were left out because they cannot be decoded."""
+_FEW = 100
+"""Images to validate with; fewer leave an accuracy uncertain by more than ten points."""
+_TWELVE_BITS = 4096
+"""Values of cameras and microscopes, which files of 16 bits often hold as they are."""
 _MODES = {
     "1": "black and white",
     "L": "grey",
@@ -235,7 +241,10 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
     format_name = image.format or ""
     if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):
         odd.append(f"{format_name} named {path.suffix or 'without extension'}")
-    mode = "16-bit" if image.mode.startswith("I") else _MODES.get(image.mode)
+    mode = _MODES.get(image.mode)
+    if image.mode.startswith("I"):
+        dark = np.asarray(image).max(initial=0) < _TWELVE_BITS
+        mode = "16-bit and nearly black, with the lowest 4,096 of 65,536 values alone" if dark else "16-bit"
     if "transparency" in image.info:
         mode = "transparent"
     if mode is not None:
@@ -271,6 +280,14 @@ def _warnings(checked: CheckedImages) -> list[str]:
         if leaked:
             number = counted(len(leaked), "image")
             warnings.append(f"{number} of {split} in train as well, byte for byte: {listing}")
+    train, valid = len(data.splits["train"]), len(data.splits["valid"])
+    if not checked.held_out and valid < _FEW and train > 10 * valid:
+        # Half the width of a 95 % interval, at worst.
+        points = 98 / math.sqrt(valid)
+        warnings.append(
+            f"{counted(valid, 'image')} in valid, by which an accuracy is known to about {points:.0f} points either "
+            "way; without a valid folder, a fifth of train is held back"
+        )
     conflicts = [group for group in checked.duplicates if len({sample.label for sample in group}) > 1]
     if conflicts:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
@@ -294,6 +311,11 @@ def describe(images: CheckedImages) -> list[str]:
     )
     sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]
     lines.append(f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.")
+    if long := sum(max(side) > 2 * min(side) for side in sides):
+        lines.append(
+            f"{long:,} x more than twice as long as wide: with --resize crop, half of it at most is seen, the middle; "
+            "with pad or stretch, all."
+        )
     for oddity, paths in images.oddities.items():
         lines.append(f"{len(paths)} x {oddity}: {_examples(paths)}")
     spare = sum(len(group) - 1 for group in images.duplicates)

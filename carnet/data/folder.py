@@ -28,6 +28,14 @@ _HIDDEN = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "system volume information", "$recycle.bin", "lost+found", "@eadir")
 )
 """What macOS, Windows, Linux and network drives put beside files."""
+_IMAGES = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
+_ABOUT_IMAGES = frozenset(
+    (
+        *("annotations", "annotation", "labels", "groundtruth", "ground_truth", "gt", "depth", "masks", "mask"),
+        *("trimaps", "segmentations", "segmentation", "segmentationclass", "segmentationobject"),
+    )
+)
+"""What folders are called that hold the images of a data set, and those that hold pictures about them."""
 
 
 def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) -> Listing:
@@ -59,15 +67,24 @@ def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) ->
 
 
 def check_classes(listing: Listing, shown: Path) -> None:
-    """Look whether the folders that are taken for classes may be something else: `seg_train` beside `seg_test`.
+    """Look whether folders that are taken for classes may be something else: `seg_train` and `seg_test`, or `masks`.
 
     Args:
         listing: as `list_folder` gives it; takes a note if folders in several classes have one name.
         shown: what messages call the folder.
 
     Raises:
-        DataError: if they look like splits: by their names, all of them or those that hold folders of the same names.
+        DataError: if they look like splits: by their names, all of them or those that hold folders of the same names;
+            or like images and pictures about them.
     """
+    for classes in listing.splits.values():
+        names = sorted(name for name, paths in classes.items() if paths)
+        known = {name.lower() for name in names}
+        if known & _IMAGES and known & _ABOUT_IMAGES and known <= _IMAGES | _ABOUT_IMAGES:
+            raise DataError(
+                f"the folders {first_few(names)} in {shown} look like images and pictures about them, not like "
+                "classes; name the folder that holds one folder per class, or a table that gives the classes"
+            )
     by_class = listing.splits.get("all", {})
     inside = {name: _folders_inside(paths, listing.root) for name, paths in by_class.items() if paths}
     times = Counter(name for names in inside.values() for name in names)

@@ -185,7 +185,10 @@ def _matching(data: str) -> list[Path]:
         # What exists is a name, even if it looks like a pattern.
         # On Windows the drive itself may be missing.
         base = next((folder for folder in pattern.parents if folder.is_dir()), None)
-        in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+        try:
+            in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+        except ValueError as error:
+            raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base
         if not matches:
             asked = f", which {data} asks for" if str(pattern) != data else ""

@@ -182,8 +182,12 @@ def _own_classes(source: Path, listing: Listing, left_out: dict[str, tuple[Path,
     if not classes:
         raise DataError(_no_images(where, listing))
     if len(classes) == 1:
+        folders = {path.parent for path in splits[first][classes[0]]}
+        nested = len(folders) > 1 and all(classes[0] in folder.parts for folder in folders)
+        instead = ", or name the folder whose folders are the classes" if nested else ""
         raise DataError(
             f"{where} has images of one class only ({classes[0]!r}); a classifier needs at least two, so add another"
+            f"{instead}"
         )
     _check_known(splits, classes, first)
     for split, by_class in splits.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from carnet import files
@@ -61,14 +60,13 @@ def _write(source: hub.Source, folder: Path, progress: OnProgress | None) -> Non
     total, done = sum(stream.num_images.values()), 0
     divided = len(stream.splits) > 1
     with (folder / _TABLE).open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("filepath", "label", "split") if divided else ("filepath", "label"))
+        file.write(files.csv_line(("filepath", "label", "split") if divided else ("filepath", "label")))
         for split in stream.splits:
             (folder / "images" / split).mkdir(parents=True)
             for image in stream.read(split):
                 name = f"images/{image.name}{extension_of(image.content)}"
                 (folder / name).write_bytes(image.content)
-                table.writerow((name, image.label, split) if divided else (name, image.label))
+                file.write(files.csv_line((name, image.label, split) if divided else (name, image.label)))
                 done += 1
                 if progress is not None:
                     progress(done, total)

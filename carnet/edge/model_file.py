@@ -90,11 +90,15 @@ class ModelFile:
                     f"{FORMAT}); update carnet"
                 )
             spec = ModelSpec.from_json(document)
+            for number in ("threshold", "temperature"):
+                if not isinstance(document.get(number), int | float | None):
+                    raise TypeError(f"its {number} is no number")
+            has_external_data = _has_external_data(content)
         except (ValueError, KeyError, TypeError, IndexError, RunError) as error:
             if isinstance(error, ModelFileError):
                 raise
             raise ModelFileError(f"{name} does not describe itself as a model of carnet should: {error}") from error
-        if _has_external_data(content):
+        if has_external_data:
             raise ModelFileError(f"{name} keeps weights in other files, which the checksum does not cover")
         return cls(name, content, document, spec)
 

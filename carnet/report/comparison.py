@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.files import csv_line
 from carnet.progress import duration
 from carnet.report.page import document as page
 from carnet.report.page import facts_list, listing, picture, section, table
@@ -17,6 +16,7 @@ from carnet.report.plots import INK, MUTED, RULE, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import BboxBase
 
 # Apart in lightness as well, in the pattern of the line and in the mark, for a grey printer.
 STYLES = (
@@ -28,8 +28,12 @@ STYLES = (
 )
 _FAR = 10
 """So many times as slow: too far apart for an axis that begins at zero."""
-_LINE = 0.055
-"""Height of a name, as a share of the axis."""
+_BESIDE = 9
+"""Points between the end of a line and its name."""
+_LIFTS = range(-96, 100, 4)
+"""Points by which a name may be moved up."""
+_ABOVE = 24
+"""So many points more a name would rather move than stand above a better one."""
 
 Rows = Sequence[Mapping[str, Any]]
 Style = tuple[str, Any, str]
@@ -63,28 +67,35 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
         _draw_point(over_latency, row, style)
     _dress(over_time, "Validation accuracy over training time", "seconds of training and validating")
     _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
-    over_time.set_xlim(left=0)
-    over_time.set_ylim(bottom=0)
-    # Room for the names, and for the longest run.
-    over_time.set_xlim(right=max(1.2 * max(x for x, _ in ends), 1.02 * max(run["seconds"][-1] for run in runs)))
+    _scale(over_time, [x for x, _ in ends], begin=0.8 * min(run["seconds"][0] for run in runs), room=0.25)
+    over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * max(run["seconds"][-1] for run in runs)))
+    # A name has room above the best.
+    over_time.set_ylim(0, max(1.0, 1.12 * over_time.dataLim.y1))
     names = [f"{row['label']} {100 * row['top1']:.1f} %" for row in rows]
     _write_names(over_time, names, ends, styles)
     points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
-    _scale_latency(over_latency, [milliseconds for milliseconds, _ in points])
+    latencies = [milliseconds for milliseconds, _ in points] or [1.0]
+    _scale(over_latency, latencies, begin=min(latencies) / 2, room=0.45)
     _write_names(over_latency, [row["label"] for row, _ in measured], points, [style for _, style in measured])
     return rendered(figure, "png"), rendered(figure, "svg")
 
 
-def _scale_latency(axes: Axes, milliseconds: Sequence[float]) -> None:
-    """Leave room for the names, whose networks may be far apart, or may be none."""
-    fastest, slowest = min(milliseconds, default=1.0), max(milliseconds, default=1.0)
-    if slowest > _FAR * fastest:
+def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) -> None:
+    """Choose the axis across: from zero, or by powers of ten from `begin` where networks are far apart.
+
+    Args:
+        values: where the names stand.
+        begin: above zero.
+        room: for the names, as a share of what is left of them.
+    """
+    slowest = max(values)
+    if slowest > _FAR * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.set_xlim(fastest / 2, slowest * (slowest / fastest) ** 0.35)
+        axes.set_xlim(begin, slowest * (slowest / begin) ** room)
     else:
-        axes.set_xlim(0, 1.45 * slowest)
+        axes.set_xlim(0, (1 + room) * slowest)
 
 
 def _styles(number: int) -> list[Style]:
@@ -129,16 +140,16 @@ def _draw_point(axes: Axes, row: Mapping[str, Any], style: Style) -> None:
 def _write_names(
     axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[Style]
 ) -> None:
-    """Write each name to the right of its point; those that would cover each other stand one above the other."""
+    """Write each name to the right of its point, moved so that it covers no other and as little as can be of lines."""
     from matplotlib.patheffects import withStroke
 
-    low, high = axes.get_ylim()
-    heights = spread_out([y for _, y in points], gap=_LINE * (high - low))
-    for name, point, height, (colour, *_) in zip(names, points, heights, styles, strict=True):
-        axes.annotate(
+    drawn = _drawn_points(axes)
+    taken: list[BboxBase] = []
+    for name, point, (colour, *_) in sorted(zip(names, points, styles, strict=True), key=lambda named: -named[1][1]):
+        text = axes.annotate(
             name,
             point,
-            xytext=(9, (height - point[1]) / (high - low) * axes.bbox.height * 72 / axes.figure.dpi),
+            xytext=(_BESIDE, 0),
             textcoords="offset points",
             va="center",
             color=colour,
@@ -146,29 +157,30 @@ def _write_names(
             parse_math=False,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
+        box = text.get_window_extent().padded(3)
+        places = {lift: box.translated(0, lift * axes.figure.dpi / 72) for lift in _LIFTS}
+        costs = {lift: _cost(lift, place, axes, taken, drawn) for lift, place in places.items()}
+        best = min(costs, key=lambda lift: costs[lift])
+        text.set_position((_BESIDE, best))
+        taken.append(places[best])
 
 
-def spread_out(values: Sequence[float], gap: float) -> list[float]:
-    """Move numbers apart, as little as it takes, until neighbours differ by `gap`; their order stays.
+def _drawn_points(axes: Axes) -> Floats:
+    """Points along everything that is drawn, in pixels: (points, 2)"""
+    paths = [line.get_path() for line in axes.lines]
+    paths += [path for bars in axes.collections for path in bars.get_paths()]
+    points = [axes.transData.transform_path(path).interpolated(50).vertices for path in paths]
+    return np.concatenate([np.empty((0, 2)), *points])
 
-    Neighbours that are too close form a block around the mean of where they want to be, and blocks that touch become
-    one.
+
+def _cost(lift: int, place: BboxBase, axes: Axes, taken: Sequence[BboxBase], drawn: Floats) -> tuple[int, int, float]:
+    """Of a name there: how many others it covers, where outside counts as one; how many points; how far it is moved.
+
+    Names come from the best to the worst.
     """
-    order = sorted(range(len(values)), key=lambda place: values[place])
-    blocks: list[tuple[float, int]] = []
-    for number, place in enumerate(order):
-        # Seen from a line that rises by `gap` for every name, all of a block want to stand at the same place.
-        block = (values[place] - gap * number, 1)
-        while blocks and blocks[-1][0] > block[0]:
-            middle, size = blocks.pop()
-            size_of_both = size + block[1]
-            block = ((middle * size + block[0] * block[1]) / size_of_both, size_of_both)
-        blocks.append(block)
-    moved = [middle for middle, size in blocks for _ in range(size)]
-    result = [0.0] * len(values)
-    for number, place in enumerate(order):
-        result[place] = moved[number] + gap * number
-    return result
+    outside = place.y0 < axes.bbox.y0 or place.y1 > axes.bbox.y1
+    above = any(place.y0 > other.y0 for other in taken)
+    return place.count_overlaps(taken) + outside, place.count_contains(drawn), abs(lift) + _ABOVE * above
 
 
 def _dress(axes: Axes, title: str, across: str) -> None:
@@ -186,14 +198,11 @@ def table_of(rows: Rows) -> tuple[str, str]:
     columns, cells = _cells(rows)
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * len(rows)}"]
     lines += [f"| {' | '.join(line)} |" for line in cells]
-    content = io.StringIO()
     flat = [_flat(row) for row in rows]
     # A network that could not be measured lacks some.
     names = list(dict.fromkeys(name for row in flat for name in row))
-    writer = csv.DictWriter(content, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return "\n".join(lines) + "\n", content.getvalue()
+    plain: list[list[Any]] = [names, *([row.get(name) for name in names] for row in flat)]
+    return "\n".join(lines) + "\n", "".join(csv_line(cells) for cells in plain)
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

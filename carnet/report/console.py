@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
 
-from carnet.progress import duration
+from carnet.progress import duration, printable
 
 PLAIN_SECONDS = 30.0
 """Between two lines about the same work where there is no terminal."""
@@ -42,11 +42,11 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print lines, above any bar."""
-        self._bars.say(text)
+        self._bars.say(printable(text, keep="\n"))
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show how far some work is; the bar goes when done == total."""
-        self._bars.bar(what, done, total, note)
+        self._bars.bar(printable(what), done, total, note)
 
 
 def silence(stream: TextIO) -> None:

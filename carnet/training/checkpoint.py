@@ -26,7 +26,7 @@ _NO_DIGEST = b"0" * 64
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint cannot be read, or its checksum is wrong. Internal: the one before it is taken instead."""
+    """A checkpoint is cut off, or its checksum is wrong. Internal: the one before it is taken instead."""
 
 
 def save_checkpoint(
@@ -76,12 +76,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify its checksum.
 
     Raises:
-        DamagedCheckpointError: missing, unreadable, cut off, changed, or of another version of carnet.
+        DamagedCheckpointError: cut off, changed, or of another version of carnet.
+        RunError: missing, or not to be read just now, which says nothing of what it holds.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DamagedCheckpointError(error.strerror or str(error)) from error
+        raise RunError(f"cannot read {path}: {error.strerror or error}; allow it, or try again") from error
     return Checkpoint.from_bytes(content)
 
 

@@ -116,6 +116,15 @@ def peak_device_bytes(device: str) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
+def forget_peak_device_bytes(device: str) -> None:
+    """Count from here: what was measured before, to choose, is no part of what training takes."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _has_glibc() -> bool:
     # Elsewhere the question opens a file, which a Python from Microsoft's store does not allow.
     return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"

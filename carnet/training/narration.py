@@ -20,15 +20,18 @@ def num_epochs(state: TrainingState, steps_per_epoch: int) -> int:
     return -(-state.num_steps // steps_per_epoch)
 
 
-def epoch_line(epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, *, is_best: bool) -> str:
-    """How an epoch went."""
+def epoch_line(
+    epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, *, is_best: bool, seconds_left: float
+) -> str:
+    """How an epoch went, and how long the rest of the run takes, validation counted."""
+    left = f", about {duration(seconds_left)} left" if seconds_left > 0 else ""
     best = " (best so far)" if is_best else ""
     growing = f"{epoch['image_size']:.0f} px, " if first_side(config) < config.image_size else ""
     return (
         f"epoch {epoch['epoch']:.0f}/{num_epochs}: "
         f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
         f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
-        f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far"
+        f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
     )
 
 

@@ -21,7 +21,7 @@ from carnet.models.summary import check_image_size, check_single_image
 from carnet.models.trained import check_start, start_from
 from carnet.progress import Progress, counted
 from carnet.report.plots import draw_batch
-from carnet.run_folder import RunFolder, new_run_path
+from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.training.checkpoint import Checkpoint
 from carnet.training.config import TrainingConfig
@@ -31,7 +31,7 @@ from carnet.training.plan import Plan, processor_features, whole_micro_batch
 from carnet.training.processes import Processes
 from carnet.training.recipe import with_augmentation, with_batch_size, with_epochs, with_size
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.schedule import first_side, first_view, last_view
+from carnet.training.schedule import View, first_side, first_view, last_view
 from carnet.training.step import explaining_out_of_memory
 from carnet.training.tuning import tune
 from carnet.training.whitening import has_patches, whiten
@@ -48,6 +48,7 @@ class Job:
         found: the images, and how they are read.
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
+        notes: what the result shall say of how it was trained.
     """
 
     run: RunFolder
@@ -58,6 +59,7 @@ class Job:
     network: nn.Module
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> CheckedImages:
@@ -104,17 +106,17 @@ def prepare(
     config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
     if init is None:
         whiten_first(network, spec, config, plan, found)
-    default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
-    run = RunFolder.new(Path(output) if output is not None else new_run_path(default))
     begun = time.perf_counter()
-    picture = drawn_batch(found, config, spec, plan)
+    picture, view = drawn_batch(found, config, spec, plan)
     if plan.training_seconds:
         # The budget was planned before.
         plan = replace(plan, training_seconds=max(1e-9, plan.training_seconds - (time.perf_counter() - begun)))
     record = _record(asked, config, plan, images, init=init)
+    default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
+    run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
     run.create(images.rows(), record)
     files.write_bytes(run.batch, picture)
-    progress.say(_intention(run, config, plan, network, start))
+    progress.say(_intention(run, config, plan, network, start=start, view=view))
     return Job(
         run=run,
         config=config,
@@ -182,12 +184,14 @@ def _tune(
 def whiten_first(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
-        batches = found.feed(config, spec, plan, Processes()).read(0, 0, workers=0, view=first_view(config))
+        # On a GPU images would be changed there, and later.
+        feed = found.feed(config, spec, replace(plan, device="cpu"), Processes())
+        batches = feed.read(0, 0, workers=0, view=first_view(config))
         whiten(network, batches, spec)
 
 
-def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> bytes:
-    """Images of the first batch as they go in, as a PNG file.
+def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> tuple[bytes, View]:
+    """Images of the first batch as they go in, as a PNG file, and how they are shown.
 
     For people to see before hours are spent: wrong labels, or changes that no photo of theirs would have.
     """
@@ -199,7 +203,7 @@ def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Pla
     view = last_view(config) if is_last else first_view(config)
     batch = next(feed.read(0, 0, workers=0, view=view))
     names = [spec.classes[label] for label in batch.labels[:_SHOWN].tolist()]
-    return draw_batch(batch.images[:_SHOWN].numpy(), names)
+    return draw_batch(batch.images[:_SHOWN].numpy(), names), view
 
 
 def _check_shares(num_train: int, plan: Plan) -> None:
@@ -266,7 +270,9 @@ def _record(
     }
 
 
-def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, start: str) -> str:
+def _intention(
+    run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, *, start: str, view: View
+) -> str:
     params = sum(parameter.numel() for parameter in network.parameters())
     growing = f" that grow from {first_side(config)}," if first_side(config) < config.image_size else ""
     return (
@@ -274,5 +280,13 @@ def _intention(run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.M
         f"{config.image_size} px images{growing} in batches of {config.batch_size}, seed {config.seed}.\n"
         f"On {plan.device} ({plan.device_name}):\n"
         + "".join(f"- {reason}\n" for reason in plan.reasons)
-        + f"Keeps everything in {run.path}; its {run.batch.name} shows images as they go in."
+        + f"Keeps everything in {run.path}; its {run.batch.name} shows images as they go in: {_shown(config, view)}."
     )
+
+
+def _shown(config: TrainingConfig, view: View) -> str:
+    """What becomes of them first that a person may not want."""
+    words = "whole" if view.min_crop == 1 else f"pieces of at least {100 * view.min_crop:.0f} % of each"
+    if config.flip:
+        words += f", {100 * config.flip:.0f} % of them mirrored (where left and right matter, add --flip 0)"
+    return words + (f", {100 * config.cutmix:.0f} % of batches mixed" if config.cutmix else "")

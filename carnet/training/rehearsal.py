@@ -58,10 +58,11 @@ class Rehearsal:
         return cls(network, spec, config, batch, first_batch, seconds, feed.is_decoded, weights)
 
     def undo(self) -> None:
-        """Weights, buffers and gradients as they were."""
+        """Weights, buffers and gradients as they were, and no longer on a GPU, where another process may train."""
         self.network.load_state_dict(self.weights)
         self.network.zero_grad()
         self.network.train()
+        self.network.cpu()
 
     def seconds(self, plan: Plan, *, first: bool = False, limit: float = 4.0) -> float:
         """Median time of a step, after one to warm up (which compiles, if the plan says so).

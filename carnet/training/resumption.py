@@ -44,7 +44,11 @@ def prepare_resumed(
     config = filled_from(config, recorded)
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
-    plan = _take_up_plan(run, plan, Plan.from_json(record["plan"]), recorded, config)
+    then, now = Plan.from_json(record["plan"]), plan
+    plan = _take_up_plan(run, now, then, recorded, config)
+    # A run that has no checkpoint begins here, and of one that is finished the report alone may be missing.
+    moved = checkpoint is not None and not run.result.exists() and now.device_name != then.device_name
+    notes = (f"begun on {then.device_name}, continued on {now.device_name}",) if moved else ()
     there, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
         found = look_at(there, config, plan, ignore, progress)
@@ -66,8 +70,9 @@ def prepare_resumed(
         if record["init"] is None:
             whiten_first(network, spec, config, plan, found)
         # A kill may have come before it was written.
-        files.write_bytes(run.batch, drawn_batch(found, config, spec, plan))
-    progress.say(_continuation(run, config, checkpoint, record))
+        picture, _ = drawn_batch(found, config, spec, plan)
+        files.write_bytes(run.batch, picture)
+    progress.say("\n".join([_continuation(run, config, checkpoint, record), *(f"Note: {note}." for note in notes)]))
     return Job(
         run=run,
         config=config,
@@ -77,6 +82,7 @@ def prepare_resumed(
         network=network,
         record=record,
         checkpoint=checkpoint,
+        notes=notes,
     )
 
 

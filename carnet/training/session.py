@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from carnet.errors import ConfigError, DataError, UnreadableImagesError
@@ -80,27 +81,31 @@ def train(
     def begin() -> Job:
         if resume is None:
             assert data is not None
-            return prepare(
+            job = prepare(
                 data, config, plan, output=output, init=init, ignore=ignore, started=started, progress=progress
             )
+            holding.enter_context(job.run.held())
+            return job
         run = RunFolder.open(resume)
         if output is not None:
             run = run.copy_to(Path(output))
+        holding.enter_context(run.held())
         return prepare_resumed(run, data, config, plan, ignore=ignore, progress=progress)
 
-    if together:
-        with Processes.join(plan.device) as processes:
-            job = processes.from_first(begin)
+    with ExitStack() as holding:
+        if together:
+            with Processes.join(plan.device) as processes:
+                job = processes.from_first(begin)
+                with catch_stop_signals() as stop:
+                    state = fit(job, processes, progress, stop)
+                return processes.from_first(lambda: _finish(job, state, progress))
+        job = begin()
+        if plan.devices > 1:
+            state = launch(fit, job, size=plan.devices, device=plan.device, progress=progress)
+        else:
             with catch_stop_signals() as stop:
-                state = fit(job, processes, progress, stop)
-            return processes.from_first(lambda: _finish(job, state, progress))
-    job = begin()
-    if plan.devices > 1:
-        state = launch(fit, job, size=plan.devices, device=plan.device, progress=progress)
-    else:
-        with catch_stop_signals() as stop:
-            state = fit(job, Processes(), progress, stop)
-    return _finish(job, state, progress)
+                state = fit(job, Processes(), progress, stop)
+        return _finish(job, state, progress)
 
 
 def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> TrainingState:

@@ -27,7 +27,13 @@ from carnet.training.average import WeightAverage
 from carnet.training.checkpoint import save_checkpoint
 from carnet.training.dataset import Batch, step_seed
 from carnet.training.feed import pixels_from
-from carnet.training.memory import hold_memory_below, keep_freed_memory, peak_device_bytes, peak_resident_bytes
+from carnet.training.memory import (
+    forget_peak_device_bytes,
+    hold_memory_below,
+    keep_freed_memory,
+    peak_device_bytes,
+    peak_resident_bytes,
+)
 from carnet.training.preparation import Job
 from carnet.training.processes import Processes
 from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_at
@@ -58,6 +64,7 @@ class Trainer:
             keep_freed_memory()
         elif job.config.max_memory:
             hold_memory_below(job.config.max_memory, job.plan.device)
+        forget_peak_device_bytes(job.plan.device)
         self.feed = job.feed(processes)
         self.steps_per_epoch = self.feed.batches.steps_per_epoch
         self.fabric = processes.fabric(job.plan, self._loggers())
@@ -139,6 +146,7 @@ class Trainer:
         state = dict(checkpoint.state)
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
+        self.state.notes += [note for note in self.job.notes if note not in self.state.notes]
         self.step.micro_batch = self.state.micro_batch or self.step.micro_batch
         # Cuts off what a later, damaged checkpoint has left behind.
         self._write_history()
@@ -224,19 +232,22 @@ class Trainer:
         if not allowed:
             return
         if self.steps_left > 0:
-            # Its validation is part of it.
-            before = state.history[-2]["seconds"] if len(state.history) > 1 else 0.0
-            seconds_per_step = (state.seconds - before) / self.steps_per_epoch
-            # Images may still grow.
-            first_cost = self.job.plan.first_cost
-            seconds_per_step *= mean_cost(state.progress, self.config, first_cost)
-            seconds_per_step /= step_cost(self.view.side, self.config, first_cost)
-            fitting = self.steps_done + int((allowed - state.seconds) / seconds_per_step)
+            fitting = self.steps_done + int((allowed - state.seconds) / self._seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
             state.num_steps = max(self.steps_done, fitting)
         if self.steps_left <= 0 and state.num_steps != self.steps_planned and not state.finished:
             state.finished = state.num_steps < self.steps_planned
             state.notes.append(narration.other_length(self.config, state, self.steps_per_epoch))
+
+    @property
+    def _seconds_per_step(self) -> float:
+        """Of the steps to come, at the pace of the last epoch, whose validation is part of it."""
+        state, first_cost = self.state, self.job.plan.first_cost
+        before = state.history[-2]["seconds"] if len(state.history) > 1 else 0.0
+        seconds = (state.seconds - before) / self.steps_per_epoch
+        # Images may still grow.
+        growth = mean_cost(state.progress, self.config, first_cost) / step_cost(self.view.side, self.config, first_cost)
+        return seconds * growth
 
     def _validate(self, stop: StopFlag) -> EvaluationReport:
         """Judge the weights as they are, in float32, each image once; every process gets the whole report."""
@@ -312,7 +323,12 @@ class Trainer:
             },
             step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
-        self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, is_best=state.best is epoch))
+        seconds_left = 0.0 if state.finished else self.steps_left * self._seconds_per_step
+        self.progress.say(
+            narration.epoch_line(
+                epoch, self.num_epochs, self.config, is_best=state.best is epoch, seconds_left=seconds_left
+            )
+        )
 
     def _note_memory(self) -> None:
         device = self.job.plan.device

@@ -191,7 +191,7 @@ class _Tuning:
                 raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
             self.reasons.append(f"not compiled, for {problem}")
             return
-        if self.config.max_memory and wish == "auto":
+        if self.config.max_memory and wish == "auto" and plan.device != "cuda":
             left = parse_bytes(self.config.max_memory) // plan.devices - anonymous_bytes()
             if left < _COMPILING_BYTES:
                 self.reasons.append(

@@ -25,6 +25,8 @@ _AT_A_TIME = 8
 """Images, since patches take several times the memory of a batch."""
 _FAINTEST = 1e-3
 """Variance that is added to every component, so that noise is not made as strong as the rest."""
+_NOTHING = 1e-6
+"""Less variance than the rounding of pixels gives: differences between the channels of grey images have none."""
 
 
 def has_patches(network: nn.Module) -> bool:
@@ -36,7 +38,7 @@ def has_patches(network: nn.Module) -> bool:
 def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> None:
     """Set the filters of a network that `has_patches`: each component twice, as it is and negated, strongest first.
 
-    Where there are more filters than that, the others stay as they are.
+    Where there are more filters than components that vary, the others stay as they are.
 
     Args:
         network: on the processor.
@@ -62,7 +64,7 @@ def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> Non
                 break
         mean = sums / number
         variances, components = torch.linalg.eigh(moments / number - torch.outer(mean, mean))
-    filters = (components / (variances + _FAINTEST).sqrt()).T.flip(0)
+    filters = (components / (variances + _FAINTEST).sqrt())[:, variances > _NOTHING].T.flip(0)
     filters = torch.cat([filters, -filters])[: stem.out_channels]
     stem.weight[: len(filters)] = filters.view(-1, *stem.weight.shape[1:])
 

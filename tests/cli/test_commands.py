@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from carnet import TrainingConfig
+from carnet import TrainingConfig, files
 from carnet.cli.main import COMMANDS, run
+from carnet.errors import OutputError
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -249,6 +250,27 @@ def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pyte
         assert (code, message in err, "Traceback" in err) == (2, True, False)
 
 
+def test_a_page_that_cannot_be_written_does_not_cost_the_numbers(
+    trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise OutputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(files, "write_text", full)
+    code, out, err = call(capsys, "evaluate", trained_run)
+    assert (code, "top-1 " in out, "The report is" in out) == (2, True, False)
+    assert json.loads(call(capsys, "evaluate", trained_run, "--json")[1])["top1"] >= 0
+    assert err.endswith("report-valid.html: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_a_full_disk_behind_standard_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "carnet", "--help"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "carnet: input or output: No space left on device\n")
+
+
 def test_predict(
     photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,13 +329,15 @@ def test_a_folder_that_may_not_be_entered(
 def test_heat_is_told_apart_on_every_system(
     photos: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [tmp_path / "a" / "one.jpg", tmp_path / "b" / "ONE.jpg"]
+    long = "ä" * 120
+    images = [tmp_path / "a" / "one.jpg", tmp_path / "b" / "ONE.jpg", tmp_path / "b" / f"{long}.jpg"]
     for image in images:
-        image.parent.mkdir()
+        image.parent.mkdir(exist_ok=True)
         shutil.copy(photos / "valid" / "red" / "8.jpg", image)
     code, out, _ = call(capsys, "predict", exported, *images, "--explain", tmp_path / "heat", "--json")
     names = [Path(document["heat"]).name for document in json.loads(out)]
-    assert (code, names) == (0, ["one.heat.png", "ONE-2.heat.png"])
+    # A name may have 255 bytes, with its ending.
+    assert (code, names) == (0, ["one.heat.png", "ONE-2.heat.png", f"{'ä' * 100}.heat.png"])
 
 
 def test_predict_leaves_out_what_it_shall_ignore(

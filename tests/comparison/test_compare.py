@@ -361,6 +361,27 @@ def test_what_cannot_be_compared(folder: Path, tmp_path: Path) -> None:
         compare([folder / "carnet_n-seed-0", copied], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", "[]"),
+        ("result.json", "{}"),
+        ("metrics.csv", ""),
+        ("metrics.csv", "epoch,seconds,valid_top1\n"),
+        ("metrics.csv", "epoch;seconds\n1;2,5\n"),
+        ("metrics.csv", "epoch,seconds,valid_top1\n1,2\n"),
+    ],
+)
+def test_a_damaged_run_is_found_before_it_is_judged(
+    name: str, content: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "run"))
+    (run / name).write_text(content)
+    monkeypatch.setattr(training_of_runs, "load", None)
+    with pytest.raises(RunError, match=rf"{name}.*; carnet train --resume .*run writes it again"):
+        read_run(run, Silent())
+
+
 def test_runs_of_another_start_or_of_other_images_are_no_seeds_of_one(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder / "carnet_n-seed-1", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

@@ -35,7 +35,7 @@ def test_without_cuda_it_checks_itself_on_two_batches(
     monkeypatch.setattr(training_of_runs, "_train_alone", train)
     assert reproduce(photos, monkeypatch, cuda=False) == 0
     assert trained == [("carnet18", 8), ("resnet18", 8)]
-    assert "It works, on two batches for each network." in capsys.readouterr().err
+    assert "It works, on two batches for each network, on a processor; " in capsys.readouterr().err
     assert not (photos / "answer").exists()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.data.cache import cache_root, cached_folder
+from carnet.data.cache import cache_root, cached_folder, forget_unused
 from carnet.errors import OutputError
 
 HOUR = 3600
@@ -43,15 +43,30 @@ def test_a_damaged_manifest_makes_the_folder_anew(manifest: bytes | None) -> Non
 
 def test_what_killed_processes_left_is_removed_after_a_day() -> None:
     folder = cached_folder("x", "key", fill)
-    for name, age in ((".old-1", 30 * HOUR), (".new-1", 2 * HOUR), (".busy-1", 30 * HOUR)):
+    for name, age in ((".carnet-old", 30 * HOUR), (".carnet-new", 2 * HOUR), (".carnet-busy", 30 * HOUR)):
         scratch = folder.with_name(name)
         (scratch / "inside").mkdir(parents=True)
         for path in (scratch / "inside", scratch):
             os.utime(path, (time.time() - age,) * 2)
     # A file written into a folder inside changes that folder alone.
-    (folder.with_name(".busy-1") / "inside" / "a.txt").touch()
+    (folder.with_name(".carnet-busy") / "inside" / "a.txt").touch()
     cached_folder("x", "key", fill)
-    assert sorted(path.name for path in folder.parent.iterdir()) == [".busy-1", ".new-1", "key"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".carnet-busy", ".carnet-new", "key"]
+
+
+def test_what_the_user_keeps_beside_it_stays() -> None:
+    """The environment may name a place that has been in use for other things."""
+    folder = cached_folder("decoded", "key", fill)
+    long_ago = time.time() - 90 * 24 * HOUR
+    for name in (".Trash-1000", ".snapshot-2024", "frames"):
+        (folder.with_name(name) / "inside").mkdir(parents=True)
+        for path in (folder.with_name(name) / "inside", folder.with_name(name)):
+            os.utime(path, (long_ago, long_ago))
+    unused = cached_folder("decoded", "other", fill)
+    os.utime(unused, (long_ago, long_ago))
+    cached_folder("decoded", "key", fill)
+    forget_unused("decoded", folder, days=30)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".Trash-1000", ".snapshot-2024", "frames", "key"]
 
 
 def test_a_cache_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

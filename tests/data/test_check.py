@@ -3,6 +3,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -107,6 +108,32 @@ def test_every_odd_file_is_accounted_for(flat: Path) -> None:
         "several frames": ["animated.gif"],
         "turned by its orientation tag": ["turned.jpg"],
     }
+
+
+def test_images_that_would_be_nearly_black_or_mostly_cut_off_are_named(flat: Path) -> None:
+    red = flat / "red"
+    for name, highest in (("dark", 4095), ("bright", 40_000)):
+        Image.fromarray(np.linspace(0, highest, 64 * 64).astype(np.uint16).reshape(64, 64)).save(red / f"{name}.png")
+    for width in (40, 41, 200):
+        Image.new("RGB", (width, 20)).save(red / f"wide-{width}.png")
+    checked = check(flat)
+    kinds = {kind: [Path(name).name for name in names] for kind, names in checked.oddities.items()}
+    assert kinds["16-bit"] == ["bright.png"]
+    assert kinds["16-bit and nearly black, with the lowest 4,096 of 65,536 values alone"] == ["dark.png"]
+    assert any(line.startswith("2 x more than twice as long as wide: with --resize crop") for line in describe(checked))
+
+
+def test_few_images_to_validate_with_are_told_where_more_could_be_had(flat: Path, tmp_path: Path) -> None:
+    for split, number in (("train", 60), ("valid", 4)):
+        for name in ("red", "blue"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for place in range(number):
+                Image.new("RGB", (32, 32), (place, number, len(name))).save(folder / f"{place}.png")
+    (note,) = check(tmp_path / "data").warnings
+    assert note.startswith("8 images in valid, by which an accuracy is known to about 35 points either way; without")
+    # What is held back is as much as there can be.
+    assert not any("either way" in note for note in check(flat).warnings)
 
 
 def test_damaged_animations_and_tiffs_are_errors_not_crashes(flat: Path, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_another_rule_has_a_cache_of_its_own(odd: Path, count: list[Path]) -> No
 def test_what_has_not_been_used_for_long_is_removed(odd: Path) -> None:
     old = cache_root() / "decoded" / "old"
     old.mkdir(parents=True)
+    (old / ".carnet.json").write_text("{}")
     os.utime(old, (time.time() - 31 * 24 * 3600,) * 2)
     keep(odd)
     assert not old.exists()

@@ -234,6 +234,11 @@ def test_files_and_their_splits(names: str, data: str, found: dict[str, str], tm
     assert {split: " ".join(stems) for split, stems in splits.items()} == found
 
 
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\*\*\.tar"):
+        find_source(f"{tmp_path}/**.tar")
+
+
 Make = Callable[[Path], Any]
 """Given a folder, makes what somebody could have there; returns DATA, or something else for the folder itself."""
 

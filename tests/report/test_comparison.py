@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from carnet.metrics import wilson_interval
@@ -19,11 +21,11 @@ from carnet.report.comparison import (
     STYLES,
     _draw_point,
     _draw_runs,
-    _scale_latency,
+    _scale,
     _time_to,
+    _write_names,
     draw_comparison,
     mean_run,
-    spread_out,
 )
 
 
@@ -74,9 +76,6 @@ def test_the_figure_shows_what_it_was_given() -> None:
     assert np.array_equal(thin, [[1, 50], [2, 80]])
     assert np.array_equal(other, [[3, 50], [4, 80]])
     assert np.allclose(mean, [[2, 50], [3, 80]])
-    _scale_latency(axes, [40.0, 1.0])
-    assert axes.get_xscale() == "log"
-    _scale_latency(figure.subplots(), [2.0, 1.0])
     # Without any latency there is an axis all the same.
     draw_comparison([{**rows[0], "latency_ms": {}}], runs[:2])
 
@@ -93,21 +92,59 @@ def test_times_that_not_all_runs_reached() -> None:
     assert _time_to({"seconds": None, "runs": 0}, 3) == "never"
 
 
-def test_names_that_are_apart_stay() -> None:
-    assert spread_out([80.0, 10.0, 50.0], gap=5) == [80, 10, 50]
+def boxes(axes: Axes) -> dict[str, Bbox]:
+    return {text.get_text(): text.get_window_extent() for text in axes.texts}
 
 
-def test_names_that_would_cover_each_other_move_alike() -> None:
-    assert spread_out([50.0, 50.0, 20.0], gap=4) == [48, 52, 20]
-    # Pushing two apart pushes the third along.
-    assert spread_out([50.0, 51.0, 55.0], gap=6) == pytest.approx([46, 52, 58])
-    assert spread_out([], gap=1) == []
+def written(points: dict[str, tuple[float, float]], *lines: tuple[list[float], list[float]]) -> Axes:
+    """Axes of 0 to 100 in both directions with lines, and with a name at each point."""
+    axes = Figure(figsize=(8, 5)).subplots()
+    for line in lines:
+        axes.plot(*line)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    _write_names(axes, list(points), list(points.values()), STYLES[: len(points)])
+    return axes
 
 
-@given(st.lists(st.floats(0, 100), max_size=8), st.floats(0.1, 20))
-def test_neighbours_differ_by_the_gap_and_keep_their_order(values: list[float], gap: float) -> None:
-    moved = spread_out(values, gap)
-    order = sorted(range(len(values)), key=lambda place: values[place])
-    heights = [moved[place] for place in order]
-    assert all(above - below >= gap - 1e-9 for below, above in pairwise(heights))
-    assert sum(moved) == pytest.approx(sum(values), abs=1e-6)
+def lift(axes: Axes, name: str) -> float:
+    (text,) = (text for text in axes.texts if text.get_text() == name)
+    return float(text.get_position()[1])
+
+
+def test_a_name_that_covers_nothing_stays_at_its_point() -> None:
+    axes = written({"a": (50, 80), "b": (50, 10), "c": (50, 50)})
+    assert [lift(axes, name) for name in "abc"] == [0, 0, 0]
+
+
+def test_of_names_that_would_cover_each_other_the_best_stays() -> None:
+    axes = written({"worst": (50, 49), "best": (50, 51), "middle": (50, 50)})
+    assert lift(axes, "worst") < lift(axes, "middle") < lift(axes, "best") == 0
+    # At the bottom there is no room below.
+    axes = written({"low": (50, 2), "lower": (50, 1)})
+    assert all(box.y0 >= axes.bbox.y0 for box in boxes(axes).values())
+
+
+@given(st.lists(st.tuples(st.floats(0, 80), st.floats(0, 100)), max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_names_cover_no_other(points: list[tuple[float, float]]) -> None:
+    axes = written({f"network {place}": point for place, point in enumerate(points)})
+    placed = list(boxes(axes).values())
+    assert len(placed) == len(points)
+    assert not any(one.overlaps(other) for one, other in combinations(placed, 2))
+
+
+def test_a_name_avoids_the_line_of_a_slower_network() -> None:
+    """The fast one ends early; the slow one's line goes on at the same height."""
+    line = [0.0, 100.0], [50.0, 50.0]
+    axes = written({"fast": (20, 50)}, line)
+    assert not boxes(axes)["fast"].count_contains(axes.transData.transform([(x, 50) for x in range(100)]))
+
+
+def test_networks_that_are_far_apart_in_time_have_an_axis_of_powers_of_ten() -> None:
+    axes = Figure().subplots()
+    _scale(axes, [30.0, 10.0], begin=1.0, room=0.2)
+    assert (axes.get_xscale(), axes.get_xlim()) == ("linear", (0, 36))
+    _scale(axes, [1000.0, 10.0], begin=1.0, room=0.5)
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim() == pytest.approx((1, 1000**1.5))

@@ -39,6 +39,13 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_what_is_said_commands_no_terminal() -> None:
+    stream = io.StringIO()
+    with Console(stream) as shown:
+        shown.say("class \x1b[2Jcat\nNote: two lines.")
+    assert stream.getvalue() == "class \\x1b[2Jcat\nNote: two lines.\n"
+
+
 def test_a_terminal_without_rich_gets_one_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     stream = Terminal()

@@ -1,6 +1,5 @@
 """Two processes on this machine's processor, over loopback."""
 
-import os
 import re
 import signal
 import subprocess
@@ -62,7 +61,7 @@ def test_with_frozen_batch_norm_two_processes_learn_like_one(photos: Path, tmp_p
 class StopInSecondEpoch(Silent):
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if (what, done) == ("epoch 2/2", 1):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_two_processes_stop_and_resume_to_the_same_weights(photos: Path, tmp_path: Path) -> None:

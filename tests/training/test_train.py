@@ -73,7 +73,7 @@ class StopAfter:
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if what == self.during and done == self.num_steps:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
 
 def test_what_a_run_leaves(trained_run: Path) -> None:
@@ -345,6 +345,40 @@ def test_without_any_good_checkpoint(photos: Path, trained_run: Path, tmp_path: 
     assert same_weights(run, trained_run)
 
 
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_replaced(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    (run / "last.ckpt").unlink()
+    (run / "last.ckpt").mkdir()
+    with pytest.raises(RunError, match=r"cannot read .*last\.ckpt: .*; allow it, or try again"):
+        train(resume=run)
+    assert (run / "last.ckpt").is_dir()
+    assert (run / "previous.ckpt").is_file()
+
+
+def test_a_run_is_trained_by_one_process(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with RunFolder.open(run).held(), pytest.raises(RunError, match="is being trained by another process"):
+        train(resume=run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_run_is_held_while_it_is_trained(photos: Path, tmp_path: Path) -> None:
+    held = []
+
+    class Look(Silent):
+        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+            with files.locked(tmp_path / "run" / "config.json") as alone:
+                held.append(not alone and what.startswith("epoch"))
+
+    train(photos, config(epochs=1), output=tmp_path / "run", progress=Look())
+    assert any(held)
+    with files.locked(tmp_path / "run" / "config.json") as alone:
+        assert alone
+
+
 def test_a_kill_before_the_run_exists_leaves_its_name_free(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -363,6 +397,20 @@ def test_resumed_in_another_folder_with_other_workers(photos: Path, trained_run:
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     with pytest.raises(OutputError, match="exists"):
         train(resume=run, output=tmp_path / "other")
+
+
+def test_another_machine_is_said_and_recorded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=run, progress=StopAfter(1))
+    first = json.loads((run / "config.json").read_text())["plan"]["device_name"]
+    monkeypatch.setattr("carnet.training.plan.device_name", lambda device: "another card")
+    heard = StopAfter(1, during="epoch 2/2")
+    with pytest.raises(StoppedError):
+        train(resume=run, progress=heard)
+    note = f"begun on {first}, continued on another card"
+    assert f"Note: {note}." in "\n".join(heard.said)
+    assert train(resume=run).document["notes"] == [note]
 
 
 def test_other_versions_are_said(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,6 +457,7 @@ def test_no_room_on_disk(photos: Path, trained_run: Path, tmp_path: Path) -> Non
     assert same_weights(run, trained_run)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="what is held cannot be deleted there")
 def test_the_run_folder_deleted_under_way(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(OutputError, match=r"the run folder .*run has gone"):
@@ -562,6 +611,15 @@ def test_the_remaining_time_is_foretold_once(photos: Path, tmp_path: Path, monke
     forecasts = [text for text in heard.said if " s a step, " in text]
     assert len(forecasts) == 1
     assert re.search(r"images/s: about .+ an epoch and .+ to the end", forecasts[0])
+
+
+def test_each_epoch_tells_how_much_is_left_and_how_images_are_shown(photos: Path, tmp_path: Path) -> None:
+    heard = StopAfter(-1)
+    train(photos, config(epochs=2, flip=0.0, min_crop=0.25, cutmix=0.5), output=tmp_path / "run", progress=heard)
+    first, last = [text for text in heard.said if re.match(r"epoch \d/2: train loss", text)]
+    assert re.search(r" so far, about \d+ s left$", first)
+    assert last.endswith(" so far")
+    assert "as they go in: pieces of at least 25 % of each, 50 % of batches mixed." in "\n".join(heard.said)
 
 
 def test_out_of_memory_is_one_sentence(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,17 @@ def test_images_of_one_colour_do_no_harm() -> None:
     assert network.stem[0].weight.isfinite().all()
 
 
+def test_grey_images_leave_filters_that_would_see_nothing_as_they_are() -> None:
+    """Where a file is grey, its three channels are alike: a third of the components is all there is."""
+    network = create_model("carnet_s", num_classes=3)
+    before = network.stem[0].weight.clone()
+    grey = [Batch(batch.images[..., :1].expand(-1, -1, -1, 3), batch.labels) for batch in some_batches(1)]
+    whiten(network, grey, ModelSpec(model="carnet_s", classes=("a", "b"), image_size=32))
+    after = network.stem[0].weight
+    torch.testing.assert_close(after[16:32], -after[:16])
+    torch.testing.assert_close(after[32:], before[32:])
+
+
 def test_only_new_weights_of_networks_with_patches(photos: Path, tmp_path: Path) -> None:
     assert [has_patches(create_model(name, num_classes=2)) for name in ("carnet_n", "carnet18", "resnet18")] == [
         *(True, False, False),
