@@ -184,9 +184,7 @@ def _tune(
 def whiten_first(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
-        # On a GPU images would be changed there, and later.
-        feed = found.feed(config, spec, replace(plan, device="cpu"), Processes())
-        batches = feed.read(0, 0, workers=0, view=first_view(config))
+        batches = _feed_as_shown(found, config, spec, plan).read(0, 0, workers=0, view=first_view(config))
         whiten(network, batches, spec)
 
 
@@ -195,8 +193,7 @@ def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Pla
 
     For people to see before hours are spent: wrong labels, or changes that no photo of theirs would have.
     """
-    # On a GPU images would be changed there, and later.
-    feed = found.feed(config, spec, replace(plan, device="cpu"), Processes())
+    feed = _feed_as_shown(found, config, spec, plan)
     steps_per_epoch = feed.batches.steps_per_epoch
     # An only epoch shows images as a run's last one does.
     is_last = (plan.training_steps or config.epochs * steps_per_epoch) <= steps_per_epoch
@@ -204,6 +201,11 @@ def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Pla
     batch = next(feed.read(0, 0, workers=0, view=view))
     names = [spec.classes[label] for label in batch.labels[:_SHOWN].tolist()]
     return draw_batch(batch.images[:_SHOWN].numpy(), names), view
+
+
+def _feed_as_shown(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> Feed:
+    """Batches whose images are changed already; for a GPU they would be changed there, and later."""
+    return found.feed(config, spec, replace(plan, device="cpu"), Processes())
 
 
 def _check_shares(num_train: int, plan: Plan) -> None:

@@ -185,20 +185,16 @@ def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Pat
     assert again["peak_memory_bytes"] > 50e6
 
 
+def comparing_for_long(photos: Path) -> list[str]:
+    """A command that a signal ends."""
+    command = [sys.executable, "-m", "carnet", "compare", str(photos)]
+    return [*command, "--models", "carnet_n,carnet_s", "--epochs", "500"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "carnet",
-        "compare",
-        str(photos),
-        "--models",
-        "carnet_n,carnet_s",
-        "--epochs",
-        "500",
-    ]
+    command = comparing_for_long(photos)
     flags = ["--image-size", "48", "--seeds", "1", "--output", str(tmp_path)]
     # A group of its own, as a shell would make: Ctrl-C reaches all of it, other signals one process.
     process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -225,17 +221,7 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
 @pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
 def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path) -> None:
     """The process that would train dies without a word; that is no reason to go on with the next network."""
-    command = [
-        sys.executable,
-        "-m",
-        "carnet",
-        "compare",
-        str(photos),
-        "--models",
-        "carnet_n,carnet_s",
-        "--epochs",
-        "500",
-    ]
+    command = comparing_for_long(photos)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([*command, "--output", str(tmp_path / "runs")], text=True, **pipes)  # type: ignore[call-overload]
     # It has looked at the images, and measures the machine.
