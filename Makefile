@@ -16,16 +16,19 @@ endif
 UV := $(BIN)/uv
 INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 
+# PyTorch's own files, compiled by Python anew at each start, take seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all lint requirements clean
 
 demo: $(INSTALLED)
 	$(BIN)/carnet demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,19 +13,21 @@ from typing import Any
 
 from carnet.machine import processor_name, versions
 from carnet.prefetch import available_cores
+from carnet.training.matrix_rates import measure_matrix_rates
 from carnet.training.plan import processor_features
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions and the commit that was measured."""
+    """Processor, its rates, cores, memory, versions and the commit that was measured."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return {
         "processor": processor_name(),
         "cores": available_cores(),
         "instruction_set": processor_features(),
+        "matrix_gflops": measure_matrix_rates(side=512).to_json(),
         "memory_bytes": memory,
         "gpu": describe_gpu(),
         "versions": versions("onnx", "onnxruntime"),

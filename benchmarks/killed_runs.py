@@ -36,8 +36,12 @@ from carnet.training.config import TrainingConfig
 from carnet.training.session import train
 
 CONFIGS = {
-    "fp32": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="fp32"),
-    "bf16": TrainingConfig(image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="bf16", patience=2),
+    "fp32": TrainingConfig(
+        model="carnet_n", image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="fp32"
+    ),
+    "bf16": TrainingConfig(
+        model="carnet_n", image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="bf16", patience=2
+    ),
 }
 # What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
 ENGINE = replace(CONFIGS["bf16"], patience=0, compile="on", micro_batch=4, cache="disk")
@@ -166,10 +170,12 @@ def _context() -> Any:
 def _in_a_process(work: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
     process = _context().Process(target=work, args=arguments)
     process.start()
-    process.join(kill_after)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    try:
+        process.join(kill_after)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
     return int(process.exitcode)
 
 

@@ -16,17 +16,19 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from environment import write_result
 
-from carnet import published
+from carnet import files, published
 from carnet.comparison.compare import compare
 from carnet.comparison.runs import train_runs
 from carnet.data.sources import find_images
-from carnet.errors import CarnetError, DataError
+from carnet.errors import CarnetError, DataError, StoppedError
 from carnet.progress import Progress
 from carnet.report.console import Console
+from carnet.run_folder import RunFolder
 
 MODELS = ("carnet18", "resnet18")
 REACH = (0.6, 0.7, 0.8)
@@ -54,12 +56,32 @@ def main() -> int:
 def reproduce(data: Path, seeds: int, output: Path, progress: Progress) -> bool:
     """All runs, or those that are missing, and what they come to; False if one could not be trained."""
     config = replace(published(), device="cuda")
-    runs, failed = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
+    command = f"python benchmarks/reproduce_published.py {data.name} --seeds {seeds}"
+    try:
+        runs, failed = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
+    except StoppedError:
+        path = write_result("reproduction-so-far", command, {"runs": [so_far(run) for run in sorted(output.iterdir())]})
+        progress.say(f"How far it came is in {path}.")
+        raise
     answer = compare(runs, output, progress, reach=REACH, untrained=failed)
     progress.say("\n".join([*answer.sentences, f"The comparison is {answer.folder / 'comparison.html'}."]))
-    command = f"python benchmarks/reproduce_published.py {data.name} --seeds {seeds}"
     progress.say(f"Its numbers are in {write_result('reproduction', command, {'comparison': answer.document})}.")
     return not failed
+
+
+def so_far(folder: Path) -> dict[str, Any]:
+    """How far a run has come: its epochs, and what `result.json` says where it is finished."""
+    run = RunFolder.open(folder)
+    config = run.read_config()
+    with run.metrics.open(encoding="utf-8", newline="") as file:
+        epochs = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return {
+        "run": folder.name,
+        "plan": config["plan"],
+        "epochs_planned": config["recipe"]["epochs"],
+        "epochs": epochs,
+        "result": files.read_json(run.result) if run.result.exists() else None,
+    }
 
 
 def check(data: Path, progress: Progress) -> None:

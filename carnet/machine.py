@@ -23,6 +23,28 @@ def versions(*others: str) -> dict[str, str]:
     return found
 
 
+_INSTRUCTION_SETS = {
+    "AMX": {"amx_tile", "amx_bf16"},
+    "AVX512 with bf16": {"avx512f", "avx512_bf16"},
+    "AVX512": {"avx512f"},
+    "AVX2": {"avx2"},
+    "SVE with bf16": {"sve", "bf16"},
+    "NEON": {"asimd"},
+}
+"""Name -> the flags of /proc/cpuinfo that it needs; the newest first."""
+
+
+def instruction_set() -> str:
+    """The newest instructions for vectors that the processor has, such as AVX2, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                there = set(flags.split())
+                return next((name for name, needed in _INSTRUCTION_SETS.items() if needed <= there), "scalar")
+    return platform.machine()
+
+
 def processor_name() -> str:
     """The processor's model, as far as the system tells."""
     with contextlib.suppress(OSError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,15 @@ from pictures import save_picture
 if "CARNET_TEST_GPU" not in os.environ:
     # What tests expect is what a processor does; test_gpu.py is for the other.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Each worker and the processes it starts have one core, and so one thread: threads that share cores wait long.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# PyTorch compiled anew at each start takes seconds.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
@@ -52,8 +64,25 @@ def trained_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from carnet import TrainingConfig, train
 
     run = tmp_path_factory.mktemp("runs") / "photos"
-    train(photos, TrainingConfig(image_size=48, epochs=2, batch_size=8), output=run)
+    train(photos, TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8), output=run)
     return run
+
+
+@pytest.fixture
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a run come from a server that has imported PyTorch; started afresh, each takes seconds for that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    from torch.multiprocessing.spawn import start_processes
+
+    from carnet.comparison import runs
+    from carnet.training import launch
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["carnet.training.session", "torch._dynamo", "matplotlib.figure", "together"])
+    monkeypatch.setattr(launch, "spawn", functools.partial(start_processes, start_method="forkserver"))
+    for module in (launch, runs):
+        monkeypatch.setattr(module, "get_context", lambda _: context)
 
 
 @pytest.fixture(scope="session")

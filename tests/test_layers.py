@@ -1,11 +1,11 @@
 """Imports go one way, and the edge side and the command line stay free of PyTorch."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 import carnet
 from carnet.cli.main import COMMANDS
@@ -68,7 +68,7 @@ def modules_after(code: str) -> set[str]:
     """Which of the heavy packages a fresh Python has imported after running `code`."""
     heavy = "{'torch', 'onnxruntime', 'matplotlib', 'lightning_fabric', 'PIL', 'numpy', 'tyro'}"
     script = f"import sys\n{code}\nprint(*sorted({heavy} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    answer = finished([sys.executable, "-c", script], check=True)
     return set(answer.stdout.splitlines()[-1].split())
 
 

@@ -83,9 +83,10 @@ def _table(result: Benchmark) -> str:
         )
     machine = result.to_json()["machine"]
     names = (f"{name} {number}" for name, number in machine["versions"].items() if name in ("torch", "onnxruntime"))
+    processor = f"{machine['processor']}, {machine['instruction_set']}"
     rows.append(
         f"\n{counted(result.rounds, 'turn')} of each, on {counted(result.threads, 'thread')} of "
-        f"{counted(machine['cores'], 'core')} ({machine['processor']}); {', '.join(names)}."
+        f"{counted(machine['cores'], 'core')} ({processor}); {', '.join(names)}."
     )
     if result.device != "cpu":
         rows.append(f"PyTorch computed on {result.device} ({result.device_name}).")

@@ -15,7 +15,7 @@ import numpy as np
 from carnet.edge.model_file import ModelFile, is_model_file
 from carnet.edge.runtimes import Runtime, open_runtime
 from carnet.errors import ConfigError
-from carnet.machine import processor_name, versions
+from carnet.machine import instruction_set, processor_name, versions
 from carnet.prefetch import available_cores
 from carnet.preprocess import Images
 from carnet.progress import Progress, Silent
@@ -89,6 +89,7 @@ class Benchmark:
         rounds: turns of each.
         device: where PyTorch computes: cpu, cuda or mps.
         device_name: what its maker calls it.
+        matrix_gflops: rates of matrix products there in fp32 and bf16; None where PyTorch took no part.
     """
 
     timings: tuple[Timing, ...]
@@ -96,6 +97,7 @@ class Benchmark:
     rounds: int
     device: str
     device_name: str
+    matrix_gflops: dict[str, float] | None = None
 
     def times_the_first(self, timing: Timing) -> float:
         """Its median, as a multiple of that of the first with batches as large."""
@@ -108,6 +110,8 @@ class Benchmark:
         return {
             "machine": {
                 "processor": processor_name(),
+                "instruction_set": instruction_set(),
+                "matrix_gflops": self.matrix_gflops,
                 "cores": available_cores(),
                 "versions": versions("onnxruntime", "openvino"),
             },
@@ -170,11 +174,12 @@ def benchmark(
             calls[f"{name} {runtime} {size}"] = partial(answer, images)
             kinds.append((name, runtime, spec.image_size, size))
     with_pytorch = any(runtime == PYTORCH for _, runtime in answers)
+    where = _device(device) if with_pytorch else ("cpu", processor_name())
     with _pytorch_threads(threads) if with_pytorch else nullcontext():
         measured = take_turns(calls, rounds, lambda done, total: progress.bar("taking turns", done, total))
+        rates = _matrix_gflops(where[0]) if with_pytorch else None
     timings = (Timing(*kind, tuple(times)) for kind, times in zip(kinds, measured.values(), strict=True))
-    where = _device(device) if with_pytorch else ("cpu", processor_name())
-    return Benchmark(tuple(timings), threads, rounds, *where)
+    return Benchmark(tuple(timings), threads, rounds, *where, rates)
 
 
 def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Answer:
@@ -240,6 +245,12 @@ def _device(wish: str) -> tuple[str, str]:
 
     device = choose_device(wish)
     return device, device_name(device)
+
+
+def _matrix_gflops(device: str) -> dict[str, float]:
+    from carnet.training.matrix_rates import measure_matrix_rates
+
+    return measure_matrix_rates(device, side=512).to_json()
 
 
 def _pytorch_threads(number: int) -> Any:

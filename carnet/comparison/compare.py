@@ -18,13 +18,14 @@ from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
 from carnet.comparison.runs import ComparedRun, check_finished, read_run
 from carnet.errors import ConfigError
-from carnet.machine import processor_name, versions
+from carnet.machine import instruction_set, processor_name, versions
 from carnet.models.device import on_threads
 from carnet.models.summary import summarize
 from carnet.progress import Progress, Silent
 from carnet.report.comparison import comparison_html, draw_comparison, table_of
 from carnet.significance import accuracy_over_seeds
 from carnet.timing import take_turns
+from carnet.training.matrix_rates import measure_matrix_rates
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def compare(
             "data": runs[0].document["num_images"],
             "unseen": runs[0].report.leaks_known and not runs[0].report.leaked.any(),
         },
-        "machine": processor_name(),
+        "machine": f"{processor_name()} ({instruction_set()})",
+        "matrix_gflops": measure_matrix_rates().to_json(),
         "versions": versions(),
         "models": rows,
         "pairs": judge_pairs(groups),

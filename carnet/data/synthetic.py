@@ -26,6 +26,8 @@ from carnet.files import patiently
 CLASSES: tuple[str, ...] = tuple(sorted(THINGS))
 Faults = dict[str, list[dict[str, str]]]
 
+PICTURE_SIZE = 96
+"""Side of a picture, in pixels."""
 _SUPERSAMPLING = 4
 _GREY_SHARE = 0.08
 _STREAMS = {"train": 0, "valid": 1, "planted": 2}
@@ -60,7 +62,7 @@ class SyntheticSummary:
     mislabelled: tuple[str, ...] = ()
 
 
-def draw_image(label: int, rng: Generator, size: int = 96) -> Image.Image:
+def draw_image(label: int, rng: Generator, size: int = PICTURE_SIZE) -> Image.Image:
     """Draw one picture of class `CLASSES[label]`, `size` x `size` pixels; about one in twelve is grey.
 
     All chance comes from `rng`. Returns a picture of mode "RGB" or "L".
@@ -209,7 +211,7 @@ def _photograph(picture: Image.Image, rng: Generator) -> Image.Image:
     return picture.convert("L") if rng.random() < _GREY_SHARE else picture
 
 
-def draw_contact_sheet(columns: int = 10, rows: int = 4, size: int = 96, seed: int = 0) -> Image.Image:
+def draw_contact_sheet(columns: int = 10, rows: int = 4, size: int = PICTURE_SIZE, seed: int = 0) -> Image.Image:
     """One column per class in the order of `CLASSES`, starting again after the tenth.
 
     The pictures are the first training pictures of the data set with the same seed and size. Returns an RGB
@@ -248,7 +250,7 @@ def write_dataset(
     *,
     train_per_class: int = 120,
     valid_per_class: int = 30,
-    size: int = 96,
+    size: int = PICTURE_SIZE,
     seed: int = 0,
     dirty: bool = False,
     progress: Callable[[int, int], None] | None = None,

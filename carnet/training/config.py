@@ -15,6 +15,7 @@ from carnet.quantities import parse_bytes, parse_seconds
 from carnet.spec import CHANNELS, ResizeRule
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MuonPrecision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
 Choice = Literal["auto", "on", "off"]
@@ -45,7 +46,7 @@ class TrainingConfig:
     in_channels: int = 3
     """What the network sees of an image: 1 grey, 3 colour, 4 colour and opacity."""
     epochs: int = 0
-    """Passes over the training images; 0: chosen from their number."""
+    """Passes over the training images, with --budget at most so many; 0: chosen from their number, or the budget."""
     batch_size: int = 0
     """Images per optimizer step; the last, smaller batch of an epoch is kept. 0: chosen from the number of images."""
     optimizer: Optimizer = "muon"
@@ -95,6 +96,8 @@ class TrainingConfig:
     """Processes to train with, one GPU or one part of the processor's cores each; they share every batch."""
     precision: Precision = "auto"
     """Arithmetic of training (evaluation is fp32): auto takes bf16 or fp16 where the hardware does it well."""
+    muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """With muon: arithmetic in which it makes matrices orthogonal; auto measures which is faster here."""
     compile: Choice = "auto"
     """Compile the network (torch.compile): auto does where the run is long enough to repay it."""
     memory_format: MemoryFormat = "channels_last"
@@ -114,7 +117,7 @@ class TrainingConfig:
     max_memory: str = ""
     """Memory that training may take, such as 2GB; empty: what is free."""
     budget: str = ""
-    """Time to train in, such as 10m or 1h30m, looking at the images included; it chooses the epochs, not --epochs."""
+    """Time to train in, such as 10m or 1h30m, looking at the images included; it decides how many epochs there are."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints inside an epoch; every epoch ends with one as well."""
     checkpoint_steps: int = 0
@@ -149,6 +152,8 @@ class TrainingConfig:
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
         self._require(self.device in get_args(Device), "device", f"one of {', '.join(get_args(Device))}")
         self._require(self.precision in get_args(Precision), "precision", f"one of {', '.join(get_args(Precision))}")
+        precisions = ("auto", *get_args(MuonPrecision))
+        self._require(self.muon_precision in precisions, "muon_precision", f"one of {', '.join(precisions)}")
         self._require(self.devices >= 1, "devices", "at least 1")
         self._require(
             self.batch_size >= 2 * self.devices or self.devices == 1 or not self.batch_size,
@@ -209,7 +214,7 @@ class TrainingConfig:
         """
         free = {"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache"}
         free |= {"device", "devices", "precision", "threads", "compile", "memory_format", "fast_depthwise"}
-        free |= {"micro_batch", "keep_memory"}
+        free |= {"micro_batch", "keep_memory", "muon_precision"}
         found = []
         for f in fields(self):
             then, now = getattr(self, f.name), getattr(other, f.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import platform
 import re
@@ -177,7 +176,6 @@ def hold_memory_below(limit: str, device: str) -> None:
 
 
 def trim_memory() -> None:
-    """Give back to the system what is free now: what compiling has left, and gaps of another use of memory."""
-    gc.collect()
+    """Give back to the system what is free now, such as gaps of another use of memory."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from carnet.training.config import TrainingConfig
+from carnet.training.config import MuonPrecision, TrainingConfig
 
 _POLYNOMIALS = (7.711, -22.114, 16.249), (3.215, -2.411, 0.501)
 """Of x, x^3 and x^5, for one step each: of all two such steps these bring singular values between 1/50 of the bound and
@@ -34,11 +34,20 @@ class Muon(Optimizer):
         adam_share: learning rate of the others, as a share of it.
         weight_decay: times the learning rate, taken off matrices and other weights at each step; not off vectors.
         momentum: of the matrices.
+        precision: fp32 or bf16, in which matrices are made orthogonal; the weights stay as they are.
     """
 
     def __init__(
-        self, network: nn.Module, *, lr: float, adam_share: float, weight_decay: float, momentum: float = 0.95
+        self,
+        network: nn.Module,
+        *,
+        lr: float,
+        adam_share: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        precision: MuonPrecision = "fp32",
     ) -> None:
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         matrices = hidden_matrices(network)
         known = set(map(id, matrices))
         others = [parameter for parameter in network.parameters() if id(parameter) not in known]
@@ -81,7 +90,7 @@ class Muon(Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
-            change = orthogonalized(ahead.flatten(1))
+            change = orthogonalized(ahead.flatten(1), self._dtype)
             tall = max(1.0, change.shape[0] / change.shape[1]) ** 0.5
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(change.view(parameter.shape), alpha=-group["lr"] * tall)
@@ -125,15 +134,20 @@ def hidden_matrices(network: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in convolutions[1:] if min(layer.weight.shape[:2]) >= _SMALLEST_SIDE]
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose rows, or columns if there are fewer, are orthonormal; roughly, in bf16.
+def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest matrix whose rows, or columns if there are fewer, are orthonormal; roughly.
 
     (M, N) -> (M, N), singular values between 0.48 and 1.55; below that where they were under 1/50 of the bound
+
+    Args:
+        matrix: of any size.
+        dtype: of the products. bfloat16 is exact enough, and the faster one where the hardware computes it.
+
     Source of the polynomials: Amsel et al., "The Polar Express: Optimal matrix sign methods and their application to
     the Muon algorithm", 2025.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.bfloat16()
+    x: Tensor = matrix.to(dtype)
     x = x.mT if is_tall else x
     x = x / (x.norm() + 1e-7)
     gram = x @ x.mT
@@ -146,13 +160,25 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     return (x.mT if is_tall else x).to(matrix.dtype)
 
 
-def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
-    """The optimizer that the recipe names."""
+def make_optimizer(network: nn.Module, config: TrainingConfig, muon_precision: MuonPrecision = "fp32") -> Optimizer:
+    """The optimizer that the recipe names.
+
+    Args:
+        network: whose parameters are trained.
+        config: the recipe.
+        muon_precision: as the plan has it.
+    """
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         case "muon":
-            return Muon(network, lr=config.lr, adam_share=config.adam_share, weight_decay=config.weight_decay)
+            return Muon(
+                network,
+                lr=config.lr,
+                adam_share=config.adam_share,
+                weight_decay=config.weight_decay,
+                precision=muon_precision,
+            )
 
 
 def set_lr(optimizer: Optimizer, share: float) -> None:

@@ -11,13 +11,16 @@ import torch
 from carnet.errors import ConfigError, RunError
 from carnet.models.device import choose_device, device_name
 from carnet.prefetch import available_cores, loading_threads
-from carnet.training.config import TrainingConfig
+from carnet.training.config import MuonPrecision, TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _FABRIC_PRECISIONS: dict[str, FabricPrecision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-DECIDING = ("device", "devices", "precision", "threads", "memory_format", "micro_batch", "compile", "fast_depthwise")
+DECIDING = (
+    *("device", "devices", "precision", "threads", "memory_format", "micro_batch", "compile", "fast_depthwise"),
+    "muon_precision",
+)
 """What the weights depend on."""
 
 
@@ -48,10 +51,16 @@ class Plan:
     """What a step of the smallest images takes, as a share of one of the largest."""
     fast_depthwise: bool = False
     """Whether `carnet.training.depthwise` computes gradients."""
+    muon_precision: MuonPrecision = "bf16"
+    """In which Muon makes matrices orthogonal. Plans of runs before this was measured have none, and meant bf16."""
+    matrix_gflops: Mapping[str, float] | None = None
+    """Measured rates of matrix products, by precision."""
     keep_memory: bool = False
     """Whether freed memory stays with the process."""
     training_steps: int = 0
     """Optimizer steps that a budget is foretold to leave time for; 0: all of the epochs."""
+    most_steps: int = 0
+    """Optimizer steps of the epochs asked for, which a budget may shorten and never exceeds; 0: none were."""
     training_seconds: float = 0.0
     """When this much time has been spent training, the run ends at the next step; 0: it does not."""
     reasons: tuple[str, ...] = ()
@@ -136,6 +145,7 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
         memory_format=layout,
         micro_batch=whole_micro_batch(config, devices),
         fast_depthwise=fast_depthwise,
+        muon_precision="fp32" if config.muon_precision == "auto" else config.muon_precision,
         keep_memory=keep and device == "cpu",
         reasons=tuple(reasons),
     )

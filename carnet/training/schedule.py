@@ -111,9 +111,3 @@ def mean_cost(progress: float, config: TrainingConfig, first_cost: float) -> flo
     """The mean of `step_cost` over the rest of the run."""
     moments = (progress + (1 - progress) * (place + 0.5) / 100 for place in range(100))
     return fmean(step_cost(side_at(moment, config), config, first_cost) for moment in moments)
-
-
-def time_at_full_side(config: TrainingConfig, first_cost: float) -> float:
-    """Share of the run's time in which images have their full side."""
-    grows = first_side(config) < config.image_size
-    return (1 - _GROWN) / mean_cost(0, config, first_cost) if grows else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -72,7 +73,8 @@ class TrainingStep:
         compiled = (plan.micro_batch, config.image_size) if plan.compile else None
         forward = _Forward(self.network, compiled, plan.recompute)
         self.config = config
-        self.forward, self.optimizer = fabric.setup(forward, make_optimizer(self.network, config))
+        optimizer = make_optimizer(self.network, config, plan.muon_precision)
+        self.forward, self.optimizer = fabric.setup(forward, optimizer)
 
     def __call__(
         self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_share: float = 1.0
@@ -114,6 +116,7 @@ class TrainingStep:
             # Which may have compiled the network, and leaves gaps where the next steps have nothing.
             if self._is_compiled:
                 end_compiling()
+                gc.collect()
             trim_memory()
             self._sides.add(batch.size)
         return StepResult(loss / num_images, int(num_correct), int(num_images))

@@ -234,7 +234,7 @@ class Trainer:
         if self.steps_left > 0:
             fitting = self.steps_done + int((allowed - state.seconds) / self._seconds_per_step)
             (fitting,) = map(int, self.processes.sum(fitting if self.processes.is_first else 0))
-            state.num_steps = max(self.steps_done, fitting)
+            state.num_steps = max(self.steps_done, min(fitting, self.job.plan.most_steps or fitting))
         if self.steps_left <= 0 and state.num_steps != self.steps_planned and not state.finished:
             state.finished = state.num_steps < self.steps_planned
             state.notes.append(narration.other_length(self.config, state, self.steps_per_epoch))

@@ -1,4 +1,4 @@
-"""What is chosen by measuring, before the first step: micro-batch, threads, compiling, epochs.
+"""What is chosen by measuring, before the first step: Muon's precision, micro-batch, threads, compiling, epochs.
 
 A rehearsal takes real steps on a real batch, and then puts the weights back. Everything chosen is frozen in the plan
 and the recipe of the run, so that it can be repeated and resumed; every choice is told with its reason.
@@ -13,20 +13,26 @@ from dataclasses import replace
 import numpy as np
 
 from carnet.errors import CarnetError, ConfigError
+from carnet.models.device import on_threads
 from carnet.prefetch import available_cores
 from carnet.progress import Progress, counted, duration
 from carnet.quantities import parse_bytes, parse_seconds, show_bytes
+from carnet.training.compile_cost import expected_seconds, remember_seconds
 from carnet.training.config import TrainingConfig
+from carnet.training.matrix_rates import measure_matrix_rates
 from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
-from carnet.training.plan import Plan, physical_cores
+from carnet.training.plan import Plan, physical_cores, processor_features
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.schedule import first_side, mean_cost, time_at_full_side
+from carnet.training.schedule import first_side, mean_cost
 from carnet.training.step import compiler_problem, end_compiling
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
-COMPILED_RUN_SECONDS = 300.0
-"""With images of full side, from which on compiling is tried: it takes a minute, to save a fifth to a third."""
+COMPILING_SHARE = 1 / 20
+"""Share of the run that trying to compile may cost: it saves a fifth to a third where it succeeds."""
+SLOWER_COMPILED = ("AVX2",)
+"""Instruction sets on which the compiled network was slower than the plain one: 240 + 554 ms for a forward and a
+backward pass of `carnet_s` instead of 157 + 412 (two cores, PyTorch 2.15)."""
 FEWEST_STEPS = 100
 """Where a budget leaves fewer, and no epoch, nothing can be learned."""
 FEW_THREADS = 2
@@ -71,6 +77,7 @@ def tune(
     rehearsal = rehearse()
     try:
         tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
+        tuning.choose_muon_precision()
         tuning.fit_memory()
         tuning.measure_step()
         if tuning.run_seconds >= SHORT_RUN_SECONDS and plan.devices == 1:
@@ -98,9 +105,19 @@ class _Tuning:
     @property
     def run_seconds(self) -> float:
         """What the steps of the run take, as measured so far."""
+        asked = self.step_seconds * self.steps_per_epoch * self.config.epochs
         if self.config.budget:
-            return self._left()
-        return self.step_seconds * self.steps_per_epoch * self.config.epochs
+            return min(self._left(), asked or self._left())
+        return asked
+
+    def choose_muon_precision(self) -> None:
+        """Let Muon multiply in the precision that this device multiplies fastest."""
+        with on_threads(self.plan.threads):
+            rates = measure_matrix_rates(self.plan.device)
+        self.plan = replace(self.plan, matrix_gflops=rates.to_json())
+        if self.config.optimizer == "muon" and self.config.muon_precision == "auto":
+            self.plan = replace(self.plan, muon_precision=rates.faster_precision)
+            self.reasons.append(f"Muon in {rates.faster_precision}: {rates}")
 
     def fit_memory(self) -> None:
         """Choose how many images go through the network at a time."""
@@ -179,25 +196,12 @@ class _Tuning:
         wish, plan = self.config.compile, self.plan
         if wish == "off" or (wish == "auto" and plan.devices > 1):
             return
-        if wish == "auto" and plan.device == "mps":
-            self.reasons.append("not compiled, for that is not reliable on Apple's GPUs yet")
-            return
-        at_full_side = self.run_seconds * time_at_full_side(self.config, plan.first_cost)
-        if wish == "auto" and at_full_side < COMPILED_RUN_SECONDS:
-            self.reasons.append("not compiled, for the run is short")
+        network = f"{self.config.model}, {plan.micro_batch} images of {self.config.image_size} px"
+        if wish == "auto" and (reason := self._reason_not_to_compile(network)):
+            self.reasons.append(f"not compiled: {reason}")
             return
         if problem := compiler_problem(plan.device):
-            if wish == "on":
-                raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
-            self.reasons.append(f"not compiled, for {problem}")
-            return
-        if self.config.max_memory and wish == "auto" and plan.device != "cuda":
-            left = parse_bytes(self.config.max_memory) // plan.devices - anonymous_bytes()
-            if left < _COMPILING_BYTES:
-                self.reasons.append(
-                    f"not compiled, for that takes about {show_bytes(_COMPILING_BYTES)}, more than the limit leaves"
-                )
-                return
+            raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
         recompute = _LEAN_RECOMPUTE if self.config.max_memory else 1.0
         compiled = replace(plan, compile=True, recompute=recompute)
         started = time.perf_counter()
@@ -206,11 +210,13 @@ class _Tuning:
         # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
         except Exception as error:
             end_compiling()
+            remember_seconds(network, time.perf_counter() - started)
             if wish == "on" or isinstance(error, CarnetError):
                 raise ConfigError(f"--compile on: {_first_line(error)}") from error
-            self.reasons.append(f"not compiled, for that failed ({_first_line(error)})")
+            self.reasons.append(f"not compiled: that failed ({_first_line(error)})")
             return
         took = time.perf_counter() - started
+        remember_seconds(network, took)
         gain = f"{self.step_seconds:.2f} to {seconds:.2f} s a step, in {duration(took)}"
         if wish == "on" or seconds < _BETTER * self.step_seconds:
             first_seconds = plan.first_cost * self.step_seconds
@@ -218,7 +224,27 @@ class _Tuning:
             self._set_first_cost(first_seconds)
             self.reasons.append(f"compiled: {gain}")
         else:
-            self.reasons.append(f"not compiled, for that is no faster: {gain}")
+            self.reasons.append(f"not compiled: that is no faster, {gain}")
+
+    def _reason_not_to_compile(self, network: str) -> str:
+        """Why compiling is not even tried: a clause; empty where it is."""
+        device, limit = self.plan.device, self.config.max_memory
+        if device == "mps":
+            return "that is not reliable on Apple's GPUs yet"
+        if device == "cpu" and processor_features() in SLOWER_COMPILED:
+            return f"with {processor_features()} instructions a compiled network was measured to be slower"
+        seconds = expected_seconds(network)
+        if seconds > COMPILING_SHARE * self.run_seconds:
+            return f"it takes about {duration(seconds)}, too long for a run of {duration(self.run_seconds)}"
+        if problem := compiler_problem(device):
+            return problem
+        if (
+            limit
+            and device != "cuda"
+            and parse_bytes(limit) // self.plan.devices - anonymous_bytes() < _COMPILING_BYTES
+        ):
+            return f"it takes about {show_bytes(_COMPILING_BYTES)} of memory, more than the limit leaves"
+        return ""
 
     def measure_growth(self) -> None:
         """Learn how much less a step takes at the beginning, where images grow."""
@@ -248,7 +274,7 @@ class _Tuning:
         self.reasons.append(f"{threads}, {prepared}")
 
     def choose_epochs(self, num_valid: int) -> None:
-        """As many as fit into what is left of the budget."""
+        """As many as fit into what is left of the budget, and no more than were asked for."""
         judging = num_valid * self.rehearsal.seconds_to_judge()
         step = self.step_seconds
         if self.plan.device == "cpu":
@@ -268,12 +294,15 @@ class _Tuning:
                 f"{duration(spent)} of looking at the images and measuring; give at least "
                 f"{duration(spent + judging + 3.0 + FEWEST_STEPS * step)}"
             )
-        asked, epochs = self.config.epochs, max(1, steps // self.steps_per_epoch)
-        self.config = replace(self.config, epochs=epochs)
-        self.plan = replace(self.plan, training_seconds=round(left, 1), training_steps=steps)
-        instead = f", instead of {asked}" if asked else ""
+        asked, fitting = self.config.epochs, max(1, steps // self.steps_per_epoch)
+        most_steps = asked * self.steps_per_epoch
+        if asked:
+            steps = min(steps, most_steps)
+        self.config = replace(self.config, epochs=min(fitting, asked or fitting))
+        self.plan = replace(self.plan, training_seconds=round(left, 1), training_steps=steps, most_steps=most_steps)
+        instead = f", of the {asked} asked for" if asked else ""
         self.reasons.append(
-            f"{counted(epochs, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}{instead}"
+            f"{counted(fitting, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}{instead}"
             if steps >= self.steps_per_epoch
             else f"an epoch takes about {duration(epoch)}, so training ends inside the first, after {steps:,} steps"
         )

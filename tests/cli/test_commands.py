@@ -10,11 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import PATIENCE, finished, started, wait_for
 
 from carnet import TrainingConfig, files
 from carnet.cli.main import COMMANDS, run
@@ -105,7 +105,19 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_train_json_is_one_document(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--image-size", "48", "--epochs", "1", "--batch-size", "8", "--output", tmp_path / "run", "--json"]
+    arguments = [
+        "--model",
+        "carnet_n",
+        "--image-size",
+        "48",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--output",
+        tmp_path / "run",
+        "--json",
+    ]
     code, out, err = call(capsys, "train", photos, *arguments)
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "run" / "result.json").read_text())
@@ -267,7 +279,7 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_numbers(
 def test_a_full_disk_behind_standard_output_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "carnet", "--help"]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        ended = finished(command, stdout=full)
     assert (ended.returncode, ended.stderr) == (2, "carnet: input or output: No space left on device\n")
 
 
@@ -375,15 +387,11 @@ def test_training_and_commands_agree(
 def test_ctrl_c_in_a_real_process(photos: Path, tmp_path: Path) -> None:
     """From the outside: a signal, a checkpoint, exit code 130, and a resumed end."""
     run_folder = tmp_path / "run"
-    command = [sys.executable, "-m", "carnet", "train", str(photos), "--image-size", "48", "--epochs", "500"]
-    process = subprocess.Popen([*command, "--output", str(run_folder)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (run_folder / "model.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "carnet", "train", photos, "--model", "carnet_n", "--image-size", "48"]
+    with started([*command, "--epochs", "5000", "--output", run_folder], stderr=subprocess.PIPE) as process:
+        wait_for(run_folder / "model.safetensors", process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert f"go on with carnet train --resume {run_folder}" in err
     assert "Traceback" not in err
@@ -392,9 +400,9 @@ def test_ctrl_c_in_a_real_process(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell on Windows")
 def test_a_reader_that_goes_away_does_not_end_training(photos: Path, tmp_path: Path) -> None:
-    flags = f"--image-size 48 --epochs 2 --batch-size 8 --output {tmp_path / 'run'}"
+    flags = f"--model carnet_n --image-size 48 --epochs 2 --batch-size 8 --output {tmp_path / 'run'}"
     script = f"set -o pipefail; {sys.executable} -m carnet train {photos} {flags} | head -n 1"
-    answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    answer = finished(["bash", "-c", script])
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == "Found 3 classes, 24 train, 12 valid images.\n"
     assert (tmp_path / "run" / "result.json").exists()
@@ -412,7 +420,7 @@ def test_missing_extra_is_one_line(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     for arguments in (["summary", "carnet18"], ["train", "x"], ["demo", "--output", str(tmp_path / "demo")]):
         command = [sys.executable, "-m", "carnet", *arguments]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        answer = finished(command, env=environment)
         assert answer.returncode == 2
         assert answer.stderr == f'carnet: carnet {arguments[0]} needs PyTorch: pip install "carnet[train]"\n'
 
@@ -536,4 +544,4 @@ def test_an_exported_model_is_judged_like_its_run(
     )
     assert file_numbers["confusion"] == run_numbers["confusion"]
     assert file_numbers["num_leaked"] is None
-    assert "photos.onnx, a carnet_s" in target.read_text(encoding="utf-8")
+    assert "photos.onnx, a carnet_n" in target.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from carnet.training.config import TrainingConfig
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
-        return TrainingConfig(image_size=48, epochs=1, seed=seed, skip_unreadable=skip_unreadable)
+        return TrainingConfig(model="carnet_n", image_size=48, epochs=1, seed=seed, skip_unreadable=skip_unreadable)
 
     monkeypatch.setattr(demo, "demo_config", config)
     few = functools.partial(demo.write_dataset, train_per_class=4, valid_per_class=2)

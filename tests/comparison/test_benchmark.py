@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 from carnet.comparison.benchmark import Benchmark, Timing, benchmark
 from carnet.errors import ConfigError, ModelError, ModelFileError
@@ -84,7 +84,7 @@ def test_files_are_timed_without_pytorch(exported: Path) -> None:
         "sys.exit(code)"
     )
     command = [sys.executable, "-c", script, "benchmark", str(exported), "--rounds", "2"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = finished(command, check=True)
     table, _, last = answer.stdout.rstrip().rpartition("\n")
     assert last == "False"
     assert "onnxruntime" in table.splitlines()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -10,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import PATIENCE, started, wait_for
 
 from carnet import TrainingConfig
 from carnet.cli.main import run as run_command
@@ -33,7 +34,7 @@ from carnet.models.trained import TrainedModel
 from carnet.progress import Silent
 from carnet.training.checkpoint import read_checkpoint
 
-SMALL = TrainingConfig(image_size=32, epochs=2, batch_size=8, compile="off")
+SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
 MODELS = ("carnet_n", "carnet_s")
 
 
@@ -46,6 +47,23 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(training_of_runs, "_train_alone", training_of_runs._train)
         train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
     return folder
+
+
+@pytest.fixture(autouse=True)
+def each_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing a network as ONNX takes seconds, and these tests have two of them."""
+    monkeypatch.setattr(graph, "to_graph", _graph_of)
+
+
+def _graph_of(trained: TrainedModel) -> graph.Graph:
+    weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in trained.network.state_dict().values()))
+    key = (json.dumps(trained.spec.to_json()), weights.hexdigest())
+    if key not in _graphs:
+        _graphs[key] = to_graph(trained)
+    return _graphs[key]
+
+
+_graphs: dict[tuple[str, str], graph.Graph] = {}
 
 
 def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +192,7 @@ def test_runs_whose_images_have_moved(folder: Path, photos: Path, tmp_path: Path
     assert compare(paths, tmp_path / "answer", data=str(photos)).document["images"]["count"] == 12
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0")
     (tmp_path / "carnet_n-seed-0" / "result.json").unlink()
@@ -188,25 +207,23 @@ def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Pat
 def comparing_for_long(photos: Path) -> list[str]:
     """A command that a signal ends."""
     command = [sys.executable, "-m", "carnet", "compare", str(photos)]
-    return [*command, "--models", "carnet_n,carnet_s", "--epochs", "500"]
+    return [*command, "--models", "carnet_n,carnet_s", "--epochs", "5000"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tmp_path: Path) -> None:
     command = comparing_for_long(photos)
     flags = ["--image-size", "48", "--seeds", "1", "--output", str(tmp_path)]
-    # A group of its own, as a shell would make: Ctrl-C reaches all of it, other signals one process.
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True)
     run = tmp_path / "carnet_n-seed-0"
-    deadline = time.monotonic() + 120
-    while not (run / "model.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    # The process that trains has the same standard error, which is at its end when both are gone.
-    _, err = process.communicate(timeout=60)
+    with started([*command, *flags], stderr=subprocess.PIPE) as process:
+        wait_for(run / "model.safetensors", process)
+        # Ctrl-C reaches the whole group, other signals one process.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        # The process that trains has the same standard error, which is at its end when both are gone.
+        _, err = process.communicate(timeout=PATIENCE)
     assert not (run / "result.json").exists()
     assert not (tmp_path / "carnet_s-seed-0").exists()
     if number == signal.SIGKILL:
@@ -223,12 +240,13 @@ def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path
     """The process that would train dies without a word; that is no reason to go on with the next network."""
     command = comparing_for_long(photos)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*command, "--output", str(tmp_path / "runs")], text=True, **pipes)  # type: ignore[call-overload]
-    # It has looked at the images, and measures the machine.
-    while "Found 3 classes" not in (line := process.stderr.readline()):
-        assert line
-    process.terminate()
-    out, err = process.communicate(timeout=60)
+    with started([*command, "--output", tmp_path / "runs"], **pipes) as process:
+        assert process.stderr is not None
+        # It has looked at the images, and measures the machine.
+        while "Found 3 classes" not in (line := process.stderr.readline()):
+            assert line
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert "carnet: stopped" in err
     assert "carnet_s" not in out + err
@@ -397,7 +415,7 @@ def test_a_network_that_cannot_be_exported_keeps_its_place(
     def refuse(trained: TrainedModel) -> object:
         if trained.spec.model == "carnet_s":
             raise error
-        return to_graph(trained)
+        return _graph_of(trained)
 
     monkeypatch.setattr(graph, "to_graph", refuse)
     answer = compare([folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"], tmp_path / "answer")

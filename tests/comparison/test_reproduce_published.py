@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 
 from carnet import TrainingConfig, published
 from carnet.comparison import runs as training_of_runs
+from carnet.errors import StoppedError
+from carnet.progress import Silent
 
 
 def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> int:
@@ -55,6 +59,26 @@ def test_with_cuda_it_asks_for_the_published_runs(photos: Path, monkeypatch: pyt
     assert (asked["models"], asked["seeds"], asked["folder"]) == (("carnet18", "resnet18"), 5, photos / "answer")
     config = asked["config"]
     assert (config.image_size, config.epochs, config.batch_size, config.device) == (244, 50, 16, "cuda")
+
+
+def test_a_stop_leaves_how_far_it_came(
+    photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, Any] = {}
+
+    def train_runs(*_: Any, folder: Path, **__: Any) -> None:
+        shutil.copytree(trained_run, folder / "carnet18-seed-0")
+        shutil.copytree(trained_run, folder / "resnet18-seed-0")
+        (folder / "resnet18-seed-0" / "result.json").unlink()
+        raise StoppedError("stopped", signal.SIGINT)
+
+    monkeypatch.setattr(reproduce_published, "train_runs", train_runs)
+    monkeypatch.setattr(reproduce_published, "write_result", lambda name, command, numbers: written.update(numbers))
+    with pytest.raises(StoppedError):
+        reproduce_published.reproduce(photos, 5, tmp_path / "runs", Silent())
+    finished, stopped = written["runs"]
+    assert (finished["run"], len(finished["epochs"]), finished["result"]["epochs"]) == ("carnet18-seed-0", 2, 2)
+    assert (stopped["run"], len(stopped["epochs"]), stopped["result"]) == ("resnet18-seed-0", 2, None)
 
 
 def test_without_a_valid_folder_it_says_so(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import finished
 from PIL import Image
 
 import carnet
@@ -152,7 +152,7 @@ try:
 except ModuleNotFoundError:
     print("there is no torch here")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = finished([sys.executable, "-c", script])
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("there is no torch here\n")
 
@@ -160,9 +160,7 @@ except ModuleNotFoundError:
 def test_a_thousand_mutated_images_neither_crash_nor_grow(exported: Path) -> None:
     """In a process of its own: a crash would take the tests with it, and their memory says nothing."""
     script = Path(__file__).with_name("mutated_images.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script, exported], capture_output=True, text=True, check=False, timeout=600
-    )
+    done = finished([sys.executable, "-W", "error", script, exported])
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["answered"] + found["refused"] == 1000

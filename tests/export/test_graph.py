@@ -48,7 +48,7 @@ CASES = [
     ("carnet_s", 64, 3),
     ("carnet_n", 50, 1),
     ("carnet18", 64, 3),
-    ("resnet18", 64, 4),
+    pytest.param("resnet18", 64, 4, marks=pytest.mark.slow),
     ("timm/resnet18", 64, 3),
     ("timm/mobilenetv3_small_050", 64, 3),
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import finished
 from PIL import Image
 
 from carnet.data.sources import Sample
@@ -140,7 +140,7 @@ def test_matplotlib_is_imported_when_drawing_and_pyplot_never():
         "draw_curves([{'epoch': 1}]); assert 'matplotlib' in sys.modules;"
         "assert 'matplotlib.pyplot' not in sys.modules; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    finished([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("num_classes", [2, 12, 25, 26, 60, 61, 200])

@@ -1,6 +1,7 @@
 """Whole runs with everything that makes training fast: they stop, resume, and learn like plain ones."""
 
 import copy
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,14 @@ from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
 from carnet.progress import Silent
 from carnet.spec import ModelSpec
-from carnet.training import preparation, step
+from carnet.training import preparation, resumption, step, tuning
 from carnet.training.dataset import Batch
 from carnet.training.mix import cut_mix
 from carnet.training.plan import Plan, resolve
 from carnet.training.processes import Processes
 from carnet.training.step import TrainingStep, compiler_problem
 
-SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
+SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
 
 
@@ -57,7 +58,7 @@ def test_the_rehearsal_leaves_no_trace(
 
 def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    recipe = replace(SMALL, budget="10m", compile="off")
+    recipe = replace(SMALL, epochs=0, budget="10m", compile="off")
     document = run_with({"training_seconds": 1e-9}, monkeypatch, photos, recipe, output=run).document
     assert document["stopped_early"]
     assert document["epochs"] == 1
@@ -71,7 +72,7 @@ def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkey
 def test_a_slower_machine_gets_a_shorter_schedule(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = replace(SMALL, budget="10m", compile="off")
+    planned = replace(SMALL, epochs=0, budget="10m", compile="off")
     slow = iter(range(1, 10**6))
     monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: float(next(slow)))
     # A reading of that clock takes a second, and so does a step: 100 seconds hold fewer steps than the recipe's epochs.
@@ -99,13 +100,36 @@ def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, m
     assert result.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in result.history)
 
 
-@needs_compiler
-def test_exact_resume_with_everything_on(photos: Path, tmp_path: Path) -> None:
+def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = iter(range(1, 10**6))
+    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: next(quick) / 1000)
+    planned = {"training_seconds": 10.0, "training_steps": 4, "most_steps": 6}
+    result = run_with(planned, monkeypatch, photos, replace(SMALL, budget="10s"), output=tmp_path / "run")
+    assert result.document["epochs"] == 2
+    assert result.history[-1]["lr"] < 0.2 * max(epoch["lr"] for epoch in result.history)
+
+
+@pytest.mark.parametrize(
+    ("backend", "moments"),
+    [
+        ("eager", [("epoch 2/2", 2)]),
+        pytest.param("inductor", [("epoch 1/2", 1), ("epoch 2/2", 2)], marks=[pytest.mark.slow, needs_compiler]),
+    ],
+)
+def test_exact_resume_with_everything_on(
+    backend: str, moments: list[tuple[str, int]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is traced here; generating code for it takes minutes, and is a slow test."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
+    monkeypatch.setattr(resumption, "compiler_problem", lambda _: "")
     recipe = replace(SMALL, compile="on", precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())
     plan = json.loads((tmp_path / "whole" / "config.json").read_text())["plan"]
     assert (plan["compile"], plan["precision"], plan["micro_batch"]) == (True, "bf16", 4)
-    for number, moment in enumerate((("epoch 1/2", 1), ("epoch 2/2", 2))):
+    for number, moment in enumerate(moments):
         run = tmp_path / f"run{number}"
         with pytest.raises(StoppedError):
             train(photos, recipe, output=run, progress=StopAt(*moment))

@@ -2,7 +2,6 @@ import ctypes
 import mmap
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from children import finished
 
 from carnet.training.memory import PeakMemory, _anonymous_bytes_of, free_bytes, keep_freed_memory
 
@@ -75,7 +75,7 @@ print(given_back, faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can")
 def test_kept_memory_is_not_fetched_again() -> None:
-    answer = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True).stdout
+    answer = finished([sys.executable, "-c", KEEPING], check=True).stdout
     given_back, kept = map(int, answer.split())
     assert given_back > 10 * kept
 
@@ -96,6 +96,6 @@ def test_freed_blocks_go_back_where_memory_is_limited(returned: bool) -> None:
         "blocks = [np.ones(2**23, np.uint8) for _ in range(16)]; del blocks[:-1]\n"
         "print(anonymous_bytes() - before)"
     )
-    left = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    left = int(finished([sys.executable, "-c", code], check=True).stdout)
     # The block that is left lies behind the others in the heap, which therefore stay.
     assert (left < 16 * MEGABYTE) == returned

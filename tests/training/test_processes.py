@@ -2,13 +2,13 @@
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import finished
 from together import die, losses_with_frozen_batch_norm
 
 from carnet import TrainingConfig, train
@@ -22,11 +22,18 @@ from carnet.training.processes import Processes
 from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.
-TWO = TrainingConfig(image_size=48, epochs=2, batch_size=9, devices=2, threads=1)
+TWO = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=9, devices=2, threads=1)
 
 
 def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**(TWO.to_json() | changes))
+
+
+@pytest.fixture(autouse=True)
+def processes(request: pytest.FixtureRequest) -> None:
+    """Quick ones, but where a test wants them as users have them."""
+    if "started_afresh" not in request.keywords:
+        request.getfixturevalue("quick_processes")
 
 
 def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
@@ -45,6 +52,7 @@ def test_every_image_belongs_to_one_process(num_images: int, steps: int) -> None
         assert batches == [sorted(batch) for batch in whole]
 
 
+@pytest.mark.started_afresh
 def test_with_frozen_batch_norm_two_processes_learn_like_one(photos: Path, tmp_path: Path) -> None:
     single = new_job(photos, tmp_path / "one", config(devices=1, lr=2e-3))
     losses, state = losses_with_frozen_batch_norm(single, Processes(), Silent(), StopFlag())
@@ -76,7 +84,7 @@ def test_two_processes_stop_and_resume_to_the_same_weights(photos: Path, tmp_pat
     assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_dead_process_ends_the_others(rank: int, photos: Path, tmp_path: Path) -> None:
     job = new_job(photos, tmp_path / "run")
     started = time.monotonic()
@@ -108,17 +116,26 @@ def test_refusals(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = ["--image-size", "48", "--epochs", "2", "--batch-size", "9", "--threads", "1", "--output", str(run)]
+    flags = [
+        "--model",
+        "carnet_n",
+        "--image-size",
+        "48",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "9",
+        "--threads",
+        "1",
+        "--output",
+        str(run),
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    answer = subprocess.run(
-        [*torchrun, "-m", "carnet", "train", str(photos), *flags], capture_output=True, text=True, check=True
-    )
+    answer = finished([*torchrun, "-m", "carnet", "train", photos, *flags])
+    assert answer.returncode == 0, answer.stderr
     assert len(re.findall(r"^epoch \d/2: ", answer.stdout, re.MULTILINE)) == 2
     assert answer.stdout.count("Try it:") == 1
     train(photos, TWO, output=tmp_path / "ours", progress=Silent())
     assert (run / "model.safetensors").read_bytes() == (tmp_path / "ours" / "model.safetensors").read_bytes()
-    failed = subprocess.run(
-        [*torchrun, "-m", "carnet", "train", str(tmp_path / "nowhere"), *flags[:-1], str(tmp_path / "x")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    failed = finished([*torchrun, "-m", "carnet", "train", tmp_path / "nowhere", *flags[:-1], tmp_path / "x"])
     assert failed.stderr.count("carnet: no folder") == 1

@@ -14,7 +14,6 @@ from carnet.training.schedule import (
     lr_share,
     mean_cost,
     step_cost,
-    time_at_full_side,
     view_at,
 )
 
@@ -65,7 +64,7 @@ def test_where_images_do_not_grow() -> None:
     assert {view_at(step / 10, published(), 1000) for step in range(10)} == {(244, 1)}
     assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
     small = TrainingConfig(image_size=32)
-    assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == time_at_full_side(small, 0.5) == 1
+    assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == 1
 
 
 def test_the_cost_of_a_step_lies_between_the_first_and_the_last() -> None:
@@ -77,4 +76,3 @@ def test_the_cost_of_a_step_lies_between_the_first_and_the_last() -> None:
     whole, second_half = mean_cost(0, config, 0.4), mean_cost(0.5, config, 0.4)
     assert 0.4 < whole < second_half < 1
     assert mean_cost(0.75, config, 0.4) == pytest.approx(1)
-    assert time_at_full_side(config, 0.4) == pytest.approx(0.25 / whole)

@@ -23,7 +23,7 @@ from carnet.training.session import TrainingResult
 
 pytest.importorskip("datasets")
 
-RECIPE = {"image_size": 48, "epochs": 2, "batch_size": 8}
+RECIPE = {"model": "carnet_n", "image_size": 48, "epochs": 2, "batch_size": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +175,7 @@ def test_what_has_changed_is_noticed(photos: Path, tmp_path: Path) -> None:
         run_on(photos, tmp_path / "x", stream=True)
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_two_processes_share_a_stream(photos: Path, tmp_path: Path) -> None:
     data = shards(photos, tmp_path / "shards")
     result = run_on(data, tmp_path / "run", epochs=1, stream=True, devices=2)

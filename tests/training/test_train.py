@@ -46,7 +46,7 @@ from carnet.training.looking import look_at
 from carnet.training.plan import resolve
 from carnet.training.recipe import with_augmentation, with_size
 
-SMALL = TrainingConfig(image_size=48, epochs=2, batch_size=8)
+SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -89,7 +89,7 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert TrainingConfig.from_json(record["recipe"]) == with_augmentation(with_size(SMALL))
     assert record["plan"]["device"] == "cpu"
     model = json.loads((trained_run / "model.json").read_text())
-    network = create_model("carnet_s", num_classes=3)
+    network = create_model("carnet_n", num_classes=3)
     params = sum(parameter.numel() for parameter in network.parameters())
     assert (model["classes"], model["params"]) == (["blue", "green", "red"], params)
 
@@ -521,10 +521,10 @@ def test_init_keeps_or_renews_the_head(photos: Path, trained_run: Path, tmp_path
     said = StopAfter(-1)
     train(other, frozen, output=tmp_path / "two", init=trained_run, progress=said)
     new = load_file(tmp_path / "two" / "model.safetensors")
-    assert new["linear.weight"].shape == (2, 512)
+    assert new["linear.weight"].shape == (2, 256)
     assert torch.allclose(old["stages.3.1.conv2.weight"], new["stages.3.1.conv2.weight"], atol=1e-6)
     assert any("with a new head (other classes)" in text for text in said.said)
-    with pytest.raises(RunError, match="is a carnet_s, not a resnet18"):
+    with pytest.raises(RunError, match="is a carnet_n, not a resnet18"):
         train(photos, config(model="resnet18"), output=tmp_path / "x", init=trained_run)
 
 
@@ -844,7 +844,7 @@ def test_other_channels(in_channels: int, photos: Path, trained_run: Path, tmp_p
     result = train(photos, config(epochs=1, in_channels=in_channels), output=run)
     model = load(run)
     assert (model.spec.in_channels, len(model.spec.mean)) == (in_channels, in_channels)
-    assert load_file(run / "model.safetensors")["stem.0.weight"].shape == (64, in_channels, 4, 4)
+    assert load_file(run / "model.safetensors")["stem.0.weight"].shape == (32, in_channels, 4, 4)
     assert len(model.predict(photos / "valid" / "red" / "8.jpg").classes) == 3
     assert evaluate(run, photos).top1 == result.top1
     with pytest.raises(RunError, match=f"takes images of other channels; add --in-channels {in_channels}"):
@@ -889,7 +889,7 @@ def test_folder_archive_and_table_train_alike(photos: Path, tmp_path: Path, monk
     files.write_csv(table, rows)
     monkeypatch.chdir(tmp_path)
     runs = [train(data, config(epochs=1)).run for data in (photos, archive, table)]
-    assert [str(run) for run in runs] == ["runs/photos-carnet_s", "runs/pictures-carnet_s", "runs/photos-carnet_s-2"]
+    assert [str(run) for run in runs] == ["runs/photos-carnet_n", "runs/pictures-carnet_n", "runs/photos-carnet_n-2"]
     for run in runs[1:]:
         assert same_weights(run, runs[0])
         assert metrics(run) == metrics(runs[0])

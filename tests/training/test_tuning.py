@@ -13,6 +13,7 @@ from carnet.errors import ConfigError
 from carnet.progress import Silent
 from carnet.training import tuning
 from carnet.training.config import published
+from carnet.training.matrix_rates import MatrixRates
 from carnet.training.plan import Plan, resolve
 from carnet.training.schedule import mean_cost
 from carnet.training.step import compiler_problem
@@ -58,6 +59,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "free_bytes", lambda: 4 * GIGA)
     monkeypatch.setattr(tuning, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
+    monkeypatch.setattr(tuning, "processor_features", lambda: "AVX512")
+    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=80.0, bf16=1.0))
+    monkeypatch.setattr(tuning, "expected_seconds", lambda _: 60.0)
+    monkeypatch.setattr(tuning, "remember_seconds", lambda *_: None)
     # What is measured is made up, and takes no time.
     monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: 5000.0, perf_counter=time.perf_counter))
 
@@ -88,18 +93,85 @@ def test_compiled_where_it_repays() -> None:
     assert tuned(compiled_is(0.6))[1].compile
     assert not tuned(compiled_is(0.99))[1].compile
     assert "no faster" in " ".join(tuned(compiled_is(1.1))[1].reasons)
-    short = tuned(compiled_is(0.6), epochs=1)[1]
-    assert not short.compile
-    assert "the run is short" in " ".join(short.reasons)
     assert tuned(compiled_is(2.0), epochs=1, compile="on")[1].compile
     assert not tuned(compiled_is(0.1), compile="off")[1].compile
+
+
+def never_compiled(plan: Plan) -> float:
+    assert not plan.compile, "compiling was tried"
+    return 1.0
+
+
+def test_trying_to_compile_costs_at_most_a_twentieth_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 100 steps of a second are an epoch; compiling is expected to take a minute.
+    assert tuned(compiled_is(0.6), epochs=12)[1].compile
+    plan = tuned(never_compiled, epochs=11)[1]
+    assert any("not compiled: it takes about 1 min 00 s" in reason for reason in plan.reasons)
+    tuned(never_compiled, budget="19m")
+    assert tuned(compiled_is(0.6), budget="21m")[1].compile
+    asked: list[str] = []
+
+    def expected(network: str) -> float:
+        asked.append(network)
+        return 4.0
+
+    monkeypatch.setattr(tuning, "expected_seconds", expected)
+    assert tuned(compiled_is(0.6), epochs=1)[1].compile
+    assert asked == ["carnet18, 16 images of 244 px"]
+
+
+def test_what_trying_to_compile_took_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered: dict[str, float] = {}
+    monkeypatch.setattr(tuning, "remember_seconds", remembered.__setitem__)
+
+    def fails(plan: Plan) -> float:
+        if plan.compile:
+            raise RuntimeError("no linker")
+        return 1.0
+
+    tuned(never_compiled, compile="off")
+    assert not remembered
+    for seconds in (compiled_is(0.5), compiled_is(2.0), fails):
+        remembered.clear()
+        tuned(seconds)
+        assert list(remembered) == ["carnet18, 16 images of 244 px"]
+
+
+def test_where_compiled_networks_are_slower_none_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "processor_features", lambda: "AVX2")
+    plan = tuned(never_compiled)[1]
+    assert any(reason.startswith("not compiled: with AVX2") for reason in plan.reasons)
+    assert tuned(compiled_is(2.0), compile="on")[1].compile
+
+
+def test_muon_multiplies_in_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bf16, chosen in ((1.0, "fp32"), (80.0, "fp32"), (87.0, "fp32"), (89.0, "bf16"), (400.0, "bf16")):
+        monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _, bf16=bf16: MatrixRates(fp32=80.0, bf16=bf16))
+        plan = tuned(optimizer="muon")[1]
+        assert plan.muon_precision == chosen
+        assert any(f"Muon in {chosen}" in reason and "80 GFLOP/s in fp32" in reason for reason in plan.reasons)
+    for asked in ("fp32", "bf16"):
+        assert tuned(optimizer="muon", muon_precision=asked)[1].muon_precision == asked
+    assert not any("Muon" in reason for reason in tuned(optimizer="adam")[1].reasons)
+
+
+def test_every_step_that_is_measured_has_muons_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=1.0, bf16=100.0))
+    seen = set()
+
+    def seconds(plan: Plan) -> float:
+        seen.add(plan.muon_precision)
+        return 1.0
+
+    tuned(seconds, optimizer="muon")
+    assert seen == {"bf16"}
 
 
 def test_without_a_compiler_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "compiler_problem", lambda _: "there is no C++ compiler")
     plan = tuned(1.0)[1]
     assert not plan.compile
-    assert "not compiled, for there is no C++ compiler" in plan.reasons
+    assert "not compiled: there is no C++ compiler" in plan.reasons
     with pytest.raises(ConfigError, match="--compile on: there is no C"):
         tuned(1.0, compile="on")
 
@@ -112,7 +184,7 @@ def test_a_compiler_that_fails_is_told_and_done_without() -> None:
 
     plan = tuned(fails)[1]
     assert not plan.compile
-    assert "not compiled, for that failed (the linker is gone)" in plan.reasons
+    assert "not compiled: that failed (the linker is gone)" in plan.reasons
     with pytest.raises(ConfigError, match=r"--compile on: the linker is gone$"):
         tuned(fails, compile="on")
 
@@ -176,7 +248,7 @@ def test_decoded_images_are_prepared_between_the_steps_where_cores_are_few(monke
 
 def test_a_budget_chooses_epochs() -> None:
     # 100 steps of 0.1 s, for each of which 8 threads prepare 16 images in 1 ms each, and 50 images of 0.01 s.
-    config, plan = tuned(0.1, budget="10m")
+    config, plan = tuned(0.1, budget="10m", epochs=0)
     assert config.epochs == int((600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
     assert plan.training_seconds == 596.5
     assert plan.training_steps == int(100 * (600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5))
@@ -198,13 +270,18 @@ def test_a_budget_may_not_hold_an_epoch() -> None:
         tuned(10.0, budget="2m", compile="off")
 
 
-def test_a_budget_takes_the_place_of_epochs() -> None:
-    plan = tuned(0.1, budget="10m", epochs=7)[1]
-    assert any("fit into 10m, instead of 7" in reason for reason in plan.reasons)
+def test_a_budget_shortens_a_run_and_never_prolongs_it() -> None:
+    config, plan = tuned(0.1, budget="10m", epochs=7)
+    assert (config.epochs, plan.training_steps, plan.most_steps) == (7, 700, 700)
+    assert any("fit into 10m, of the 7 asked for" in reason for reason in plan.reasons)
+    config, plan = tuned(0.1, budget="10m", epochs=70)
+    assert config.epochs == int((600 - 3.5) / (100 * (0.1 + 16 * 0.001 / 8) + 0.5)) < 70
+    assert plan.most_steps == 7000
+    assert tuned(0.1, budget="10m", epochs=0)[1].most_steps == 0
 
 
 def test_small_images_at_the_beginning_leave_time_for_more_epochs() -> None:
-    grown, plan = tuned(0.1, budget="10m", start_share=0.55)
+    grown, plan = tuned(0.1, budget="10m", epochs=0, start_share=0.55)
     assert plan.first_cost == 0.5
     share = mean_cost(0, grown, 0.5)
     assert 0.5 < share < 1

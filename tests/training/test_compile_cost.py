@@ -1,0 +1,55 @@
+"""How long compiling takes is known from before, on this machine and with these versions."""
+
+from pathlib import Path
+
+import pytest
+
+from carnet.training import compile_cost
+from carnet.training.compile_cost import PRIOR_SECONDS, expected_seconds, remember_seconds
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_it_took_before_is_expected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expected_seconds("carnet_s") == PRIOR_SECONDS
+    remember_seconds("carnet_s", 21.04)
+    remember_seconds("carnet_m", 93.0)
+    assert expected_seconds("carnet_s") == 21.0
+    assert expected_seconds("carnet_n") == 93.0
+    remember_seconds("carnet_s", 40.0)
+    assert expected_seconds("carnet_s") == 40.0
+    monkeypatch.setattr(compile_cost, "processor_features", lambda: "another instruction set")
+    assert expected_seconds("carnet_s") == PRIOR_SECONDS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"a": 3}',
+        '{"%s": [1]}',
+        '{"%s": {"n": "long"}}',
+        '{"%s": {"n": -1}}',
+        '{"%s": {"n": 1e999}}',
+    ],
+)
+def test_a_file_that_says_nothing_of_use(content: str, empty_cache: Path) -> None:
+    remember_seconds("n", 1.0)
+    (file,) = empty_cache.iterdir()
+    file.write_text(content.replace("%s", compile_cost._machine()))
+    assert expected_seconds("n") == PRIOR_SECONDS
+    remember_seconds("n", 7.0)
+    assert expected_seconds("n") == 7.0
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "file" / "cache"))
+    remember_seconds("n", 7.0)
+    assert expected_seconds("n") == PRIOR_SECONDS

@@ -1,0 +1,95 @@
+"""Which arithmetic is faster is measured, and a run keeps to what was chosen."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from children import finished
+from runs import StopAt, same_weights
+
+from carnet import TrainingConfig, train
+from carnet.errors import RunError, StoppedError
+from carnet.progress import Silent
+from carnet.training import tuning
+from carnet.training.matrix_rates import MatrixRates, measure_matrix_rates
+from carnet.training.plan import Plan
+
+SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+"""Keeps PyTorch's kernels from newer instructions."""
+
+
+@pytest.mark.parametrize(("bf16", "faster"), [(0.85, "fp32"), (82.0, "fp32"), (90.0, "fp32"), (91.0, "bf16")])
+def test_bf16_wins_by_a_margin(bf16: float, faster: str) -> None:
+    assert MatrixRates(fp32=82.0, bf16=bf16).faster_precision == faster
+
+
+def test_rates_are_those_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"fp32": [1.0, 9.0, 2.0], "bf16": [40.0, 30.0, 20.0]}
+    monkeypatch.setattr(
+        "carnet.training.matrix_rates.take_turns", lambda calls, rounds: {name: times[name] for name in calls}
+    )
+    rates = measure_matrix_rates(side=100)
+    assert rates == MatrixRates(fp32=pytest.approx(1.0), bf16=pytest.approx(2e6 / 30e-3 / 1e9))
+    assert str(rates) == "products of matrices run at 1 GFLOP/s in fp32 and 0.0667 in bf16"
+    assert rates.to_json() == {"fp32": 1.0, "bf16": 0.0667}
+
+
+def test_the_measurement_itself_gives_rates() -> None:
+    rates = measure_matrix_rates(rounds=1)
+    assert rates.fp32 > 0
+    assert rates.bf16 > 0
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these variables are for x86-64 processors")
+def test_without_bf16_instructions_muon_takes_fp32_and_nothing_is_compiled(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    script = f"""
+import json
+from carnet import TrainingConfig, train
+from carnet.training.matrix_rates import measure_matrix_rates
+print(json.dumps(measure_matrix_rates().to_json()))
+train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output={str(run)!r})
+"""
+    done = finished([sys.executable, "-c", script], env=os.environ | AVX2, check=True)
+    rates = json.loads(done.stdout)
+    assert rates["bf16"] < rates["fp32"] / 2, "the variables have no effect"
+    record = json.loads((run / "config.json").read_text())
+    assert record["processor_features"] == "AVX2"
+    assert (record["plan"]["muon_precision"], record["plan"]["compile"]) == ("fp32", False)
+    assert "not compiled: with AVX2" in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_to_its_precision(
+    precision: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = MatrixRates(fp32=1.0, bf16={"fp32": 0.1, "bf16": 10.0}[precision])
+    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: chosen)
+    train(photos, SMALL, output=tmp_path / "whole", progress=Silent())
+    with pytest.raises(StoppedError):
+        train(photos, SMALL, output=tmp_path / "run", progress=StopAt("epoch 2/2", 1))
+    # On a machine where the other one is faster.
+    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=chosen.bf16, bf16=chosen.fp32))
+    asked = replace(SMALL, muon_precision={"fp32": "bf16", "bf16": "fp32"}[precision])
+    with pytest.raises(RunError, match=r"--muon-precision"):
+        train(config=asked, resume=tmp_path / "run", progress=Silent())
+    train(resume=tmp_path / "run", progress=Silent())
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+    train(photos, asked, output=tmp_path / "other", progress=Silent())
+    assert not same_weights(tmp_path / "whole", tmp_path / "other")
+
+
+def test_plans_from_before_this_was_measured_meant_bf16(trained_run: Path) -> None:
+    plan = json.loads((trained_run / "config.json").read_text())["plan"]
+    del plan["muon_precision"]
+    assert Plan.from_json(plan).muon_precision == "bf16"
