@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -65,6 +66,7 @@ def simulate(rng: np.random.Generator, seeds: int, images: int, gap: float, spre
     return tuple(runs)
 
 
+@functools.cache
 def true_difference(gap: float, spread: float) -> float:
     one, other = simulate(np.random.default_rng(99), 400, 20_000, gap, spread)
     return float(one.mean() - other.mean())

@@ -25,7 +25,13 @@ def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConf
     Command: `carnet demo`.
     """
     return TrainingConfig(
-        image_size=PICTURE_SIZE, epochs=40, budget="2m", compile="off", seed=seed, skip_unreadable=skip_unreadable
+        image_size=PICTURE_SIZE,
+        epochs=40,
+        batch_size=32,
+        budget="2m",
+        compile="off",
+        seed=seed,
+        skip_unreadable=skip_unreadable,
     )
 
 

@@ -78,7 +78,7 @@ class Trainer:
         self.session_steps: list[float] = []
         self.has_foretold = False
         self.last_checkpoint = time.monotonic()
-        self.last_drawn = -_DRAW_SECONDS
+        self.last_drawn, self.epochs_drawn = -_DRAW_SECONDS, 0
 
     def fit(self, stop: StopFlag) -> TrainingState:
         """Train to the last epoch, or to the end of patience.
@@ -347,10 +347,10 @@ class Trainer:
                 self.run.curves.unlink(missing_ok=True)
                 return
             files.write_csv(self.run.metrics, history)
-            if time.monotonic() - self.last_drawn >= draw_every:
+            if time.monotonic() - self.last_drawn >= draw_every and self.epochs_drawn != len(history):
                 title = f"{self.spec.model}, {self.run.path.name}"
                 files.write_bytes(self.run.curves, draw_curves(history, title=title))
-                self.last_drawn = time.monotonic()
+                self.last_drawn, self.epochs_drawn = time.monotonic(), len(history)
 
     def _checkpoint(self) -> None:
         if not self.processes.is_first:
