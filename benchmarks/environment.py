@@ -17,6 +17,13 @@ from carnet.training.matrix_rates import measure_matrix_rates
 from carnet.training.plan import processor_features
 
 RESULTS = Path(__file__).parent / "results"
+HELD_TO_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+"""Environment variables that keep PyTorch's kernels from newer instructions; ONNX Runtime follows none."""
 
 
 def describe_machine() -> dict[str, Any]:

@@ -34,10 +34,14 @@ _INSTRUCTION_SETS = {
 """Name -> the flags of /proc/cpuinfo that it needs; the newest first."""
 
 
-def instruction_set() -> str:
-    """The newest instructions for vectors that the processor has, such as AVX2, as far as the system tells."""
+def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The newest instructions for vectors that the processor has, such as AVX2, as far as the system tells.
+
+    Args:
+        cpuinfo: where Linux lists them; tests have their own.
+    """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, flags = line.partition(":")
             if name.strip() in ("flags", "Features"):
                 there = set(flags.split())

@@ -8,7 +8,11 @@ import pytest
 
 from carnet.cli import demo
 from carnet.cli.main import run
+from carnet.data.synthetic import PICTURE_SIZE
 from carnet.training.config import TrainingConfig
+
+RECIPE = demo.demo_config()
+"""As users have it."""
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +23,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "demo_config", config)
     few = functools.partial(demo.write_dataset, train_per_class=4, valid_per_class=2)
     monkeypatch.setattr(demo, "write_dataset", few)
+
+
+def test_it_trains_for_two_minutes_at_most_and_never_compiles() -> None:
+    assert (RECIPE.budget, RECIPE.compile, RECIPE.image_size) == ("2m", "off", PICTURE_SIZE)
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,9 @@ def test_names_runs_and_files(trained_run: Path, exported: Path) -> None:
         (str(exported), "onnxruntime", 48, 3),
     ]
     assert all(len(timing.milliseconds) == 2 and timing.median_ms > 0 for timing in result.timings)
+    machine = result.to_json()["machine"]
+    assert machine["instruction_set"]
+    assert all(machine["matrix_gflops"][precision] > 0 for precision in ("fp32", "bf16"))
 
 
 def test_pytorch_gets_its_threads_back() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import finished
+from environment import HELD_TO_AVX2
 from runs import StopAt, same_weights
 
 from carnet import TrainingConfig, train
@@ -19,13 +20,6 @@ from carnet.training.matrix_rates import MatrixRates, measure_matrix_rates
 from carnet.training.plan import Plan
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
-AVX2 = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "DNNL_MAX_CPU_ISA": "AVX2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-}
-"""Keeps PyTorch's kernels from newer instructions."""
 
 
 @pytest.mark.parametrize(("bf16", "faster"), [(0.85, "fp32"), (82.0, "fp32"), (90.0, "fp32"), (91.0, "bf16")])
@@ -60,11 +54,12 @@ from carnet.training.matrix_rates import measure_matrix_rates
 print(json.dumps(measure_matrix_rates().to_json()))
 train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output={str(run)!r})
 """
-    done = finished([sys.executable, "-c", script], env=os.environ | AVX2, check=True)
+    done = finished([sys.executable, "-c", script], env=os.environ | HELD_TO_AVX2, check=True)
     rates = json.loads(done.stdout)
     assert rates["bf16"] < rates["fp32"] / 2, "the variables have no effect"
     record = json.loads((run / "config.json").read_text())
     assert record["processor_features"] == "AVX2"
+    assert record["plan"]["matrix_gflops"]["bf16"] < record["plan"]["matrix_gflops"]["fp32"] / 2
     assert (record["plan"]["muon_precision"], record["plan"]["compile"]) == ("fp32", False)
     assert "not compiled: with AVX2" in done.stderr
 

@@ -1,0 +1,71 @@
+"""Time the README's two commands as a new user would run them, and with PyTorch's kernels held to AVX2.
+
+The environment is there already; installation is not counted. Where the processor has AVX2 alone, both are the same,
+and only one is run.
+
+Example:
+  python benchmarks/first_steps.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from environment import HELD_TO_AVX2, write_result
+
+from carnet.machine import instruction_set
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    kinds: dict[str, dict[str, str]] = {"native": {}}
+    if instruction_set() != "AVX2":
+        kinds["held to AVX2"] = HELD_TO_AVX2
+    numbers = {kind: {"demo": time_demo(held), "test": time_test(held)} for kind, held in kinds.items()}
+    print(write_result("first-steps", "make demo; make test", numbers))
+
+
+def time_demo(held: dict[str, str]) -> dict[str, Any]:
+    """`make demo`: seconds of the whole command and of training, and what was learned."""
+    before = set(ROOT.glob("carnet-demo*"))
+    seconds, _ = make("demo", held)
+    (folder,) = set(ROOT.glob("carnet-demo*")) - before
+    result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
+    plan = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))["plan"]
+    shutil.rmtree(folder)
+    return {
+        "seconds": seconds,
+        "training_seconds": result["seconds"],
+        "epochs": result["epochs"],
+        "top1": result["valid"]["top1"],
+        "notes": result["notes"],
+        "plan": plan,
+    }
+
+
+def time_test(held: dict[str, str]) -> dict[str, Any]:
+    """`make test`: seconds of the whole command, of which pytest's, and how many tests passed."""
+    seconds, output = make("test", held)
+    passed, others, of_pytest = re.findall(r"=+ (\d+) passed(.*) in ([\d.]+)s", output)[-1]
+    return {"seconds": seconds, "pytest_seconds": float(of_pytest), "passed": int(passed), "others": others.strip(", ")}
+
+
+def make(target: str, held: dict[str, str]) -> tuple[float, str]:
+    """Seconds of a target, and what it printed."""
+    started = time.monotonic()
+    done = subprocess.run(
+        ["make", target], cwd=ROOT, env=os.environ | held, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return round(time.monotonic() - started, 1), done.stdout
+
+
+if __name__ == "__main__":
+    main()
