@@ -29,6 +29,7 @@ from carnet.data.opening import explained, import_datasets, open_source, pin
 from carnet.data.samples import SPLIT_NAMES
 from carnet.data.shards import check_tars
 from carnet.errors import DataError
+from carnet.inputs import MAX_IMAGE_BYTES
 from carnet.prefetch import load_ahead
 from carnet.progress import OnProgress, counted, first_few
 
@@ -279,7 +280,8 @@ def _fetch(path: str) -> bytes:
     from datasets.utils.file_utils import xopen
 
     with xopen(path, "rb") as file:
-        return bytes(file.read())
+        # Of one that is larger, so much that whoever looks into it refuses it.
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
 
 
 def _png(array: Any, which: str) -> bytes:
