@@ -88,6 +88,7 @@ class ImageStream:
         """
         self.source = pin(hub.find_source(data) if isinstance(data, str) else data)
         self.buffer_bytes = buffer_bytes
+        self._check_tars()
         self._format, tables = open_source(self.source)
         self._names, self.warnings = _split_names(tables, self.source)
         with explained(self.source):
@@ -200,8 +201,13 @@ class ImageStream:
                 opened[split] = table.reshard() if few and hasattr(table, "reshard") else table
         return opened
 
+    def _check_tars(self) -> None:
+        """Read the shards once with our own limits, before `datasets` reads them without any."""
+        if self.source.tars:
+            key = hashlib.sha256(f"{self.source.key(by_content=False)} tars".encode()).hexdigest()
+            cached_folder("streams", key, lambda _: check_tars(self.source.tars))
+
     def _count(self, path: Path, progress: OnProgress | None) -> None:
-        check_tars(self.source.tars)
         tables = self._open(self._columns.label)
         total, done = sum(map(_num_shards, tables.values())), 0
         counts: dict[str, Any] = {}

@@ -31,6 +31,8 @@ MAX_MEMBERS = 2_000_000
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1000
 _CONTROL = re.compile("[\\0-\\x1f\\x7f]")
+_UNSEEN = re.compile(r"[ .]+(?=/|\Z)")
+"""Windows leaves these out at the end of a name."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?$", re.IGNORECASE)
 """Windows takes these names, with any ending, for devices."""
 _CHUNK = 2**20
@@ -142,7 +144,7 @@ class SafeFolder:
             raise self.refusal(member, "has control characters in its name")
         if name.startswith("/") or re.match("[A-Za-z]:", name):
             raise self.refusal(member, "has an absolute name")
-        # Windows leaves dots and spaces at the end of a name out, so that ".. " would be "..".
+        # Where dots and spaces at the end of a name are left out, ".. " would be "..".
         if any(not part.strip(" .") for part in parts):
             raise self.refusal(member, "has a name that leads out of its folder")
         if len(os.fsencode(name)) > _MAX_NAME_BYTES:
@@ -176,7 +178,7 @@ class SafeFolder:
         plain = unicodedata.normalize("NFC", name)
         if not self._capitals_count:
             plain = unicodedata.normalize("NFC", plain.casefold())
-        return "/".join(part.rstrip(" .") for part in plain.split("/"))
+        return _UNSEEN.sub("", plain)
 
 
 def tells_capitals(folder: Path) -> bool:
