@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from carnet.errors import OutputError, RunError
+from carnet.inputs import open_file
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""
@@ -231,18 +232,19 @@ def read_json(path: Path) -> Any:
         raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
     """SHA-256 of a file's bytes, which never lie in memory all at once.
 
     Args:
         path: the file.
         on_bytes: told how many bytes are done.
+        max_bytes: how large it may be; None: of any size.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, as `carnet.inputs.open_file` has it.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, max_bytes) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
             if on_bytes is not None:

@@ -12,7 +12,8 @@ becomes 8-bit RGB (or grey, or RGB with opacity, if the model takes that) in one
 - transparent parts, in whichever mode, stand on white, unless the model takes opacity;
 - grey becomes three equal channels, palette and CMYK are converted; colour profiles are not applied;
 - 16 bits per channel are reduced to the upper 8; floating-point pixels have no stated range and are refused;
-- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb).
+- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb);
+- files that are no ordinary ones, or larger than `carnet.inputs.MAX_IMAGE_BYTES`, are refused before they are read.
 
 A JPEG much larger than needed is decoded at a half, a quarter or an eighth, never below twice the model's size on
 either side: several times faster, and part of the rule on every machine.
@@ -32,6 +33,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from carnet.errors import ImageError
+from carnet.inputs import MAX_IMAGE_BYTES, open_file, read_file
+from carnet.quantities import show_bytes
 from carnet.spec import ModelSpec, ResizeRule
 
 Images = NDArray[np.uint8]
@@ -79,7 +82,7 @@ def looks_like_image(path: Path) -> bool:
     if path.suffix.lower() in EXTENSIONS:
         return True
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(16)
     except OSError:
         return False
@@ -148,14 +151,16 @@ def open_image(source: ImageSource) -> Image.Image:
                 raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
             # It may not be loaded yet, and be damaged.
             return source.copy()
-        stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
-        if not stream.getbuffer().nbytes:
+        content = source if isinstance(source, bytes) else read_file(source, MAX_IMAGE_BYTES)
+        if not content:
             raise ImageError(name, "the file is empty")
-        return Image.open(stream, formats=FORMATS)
+        if len(content) > MAX_IMAGE_BYTES:
+            raise ImageError(name, f"larger than {show_bytes(MAX_IMAGE_BYTES)}")
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(name, _why_unknown(stream.getvalue())) from None
+        raise ImageError(name, _why_unknown(content)) from None
     except Image.DecompressionBombError:
         raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from carnet import files
 from carnet.errors import OutputError, RunError
+from carnet.inputs import state_of
 from carnet.progress import first_few, quoted
 
 
@@ -190,9 +192,13 @@ class RunFolder:
             RunError: if the folder is not there or is not a run's.
         """
         run = cls(Path(path))
-        if not run.path.is_dir():
+        try:
+            there, *known = map(state_of, (run.path, run.config, run.model))
+        except PermissionError as error:
+            raise RunError(f"cannot look into {path}: {error.strerror}; allow it") from error
+        if there is None or not stat.S_ISDIR(there.st_mode):
             raise RunError(f"no run folder {path}; correct the name")
-        if not run.config.exists() and not run.model.exists():
+        if not any(known):
             raise RunError(
                 f"{path} is not a run: it has neither config.json nor model.json; name the folder that training made"
             )

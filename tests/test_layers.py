@@ -26,6 +26,7 @@ BASE = {
     "quantities",
     "evaluation",
     "files",
+    "inputs",
     "run_folder",
 }
 ALLOWED = {

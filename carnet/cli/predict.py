@@ -15,6 +15,7 @@ import tyro
 
 from carnet.cli.output import console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
+from carnet.inputs import MAX_IMAGE_BYTES, check_listed
 from carnet.progress import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class Command:
                     "Note: this run has no threshold below which it says that it is not sure, and its percentages are "
                     "not calibrated; carnet export sets both on held-back images."
                 )
-            sources = {name: sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names}
+            sources = {
+                name: sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if name == STDIN else Path(name) for name in names
+            }
             heat = _HeatFolder(self.explain, model) if self.explain is not None else None
             documents = []
             answers = model.predict_many((sources[name] for name in names), self.batch_size, self.top_k)
@@ -233,6 +236,7 @@ def _expand(names: tuple[str, ...]) -> list[str]:
             if "**" not in name or not found:
                 found += [str(path) for match in matches if _is_folder(match) for path in images_in(Path(match))]
             if not found:
+                check_listed(name)
                 raise DataError(f"no file matches {name}")
             expanded += found
         else:

@@ -16,6 +16,7 @@ from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import digest_of
+from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.progress import OnProgress, counted
@@ -191,7 +192,7 @@ def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dic
 
     def digest(path: Path) -> str | None:
         try:
-            return digest_of(path)
+            return digest_of(path, max_bytes=MAX_IMAGE_BYTES)
         except OSError:
             return None
 
@@ -201,7 +202,7 @@ def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dic
 
 def _inspect(path: Path, image_size: int) -> ImageFacts:
     try:
-        content = path.read_bytes()
+        content = read_file(path, MAX_IMAGE_BYTES)
     except OSError as error:
         return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
     return inspect_bytes(content, path, image_size)

@@ -23,6 +23,7 @@ from carnet import files
 from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
 from carnet.errors import DataError, ImageError
+from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import Images, to_square
 from carnet.progress import OnProgress
@@ -217,7 +218,7 @@ def _decode(
     def look(item: tuple[str, Path]) -> ImageFacts:
         key, path = item
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_IMAGE_BYTES)
         except OSError as error:
             raise DataError(f"{path} could be read a moment ago, and now not ({error.strerror}); try again") from error
 

@@ -29,6 +29,7 @@ from carnet.data.opening import explained, import_datasets, open_source, pin
 from carnet.data.samples import SPLIT_NAMES
 from carnet.data.shards import check_tars
 from carnet.errors import DataError
+from carnet.inputs import MAX_IMAGE_BYTES
 from carnet.prefetch import load_ahead
 from carnet.progress import OnProgress, counted, first_few
 
@@ -87,6 +88,7 @@ class ImageStream:
         """
         self.source = pin(hub.find_source(data) if isinstance(data, str) else data)
         self.buffer_bytes = buffer_bytes
+        self._check_tars()
         self._format, tables = open_source(self.source)
         self._names, self.warnings = _split_names(tables, self.source)
         with explained(self.source):
@@ -199,8 +201,13 @@ class ImageStream:
                 opened[split] = table.reshard() if few and hasattr(table, "reshard") else table
         return opened
 
+    def _check_tars(self) -> None:
+        """Read the shards once with our own limits, before `datasets` reads them without any."""
+        if self.source.tars:
+            key = hashlib.sha256(f"{self.source.key(by_content=False)} tars".encode()).hexdigest()
+            cached_folder("streams", key, lambda _: check_tars(self.source.tars))
+
     def _count(self, path: Path, progress: OnProgress | None) -> None:
-        check_tars(self.source.tars)
         tables = self._open(self._columns.label)
         total, done = sum(map(_num_shards, tables.values())), 0
         counts: dict[str, Any] = {}
@@ -279,7 +286,8 @@ def _fetch(path: str) -> bytes:
     from datasets.utils.file_utils import xopen
 
     with xopen(path, "rb") as file:
-        return bytes(file.read())
+        # Of one that is larger, so much that whoever looks into it refuses it.
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
 
 
 def _png(array: Any, which: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import TextIO
 from carnet.data.locate import Locator, kind_of
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
+from carnet.inputs import MAX_TABLE_BYTES, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
 
@@ -93,7 +94,7 @@ def fits(path: Path) -> bool:
     """Whether a file's header names the columns that a table of images needs."""
     try:
         # Whether all of it is UTF-8 shall be told where it is read.
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        with open_text(path, errors="replace") as file:
             _columns(file, path)
     except (DataError, OSError):
         return False
@@ -130,6 +131,7 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
             first[path] = row
             listing.splits.setdefault(row.split, {}).setdefault(row.label, []).append(path)
     if missing:
+        _check_closed(missing, table)
         names = first_few([f"{row.name} (line {row.line})" for row in missing])
         raise DataError(
             f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
@@ -137,6 +139,16 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
         )
     locator.check()
     return repeated
+
+
+def _check_closed(missing: Sequence[_Row], table: Path) -> None:
+    for row in missing:
+        try:
+            state_of(table.parent / row.name)
+        except PermissionError as error:
+            raise DataError(
+                f"{table} line {row.line}: {row.name} cannot be looked for ({error.strerror}); allow that, or drop it"
+            ) from error
 
 
 def _check_one_file(first: _Row, row: _Row, table: Path, locator: Locator) -> None:
@@ -158,7 +170,7 @@ def _check_same(first: _Row, row: _Row, table: Path) -> None:
 
 def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             columns = _columns(file, shown, warnings)
             file.seek(0)
             reader = csv.reader(file, delimiter=columns.delimiter, strict=True)
@@ -252,7 +264,7 @@ def _ambiguities(cells: Sequence[str], choices: Sequence[list[int]], path: Path)
 
 
 def _first_undecodable_line(path: Path) -> int:
-    with path.open("rb") as file:
+    with open_file(path, MAX_TABLE_BYTES) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

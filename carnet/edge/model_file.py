@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from carnet.errors import ModelFileError, RunError
+from carnet.inputs import MAX_MODEL_BYTES, read_file
 from carnet.spec import ModelSpec
 
 FORMAT = 1
@@ -69,7 +70,7 @@ class ModelFile:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name the .onnx file that carnet export has written")
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_MODEL_BYTES)
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
         return cls.from_bytes(content, str(path))
