@@ -281,7 +281,7 @@ def _has_frames(image: Image.Image, content: bytes) -> bool:
             other.seek(1)
         except EOFError:
             return False
-        except DECODER_ERRORS:
+        except (*DECODER_ERRORS, Image.DecompressionBombError):
             return True
     return True
 
