@@ -150,38 +150,45 @@ JPEG_SEGMENTS: Mapping[int, Callable[[bytes], bool]] = {
 }
 """Marker of a segment that is not the codec's -> which content of it the decoder is given."""
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
 _END_OF_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """What ends the entropy-coded data of a JPEG: a marker other than a restart."""
-_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xDA)))
-"""JPEG markers without a length."""
+_NO_MARKERS, _BARE_MARKERS = frozenset((0x00, 0xFF)), frozenset((0x01, *range(0xD0, 0xDA)))
+"""What behind 0xFF is no marker of a JPEG, and markers without a length."""
 _SOS, _EOI, _DHT, _PROGRESSIVE = 0xDA, 0xD9, 0xC4, (0xC2, 0xCA)
 
 
-def _jpeg_segments(content: bytes, position: int = 2) -> Iterator[tuple[int, int, int, int]]:
-    """Marker, start, start of the data and end of each segment; after a scan, of those behind its data."""
-    while (found := _MARKER.search(content, position)) is not None:
-        marker, begin = found[1][0], found.end()
-        if marker in _BARE_MARKERS:
-            yield marker, found.start(), begin, begin
-            position = begin
-            continue
-        length = int.from_bytes(content[begin : begin + 2], "big")
-        if length < 2 or begin + length > len(content):
-            return
-        position = begin + length
-        yield marker, found.start(), begin + 2, position
-        if marker == _SOS:
-            after = _END_OF_DATA.search(content, position)
-            position = len(content) if after is None else after.start()
+def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, int]]:
+    """Marker, start and end of each segment from a place on to the next scan, or to the end of the image."""
+    segments, size = [], len(content)
+    # Every JPEG that is read comes through here, so that this is written for speed.
+    try:
+        while True:
+            marker = content[position + 1]
+            if content[position] != 0xFF or marker in _NO_MARKERS:
+                found = _MARKER.search(content, position)
+                if found is None:
+                    return segments
+                position = found.start()
+                continue
+            start = position
+            position += 2
+            if marker not in _BARE_MARKERS:
+                length = content[position] << 8 | content[position + 1]
+                position += length
+                if length < 2 or position > size:
+                    return segments
+            segments.append((marker, start, position))
+            if marker == _SOS or marker == _EOI:
+                return segments
+    except IndexError:
+        return segments
 
 
 def _jpeg_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
-    for marker, start, data, end in _jpeg_segments(content):
-        if marker in (_SOS, _EOI):
-            return
-        if (matters := JPEG_SEGMENTS.get(marker)) is not None:
-            yield start, end, matters(content[data:end])
+    for marker, start, end in _jpeg_segments(content):
+        if marker in JPEG_SEGMENTS:  # The others are the codec's.
+            yield start, end, JPEG_SEGMENTS[marker](content[start + 4 : end])
 
 
 WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "))
@@ -257,7 +264,7 @@ class _Scan:
     """Whether zeros alone can be the data of an even area."""
     start: int
     """Of its entropy-coded data in the file."""
-    end: int = 0
+    end: int
 
     def has_hole(self, content: bytes) -> bool:
         return not self.may_have_zeros and content.find(bytes(_FEW_ZEROS), self.start, self.end) >= 0
@@ -268,20 +275,17 @@ def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
     scans: list[_Scan] = []
     codes: dict[int, int] = {}
     is_progressive = False
-    for marker, start, data, end in _jpeg_segments(content):
-        if scans and not scans[-1].end:
-            scans[-1].end = start
-        if marker == _EOI:
-            return scans, True
-        if marker == _DHT:
-            codes |= _zero_codes(content[data:end])
-        elif marker in _PROGRESSIVE:
-            is_progressive = True
-        elif marker == _SOS and (scan := _scan(content[data:end], codes, end, is_progressive)) is not None:
-            scans.append(scan)
-    if scans and not scans[-1].end:
-        scans[-1].end = len(content)
-    return scans, False
+    segments = _jpeg_segments(content)
+    while segments and segments[-1][0] == _SOS:
+        for marker, start, end in segments:
+            if marker == _DHT:
+                codes |= _zero_codes(content[start + 4 : end])
+            is_progressive |= marker in _PROGRESSIVE
+        found = _END_OF_DATA.search(content, end)
+        after = len(content) if found is None else found.start()
+        scans += _scan(content[start + 4 : end], codes, is_progressive, end, after)
+        segments = _jpeg_segments(content, after)
+    return scans, bool(segments) and segments[-1][0] == _EOI
 
 
 def _zero_codes(tables: bytes) -> dict[int, int]:
@@ -293,20 +297,21 @@ def _zero_codes(tables: bytes) -> dict[int, int]:
     return codes
 
 
-def _scan(header: bytes, codes: Mapping[int, int], start: int, is_progressive: bool) -> _Scan | None:
+def _scan(header: bytes, codes: Mapping[int, int], is_progressive: bool, start: int, end: int) -> list[_Scan]:
+    """The scan that a header announces; none if it is damaged."""
     number = header[0] if header else 0
     if len(header) != 4 + 2 * number:
-        return None
+        return []
     components, tables = tuple(header[1:-3:2]), header[2:-3:2]
     first, last, bits = header[-3:]
-    # In an even area means do not change, and nothing else follows: symbol 0 of the tables for both.
-    has_even_means = not any(codes.get(table >> 4, 0) for table in tables)
+    # In an even area the means do not change, and nothing else follows: symbol 0 of the tables for both.
+    may_have_zeros = not any(codes.get(table >> 4, 0) for table in tables)
     if not is_progressive:
-        is_even = has_even_means and not any(codes.get(0x10 | table & 15, 0) for table in tables)
-        return _Scan(components, range(64), 0, is_even, start)
-    # A later scan of the means is one bit for each; blocks in which nothing follows are counted, which takes few bits.
-    may_have_zeros = first == 0 and (has_even_means or bits > 15)
-    return _Scan(components, range(first, min(last, 63) + 1), bits & 15, may_have_zeros, start)
+        may_have_zeros &= not any(codes.get(0x10 | table & 15, 0) for table in tables)
+        return [_Scan(components, range(64), 0, may_have_zeros, start, end)]
+    # A later scan of the means is one bit for each. Blocks in which nothing follows are counted: that takes few bits.
+    may_have_zeros = first == 0 and (may_have_zeros or bits > 15)
+    return [_Scan(components, range(first, min(last, 63) + 1), bits & 15, may_have_zeros, start, end)]
 
 
 def _is_complete(scans: list[_Scan]) -> bool:

@@ -155,7 +155,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
             # It may not be loaded yet, and be damaged.
             return source.copy()
         stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
-        if not stream.getbuffer().nbytes:
+        if not stream.getvalue():
             raise ImageError(name, "the file is empty")
         content = essence(stream.getvalue())
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -240,9 +240,9 @@ def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None
     if image.mode == "F":
         raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
     # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
-    bits = 16 if image.format == "PPM" else getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, 32)
-    if image.mode == "I" and bits not in (16, (16,)):
-        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM":
+        if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG) not in (16, (16,)):
+            raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
     if image.format == "TIFF":
         _silence_libtiff()
 
@@ -252,10 +252,10 @@ def _with_stated_opacity(image: Image.Image, content: bytes) -> Image.Image:
 
     Only an image with colours of 16 bits is decoded here, since Pillow keeps the upper 8.
     """
-    transparent, tile = image.info.get("transparency"), getattr(image, "tile", None)
-    if transparent is None or not tile or image.format != "PNG":
+    transparent = image.info.get("transparency")
+    if transparent is None or image.format != "PNG":
         return image
-    match tile[0][3]:
+    match image.tile[0][3]:  # type: ignore[attr-defined]
         case "L" | "L;2" | "L;4" as raw:
             most = {"L": 255, "L;2": 3, "L;4": 15}[raw]
             image.info["transparency"] = (transparent & most) * 255 // most

@@ -369,7 +369,7 @@ def test_half_lost_images_are_named_and_whole_ones_are_not(tmp_path: Path, capsy
     assert run(["train", str(tmp_path / "data"), *common, str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if " lost" in line and str(2 * len(LOSSES)) in line)
-    assert "train/lost/zeros.jpg" in line
+    assert "train/lost/closed.jpg" in line
     with (tmp_path / "run" / "data.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["filepath"]: "lost" in row["notes"] for row in rows} == {
