@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from carnet.errors import ConfigError, ImageError
 from carnet.prefetch import load_ahead, loading_threads
-from carnet.preprocess import Images, ImageSource, load_image
+from carnet.preprocess import MAX_PIXELS, Images, ImageSource, load_image
 from carnet.spec import ModelSpec
 
 
@@ -52,10 +52,12 @@ class Predictor:
     Attributes:
         spec: classes, size of the images, and what else makes an input of an image.
         threshold: an answer less probable than this is not sure; None: nobody has chosen one.
+        max_pixels: larger images are refused before they are decoded.
     """
 
     spec: ModelSpec
     threshold: float | None = None
+    max_pixels: int = MAX_PIXELS
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
@@ -73,7 +75,7 @@ class Predictor:
             ConfigError: if `top_k` is below 1.
         """
         _require_positive("top_k", top_k)
-        return self.answer(self.probabilities(load_image(source, self.spec)[None])[0], top_k)
+        return self.answer(self.probabilities(self._load(source)[None])[0], top_k)
 
     def predict_many(
         self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
@@ -91,7 +93,7 @@ class Predictor:
             ConfigError: at once, if `batch_size` or `top_k` is below 1.
         """
         _require_positive("top_k", top_k)
-        return self._answers(load_batches(sources, self.spec, batch_size), top_k)
+        return self._answers(load_batches(sources, self.spec, batch_size, self._load), top_k)
 
     def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
@@ -99,6 +101,9 @@ class Predictor:
         names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
         is_sure = None if self.threshold is None else shares[0] >= self.threshold
         return Prediction(names, shares, is_sure)
+
+    def _load(self, source: ImageSource) -> Images:
+        return load_image(source, self.spec, max_pixels=self.max_pixels)
 
     def _answers(
         self, batches: Iterable[Sequence[Images | ImageError]], top_k: int

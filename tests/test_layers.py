@@ -16,6 +16,7 @@ BASE = {
     "machine",
     "spec",
     "preprocess",
+    "image_files",
     "prediction",
     "prefetch",
     "progress",

@@ -16,14 +16,14 @@ from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import digest_of
+from carnet.image_files import has_lost_data, without_end
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.progress import OnProgress, counted
 
 _EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
     "PNG": {".png"},
     "WEBP": {".webp"},
     "GIF": {".gif"},
@@ -33,6 +33,8 @@ _EXTENSIONS = {
 }
 UNREADABLE = "unreadable"
 """In the record of a run, the split of images that were left out because they cannot be decoded."""
+LOST = "part of the image data lost, cut short or zeros"
+"""The oddity of images that decoders make up for."""
 _FEW = 100
 """Images to validate with; fewer leave an accuracy uncertain by more than ten points."""
 _TWELVE_BITS = 4096
@@ -220,24 +222,35 @@ def inspect_bytes(
         keep: decodes the opened image, and does something with it and its hash; None: it is decoded and forgotten.
     """
     digest = hashlib.sha256(content).hexdigest()
-    try:
-        image = open_image(content)
-        with image:
+
+    def look(content: bytes) -> ImageFacts:
+        with open_image(content) as image:
             width, height = image.size
-            oddities = _oddities(path, image)
+            oddities = _oddities(path, image, content)
             facts = ImageFacts(digest, width, height, image.format or "", image.mode, oddities)
             if keep is None:
                 decode(image, path, min_side=2 * image_size)
             else:
                 keep(image, digest)
             return facts
+
+    try:
+        endless = without_end(content)
+        try:
+            facts = look(content if endless is None else endless)
+            is_cut = has_lost_data(content)
+        except (ImageError, *DECODER_ERRORS):
+            if endless is None:
+                raise
+            facts, is_cut = look(content), True
+        return replace(facts, oddities=(*facts.oddities, LOST)) if is_cut else facts
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))
     except DECODER_ERRORS as error:
         return ImageFacts(digest, error=ImageError(path, reason_of(error)))
 
 
-def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
+def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]:
     odd = []
     format_name = image.format or ""
     if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):
@@ -250,7 +263,7 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
         mode = "transparent"
     if mode is not None:
         odd.append(mode)
-    if getattr(image, "n_frames", 1) > 1 and format_name != "MPO":
+    if _has_frames(image, content):
         odd.append("several frames")
     try:
         if image.getexif().get(0x0112, 1) not in (0, 1):
@@ -258,6 +271,20 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
     except DECODER_ERRORS:
         odd.append("damaged EXIF")
     return tuple(odd)
+
+
+def _has_frames(image: Image.Image, content: bytes) -> bool:
+    if image.format not in ("GIF", "TIFF"):
+        return getattr(image, "n_frames", 1) > 1
+    # These are found by going there, which ends in an error where a later one is damaged. The first is what counts.
+    with open_image(content) as other:
+        try:
+            other.seek(1)
+        except EOFError:
+            return False
+        except (*DECODER_ERRORS, Image.DecompressionBombError):
+            return True
+    return True
 
 
 def _require_images(data: LabeledImages) -> None:

@@ -13,7 +13,7 @@ from carnet.errors import ImageError
 from carnet.preprocess import open_image
 from carnet.progress import OnProgress
 
-_EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+_EXTENSIONS = {"JPEG": ".jpg", "TIFF": ".tif"}
 _TABLE, _ABOUT = "data.csv", "about.json"
 """What `store` writes beside the images."""
 
