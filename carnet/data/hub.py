@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
 from carnet.data.shards import is_webdataset
 from carnet.errors import DataError
@@ -171,22 +172,31 @@ def _data_files(folder: Path) -> list[Path]:
     """Every parquet file and tar in a folder; none if there are images beside them."""
     found = []
     for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        for name in sorted(name for name in names if not name.startswith((".", "_"))):
+        folders[:] = sorted(name for name in folders if not _is_passed_over(name))
+        for name in sorted(name for name in names if not _is_passed_over(name)):
             if Path(name).suffix.lower() in EXTENSIONS:
                 return []
             found += [Path(current, name)] if _loader(Path(name)) else []
     return sorted(found)
 
 
+def _is_passed_over(name: str) -> bool:
+    return name.startswith("_") or is_hidden(name)
+
+
 def _matching(data: str) -> list[Path]:
     found: dict[Path, None] = {}
-    for pattern in map(Path, _expand(str(expanded(data)))):
-        # What exists is a name, even if it looks like a pattern.
+    # What exists is a name, even if it looks like a pattern.
+    whole = expanded(data)
+    start = next((folder for folder in whole.parents if folder.is_dir()), None)
+    below = [str(whole)] if start is None else _expand(str(whole.relative_to(start)))
+    for pattern in (Path(part) if start is None else start / part for part in below):
         # On Windows the drive itself may be missing.
         base = next((folder for folder in pattern.parents if folder.is_dir()), None)
         try:
-            in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+            name = "" if base is None else str(pattern.relative_to(base))
+            # Brackets that find nothing may be part of a name.
+            in_base = [] if base is None else sorted(base.glob(name)) or sorted(base.glob(name.replace("[", "[[]")))
         except ValueError as error:
             raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base

@@ -1,0 +1,323 @@
+"""Folders that could be read in two ways, links that lead nowhere, and what stands beside images.
+
+What a command makes of the data is seen in `data.csv` of a run, one line for each image.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pictures import save_picture
+
+from carnet.cli.main import run
+
+NO_LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+QUICK = ["--model", "carnet_n", "--image-size", "32", "--epochs", "1", "--compile", "off", "--json"]
+
+
+def draw(root: Path, *names: str) -> Path:
+    """A folder with pictures, each of its own bytes."""
+    for number, name in enumerate(names):
+        save_picture(root / name, (40 * (number % 6), 90, 160), seed=number, size=(36, 34))
+    return root
+
+
+def under(*folders: str, number: int = 2) -> list[str]:
+    return [f"{folder}/{i}.png" for folder in folders for i in range(number)]
+
+
+def train(data: Path, *flags: str) -> tuple[int, list[tuple[str, str, str]]]:
+    """The exit code, and (split, class, path) of the images; `valid` and `train` are one where training divides."""
+    output = data.parent / f"run-{len(list(data.parent.iterdir()))}"
+    code = run(["train", str(data), *QUICK, "--output", str(output), *flags])
+    if not (output / "data.csv").exists():
+        return code, []
+    with (output / "data.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(row["split"], row["label"], row["filepath"]) for row in csv.DictReader(file)]
+    return code, sorted(rows)
+
+
+def classes(rows: Sequence[tuple[str, str, str]]) -> Counter[str]:
+    return Counter(label for _, label, _ in rows)
+
+
+def refused(data: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line that a refusal is."""
+    code, rows = train(data, *flags)
+    message = capsys.readouterr().err.strip().splitlines()
+    assert (code, rows) == (2, [])
+    assert message[-1].startswith("carnet: ")
+    assert not [line for line in message if "Traceback" in line]
+    return message[-1]
+
+
+DAY_AND_NIGHT = ("day", "night")
+BOTH_READINGS = {
+    **{
+        name: [f"{folder}/{part}" for folder in ("car", "bus", name) for part in DAY_AND_NIGHT]
+        for name in ("train", "test", "valid", "val", "Training", "dev")
+    },
+    "images-directly-in-the-others": ["car", "bus", "train/day", "train/night"],
+    "two-that-sound-like-splits": ["car", "train/day", "train/night", "test/day", "test/night"],
+    "a-holdout": ["train/cat", "train/dog", "holdout/cat"],
+    "beside-several-splits": ["train/cat", "train/dog", "valid/cat", "valid/dog", "more"],
+    "labelled-in-spite-of-its-name": ["train/cat", "train/dog", "test/cat", "test/dog", "unlabeled/cat"],
+    "unlabelled-beside-one": ["train/cat", "train/dog", "unlabeled"],
+    "in-the-one-folder-that-holds-everything": ["all/car/day", "all/bus/day", "all/train/day", "all/train/night"],
+}
+
+
+@pytest.mark.parametrize("folders", BOTH_READINGS.values(), ids=BOTH_READINGS)
+def test_labelled_images_are_never_left_out_by_a_guess(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(draw(tmp_path / "data", *under(*folders, number=1)), capsys)
+    assert "--layout splits" in message
+    assert "--layout classes" in message
+    beside = [folder.removeprefix("all/").split("/")[0] for folder in folders]
+    sure = {"train", "test", "valid", "val", "Training", "dev"}
+    assert all(name in message for name in beside)
+    assert sure & set(beside)
+
+
+def test_a_sibling_with_the_folders_of_the_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [f"{folder}/{part}" for folder in ("car", "train") for part in DAY_AND_NIGHT]
+    message = refused(draw(tmp_path / "data", *under(*folders)), capsys)
+    assert "same names, day, night" in message
+
+
+@pytest.fixture(scope="module")
+def vehicles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, one of them trains, by day and by night. Read only."""
+    names = under(*(f"{folder}/{part}" for folder in ("car", "bus", "train") for part in DAY_AND_NIGHT), number=4)
+    return draw(tmp_path_factory.mktemp("vehicles") / "data", *names)
+
+
+@pytest.fixture(scope="module")
+def vehicles_run(vehicles: Path) -> Path:
+    """Trained with the folders as classes. Read only."""
+    path = vehicles.parent / "classes"
+    assert run(["train", str(vehicles), *QUICK, "--output", str(path), "--layout", "classes"]) == 0
+    return path
+
+
+def test_layout_classes_and_what_comes_after_keeps_it(
+    vehicles: Path, vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (vehicles_run / "data.csv").open(encoding="utf-8", newline="") as file:
+        assert Counter(row["label"] for row in csv.DictReader(file)) == {"bus": 8, "car": 8, "train": 8}
+    shutil.copytree(vehicles_run, copy := tmp_path / "copy")
+    page = ["--output", str(tmp_path / "page.html"), "--json"]
+    capsys.readouterr()
+    assert run(["evaluate", str(copy), *page]) == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 3
+    # Of images that are named anew nothing is known.
+    assert run(["evaluate", str(copy), str(vehicles), *page]) == 2
+    assert "--layout" in capsys.readouterr().err
+    assert run(["evaluate", str(copy), str(vehicles), *page, "--layout", "classes", "--split", "all"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 24
+    (copy / "result.json").unlink()
+    assert run(["train", "--resume", str(copy), "--json"]) == 0
+    assert (copy / "result.json").exists()
+    assert run(["train", "--resume", str(copy), "--layout", "splits"]) == 2
+    assert "--layout splits" in capsys.readouterr().err
+
+
+def test_layout_splits(vehicles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, rows = train(vehicles, "--layout", "splits")
+    assert (code, classes(rows)) == (0, {"day": 4, "night": 4})
+    said = capsys.readouterr().err
+    assert all(f"folder {name} is none of the splits and is left out, with 8 images" in said for name in ("bus", "car"))
+
+
+@pytest.mark.parametrize("names", [("car/1.png", "bus/1.png"), ("train_images/1.png", "test_images/1.png")])
+def test_layout_splits_without_any(names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "train, valid or test" in refused(draw(tmp_path / "data", *names), capsys, "--layout", "splits")
+
+
+def test_classes_that_look_like_splits_are_taken_if_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = draw(tmp_path / "data", *under("train_left", "test_right", number=5))
+    assert "--layout classes" in refused(data, capsys)
+    code, rows = train(data, "--layout", "classes")
+    assert (code, classes(rows)) == (0, {"train_left": 5, "test_right": 5})
+
+
+def test_compare_asks_as_well(vehicles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--models", "carnet_n", "--image-size", "32", "--output", str(tmp_path / "compared")]
+    assert run(["compare", str(vehicles), *models]) == 2
+    assert "--layout" in capsys.readouterr().err
+    assert run(["compare", str(vehicles), *models, "--layout", "everything"]) == 2
+
+
+def test_unlabelled_images_beside_several_splits_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [f"{split}/{name}" for split in ("train", "test") for name in ("cat", "dog")]
+    code, rows = train(draw(tmp_path / "data", *under(*folders, number=3), *under("unlabeled")))
+    assert (code, len(rows)) == (0, 12)
+    assert "unlabeled" in capsys.readouterr().err
+
+
+DANGLING = {
+    "a class": ("data/cow", True),
+    "a class of train": ("data/train/cow", False),
+    "valid": ("data/valid", False),
+    "a folder inside a class": ("data/cat/more", True),
+    "the data": ("data", True),
+}
+
+
+@NO_LINKS
+@pytest.mark.parametrize(("link", "flat"), DANGLING.values(), ids=DANGLING)
+def test_a_link_to_a_disk_that_is_not_mounted(
+    link: str, flat: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if link != "data":
+        draw(tmp_path / "data", *under("cat", "dog") if flat else under("train/cat", "train/dog"))
+    (tmp_path / link).symlink_to("/mnt/not-mounted/photos", target_is_directory=True)
+    message = refused(tmp_path / "data", capsys)
+    assert str(tmp_path / link) in message
+    assert str(Path("/mnt/not-mounted/photos")) in message
+
+
+@NO_LINKS
+def test_a_dangling_link_in_a_folder_to_predict(
+    vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "new", "1.png")
+    (tmp_path / "new" / "phone").symlink_to("/mnt/phone")
+    assert run(["predict", str(vehicles_run), str(tmp_path / "new")]) == 2
+    assert str(tmp_path / "new" / "phone") in capsys.readouterr().err
+
+
+@NO_LINKS
+def test_links_that_lead_back_are_said_and_change_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = draw(tmp_path / "data", *under("cat", "cat/old", "dog", number=3))
+    (data / "cat" / "up").symlink_to("..", target_is_directory=True)
+    (data / "dog" / "again").symlink_to(data / "dog", target_is_directory=True)
+    (data / "all").symlink_to(data, target_is_directory=True)
+    (data / ".old").symlink_to("/mnt/not-mounted")
+    code, rows = train(data)
+    assert (code, classes(rows)) == (0, {"cat": 6, "dog": 3})
+    said = capsys.readouterr().err
+    assert "cat/up is a link back to" in said
+    assert "all is a link back to" in said
+
+
+SYSTEM_FOLDERS = (
+    *("#recycle", "@Recycle", "#snapshot", "~snapshot", ".Trash-1000", "lost+found", "@eaDir", ".snapshot", "@tmp"),
+    *("$RECYCLE.BIN", "System Volume Information", "FOUND.000", "@Recently-Snapshot", "__MACOSX", ".@__thumb"),
+    *("Network Trash Folder", "Temporary Items", "@__thumb", "#Recycle", "~Snapshot", "$Trash", ".zfs"),
+)
+LIKE_THEM = ("recycled paper", "snapshot", "found", "trash", "lost", "# 1", "@home", "~")
+
+
+def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+    # Windows leaves dots out, and some names are the same to it.
+    names = {name.lower(): name for name in SYSTEM_FOLDERS}.values()
+    inside = [f"{place}{name}/1.png" for name in names for place in ("", "cat/")]
+    data = draw(tmp_path / "data", *under("cat", *LIKE_THEM), *inside)
+    code, rows = train(data)
+    assert (code, classes(rows)) == (0, dict.fromkeys(("cat", *LIKE_THEM), 2))
+
+
+def test_classes_that_may_be_one_and_those_that_may_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["Cat", "cat", "c at", "cat\u200b", "\uff43at", "dog", "nan", "None", "caf\u00e9", "cafe\u0301"]
+    draw(tmp_path / "data", *(f"{number}-{i}.png" for number in range(len(labels)) for i in range(2)))
+    rows = [f"{number}-{i}.png,{label}" for number, label in enumerate(labels) for i in range(2)]
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(["filepath,label", *rows]), encoding="utf-8")
+    code, found = train(tmp_path / "data" / "labels.csv")
+    assert (code, len(classes(found)), classes(found)["caf\u00e9"]) == (0, len(labels) - 1, 4)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+    (alike,) = [note for note in notes if "capitals, blanks" in note]
+    assert all(repr(name) in alike for name in labels[:5])
+    assert "dog" not in alike
+    assert [note for note in notes if "2 images of a class 'nan'" in note]
+    assert [note for note in notes if "2 images of a class 'None'" in note]
+    assert [note for note in notes if "caf\u00e9 in 2 ways" in note]
+
+
+def metadata(data: Path, split: str, *rows: str, name: str = "metadata.csv") -> Path:
+    (data / split / name).write_text("\n".join(rows), encoding="utf-8")
+    return data
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_a_table_in_each_split_gives_the_classes(below: str, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", *(f"{s}/{below}{i}.png" for s in ("train", "valid") for i in range(4)))
+    for split in ("train", "valid"):
+        metadata(data, split, "file_name,label", *(f"{below}{i}.png,{'xy'[i % 2]}" for i in range(4)))
+    code, rows = train(data)
+    assert (code, Counter(row[:2] for row in rows)) == (
+        0,
+        {(split, label): 2 for split in ("train", "valid") for label in "xy"},
+    )
+
+
+TABLES_NAMED = {
+    "no-label": (("train/1.png", "valid/1.png"), "metadata.csv", ("file_name,text", "1.png,x")),
+    "json-lines": (("train/1.png", "valid/1.png"), "metadata.jsonl", ('{"file_name": "1.png", "label": "x"}',)),
+    "json-lines-in-one": (("train/1.png",), "metadata.jsonl", ('{"file_name": "1.png", "label": "x"}',)),
+    "other-classes": (("train/a/1.png", "train/b/1.png"), "metadata.csv", ("file_name,label", "a/1.png,x")),
+    "images-elsewhere": (("images/1.png", "train/"), "metadata.csv", ("file_name,label", "../images/1.png,x")),
+}
+
+
+@pytest.mark.parametrize(("names", "table", "lines"), TABLES_NAMED.values(), ids=TABLES_NAMED)
+def test_a_table_in_a_split_that_cannot_be_used_is_named(
+    names: tuple[str, ...], table: str, lines: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = draw(tmp_path / "data", *(name for name in names if not name.endswith("/")))
+    (data / "train").mkdir(exist_ok=True)
+    assert f"train/{table}" in refused(metadata(data, "train", *lines, name=table), capsys).replace("\\", "/")
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.json"])
+def test_json_is_no_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text('{"file_name": "1.png", "label": "x"}\n')
+    assert f"{name} is JSON" in refused(tmp_path / name, capsys)
+
+
+def answered(model: Path, capsys: pytest.CaptureFixture[str], *names: str) -> tuple[int, list[str], str]:
+    capsys.readouterr()
+    code = run(["predict", str(model), *names, "--csv"])
+    out, err = capsys.readouterr()
+    return code, [row["image"] for row in csv.DictReader(out.splitlines()) if not row["error"]], err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_patterns_below_folders_with_brackets(
+    vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, "[2024] Images/1.png", "[2024] Images/deep/2.png", "2/3.png", "a[1].png", "a1.png", "b[1].png")
+    monkeypatch.chdir(tmp_path)
+    for pattern, wanted in {
+        "[2024] Images/*.png": ["[2024] Images/1.png"],
+        f"{tmp_path}/[2024] Images/*.png": [f"{tmp_path}/[2024] Images/1.png"],
+        "[2024] Images/**/*.png": ["[2024] Images/1.png", "[2024] Images/deep/2.png"],
+        "./[2024] Images/[12].png": ["./[2024] Images/1.png"],
+        "[0-9]/*.png": ["2/3.png"],
+        "a[1].png": ["a[1].png"],
+        "b[1]*.png": ["b[1].png"],
+    }.items():
+        code, found, _ = answered(vehicles_run, capsys, pattern)
+        assert (code, found) == (0, wanted), pattern
+
+
+def test_a_missing_file_with_brackets_is_a_missing_file(
+    vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, "there.png")
+    monkeypatch.chdir(tmp_path)
+    code, found, err = answered(vehicles_run, capsys, "photo[1].jpg", "there.png")
+    assert (code, found) == (1, ["there.png"])
+    assert "photo[1].jpg: no such file" in err
+    code, found, err = answered(vehicles_run, capsys, "photo*.jpg")
+    assert (code, found, "matches photo*.jpg" in err) == (2, [], True)
