@@ -38,7 +38,7 @@ _SYSTEM = re.compile(
     r"|.*@syno(eastream|resource)|found\.\d{3}",
     re.IGNORECASE,
 )
-"""What network drives put beside files, and Windows after a repair: #recycle, @Recycle, ~snapshot, @eaDir, FOUND.000."""
+"""What network drives put beside files, such as #recycle, ~snapshot and @eaDir; and Windows when it repairs a disk."""
 _UNLABELED = frozenset(("unlabeled", "unlabelled", "unannotated", "unsupervised"))
 """What a folder beside the splits is called whose images have no class."""
 _IMAGES = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))

@@ -80,8 +80,8 @@ class TrainingConfig:
     rotation: float = 0.0
     """Training images are turned by up to this many degrees either way; 0 is off."""
     layout: Layout = "auto"
-    """What the folders in DATA are: classes, or splits (train, valid, test) with the classes inside; auto tells by their
-    names and contents, and asks where both could be."""
+    """What the folders in DATA are: classes, or splits (train, valid, test) with the classes inside; auto tells by
+    their names and contents, and asks where both could be."""
     valid_fraction: float = 0.2
     """Share of each class held back for validation where the data has no valid folder."""
     valid_seed: int = -1
