@@ -127,7 +127,7 @@ def test_layout_classes_and_what_comes_after_keeps_it(
 
 def test_layout_splits(vehicles: Path, vehicles_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The model does not know the classes that come out, and names them."""
-    flags = ["--split", "train", "--layout", "splits"]
+    flags = ["--split", "all", "--layout", "splits"]
     assert run(["evaluate", str(vehicles_run), str(vehicles), *flags]) == 2
     message = capsys.readouterr().err
     assert "train has 2 classes" in message
@@ -140,7 +140,7 @@ def test_classes_that_look_like_splits_are_taken_if_that_is_said(
 ) -> None:
     data = draw(tmp_path / "data", *under("train_left", "test_right"))
     assert "--layout classes" in refused(data, capsys)
-    assert run(["evaluate", str(vehicles_run), str(data), "--layout", "classes"]) == 2
+    assert run(["evaluate", str(vehicles_run), str(data), "--split", "all", "--layout", "classes"]) == 2
     assert "'test_right' (2 images" in capsys.readouterr().err
 
 
