@@ -295,9 +295,9 @@ def _check_that_none_are_lost(
         names = first_few([folder.name for folder in splits.values()])
         alike = f" (they hold folders of the same names, {first_few(sorted(shared))})" if shared else ""
         raise DataError(
-            f"{names} in {walk.shown} could be {'splits' if several else 'a split'}, and {counted(number, 'image')} in "
-            f"{first_few(lost)} be left out, or {'classes' if several else 'a class'} like {first_few(lost)}{alike}; "
-            f"say which with --layout splits or --layout classes, or move away what is neither"
+            f"{names} in {walk.shown} could be {'splits' if several else 'a split'}, which would leave out "
+            f"{counted(number, 'image')} in {first_few(lost)}, or {'classes' if several else 'a class'} like "
+            f"these{alike}; say which with --layout splits or --layout classes, or move away what is neither"
         )
 
 

@@ -243,6 +243,26 @@ def test_patterns_below_folders_with_brackets(
         assert (code, found) == (0, wanted), pattern
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("{new} [1]/x-*.parquet", "{new} [1]/x-0.parquet"),
+        ("{new} [1]/{x,y}-*.parquet", "{new} [1]/x-0.parquet"),
+        ("b[1]-*.parquet", "b[1]-0.parquet"),
+    ],
+)
+def test_patterns_of_data_sets_below_folders_with_brackets(
+    pattern: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is found is one that can be called damaged."""
+    for path in (tmp_path / name, tmp_path / "{new} [1]" / "y-0.parquet"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"PAR1 and no end")
+    message = refused(tmp_path / pattern, capsys)
+    assert f"{name} is damaged" in message
+
+
 def test_a_missing_file_with_brackets_is_a_missing_file(
     vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
