@@ -104,7 +104,7 @@ FOLDERS: list[Row] = [
     ("an-image", "one image", a_folder(*GOOD, data="photos/cat/1.jpg"), Refused("is one image; DATA is a folder")),
     ("spaces", "spaces in names", a_folder("my cat/1 a.jpg", "dog/1.jpg"), Works(2, ("dog", "my cat"))),
     ("split", "a split of another name", a_folder("train/cat/1.jpg", "train/dog/1.jpg", "holdout/cat/1.jpg"),
-        Refused("train in .* could be a split, which would leave out 1 image in holdout, or a class .*; say which with --lay")),
+        Refused("train in .* could be a split, which would leave out 1 image in holdout, or a class .*--layout")),
     ("unlabelled", "a folder of unlabelled images beside splits",
         a_folder(*(f"{split}/{name}" for split in ("train", "test") for name in GOOD), "unlabeled/1.jpg"),
         Works(6, note="folder unlabeled is none of the splits and is left out, with 1 image")),
