@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carnet import files
+from carnet.data.samples import Layout
 from carnet.errors import OutputError, RunError
 from carnet.inputs import state_of
 from carnet.progress import first_few, quoted
@@ -215,6 +216,16 @@ class RunFolder:
         if not all(isinstance(part, dict) for part in parts) or not {"path", "content_hash"} <= set(document["data"]):
             raise RunError(f"{self.config} does not describe a run")
         return dict(document)
+
+    def recorded_data(self) -> tuple[str, Layout, Sequence[str]]:
+        """Where the images are, what their folders are, and which of them were left out.
+
+        Raises:
+            RunError: if the record is missing or damaged.
+        """
+        config = self.read_config()
+        # Runs from before there was this choice took what they could tell.
+        return config["data"]["path"], config["recipe"].get("layout", "auto"), config["data"].get("ignore", ())
 
     def digests(self) -> dict[str, set[str]] | None:
         """Content hashes of the run's images by split, or None where the run keeps no record of its data.

@@ -218,6 +218,22 @@ def _is_folder(name: str) -> bool:
     return name != STDIN and os.path.isdir(name)  # noqa: PTH112
 
 
+def _is_pattern(name: str) -> bool:
+    """Whether it can only be meant as a pattern: a browser calls a second download `photo[1].jpg`."""
+    return "*" in name or "?" in name
+
+
+def _matches(pattern: str) -> list[str]:
+    """What a pattern finds, sorted. A folder that exists is taken by its name, even if it looks like a pattern."""
+    folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib's would change how the names are written
+    while folder and not _is_folder(folder):
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    below = pattern[len(folder) :]
+    # Unlike pathlib's, it takes patterns of absolute paths. Brackets that find nothing may be part of a name.
+    found = glob.glob(glob.escape(folder) + below, recursive=True)  # noqa: PTH207
+    return sorted(found or glob.glob(glob.escape(folder) + below.replace("[", "[[]"), recursive=True))  # noqa: PTH207
+
+
 def _expand(names: tuple[str, ...]) -> list[str]:
     """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
     from carnet.data.sources import images_in
@@ -228,9 +244,7 @@ def _expand(names: tuple[str, ...]) -> list[str]:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        elif glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110 - as in `_is_folder`
-            # Unlike pathlib's, it takes patterns of absolute paths.
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or _is_pattern(name)):
             found = [match for match in matches if os.path.isfile(match)]  # noqa: PTH113
             # With ** the images of a folder are among the matches themselves.
             if "**" not in name or not found:

@@ -97,7 +97,7 @@ def train_runs(
         CarnetError: what else training raises; what a network alone met, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
-    images = find_images(data)
+    images = find_images(data, layout=config.layout)
     if "valid" not in images.splits and config.valid_seed < 0:
         # All runs have to be judged by the same images.
         config = replace(config, valid_seed=0)
@@ -158,16 +158,17 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     """
     run = RunFolder.open(path)
     config = run.read_config()
-    recorded = config["data"]
+    path_then, layout, ignore = run.recorded_data()
     document, history = _outcome(run)
     model = load(path)
     try:
         chosen = select_samples(
-            data or recorded["path"],
+            data or path_then,
             "valid",
             model.spec.classes,
             run.digests(),
-            ignore=recorded.get("ignore", ()),
+            layout=layout,
+            ignore=ignore,
             progress=progress,
         )
     except DataError as error:
@@ -191,7 +192,7 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
         config["plan"],
         config.get("versions", {}),
         config.get("init") or "",
-        recorded["content_hash"],
+        config["data"]["content_hash"],
         document,
         history,
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from carnet.image_files import has_lost_data, without_end
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
-from carnet.progress import OnProgress, counted
+from carnet.progress import OnProgress, counted, first_few
 
 _EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
@@ -47,6 +48,10 @@ _MODES = {
     "RGBA": "transparent",
     "CMYK": "CMYK",
 }
+
+
+_NO_LABEL = frozenset(("nan", "<na>", "nat", "null", "none", "n/a", "#n/a", "undefined"))
+"""What programs write where a label is missing, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +301,7 @@ def _require_images(data: LabeledImages) -> None:
 
 
 def _warnings(checked: CheckedImages) -> list[str]:
-    data, warnings = checked.data, []
+    data, warnings = checked.data, _about_names(checked.data)
     if checked.held_out:
         lacking = [name for name, count in data.counts("valid").items() if not count]
         if lacking:
@@ -321,6 +326,31 @@ def _warnings(checked: CheckedImages) -> list[str]:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
         warnings.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
     return warnings
+
+
+def _about_names(data: LabeledImages) -> list[str]:
+    """Notes on classes that may be one, and on one that may be none."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in data.classes:
+        alike[_plain(name)].append(name)
+    groups = [" and ".join(map(repr, names)) for plain, names in alike.items() if plain and len(names) > 1]
+    notes = []
+    if groups:
+        what = "classes that differ only in capitals, blanks or ways of writing a letter"
+        notes.append(f"{what}: {first_few(groups)}; if they are one, give them one name")
+    for name in data.classes:
+        if name.casefold() in _NO_LABEL:
+            number = counted(sum(data.counts(split)[name] for split in data.splits), "image")
+            notes.append(
+                f"{number} of a class {name!r}, which programs write where a label is missing; leave them out if so"
+            )
+    return notes
+
+
+def _plain(name: str) -> str:
+    """Equal for names that people take for one: without capitals, blanks and what cannot be seen."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf")
 
 
 def describe(images: CheckedImages) -> list[str]:

@@ -86,6 +86,8 @@ def _form_of_file(path: Path) -> Form:
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is none of the forms of DATA, or damaged; DATA is {_FORMS}")
     _check_download(path, start)
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        raise DataError(f"{path} is JSON, which is not read; {_SAVE_AS_CSV}")
     return "table"
 
 
@@ -101,6 +103,9 @@ def _check_download(path: Path, start: bytes) -> None:
 
 
 def _missing(data: Path) -> str:
+    link = next((path for path in (data, *data.parents) if path.is_symlink() and not path.exists()), None)
+    if link is not None:
+        return f"{link} is a link to {link.readlink()}, which cannot be reached; mount its disk, or correct the link"
     beside: list[str] = []
     with suppress(OSError):
         beside += [path.name for path in data.parent.iterdir()]

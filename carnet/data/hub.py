@@ -200,12 +200,17 @@ def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
 
 def _matching(data: str) -> list[Path]:
     found: dict[Path, None] = {}
-    for pattern in map(Path, _expand(str(expanded(data)))):
-        # What exists is a name, even if it looks like a pattern.
+    # What exists is a name, even if it looks like a pattern.
+    whole = expanded(data)
+    start = next((folder for folder in whole.parents if folder.is_dir()), None)
+    below = [str(whole)] if start is None else _expand(str(whole.relative_to(start)))
+    for pattern in (Path(part) if start is None else start / part for part in below):
         # On Windows the drive itself may be missing.
         base = next((folder for folder in pattern.parents if folder.is_dir()), None)
         try:
-            in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+            name = "" if base is None else str(pattern.relative_to(base))
+            # Brackets that find nothing may be part of a name.
+            in_base = [] if base is None else sorted(base.glob(name)) or sorted(base.glob(name.replace("[", "[[]")))
         except ValueError as error:
             raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base

@@ -73,11 +73,16 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
     shown = shown or path
     locator = Locator(path, shown, inside=inside)
     listing = Listing(path.parent, {})
-    rows = _read_rows(path, shown, listing.warnings)
+    spelled: dict[str, set[str]] = {}
+    rows = _read_rows(path, shown, listing.warnings, spelled)
     repeated = _place(rows, shown, locator, listing)
     if not listing.splits:
         raise DataError(f"{shown} has a header and no rows below it; it needs {_EXAMPLE}")
     listing.warnings += locator.warnings()
+    for label, spellings in sorted(spelled.items()):
+        if len(spellings) > 1:
+            what = f"{len(spellings)} ways, with other blanks or ways of writing a letter"
+            listing.warnings.append(f"{path.name} writes the class {label} in {what}; they are one class")
     if repeated:
         lines = first_few([f"{line:,}" for line in repeated])
         what = f"{counted(len(repeated), 'row')} of {path.name}"
@@ -168,7 +173,10 @@ def _check_same(first: _Row, row: _Row, table: Path) -> None:
             )
 
 
-def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
+def _read_rows(
+    path: Path, shown: Path, warnings: list[str], spelled: dict[str, set[str]] | None = None
+) -> Iterator[_Row]:
+    """The rows, one by one; `spelled` takes up how each class is written."""
     try:
         with open_text(path) as file:
             columns = _columns(file, shown, warnings)
@@ -178,7 +186,10 @@ def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
                 filled = _filled(reader)
                 next(filled)
                 for cells in filled:
-                    yield _row(cells, reader.line_num, columns, shown)
+                    row = _row(cells, reader.line_num, columns, shown)
+                    if spelled is not None:
+                        spelled.setdefault(row.label, set()).add(cells[columns.label])
+                    yield row
             except csv.Error as error:
                 raise DataError(f"{shown} line {reader.line_num}: {error}; is a quotation mark missing?") from error
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import files, metrics
+from carnet.data.samples import Layout
 from carnet.errors import RunError
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
@@ -167,6 +168,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 32,
     skip_unreadable: bool = False,
+    layout: Layout = "auto",
     ignore: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> EvaluationReport:
@@ -180,6 +182,7 @@ def evaluate(
         device: where to compute.
         batch_size: images at a time.
         skip_unreadable: leave out, and count, images that cannot be decoded.
+        layout: what the data's folders are, classes or splits, where that cannot be told.
         ignore: paths of images to leave out and count, as `carnet.data.ignore.read_ignore_file` gives them.
         progress: told how many images are done, of how many.
 
@@ -190,7 +193,9 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
-    chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests(), ignore=ignore)
+    chosen = select_samples(
+        data, split, model.spec.classes, RunFolder.open(run).digests(), layout=layout, ignore=ignore
+    )
     return chosen.judge(
         model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )

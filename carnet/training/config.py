@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from carnet.data.cache import CacheWish
+from carnet.data.samples import Layout
 from carnet.errors import ConfigError, RunError
 from carnet.quantities import parse_bytes, parse_seconds
 from carnet.spec import CHANNELS, ResizeRule
@@ -78,6 +79,9 @@ class TrainingConfig:
     """Share of training images mirrored left to right; 0 where left and right matter (digits, road signs)."""
     rotation: float = 0.0
     """Training images are turned by up to this many degrees either way; 0 is off."""
+    layout: Layout = "auto"
+    """What the folders in DATA are: classes, or splits (train, valid, test) with the classes inside; auto tells by
+    their names and contents, and asks where both could be."""
     valid_fraction: float = 0.2
     """Share of each class held back for validation where the data has no valid folder."""
     valid_seed: int = -1
@@ -146,6 +150,7 @@ class TrainingConfig:
         self._require(0 <= self.color <= 1, "color", "between 0 and 1")
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
+        self._require(self.layout in get_args(Layout), "layout", f"one of {', '.join(get_args(Layout))}")
         self._require(0 < self.valid_fraction < 1, "valid_fraction", "between 0 and 1")
         self._require(-1 <= self.valid_seed < 2**63, "valid_seed", "-1 (--seed), or up to 2**63 - 1")
         self._require(self.patience >= 0, "patience", "0 (off) or more epochs")
