@@ -25,6 +25,7 @@ BASE = {
     "timing",
     "quantities",
     "evaluation",
+    "documents",
     "files",
     "run_folder",
 }
