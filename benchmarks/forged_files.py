@@ -184,7 +184,7 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class _Taken(CarnetError):
+class _TakenError(CarnetError):
     """Not an error: the run goes on."""
 
 
@@ -194,7 +194,7 @@ class _StopAtOnce(Silent):
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Stop where training or the last evaluation is reached."""
         if what.startswith("epoch") or what == "final validation":
-            raise _Taken
+            raise _TakenError
 
 
 class Forger:
@@ -212,7 +212,7 @@ class Forger:
         shutil.copytree(self.run, self.begun)
         for name in ("result.json", "model.json", "model.safetensors", "report.html"):
             (self.begun / name).unlink()
-        with suppress(_Taken):
+        with suppress(_TakenError):
             # A checkpoint in the middle of an epoch.
             (self.begun / "last.ckpt").unlink()
             (self.begun / "previous.ckpt").unlink()
@@ -329,7 +329,7 @@ class Forger:
 
     @staticmethod
     def _resume(path: Path) -> None:
-        with suppress(_Taken):
+        with suppress(_TakenError):
             carnet.train(resume=path, progress=_StopAtOnce())
 
     @staticmethod
@@ -351,7 +351,7 @@ class _StopLater(Silent):
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Stop after some steps."""
         if what.startswith("epoch 1") and done == 2:
-            raise _Taken
+            raise _TakenError
 
 
 def _without_document(model: bytes) -> bytes:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints
 from typing import is_typeddict as is_typed_dict
 
 MAX_BYTES = 64 * 2**20
@@ -117,13 +117,9 @@ def conform(value: Any, kind: Any, where: str = "") -> Any:
         DocumentError: naming the first entry that is not.
     """
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is Annotated:
+    if origin in (Annotated, NotRequired):
         conform(value, arguments[0], where)
         _require_in_range(value, arguments[1:], where)
-    elif origin in (NotRequired, Required):
-        conform(value, arguments[0], where)
     elif origin in (Union, UnionType):
         _conform_to_one(value, arguments, where)
     elif origin is Literal:
@@ -139,7 +135,7 @@ def conform(value: Any, kind: Any, where: str = "") -> Any:
             conform(item, arguments[1], _join(where, _shortened(name)))
     elif is_typed_dict(kind) or dataclasses.is_dataclass(kind):
         _conform_to_fields(_object(value, where), kind, where)
-    elif not _is_plain(value, kind):
+    elif kind is not Any and not _is_plain(value, kind):
         raise _wrong(where, _NAMES[kind], value)
     return value
 

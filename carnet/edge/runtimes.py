@@ -148,9 +148,10 @@ def start_session(content: bytes, threads: int) -> Any:
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    # What goes wrong comes as an error; warnings would only stand between the answers.
-    settings.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    # What goes wrong comes as an error; told in a log as well it would only stand between the answers.
+    settings.log_severity_level = 4
+    # Without the second try on the same processor, which is announced on standard output.
+    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _open_openvino(file: ModelFile, threads: int) -> Run:

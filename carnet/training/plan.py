@@ -105,9 +105,10 @@ class Plan:
             if not plan.micro_batch:
                 raise DocumentError("it leaves micro_batch open")
         except DocumentError as error:
+            where = "" if path is None else f" in {path}"
             raise RunError(
-                f"the plan{'' if path is None else f' in {path}'} is damaged or one of another version of carnet ({error}); go on with that, or start anew "
-                "with --init"
+                f"the plan{where} is damaged or one of another version of carnet ({error}); go on with that, or start "
+                "anew with --init"
             ) from error
         return plan
 

