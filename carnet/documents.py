@@ -13,13 +13,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 from typing import is_typeddict as is_typed_dict
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 32 * 2**20
 """Of a document; what is read of it takes up to 20 times as much memory."""
 MAX_DEPTH = 32
 """Of lists and objects inside each other; ours have six."""
@@ -178,13 +178,13 @@ def _conform_to_fields(value: Mapping[str, Any], kind: Any, where: str) -> None:
 
 
 @functools.cache
-def _fields(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _fields(kind: Hashable) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Types by name, and the names without which it is not whole."""
     hints = get_type_hints(kind, include_extras=True)
     if is_typed_dict(kind):
         # What the class itself says of them is wrong where annotations are text.
         return hints, tuple(name for name, hint in hints.items() if get_origin(hint) is not NotRequired)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
     required = tuple(
         name
         for name, field in fields.items()
@@ -205,7 +205,10 @@ def _require_in_range(value: Any, conditions: Sequence[Any], where: str) -> None
 
 
 def _wrong(where: str, wanted: str, value: Any) -> DocumentError:
-    found = {dict: "an object", list: "a list"}.get(type(value)) or _shortened(json.dumps(value))
+    if isinstance(value, dict | list):
+        found = "an object" if isinstance(value, dict) else "a list"
+    else:
+        found = _shortened(json.dumps(value))
     return DocumentError(f"{where or 'it'} should be {wanted}, and is {found}")
 
 
@@ -232,7 +235,7 @@ def build(kind: type[T], values: Any, *, needed: Sequence[str] = ()) -> T:
     conform(values, kind)
     if missing := [name for name in needed if name not in values]:
         raise DocumentError(f"it lacks {', '.join(missing)}")
-    hints, _ = _fields(kind)
+    hints, _ = _fields(cast(Hashable, kind))
     return kind(**{name: _as_hinted(values[name], hint) for name, hint in hints.items() if name in values})
 
 

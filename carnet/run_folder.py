@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from carnet import files
-from carnet.documents import Count, DocumentError, conform
+from carnet.documents import MAX_BYTES, Count, DocumentError, conform
 from carnet.errors import OutputError, RunError
 from carnet.progress import first_few, quoted
 
 _MAX_TABLE_BYTES = 2**30
+_MAX_CONFIG_LETTERS = MAX_BYTES // 4
+"""Of `config.json`, of which checkpoints hold a copy inside other JSON, where letters and marks take more bytes."""
 _CHECKSUM_WRONG = "its checksum is wrong, so it is damaged or was changed; copy it again from where the run was made"
 
 
@@ -165,8 +167,14 @@ class RunFolder:
             raise OutputError(f"{self.path} was begun by another process meanwhile; choose another --output")
         digest = hashlib.sha256(table.encode("utf-8", "surrogateescape")).hexdigest()
         config = {**config, "checksums": {self.data.name: digest}}
+        text = files.to_json(config) + "\n"
+        if len(text) > _MAX_CONFIG_LETTERS:
+            raise OutputError(
+                f"{self.config} would be too large to be read again: the ignore list names too many images; move them "
+                "away instead"
+            )
         # Last, because a folder without it is not a run yet: after a kill in between, `new` takes it again.
-        files.write_json(self.config, config)
+        files.write_text(self.config, text)
         return config
 
     def copy_to(self, path: Path) -> RunFolder:

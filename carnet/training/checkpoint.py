@@ -194,7 +194,7 @@ def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dic
         # The others are copied as well: what safetensors gives is the file itself, mapped into memory.
         placed = tensor.clone() if is_count else torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = placed
-    for index, values in state.items():
-        if values.keys() != state_names(parameters[index][1]):
-            raise ValueError(f"optimizer.{index} has {', '.join(sorted(values))}")
+    for number, values in state.items():
+        if values.keys() != state_names(parameters[number][1]):
+            raise ValueError(f"optimizer.{number} has {', '.join(sorted(values))}")
     return state
