@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
 from carnet.inputs import open_file
 
@@ -185,6 +186,15 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, to_json(document) + "\n")
 
 
+def write_sealed_json(path: Path, document: Mapping[str, Any]) -> None:
+    """The same with a checksum of its own in it, which `carnet.documents.unsealed` checks.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_json(path, sealed(_finite(document)))
+
+
 def to_json(document: Any, *, ascii_only: bool = False) -> str:
     """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it.
 
@@ -201,9 +211,14 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OutputError: as `write_bytes`.
     """
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table that `write_csv` writes."""
     rows = list(rows)
     columns = list(rows[0]) if rows else []
-    write_text(path, "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)])))
+    return "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)]))
 
 
 def csv_line(cells: Iterable[Any]) -> str:
@@ -220,16 +235,38 @@ def csv_line(cells: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:
     """Read a JSON document of ours.
 
+    Args:
+        path: the file.
+        kind: what it should be, as `carnet.documents.conform` takes it.
+        max_bytes: how large it may be.
+
     Raises:
-        RunError: if it is missing or not JSON.
+        RunError: if it is missing, not JSON, or something else than it should be.
+    """
+    content = read_whole(path, max_bytes)
+    try:
+        return conform(parse(content, max_bytes=max_bytes), kind)
+    except DocumentError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """The content of a file of a run.
+
+    Raises:
+        RunError: if it cannot be read, or is larger than it may be.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(content) > max_bytes:
+        raise RunError(f"cannot read {path}: it has more than {max_bytes / 2**20:,.0f} MiB, and none of ours has")
+    return content
 
 
 def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:

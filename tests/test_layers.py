@@ -26,6 +26,7 @@ BASE = {
     "timing",
     "quantities",
     "evaluation",
+    "documents",
     "files",
     "inputs",
     "run_folder",

@@ -13,6 +13,7 @@ from carnet.data.cache import cached_folder
 from carnet.data.damage import ArchiveReadError, damaged, reading
 from carnet.data.tar import TarReader
 from carnet.data.unpacking import SafeFolder
+from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, read_json, write_json
 from carnet.inputs import open_file
@@ -65,7 +66,7 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
 def num_hidden(folder: Path) -> int:
     """How many hidden files and folders an archive had that `unpack` has unpacked into a folder."""
     about = folder / _ABOUT
-    return int(read_json(about)["num_hidden"]) if about.exists() else 0
+    return int(read_json(about, dict[str, Count]).get("num_hidden", 0)) if about.exists() else 0
 
 
 def is_zip(path: Path) -> bool:

@@ -22,7 +22,7 @@ from PIL import Image, __version__
 from carnet import files
 from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
-from carnet.errors import DataError, ImageError
+from carnet.errors import DataError, ImageError, RunError
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import Images, to_square
@@ -138,7 +138,7 @@ def inspect_and_keep(
         )
         forget_unused(_KIND, folder, _UNUSED_DAYS)
         pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=shape)
-        found = {key: _from_json(values) for key, values in files.read_json(folder / _INDEX).items()}
+        found = _read_index(folder / _INDEX)
     facts = {path: _named(found[keys[path]], path) if path in keys else _gone(path, target) for path in paths}
     return Inspected(facts, DecodedImages(pixels, {path: row_of[digests[path]] for path in keys}), reason)
 
@@ -243,6 +243,20 @@ def _name(unique: Mapping[str, Path], target: Target) -> str:
 
 def _to_json(fact: ImageFacts) -> dict[str, Any]:
     return asdict(fact) | {"error": None if fact.error is None else fact.error.reason}
+
+
+def _read_index(path: Path) -> dict[str, ImageFacts]:
+    """What is odd about each image, by key.
+
+    Raises:
+        RunError: if the cache is damaged.
+    """
+    # A few hundred bytes for each image.
+    index = files.read_json(path, dict[str, dict[str, Any]], max_bytes=2**32)
+    try:
+        return {key: _from_json(values) for key, values in index.items()}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged; remove its folder, and it is made anew") from error
 
 
 def _from_json(values: Mapping[str, Any]) -> ImageFacts:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ from carnet.data.columns import Columns
 from carnet.data.opening import explained, import_datasets, open_source, pin
 from carnet.data.samples import SPLIT_NAMES
 from carnet.data.shards import check_tars
+from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.inputs import MAX_IMAGE_BYTES
 from carnet.prefetch import load_ahead
@@ -42,6 +43,14 @@ _OPEN_SHARDS = 8
 
 _Row = tuple[int, str, bytes | str]
 """Place in the split's stored order, label, and the image's bytes or where to fetch them."""
+
+
+class _Counts(TypedDict):
+    """What is counted of a split before it is read."""
+
+    shards: list[Count]
+    labels: dict[str, Count]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class ImageStream:
         version = import_datasets().__version__
         key = hashlib.sha256(f"{self.source.key(by_content=False)} {self._format} {version}".encode()).hexdigest()
         counts = cached_folder("streams", key, lambda folder: self._count(folder / "counts.json", progress))
-        self._counts: dict[str, Any] = files.read_json(counts / "counts.json")
+        self._counts: dict[str, Any] = files.read_json(counts / "counts.json", dict[str, _Counts])
         for split in [split for split, count in self._counts.items() if not count["labels"]]:
             self.warnings += (f"{split} is left out, none of its images having a label",)
             del self._counts[split]

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from carnet.data.cache import CacheWish
 from carnet.data.samples import Layout
+from carnet.documents import DocumentError, build
 from carnet.errors import ConfigError, RunError
+from carnet.progress import first_few
 from carnet.quantities import parse_bytes, parse_seconds
-from carnet.spec import CHANNELS, ResizeRule
+from carnet.spec import CHANNELS, MAX_IMAGE_SIZE, ResizeRule
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MuonPrecision = Literal["fp32", "bf16"]
@@ -23,6 +26,8 @@ Choice = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
 Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
+MAX_THREADS = 1024
+"""Threads, or processes, of one kind; systems refuse to start very many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,11 @@ class TrainingConfig:
     """Write the curves for TensorBoard as well."""
 
     def __post_init__(self) -> None:
-        self._require(self.image_size >= 0, "image_size", "0 (the network's own) or more pixels")
+        self._require(
+            0 <= self.image_size <= MAX_IMAGE_SIZE,
+            "image_size",
+            f"0 (the network's own) or more pixels, up to {MAX_IMAGE_SIZE:,}",
+        )
         self._require(0 < self.start_share <= 1, "start_share", "above 0, up to 1 (off)")
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
         self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
@@ -159,7 +168,7 @@ class TrainingConfig:
         self._require(self.precision in get_args(Precision), "precision", f"one of {', '.join(get_args(Precision))}")
         precisions = ("auto", *get_args(MuonPrecision))
         self._require(self.muon_precision in precisions, "muon_precision", f"one of {', '.join(precisions)}")
-        self._require(self.devices >= 1, "devices", "at least 1")
+        self._require(1 <= self.devices <= MAX_THREADS, "devices", f"between 1 and {MAX_THREADS:,}")
         self._require(
             self.batch_size >= 2 * self.devices or self.devices == 1 or not self.batch_size,
             "batch_size",
@@ -180,10 +189,10 @@ class TrainingConfig:
             parse_bytes(self.max_memory)
         if self.budget:
             parse_seconds(self.budget)
-        self._require(self.checkpoint_minutes > 0, "checkpoint_minutes", "above 0")
+        self._require(0 < self.checkpoint_minutes < float("inf"), "checkpoint_minutes", "above 0")
         self._require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 (off) or more")
-        self._require(self.threads >= 0, "threads", "0 (all) or more")
-        self._require(self.workers >= -1, "workers", "-1 (chosen) or more")
+        self._require(0 <= self.threads <= MAX_THREADS, "threads", f"0 (all) or more, up to {MAX_THREADS:,}")
+        self._require(-1 <= self.workers <= MAX_THREADS, "workers", f"-1 (chosen) or more, up to {MAX_THREADS:,}")
         self._require(self.logger in get_args(Logger), "logger", f"one of {', '.join(get_args(Logger))}")
 
     def _require(self, fulfilled: bool, name: str, range_: str) -> None:
@@ -196,21 +205,21 @@ class TrainingConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """Rebuild a recipe from `to_json`'s dictionary.
+    def from_json(cls, values: Mapping[str, Any], path: Path | None = None) -> TrainingConfig:
+        """Rebuild a recipe from `to_json`'s dictionary; `path` is the file it comes from, for messages.
 
         Raises:
-            RunError: if it has a field this version does not know, or a value of another type.
+            RunError: if it has a field this version does not know, or a value of another type or out of range.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
+        where = "" if path is None else f" in {path}"
+        if unknown := set(values) - {field.name for field in fields(cls)}:
             raise RunError(
-                f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}; update carnet"
+                f"the recipe{where} has fields this version does not know: {first_few(sorted(unknown))}; update carnet"
             )
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise RunError(f"the recipe cannot be read: {error}") from error
+            return build(cls, values)
+        except (DocumentError, ConfigError) as error:
+            raise RunError(f"the recipe{where} cannot be read: {error}") from error
 
     def differences(self, other: TrainingConfig) -> list[str]:
         """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`.

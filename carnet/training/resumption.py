@@ -40,11 +40,12 @@ def prepare_resumed(
     """
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
-    recorded = TrainingConfig.from_json(record["recipe"])
+    source = run.config if checkpoint is None else run.checkpoint
+    recorded = TrainingConfig.from_json(record["recipe"], source)
     config = filled_from(config, recorded)
     if differences := recorded.differences(config):
         raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
-    then, now = Plan.from_json(record["plan"]), plan
+    then, now = Plan.from_json(record["plan"], source), plan
     plan = _take_up_plan(run, now, then, recorded, config)
     # A run that has no checkpoint begins here, and of one that is finished the report alone may be missing.
     moved = checkpoint is not None and not run.result.exists() and now.device_name != then.device_name

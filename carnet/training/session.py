@@ -133,4 +133,5 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
 def _recipe(resume: Path | str | None) -> TrainingConfig:
     if resume is None:
         return TrainingConfig()
-    return TrainingConfig.from_json(RunFolder.open(resume).read_config()["recipe"])
+    run = RunFolder.open(resume)
+    return TrainingConfig.from_json(run.read_config()["recipe"], run.config)

@@ -16,7 +16,7 @@ from torch import nn
 
 from carnet import files
 from carnet.data.sources import Sample
-from carnet.errors import DataError, LostProcessError, OutputError, StoppedError
+from carnet.errors import DataError, LostProcessError, OutputError, RunError, StoppedError
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.models.trained import TrainedModel, save_model
 from carnet.preprocess import Images
@@ -146,10 +146,25 @@ class Trainer:
         state = dict(checkpoint.state)
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
+        self._require_length()
         self.state.notes += [note for note in self.job.notes if note not in self.state.notes]
         self.step.micro_batch = self.state.micro_batch or self.step.micro_batch
         # Cuts off what a later, damaged checkpoint has left behind.
         self._write_history()
+
+    def _require_length(self) -> None:
+        """Whether a checkpoint's state is of a run of this length.
+
+        Raises:
+            RunError: if it is not.
+        """
+        most = self.steps_planned
+        if self.job.plan.training_seconds:
+            # A budget may have shortened it, or made it longer than foretold.
+            most = self.job.plan.most_steps or max(most, self.state.num_steps)
+        fits = self.state.num_steps <= most and self.state.step <= self.steps_per_epoch
+        if not fits or self.state.epoch > narration.num_epochs(self.state, self.steps_per_epoch):
+            raise RunError(f"{self.run.checkpoint} is of a run of another length; --init starts from its weights")
 
     def _batches(self, stop: StopFlag) -> Iterator[Batch]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
