@@ -39,8 +39,6 @@ _GRAPH, _METADATA = 7, 14
 _INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
 _KEY, _VALUE = 1, 2
 
-_MAX_MODEL_BYTES = 2**31
-"""Protocol Buffers encode no more."""
 
 
 class SelfTest(TypedDict):
