@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
-from carnet.inputs import open_file
+from carnet.inputs import open_file, read_file
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""
@@ -260,13 +260,9 @@ def read_whole(path: Path, max_bytes: int) -> bytes:
         RunError: if it cannot be read, or is larger than it may be.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+        return read_file(path, max_bytes)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) > max_bytes:
-        raise RunError(f"cannot read {path}: it has more than {max_bytes / 2**20:,.0f} MiB, and none of ours has")
-    return content
 
 
 def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
