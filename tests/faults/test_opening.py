@@ -18,6 +18,7 @@ import sys
 import tarfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -329,14 +330,19 @@ def test_honest_headers_are_understood(tmp_path: Path) -> None:
     assert found.classes == ("dog", "käse", long)
 
 
-def hidden(path: Path, parts: int, names: tuple[str, ...] = CATS_AND_DOGS) -> Path:
-    """A tar, packed with bzip2, with a hidden file of so many times 9 MB: a gigabyte takes some kilobytes."""
+def hidden(
+    path: Path,
+    parts: int,
+    names: tuple[str, ...] = CATS_AND_DOGS,
+    compress: Callable[[bytes], bytes] = bz2.compress,
+) -> Path:
+    """A packed tar with a hidden file of so many times 9 MB: a gigabyte takes some kilobytes."""
     info = tarfile.TarInfo(".hidden")
     info.size = 9 * 2**20 * parts
     members = write_tar(path, images(*names), packed="").read_bytes()[: 1024 * len(names)]
     with path.open("wb") as file:
-        file.write(bz2.compress(members))
-        file.write(bz2.compress(info.tobuf()) + bz2.compress(bytes(9 * 2**20)) * parts + bz2.compress(bytes(1024)))
+        file.write(compress(members + info.tobuf()))
+        file.write(compress(bytes(9 * 2**20)) * parts + compress(bytes(1024)))
     return path
 
 
@@ -351,7 +357,7 @@ def test_what_is_passed_over_counts_as_well(tmp_path: Path) -> None:
 def test_a_data_sets_shard_is_not_read_without_end(tmp_path: Path) -> None:
     """Whether the folders are the classes, or the texts beside the images, shows when all of a tar has been read."""
     names = ("cat/1.jpg", "cat/1.txt")
-    path = hidden(tmp_path / "shard.tar", 50, names)
+    path = hidden(tmp_path / "shard.tar", 50, names, gzip.compress)
     with pytest.raises(DataError, match=r"shard\.tar: .*unpacks to more than"):
         find_images(path)
 
@@ -373,4 +379,6 @@ def test_many_entries_take_about_as_long_as_with_tarfile(tmp_path: Path) -> None
         with tarfile.open(path) as archive:
             archive.extractall(tmp_path / f"extracted-{attempt}", filter="data")
         ratios.append((done - begun) / (time.process_time() - done))
-    assert min(ratios) < 1.15
+        if ratios[-1] < 1.15:
+            return
+    pytest.fail(f"it took {ratios} times as long")
