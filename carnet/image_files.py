@@ -156,11 +156,13 @@ _END_OF_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _NO_MARKERS, _BARE_MARKERS = frozenset((0x00, 0xFF)), frozenset((0x01, *range(0xD0, 0xDA)))
 """What behind 0xFF is no marker of a JPEG, and markers without a length."""
 _SOS, _EOI, _DHT, _PROGRESSIVE = 0xDA, 0xD9, 0xC4, (0xC2, 0xCA)
+_ENDS = frozenset((_SOS, _EOI))
 
 
 def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, int]]:
     """Marker, start and end of each segment from a place on to the next scan, or to the end of the image."""
-    segments, size = [], len(content)
+    segments: list[tuple[int, int, int]] = []
+    size = len(content)
     # Every JPEG that is read comes through here, so that this is written for speed.
     try:
         while True:
@@ -179,7 +181,7 @@ def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, in
                 if length < 2 or position > size:
                     return segments
             segments.append((marker, start, position))
-            if marker == _SOS or marker == _EOI:
+            if marker in _ENDS:
                 return segments
     except IndexError:
         return segments
@@ -192,7 +194,7 @@ def _jpeg_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
 
 
 WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "))
-"""Pixels, transparency, animation and orientation. The decoder is given no other chunk, nor an incomplete EXIF or XMP."""
+"""Pixels, transparency, animation, orientation. The decoder is given no other chunk, and no incomplete EXIF or XMP."""
 
 
 def _webp_chunks(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -289,7 +291,7 @@ def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
 
 
 def _zero_codes(tables: bytes) -> dict[int, int]:
-    """Class and number of each Huffman table -> the symbol whose code is zeros: that of the shortest code, the first."""
+    """Class and number of each Huffman table -> the symbol whose code is zeros: the first, with the shortest code."""
     codes, start = {}, 0
     while start + 17 < len(tables):
         codes[tables[start]] = tables[start + 17]

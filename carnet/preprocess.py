@@ -245,11 +245,15 @@ def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None
     if image.mode == "F":
         raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
     # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
-    if image.mode == "I" and image.format != "PPM":
-        if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG) not in (16, (16,)):
-            raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM" and _bits_of_tiff(image) != 16:
+        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
     if image.format == "TIFF":
         _silence_libtiff()
+
+
+def _bits_of_tiff(image: Image.Image) -> int | None:
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG)
+    return bits[0] if isinstance(bits, tuple) else bits
 
 
 def _with_stated_opacity(image: Image.Image, content: bytes) -> Image.Image:
@@ -291,7 +295,8 @@ def _give_opacity(image: Image.Image, content: bytes) -> None:
 def _silence_libtiff() -> None:
     """Keep libtiff from writing on standard error what Pillow raises as well; Pillow does so for its warnings only."""
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+        # The library of Pillow's own module, wherever that is.
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
 
 
 def name_of(source: ImageSource) -> Path | str:

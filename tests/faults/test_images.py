@@ -159,7 +159,9 @@ def test_mutated_exif_never_stops_a_photo() -> None:
     start, rng = plain.index(b"Exif") + 6, np.random.default_rng(1)
     length = int.from_bytes(plain[start - 8 : start - 6], "big") - 8
     expected = loaded(plain)
-    turned = {np.rot90(expected, k).tobytes() for k in range(4)} | {np.rot90(expected[::-1], k).tobytes() for k in range(4)}
+    turned = {np.rot90(expected, k).tobytes() for k in range(4)} | {
+        np.rot90(expected[::-1], k).tobytes() for k in range(4)
+    }
     for _ in range(400):
         mutated = bytearray(plain)
         for place in rng.integers(start, start + length, 4):
@@ -437,7 +439,7 @@ PEAKS: dict[str, tuple[Callable[[], bytes], int, int]] = {
 }
 """Name -> the file, the channels that the model takes, and bytes a pixel that Pillow decodes it to."""
 PEAK_OF_A_PROCESS = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
@@ -446,9 +448,11 @@ numbers = (0.5,) * channels
 spec = ModelSpec(model="carnet18", classes=("a", "b"), image_size=24, in_channels=channels, mean=numbers, std=numbers)
 content = Path(sys.argv[1]).read_bytes()
 load_image(Path(sys.argv[3]).read_bytes(), spec)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
 load_image(content, spec)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 
