@@ -335,7 +335,7 @@ class Forger:
     def _resume(self, path: Path) -> None:
         # To the end now and then, unless the forged run is a longer one.
         with suppress(_TakenError):
-            carnet.train(resume=path, progress=_StopAfter(1 if self.number % 4 else 60))
+            carnet.train(resume=path, progress=_StopAfter(1 if self.number % 16 else 60))
 
     @staticmethod
     def _read(path: Path) -> None:

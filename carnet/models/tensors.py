@@ -6,6 +6,7 @@ Loading such a file executes nothing from it, unlike a pickle.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,19 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    document = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    # The library writes these in any order, and equal tensors shall be equal files.
+    document["__metadata__"] = dict(sorted(document["__metadata__"].items()))
+    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    # As the library does it, so that tensors begin where processors like them to.
+    header += b" " * (-len(header) % 8)
+    begin, rest = len(header).to_bytes(_LENGTH_BYTES, "little"), memoryview(content)[_LENGTH_BYTES + length :]
+    digest = hashlib.sha256(begin + header)
+    digest.update(rest)
     # The checksum counts as zeros while it is computed.
-    return content.replace(_DIGEST % _NO_DIGEST, _DIGEST % hashlib.sha256(content).hexdigest().encode(), 1)
+    sealed = header.replace(_DIGEST % _NO_DIGEST, _DIGEST % digest.hexdigest().encode(), 1)
+    return b"".join((begin, sealed, rest))
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
