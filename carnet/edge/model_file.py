@@ -40,7 +40,6 @@ _INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
 _KEY, _VALUE = 1, 2
 
 
-
 class SelfTest(TypedDict):
     """A picture inside a model file, and what the model answered for it."""
 
