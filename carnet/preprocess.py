@@ -35,7 +35,7 @@ from carnet.errors import ImageError
 from carnet.spec import ModelSpec, ResizeRule
 
 Images = NDArray[np.uint8]
-ImageSource = Path | str | bytes | Image.Image | Images
+ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -140,6 +140,8 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     try:

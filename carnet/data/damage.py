@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from carnet.errors import DataError
+from carnet.errors import DataError, is_out_of_memory
 
 READ_ERRORS = (
     *(OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, AttributeError, RecursionError),
@@ -36,6 +36,8 @@ def reading() -> Iterator[None]:
     except DataError:
         raise
     except READ_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise ArchiveReadError(str(error)) from error
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.edge.model_file import ModelFile
-from carnet.errors import ConfigError, MissingExtraError, ModelFileError
+from carnet.errors import CarnetError, ConfigError, MissingExtraError, ModelFileError, OutOfMemoryError, explaining_lack_of_memory, is_out_of_memory
 from carnet.preprocess import Images
+from carnet.progress import counted
 
 Runtime = Literal["onnxruntime", "openvino"]
 PIXELS = "pixels"
@@ -34,16 +35,23 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
         ConfigError: unknown runtime, or fewer threads than none.
         MissingExtraError: OpenVINO is asked for and not installed.
         ModelFileError: if the installed runtime refuses the model.
+        OutOfMemoryError: if there is not enough memory to open it; what it gives raises the same.
     """
     if threads < 0:
         raise ConfigError(f"--threads must be 0 (chosen) or more, got {threads}")
     match runtime:
         case "onnxruntime":
-            return _open_onnxruntime(file, threads)
+            run = _open_onnxruntime(file, threads)
         case "openvino":
-            return _open_openvino(file, threads)
+            run = _open_openvino(file, threads)
         case _:
             raise ConfigError(f"--runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
+
+    def run_or_explain(images: Images) -> Outputs:
+        with explaining_lack_of_memory(f"{counted(len(images), 'image')} in {file.name}", "take fewer at a time"):
+            return run(images)
+
+    return run_or_explain
 
 
 def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
@@ -97,6 +105,9 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
     return run
 
 
-def _refused(file: ModelFile, runtime: str, error: Exception) -> ModelFileError:
-    reason = str(error).strip().splitlines()
-    return ModelFileError(f"{runtime} cannot run {file.name}: {reason[0] if reason else type(error).__name__}")
+def _refused(file: ModelFile, runtime: str, error: Exception) -> CarnetError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"{runtime} has not enough memory to open {file.name} ({reason}); close other programs")
+    return ModelFileError(f"{runtime} cannot run {file.name}: {reason}")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import files, metrics
-from carnet.errors import RunError
+from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
@@ -97,6 +97,8 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     try:
         network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
     compute_exactly()
     known = spec.to_json()
@@ -123,6 +125,8 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {source.model}") from error
     if unexpected or (same_classes and missing):
         raise RunError(f"{folder.weights} does not fit {source.model}")
@@ -156,6 +160,8 @@ def read_weights(run: RunFolder) -> dict[str, Tensor]:
     try:
         return dict(load_file(run.weights))
     except (OSError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"cannot read {run.weights}: {error}") from error
 
 

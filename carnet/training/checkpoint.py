@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from carnet import files
-from carnet.errors import RunError
+from carnet.errors import RunError, is_out_of_memory
 
 FORMAT = "carnet checkpoint 6"
 _DIGEST = b'"sha256":"%s"'
@@ -134,6 +134,8 @@ class Checkpoint:
             state = _optimizer_state(tensors, optimizer)
             optimizer.load_state_dict({"state": state, "param_groups": self.param_groups})
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise RunError(f"the checkpoint does not fit this run: {error}") from error
 
 
