@@ -40,6 +40,8 @@ _NO_MEMORY = (
     *("could not create a primitive", "can't start new thread", "failed to map segment", "paging file is too small"),
 )
 """What PyTorch, its kernels, ONNX Runtime, Python and the loader of libraries say where memory is short."""
+_COMMITMENT_LIMIT = 1455
+"""What Windows says then."""
 _EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 _MAX_LISTED = 20
 """Of files that cannot be read."""
@@ -171,7 +173,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
+        return error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
     text = str(error).lower()
     return not isinstance(error, CarnetError) and any(words in text for words in _NO_MEMORY)
 

@@ -49,7 +49,7 @@ def is_command(character: str) -> bool:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text without characters that command: a name must neither rule a terminal, nor forge a line, nor look like another.
+    """Text without characters that command: a name must not rule a terminal, forge a line, or look like another.
 
     Args:
         text: to be shown on a terminal.

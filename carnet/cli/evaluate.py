@@ -38,7 +38,7 @@ class Command:
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
-    """Where the report goes (default: report-SPLIT.html in the run's folder, or NAME.report-SPLIT.html beside NAME.onnx)."""
+    """Where the report goes (default: report-SPLIT.html in the run's folder; beside a file, NAME.report-SPLIT.html)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
     skip_unreadable: bool = False

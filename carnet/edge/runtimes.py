@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.edge.model_file import ModelFile
-from carnet.errors import CarnetError, ConfigError, MissingExtraError, ModelFileError, OutOfMemoryError, explaining_lack_of_memory, is_out_of_memory
+from carnet.errors import (
+    CarnetError,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    OutOfMemoryError,
+    explaining_lack_of_memory,
+    is_out_of_memory,
+)
 from carnet.preprocess import Images
 from carnet.progress import counted
 

@@ -119,7 +119,9 @@ def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> T
 
 
 def _explaining_lack_of_memory() -> AbstractContextManager[None]:
-    return explaining_lack_of_memory("training", "close other programs, or take a smaller --micro-batch or --image-size")
+    return explaining_lack_of_memory(
+        "training", "close other programs, or take a smaller --micro-batch or --image-size"
+    )
 
 
 def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:

@@ -326,9 +326,7 @@ class Trainer:
             step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
         seconds_left = 0.0 if state.finished else self.steps_left * self._seconds_per_step
-        self.progress.say(
-            narration.epoch_line(epoch, self.num_epochs, self.config, state, seconds_left=seconds_left)
-        )
+        self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, state, seconds_left=seconds_left))
 
     def _note_memory(self) -> None:
         device = self.job.plan.device
