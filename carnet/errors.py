@@ -169,13 +169,23 @@ class StoppedError(CarnetError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, in the words of whoever raised it."""
+    """Whether an error, or one that caused it, says that memory is short, in the words of whoever raised it."""
+    return _shortage(error) is not None
+
+
+def _shortage(error: BaseException | None) -> BaseException | None:
+    """The first of an error and its causes that says so."""
+    while error is not None and not _says_shortage(error):
+        error = error.__cause__
+    return error
+
+
+def _says_shortage(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
-    text = str(error).lower()
-    return not isinstance(error, CarnetError) and any(words in text for words in _NO_MEMORY)
+    return any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 @contextmanager
@@ -192,7 +202,8 @@ def explaining_lack_of_memory(what: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, CarnetError) or not is_out_of_memory(error):
+        shortage = _shortage(error)
+        if isinstance(error, CarnetError) or shortage is None:
             raise
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(str(shortage).strip().splitlines()), "")
         raise OutOfMemoryError(f"not enough memory for {what}{reason and f' ({reason})'}; {way_out}") from error

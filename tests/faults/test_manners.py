@@ -124,22 +124,9 @@ def test_a_shortage_of_memory_is_called_so(trained_run: Path, exported: Path, ph
     page = ["--output", str(tmp_path / "page.html")]
     steps: list[tuple[list[str], list[str], int]] = [
         (["predict", str(exported), large], ["predict", str(exported), large], 2**25),
-        (
-            ["predict", str(exported), str(photos / "valid")],
-            ["predict", str(exported), str(photos / "valid"), "--batch-size", "10000"],
-            2**21,
-        ),
-        (["evaluate", str(trained_run), *page], ["evaluate", str(trained_run), *page], 2**21),
-        (
-            ["summary", "carnet_n", "--image-size", "64"],
-            ["summary", "carnet_n", "--image-size", "4096"],
-            2**24,
-        ),
-        (
-            ["train", str(photos), *SMALL, "--epochs", "1", "--output", str(tmp_path / "run")],
-            ["train", str(photos), *SMALL, "--image-size", "512", "--epochs", "1", "--output", str(tmp_path / "other")],
-            2**24,
-        ),
+        (["summary", "carnet_n", "--image-size", "64"], ["summary", "carnet_n", "--image-size", "4096"], 2**24),
+        (["evaluate", str(trained_run), *page], ["evaluate", str(trained_run), *page], 2**20),
+        ([], ["train", str(photos), *SMALL, "--epochs", "1", "--output", str(tmp_path / "run")], 2**20),
     ]
     ended = finished([sys.executable, "-c", SHORT_OF_MEMORY, json.dumps(steps)])
     assert ended.returncode == 0, ended.stderr
@@ -176,10 +163,9 @@ with open(sys.argv[2], "w") as file:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are read from Linux's /proc")
 def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos: Path, tmp_path: Path) -> None:
     model, image = shutil.copy(exported, tmp_path / "model.onnx"), str(photos / "valid" / "red" / "8.jpg")
-    other = tmp_path / "other"
     commands = [
         ["predict", str(model), image, str(photos / "gone.jpg")],
-        ["train", str(photos), *SMALL, "--epochs", "1", "--output", str(other)],
+        ["train", str(tmp_path / "gone")],
         ["evaluate", str(trained_run), "--output", str(tmp_path / "page.html")],
         ["verify", str(model)],
         ["benchmark", str(model), "--rounds", "1"],
@@ -193,7 +179,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
     command = [sys.executable, "-c", CLOSED, json.dumps(commands), answers, "again"]
     assert finished(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]).returncode == 0
     ends, opened = json.loads(answers.read_text())
-    expected = {"predict": 1, "export": 2, "compare": 2, "demo": 2}
+    expected = {"predict": 1, "train": 2, "export": 2, "compare": 2, "demo": 2}
     assert ends == {name: expected.get(name, 0) for name in COMMANDS}
     # No file of ours has the number that libraries write their messages to.
     assert opened == [os.devnull, os.devnull]
@@ -204,7 +190,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
 def test_an_error_keeps_its_exit_code_whoever_hears_it(closed: str, code: int) -> None:
     if "full" in closed and not Path("/dev/full").exists():
         pytest.skip("there is no full device")
-    ended = finished(["sh", "-c", f'"$0" -m carnet summary carnet81 {closed}', sys.executable])
+    ended = finished(["sh", "-c", f'"$0" -m carnet verify nowhere.onnx {closed}', sys.executable])
     assert (ended.returncode, ended.stdout, "Traceback" in ended.stderr) == (code, "", False)
 
 
