@@ -25,7 +25,7 @@ from carnet import Classifier
 from carnet.cli.main import COMMANDS, run
 from carnet.errors import ImageError
 
-SMALL = ["--model", "carnet_n", "--image-size", "32", "--batch-size", "8", "--compile", "off"]
+SMALL = ["--model", "carnet_n", "--image-size", "32", "--batch-size", "8", "--compile", "off", "--threads", "1"]
 COMMANDING = ("Cc", "Cf", "Zl", "Zp")
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
