@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +19,14 @@ from typing import Any, BinaryIO
 from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
 from carnet.inputs import open_file, read_file
+from carnet.progress import printable
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""
 _BEYOND = 2**30
 """Where Windows locks a byte: past the end of the file, so that others may read it."""
+_FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet would begin a formula: at a cell's first sign, and many begin a new cell at each semicolon."""
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
@@ -233,6 +237,15 @@ def csv_line(cells: Iterable[Any]) -> str:
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
     writer.writerow(texts)
     return text.getvalue()
+
+
+def csv_line_for_people(cells: Iterable[Any]) -> str:
+    """One row of a table that people open: no text in it rules a terminal, or is a formula to a spreadsheet.
+
+    Spreadsheets take an apostrophe before it for the sign of a text. What is read back by programs is written by
+    `csv_line`, which changes nothing.
+    """
+    return csv_line(_FORMULA.sub(r"\1'", printable(cell)) if isinstance(cell, str) else cell for cell in cells)
 
 
 def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:

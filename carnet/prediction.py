@@ -67,7 +67,8 @@ class Predictor:
         """Classify one image.
 
         Args:
-            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
+            source: a path, the bytes of a file (also as a bytearray or memoryview), a Pillow image, or a uint8 array
+                (H, W, 3).
             top_k: how many classes to name.
 
         Raises:
@@ -85,15 +86,18 @@ class Predictor:
         Takes from `sources` as it goes, so that they may be any number.
 
         Args:
-            sources: as `predict` takes them.
+            sources: as `predict` takes them; a buffer may be used again as soon as the next one is asked for.
             batch_size: images that are computed at a time.
             top_k: how many classes to name.
 
         Raises:
             ConfigError: at once, if `batch_size` or `top_k` is below 1.
+            Exception: whatever `sources` raises, after the answers for what they gave before.
         """
         _require_positive("top_k", top_k)
-        return self._answers(load_batches(sources, self.spec, batch_size, self._load), top_k)
+        # Decoding comes later, when whoever fills one buffer again and again has the next image in it.
+        kept = (bytes(source) if isinstance(source, bytearray | memoryview) else source for source in sources)
+        return self._answers(load_batches(kept, self.spec, batch_size, self._load), top_k)
 
     def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
@@ -140,6 +144,18 @@ def _require_positive(name: str, number: int) -> None:
 
 
 def _batches(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """What the sources give, `size` at a time; what they raise comes after all that they gave."""
     remaining = iter(sources)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch
+    problem: Exception | None = None
+    while problem is None:
+        batch: list[Any] = []
+        try:
+            for source in itertools.islice(remaining, size):
+                batch.append(source)
+        except Exception as error:
+            problem = error
+        if batch:
+            yield batch
+        elif problem is None:
+            return
+    raise problem

@@ -44,7 +44,7 @@ from carnet.quantities import show_bytes
 from carnet.spec import ModelSpec, ResizeRule
 
 Images = NDArray[np.uint8]
-ImageSource = Path | str | bytes | Image.Image | Images
+ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -148,6 +148,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     try:

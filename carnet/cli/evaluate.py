@@ -39,7 +39,7 @@ class Command:
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
-    """Where the report goes (default: report-SPLIT.html in the run's folder, or beside the file)."""
+    """Where the report goes (default: report-SPLIT.html in the run's folder; beside a file, NAME.report-SPLIT.html)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
     layout: Literal["auto", "classes", "splits"] = "auto"
@@ -63,8 +63,7 @@ class Command:
 
         is_exported = is_model_file(self.model)
         with console(self.json) as progress:
-            folder = self.model.parent if is_exported else self.model
-            target = self.output or folder / f"report-{self.split}.html"
+            target = self.output or self._report(is_exported)
             predict_fn, spec, digests = self._open_exported() if is_exported else self._open_run()
             # A slip shall not replace the model, or a table of images.
             files.check_target(target, ".html", ".htm")
@@ -96,6 +95,13 @@ class Command:
             if not self.json:
                 progress.say(f"The report is {target}.")
         return 0
+
+    def _report(self, is_exported: bool) -> Path:
+        name = f"report-{self.split}.html"
+        if not is_exported:
+            return self.model / name
+        # Several models may lie in one folder.
+        return self.model.with_name(f"{self.model.name.removesuffix('.onnx')}.{name}")
 
     def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
         from carnet.models.trained import load

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from carnet.cli.output import console, print_json
+from carnet.cli.output import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
 from carnet.inputs import MAX_IMAGE_BYTES, check_listed
 from carnet.progress import Progress, counted, printable, quoted
@@ -60,7 +60,7 @@ class Command:
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """Where to compute, for a run's folder."""
     csv: bool = False
-    """Print a table: image, class, probability, sure, error."""
+    """Print a table for people: image, class, probability, sure, error. Names are exact in --json."""
     json: bool = False
     """Print one JSON document."""
 
@@ -80,24 +80,31 @@ class Command:
                     "Note: this run has no threshold below which it says that it is not sure, and its percentages are "
                     "not calibrated; carnet export sets both on held-back images."
                 )
-            sources = {
-                name: sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if name == STDIN else Path(name) for name in names
-            }
+            piped = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if STDIN in names else b""
+
+            def source_of(name: str) -> Path | bytes:
+                return piped if name == STDIN else Path(name)
+
             heat = _HeatFolder(self.explain, model) if self.explain is not None else None
-            documents = []
-            answers = model.predict_many((sources[name] for name in names), self.batch_size, self.top_k)
+            # Of millions of images nothing is kept but their names, unless one document has to hold all answers.
+            documents: list[dict[str, Any]] = []
+            num_unread = 0
+            answers = model.predict_many(map(source_of, names), self.batch_size, self.top_k)
             with _Printer(self.csv, self.json) as printer:
-                for name, answer in zip(names, answers, strict=True):
-                    documents.append(_document(name, answer))
+                for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
                     printer.print(name, answer)
+                    num_unread += isinstance(answer, ImageError)
+                    drawn = {}
                     if heat is not None and not isinstance(answer, ImageError):
-                        documents[-1]["heat"] = str(heat.write(name, sources[name]))
+                        drawn = {"heat": str(heat.write(name, source_of(name)))}
+                    if self.json:
+                        documents.append(_document(name, answer) | drawn)
                     # Where the answers themselves are seen to come, a bar would stand in their way.
                     if self.json or not sys.stdout.isatty():
-                        progress.bar("predicting", len(documents), len(names))
+                        progress.bar("predicting", done, len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
-        return 1 if any("error" in document for document in documents) else 0
+        return 1 if num_unread else 0
 
     def _open(self) -> Predictor:
         from carnet.edge.model_file import is_model_file
@@ -133,7 +140,7 @@ class _Printer:
 
     def print(self, name: str, answer: Prediction | ImageError) -> None:
         if isinstance(answer, ImageError):
-            print(f"carnet: {printable(name)}: {answer.reason}", file=sys.stderr)
+            complain(printable(f"{name}: {answer.reason}"))
             if self.as_csv:
                 self._print_row(name, "", "", "", answer.reason)
         elif self.as_csv:
@@ -142,9 +149,9 @@ class _Printer:
             print(printable(f"{name}: {answer}"))
 
     def _print_row(self, *cells: object) -> None:
-        from carnet.files import csv_line
+        from carnet.files import csv_line_for_people
 
-        print(csv_line(cells), end="")
+        print(csv_line_for_people(cells), end="")
 
 
 class _HeatFolder:

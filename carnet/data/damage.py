@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from carnet.errors import DataError
+from carnet.errors import DataError, is_out_of_memory
 
 READ_ERRORS = (
     *(OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, AttributeError, RecursionError),
@@ -33,7 +33,7 @@ class reading:  # noqa: N801 - written like the function it could be, if that we
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, READ_ERRORS) and not isinstance(error, DataError):
+        if isinstance(error, READ_ERRORS) and not isinstance(error, DataError) and not is_out_of_memory(error):
             raise ArchiveReadError(str(error)) from error
 
 

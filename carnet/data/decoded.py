@@ -22,10 +22,10 @@ from PIL import Image, __version__
 from carnet import files
 from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
-from carnet.errors import DataError, ImageError, RunError
+from carnet.errors import DataError, ImageError, OutOfMemoryError, RunError
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
-from carnet.preprocess import Images, to_square
+from carnet.preprocess import Images, reason_of, to_square
 from carnet.progress import OnProgress
 from carnet.quantities import show_bytes
 from carnet.spec import ResizeRule
@@ -212,7 +212,8 @@ def _decode(
     """Fill `pixels`, and return what was found under each key.
 
     Raises:
-        DataError: if a file is not what it was a moment ago; such a failure shall not be kept.
+        DataError: if a file is not what it was a moment ago; such a failure must not be kept.
+        OutOfMemoryError: if memory is short, which says nothing about an image either.
     """
 
     def look(item: tuple[str, Path]) -> ImageFacts:
@@ -228,6 +229,8 @@ def _decode(
                 pixels[row_of[digest]] = square
 
         fact = inspect_bytes(content, path, target.image_size, keep)
+        if fact.error is not None and fact.error.reason == reason_of(MemoryError()):
+            raise OutOfMemoryError(f"{fact.error}; close other programs, or leave it out with --ignore")
         if not key.startswith(fact.sha256):
             raise DataError(f"{path} changed while it was looked at; start again when the images stay as they are")
         return fact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,10 @@ class Classifier(Predictor):
         classifier = carnet.Classifier("model.onnx")
         print(classifier.predict("photo.jpg"))
 
-    May be used from several threads at once.
+    May be used from several threads at once, and pickled: a process that gets one opens the same model anew.
 
     Args:
-        model: path of the file, or its bytes.
+        model: path of the file, or its bytes (also as a bytearray or memoryview).
         threads: of the arithmetic for one call; 0 leaves it to the runtime, which takes all cores.
         runtime: onnxruntime, or openvino (`pip install "carnet[openvino]"`).
         max_pixels: larger images are refused before they are decoded, which takes up to about 14 bytes a pixel.
@@ -44,7 +45,7 @@ class Classifier(Predictor):
 
     def __init__(
         self,
-        model: Path | str | bytes,
+        model: Path | str | bytes | bytearray | memoryview,
         *,
         threads: int = 0,
         runtime: Runtime = "onnxruntime",
@@ -53,11 +54,23 @@ class Classifier(Predictor):
         if not 1 <= max_pixels <= MAX_PIXELS:
             raise ConfigError(f"max_pixels must be 1 to {MAX_PIXELS:,}, got {max_pixels:,}")
         self.max_pixels = max_pixels
-        file = ModelFile.from_bytes(model) if isinstance(model, bytes) else ModelFile.read(model)
+        if isinstance(model, bytes | bytearray | memoryview):
+            file = ModelFile.from_bytes(bytes(model))
+        else:
+            file = ModelFile.read(model)
         self.spec, self.document = file.spec, file.document
         self.threshold = file.document.get("threshold")
         self.name = file.name
-        self._run = open_runtime(file, runtime, threads)
+        self._opened = file, runtime, threads
+        self._run = open_runtime(*self._opened)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sessions of runtimes cannot be pickled; the file's bytes can, and are the model even if the file has gone.
+        return {name: value for name, value in vars(self).items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._run = open_runtime(*self._opened)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.edge.model_file import ModelFile
-from carnet.errors import ConfigError, MissingExtraError, ModelFileError
+from carnet.errors import (
+    CarnetError,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    OutOfMemoryError,
+    explaining_lack_of_memory,
+    is_out_of_memory,
+)
 from carnet.preprocess import Images
+from carnet.progress import counted
 
 Runtime = Literal["onnxruntime", "openvino"]
 PIXELS = "pixels"
@@ -61,6 +70,7 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
         ConfigError: unknown runtime, or fewer threads than none.
         MissingExtraError: OpenVINO is asked for and not installed.
         ModelFileError: if the installed runtime refuses the model, or the model's graph is not what it says of itself.
+        OutOfMemoryError: if there is not enough memory to open it; what it gives raises the same.
     """
     if threads < 0:
         raise ConfigError(f"--threads must be 0 (chosen) or more, got {threads}")
@@ -75,7 +85,10 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
 
     def run_checked(images: Images) -> Outputs:
         try:
-            outputs = run(images)
+            with explaining_lack_of_memory(f"{counted(len(images), 'image')} in {file.name}", "take fewer at a time"):
+                outputs = run(images)
+        except CarnetError:
+            raise
         # Whatever the runtime raises.
         except Exception as error:
             raise _refused(file, runtime, error) from error
@@ -195,6 +208,9 @@ def _openvino_port(tensor: Any) -> _Port:
     return _Port(_KINDS.get(kind, kind), tuple(one.get_length() if one.is_static else None for one in lengths))
 
 
-def _refused(file: ModelFile, runtime: str, error: Exception) -> ModelFileError:
-    reason = str(error).strip().splitlines()
-    return ModelFileError(f"{runtime} cannot run {file.name}: {reason[0] if reason else type(error).__name__}")
+def _refused(file: ModelFile, runtime: str, error: Exception) -> CarnetError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"{runtime} has not enough memory to open {file.name} ({reason}); close other programs")
+    return ModelFileError(f"{runtime} cannot run {file.name}: {reason}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from carnet import files, metrics
 from carnet.data.samples import Layout
 from carnet.documents import CHECKSUM, DocumentError, unsealed
-from carnet.errors import RunError
+from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
@@ -103,6 +103,8 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     try:
         network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
     compute_exactly()
     return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec, info)
@@ -127,6 +129,8 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {source.model}") from error
     if unexpected or (same_classes and missing):
         raise RunError(f"{folder.weights} does not fit {source.model}")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from carnet import files
 from carnet.documents import CHECKSUM, DocumentError, conform, parse
-from carnet.errors import RunError
+from carnet.errors import RunError, is_out_of_memory
 from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.run_folder import Record
 from carnet.training.optimizers import state_names
@@ -143,6 +143,8 @@ class Checkpoint:
             groups = _groups(self.param_groups, optimizer)
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise RunError(f"the checkpoint does not fit this run: {_first_line(error)}") from error
 
 

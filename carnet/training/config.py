@@ -92,7 +92,8 @@ class TrainingConfig:
     valid_seed: int = -1
     """Of that division; -1 takes --seed. Runs with one number and other seeds are judged by the same images."""
     patience: int = 0
-    """Stop after this many epochs without a better validation accuracy, and keep the best epoch; 0 is off."""
+    """Stop after this many epochs without a better validation accuracy, and keep the best epoch (the most accurate; of
+    several, the one with the lowest loss); 0 is off."""
     seed: int = 0
     """Of everything random: initial weights, order, augmentation, held-back images."""
     skip_unreadable: bool = False

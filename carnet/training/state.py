@@ -51,6 +51,7 @@ class TrainingState:
     best: EpochMetrics | None = None
     """The epoch with the highest validation accuracy; of equal ones, the one with the lower loss."""
     epochs_since_best: Count = 0
+    """Since the highest validation accuracy was reached first: patience does not wait for the loss."""
     history: list[EpochMetrics] = field(default_factory=list)
     finished: bool = False
     """Ended before the last epoch."""
@@ -93,10 +94,10 @@ class TrainingState:
             "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)
-        if self.best is None or _rank(epoch) > _rank(self.best):
-            self.best, self.epochs_since_best = epoch, 0
-        else:
-            self.epochs_since_best += 1
+        before = None if self.best is None else _rank(self.best)
+        if before is None or _rank(epoch) > before:
+            self.best = epoch
+        self.epochs_since_best = 0 if before is None or _rank(epoch)[0] > before[0] else self.epochs_since_best + 1
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum, self.num_correct, self.num_images, self.step_seconds = 0.0, 0, 0, 0.0
         return epoch

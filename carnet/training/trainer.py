@@ -321,7 +321,9 @@ class Trainer:
 
     def _end_epoch(self, epoch: EpochMetrics) -> None:
         state = self.state
-        state.finished |= bool(self.config.patience) and state.epochs_since_best >= self.config.patience
+        if 0 < self.config.patience <= state.epochs_since_best and self.steps_left > 0 and not state.finished:
+            state.finished = True
+            state.notes.append(narration.patience_is_over(self.config, state))
         if self.processes.is_first and (not self.config.patience or state.best is epoch):
             with self._explaining_lost_output():
                 save_model(self.run, self.judged, self.spec, model_info(self.network, epoch))
@@ -339,11 +341,7 @@ class Trainer:
             step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
         seconds_left = 0.0 if state.finished else self.steps_left * self._seconds_per_step
-        self.progress.say(
-            narration.epoch_line(
-                epoch, self.num_epochs, self.config, is_best=state.best is epoch, seconds_left=seconds_left
-            )
-        )
+        self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, state, seconds_left=seconds_left))
 
     def _note_memory(self) -> None:
         device = self.job.plan.device
