@@ -12,14 +12,16 @@ CarnetError                  base of them all; the command line prints its one s
 ├── OutputError              a result cannot be written where it should go
 ├── MissingExtraError        a command needs a package of an extra that is not installed
 ├── NonFiniteLossError       training diverged
-├── OutOfMemoryError         a training step does not fit into memory
+├── OutOfMemoryError         there is not enough memory for what was asked
 ├── LostProcessError         one of several processes that trained together has died
 └── StoppedError             Ctrl-C or SIGTERM ended the work; a checkpoint holds what was done
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,13 @@ _TRAIN_PACKAGES = {
     "psutil": "psutil",
     "rich": "rich",
 }
+_NO_MEMORY = (
+    *("allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation"),
+    *("could not create a primitive", "can't start new thread", "failed to map segment", "paging file is too small"),
+)
+"""What PyTorch, its kernels, ONNX Runtime, Python and the loader of libraries say where memory is short."""
+_COMMITMENT_LIMIT = 1455
+"""What Windows says then."""
 _EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 _MAX_LISTED = 20
 """Of files that cannot be read."""
@@ -138,7 +147,7 @@ class NonFiniteLossError(CarnetError, ArithmeticError):
 
 
 class OutOfMemoryError(CarnetError, MemoryError):
-    """A training step does not fit into memory."""
+    """There is not enough memory for what was asked."""
 
 
 class LostProcessError(CarnetError):
@@ -157,3 +166,44 @@ class StoppedError(CarnetError):
     def __init__(self, message: str, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that memory is short, in the words of whoever raised it."""
+    return _shortage(error) is not None
+
+
+def _shortage(error: BaseException | None) -> BaseException | None:
+    """The first of an error and its causes that says so."""
+    while error is not None and not _says_shortage(error):
+        error = error.__cause__
+    return error
+
+
+def _says_shortage(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
+    return any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+@contextmanager
+def explaining_lack_of_memory(what: str, way_out: str) -> Iterator[None]:
+    """Say in one sentence that memory ran out.
+
+    Args:
+        what: took it.
+        way_out: what to do.
+
+    Raises:
+        OutOfMemoryError: instead of the error of whoever found no memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        shortage = _shortage(error)
+        if isinstance(error, CarnetError) or shortage is None:
+            raise
+        reason = next(iter(str(shortage).strip().splitlines()), "")
+        raise OutOfMemoryError(f"not enough memory for {what}{reason and f' ({reason})'}; {way_out}") from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from carnet import metrics
 from carnet.data.check import hash_files
+from carnet.data.samples import Layout
 from carnet.data.sources import LabeledImages, Sample, find_images
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
@@ -275,6 +276,7 @@ def select_samples(
     classes: Sequence[str],
     run_digests: Mapping[str, set[str]] | None,
     *,
+    layout: Layout = "auto",
     ignore: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Selection:
@@ -288,6 +290,7 @@ def select_samples(
         split: train, valid, test, or all.
         classes: the model's, which give the labels.
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
+        layout: what the data's folders are, classes or splits, where that cannot be told.
         ignore: paths of images to leave out.
         progress: shown how far finding and reading them is; None: nobody.
 
@@ -298,6 +301,7 @@ def select_samples(
     found = find_images(
         data,
         classes,
+        layout=layout,
         ignore=ignore,
         leave_out_new=run_digests is not None and split != "all",
         progress=partial(bar, "unpacking"),

@@ -9,18 +9,24 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
+from carnet.inputs import open_file, read_file
+from carnet.progress import printable
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""
 _BEYOND = 2**30
 """Where Windows locks a byte: past the end of the file, so that others may read it."""
+_FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet would begin a formula: at a cell's first sign, and many begin a new cell at each semicolon."""
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
@@ -184,6 +190,15 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, to_json(document) + "\n")
 
 
+def write_sealed_json(path: Path, document: Mapping[str, Any]) -> None:
+    """The same with a checksum of its own in it, which `carnet.documents.unsealed` checks.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_json(path, sealed(_finite(document)))
+
+
 def to_json(document: Any, *, ascii_only: bool = False) -> str:
     """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it.
 
@@ -200,9 +215,14 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         OutputError: as `write_bytes`.
     """
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table that `write_csv` writes."""
     rows = list(rows)
     columns = list(rows[0]) if rows else []
-    write_text(path, "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)])))
+    return "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)]))
 
 
 def csv_line(cells: Iterable[Any]) -> str:
@@ -219,30 +239,58 @@ def csv_line(cells: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def read_json(path: Path) -> Any:
+def csv_line_for_people(cells: Iterable[Any]) -> str:
+    """One row of a table that people open: no text in it rules a terminal, or is a formula to a spreadsheet.
+
+    Spreadsheets take an apostrophe before it for the sign of a text. What is read back by programs is written by
+    `csv_line`, which changes nothing.
+    """
+    return csv_line(_FORMULA.sub(r"\1'", printable(cell)) if isinstance(cell, str) else cell for cell in cells)
+
+
+def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:
     """Read a JSON document of ours.
 
+    Args:
+        path: the file.
+        kind: what it should be, as `carnet.documents.conform` takes it.
+        max_bytes: how large it may be.
+
     Raises:
-        RunError: if it is missing or not JSON.
+        RunError: if it is missing, not JSON, or something else than it should be.
+    """
+    content = read_whole(path, max_bytes)
+    try:
+        return conform(parse(content, max_bytes=max_bytes), kind)
+    except DocumentError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """The content of a file of a run.
+
+    Raises:
+        RunError: if it cannot be read, or is larger than it may be.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        return read_file(path, max_bytes)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
     """SHA-256 of a file's bytes, which never lie in memory all at once.
 
     Args:
         path: the file.
         on_bytes: told how many bytes are done.
+        max_bytes: how large it may be; None: of any size.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, as `carnet.inputs.open_file` has it.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, max_bytes) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
             if on_bytes is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from carnet.errors import ConfigError, ImageError
 from carnet.prefetch import load_ahead, loading_threads
-from carnet.preprocess import Images, ImageSource, load_image
+from carnet.preprocess import MAX_PIXELS, Images, ImageSource, load_image
 from carnet.spec import ModelSpec
 
 
@@ -52,10 +52,12 @@ class Predictor:
     Attributes:
         spec: classes, size of the images, and what else makes an input of an image.
         threshold: an answer less probable than this is not sure; None: nobody has chosen one.
+        max_pixels: larger images are refused before they are decoded.
     """
 
     spec: ModelSpec
     threshold: float | None = None
+    max_pixels: int = MAX_PIXELS
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
@@ -65,7 +67,8 @@ class Predictor:
         """Classify one image.
 
         Args:
-            source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
+            source: a path, the bytes of a file (also as a bytearray or memoryview), a Pillow image, or a uint8 array
+                (H, W, 3).
             top_k: how many classes to name.
 
         Raises:
@@ -73,7 +76,7 @@ class Predictor:
             ConfigError: if `top_k` is below 1.
         """
         _require_positive("top_k", top_k)
-        return self.answer(self.probabilities(load_image(source, self.spec)[None])[0], top_k)
+        return self.answer(self.probabilities(self._load(source)[None])[0], top_k)
 
     def predict_many(
         self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
@@ -83,15 +86,18 @@ class Predictor:
         Takes from `sources` as it goes, so that they may be any number.
 
         Args:
-            sources: as `predict` takes them.
+            sources: as `predict` takes them; a buffer may be used again as soon as the next one is asked for.
             batch_size: images that are computed at a time.
             top_k: how many classes to name.
 
         Raises:
             ConfigError: at once, if `batch_size` or `top_k` is below 1.
+            Exception: whatever `sources` raises, after the answers for what they gave before.
         """
         _require_positive("top_k", top_k)
-        return self._answers(load_batches(sources, self.spec, batch_size), top_k)
+        # Decoding comes later, when whoever fills one buffer again and again has the next image in it.
+        kept = (bytes(source) if isinstance(source, bytearray | memoryview) else source for source in sources)
+        return self._answers(load_batches(kept, self.spec, batch_size, self._load), top_k)
 
     def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
@@ -99,6 +105,9 @@ class Predictor:
         names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
         is_sure = None if self.threshold is None else shares[0] >= self.threshold
         return Prediction(names, shares, is_sure)
+
+    def _load(self, source: ImageSource) -> Images:
+        return load_image(source, self.spec, max_pixels=self.max_pixels)
 
     def _answers(
         self, batches: Iterable[Sequence[Images | ImageError]], top_k: int
@@ -135,6 +144,18 @@ def _require_positive(name: str, number: int) -> None:
 
 
 def _batches(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """What the sources give, `size` at a time; what they raise comes after all that they gave."""
     remaining = iter(sources)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch
+    problem: Exception | None = None
+    while problem is None:
+        batch: list[Any] = []
+        try:
+            for source in itertools.islice(remaining, size):
+                batch.append(source)
+        except Exception as error:
+            problem = error
+        if batch:
+            yield batch
+        elif problem is None:
+            return
+    raise problem

@@ -63,21 +63,33 @@ def load_ahead(
         ahead: batches under way beyond the one in use.
 
     Raises:
-        Exception: whatever `load` raises, when its batch is due.
+        Exception: whatever `load` raises, when its batch is due; whatever `batches` raises, after what came before it.
     """
     if threads == 0:
         for batch in batches:
             yield [load(item) for item in batch]
         return
     under_way: deque[list[Future[Loaded]]] = deque()
-    with ThreadPoolExecutor(max_workers=threads) as pool:
+    problem: Exception | None = None
+
+    def begun() -> Iterator[list[Future[Loaded]]]:
+        nonlocal problem
         try:
             for batch in batches:
-                under_way.append([pool.submit(load, item) for item in batch])
+                yield [pool.submit(load, item) for item in batch]
+        except Exception as error:
+            problem = error
+
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        try:
+            for futures in begun():
+                under_way.append(futures)
                 if len(under_way) > ahead:
                     yield [future.result() for future in under_way.popleft()]
             while under_way:
                 yield [future.result() for future in under_way.popleft()]
+            if problem is not None:
+                raise problem
         finally:
             # Whoever stops early need not wait for what nobody will use.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -11,8 +11,10 @@ becomes 8-bit RGB (or grey, or RGB with opacity, if the model takes that) in one
 - of an animated or many-paged file the first picture counts;
 - transparent parts, in whichever mode, stand on white, unless the model takes opacity;
 - grey becomes three equal channels, palette and CMYK are converted; colour profiles are not applied;
-- 16 bits per channel are reduced to the upper 8; floating-point pixels have no stated range and are refused;
-- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb).
+- 16 bits per channel are reduced to the upper 8; floating-point and 32-bit pixels have no stated range and are refused;
+- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb);
+- what a file says besides its pixels (`carnet.image_files`) is not looked at, and cannot make it unreadable;
+- files that are no ordinary ones, or larger than `carnet.inputs.MAX_IMAGE_BYTES`, are refused before they are read.
 
 A JPEG much larger than needed is decoded at a half, a quarter or an eighth, never below twice the model's size on
 either side: several times faster, and part of the rule on every machine.
@@ -20,10 +22,14 @@ either side: several times faster, and part of the rule on every machine.
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import struct
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -32,10 +38,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from carnet.errors import ImageError
+from carnet.image_files import essence, signature_of
+from carnet.inputs import MAX_IMAGE_BYTES, open_file, read_file
+from carnet.quantities import show_bytes
 from carnet.spec import ModelSpec, ResizeRule
 
 Images = NDArray[np.uint8]
-ImageSource = Path | str | bytes | Image.Image | Images
+ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -49,6 +58,7 @@ EXTENSIONS = frozenset(
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning level, which is where Pillow itself refuses."""
 WHITE = (255, 255, 255, 255)
+_PART_PIXELS = 2**18
 MAX_ASPECT = 8
 """Longer strips are centre-cropped to this ratio first; resizing them whole could take any amount of memory."""
 
@@ -56,8 +66,10 @@ MAX_ASPECT = 8
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # What Pillow says of damaged metadata; damaged pixels are errors.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# The same, where Pillow logs what it also raises; without a handler, Python writes it on standard error.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 0x0102
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,23 +91,20 @@ def looks_like_image(path: Path) -> bool:
     if path.suffix.lower() in EXTENSIONS:
         return True
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(16)
     except OSError:
         return False
-    return (
-        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"))
-        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-        or (start[:2] == b"BM" and start[6:10] == b"\0\0\0\0")
-    )
+    return signature_of(start) is not None
 
 
-def load_image(source: ImageSource, spec: ModelSpec) -> Images:
+def load_image(source: ImageSource, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS) -> Images:
     """Decode and resize as `spec` says.
 
     Args:
         source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 1), (H, W, 3), (H, W, 4) or (H, W).
         spec: gives the size, the resize rule and the channels.
+        max_pixels: larger images are refused.
 
     Returns:
         uint8 array (image_size, image_size, in_channels), red first.
@@ -103,8 +112,7 @@ def load_image(source: ImageSource, spec: ModelSpec) -> Images:
     Raises:
         ImageError: if it cannot be decoded, or is refused by one of the rules above.
     """
-    image = open_image(source)
-    with image:
+    with open_image(source, max_pixels) as image:
         return to_square(image, name_of(source), spec.image_size, spec.resize, spec.in_channels)
 
 
@@ -133,31 +141,39 @@ def as_picture(pixels: Images) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image's header, decode nothing yet.
 
     Raises:
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     try:
         if isinstance(source, Image.Image):
             if 0 in source.size:
                 raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
+            _check_header(source, name, max_pixels)
             # It may not be loaded yet, and be damaged.
             return source.copy()
-        stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
-        if not stream.getbuffer().nbytes:
+        whole = source if isinstance(source, bytes) else read_file(source, MAX_IMAGE_BYTES)
+        if not whole:
             raise ImageError(name, "the file is empty")
-        return Image.open(stream, formats=FORMATS)
+        if len(whole) > MAX_IMAGE_BYTES:
+            raise ImageError(name, f"larger than {show_bytes(MAX_IMAGE_BYTES)}")
+        content = essence(whole)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_header(image, name, max_pixels)
+        return _with_stated_opacity(image, content)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(name, _why_unknown(stream.getvalue())) from None
+        raise ImageError(name, _why_unknown(whole)) from None
     except Image.DecompressionBombError:
-        raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
+        raise ImageError(name, _too_many(max_pixels)) from None
     except FileNotFoundError:
         raise ImageError(name, "no such file") from None
     except DECODER_ERRORS as error:
@@ -169,8 +185,10 @@ def decode(
 ) -> Image.Image:
     """Decode an opened image into 8 bits a channel, upright.
 
+    Takes at most 6 bytes of memory a pixel besides what Pillow decodes it to.
+
     Args:
-        image: as `open_image` gives it.
+        image: as `open_image` gives it; used up, so that its memory is free.
         name: for the error.
         min_side: a JPEG may be decoded at reduced scale, to no less than this on either side; None: full scale.
         in_channels: 1 grey, 3 RGB, 4 RGB and opacity.
@@ -179,12 +197,10 @@ def decode(
         ImageError: damaged, or a pixel format without a stated meaning.
     """
     try:
-        if min_side is not None and image.format in ("JPEG", "MPO"):
+        if min_side is not None and image.format == "JPEG":
             image.draft(None, (min_side, min_side))
         image.load()
         return _to_channels(_upright(image), name, in_channels)
-    except Image.DecompressionBombError:
-        raise ImageError(name, f"more than {MAX_PIXELS:,} pixels") from None
     except ImageError:
         raise
     except DECODER_ERRORS as error:
@@ -215,7 +231,74 @@ def _why_unknown(content: bytes) -> str:
         return "a HEIC image; convert it to JPEG (phones can be set to take JPEG, and computers export it)"
     if brand in (b"avif", b"avis"):
         return "an AVIF image; convert it to JPEG or PNG"
+    if (kind := signature_of(content[:16])) is not None:
+        return f"damaged, or of a kind of {kind} that is not read"
     return f"not an image in a supported format ({', '.join(FORMATS)})"
+
+
+def _too_many(max_pixels: int) -> str:
+    return f"more than {max_pixels:,} pixels"
+
+
+def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None:
+    """Raise an ImageError for too many pixels, or pixels without a stated range."""
+    if image.width * image.height > max_pixels:
+        raise ImageError(name, _too_many(max_pixels))
+    if image.mode == "F":
+        raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
+    # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
+    if image.mode == "I" and image.format != "PPM" and _bits_of_tiff(image) != 16:
+        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+    if image.format == "TIFF":
+        _silence_libtiff()
+
+
+def _bits_of_tiff(image: Image.Image) -> int | None:
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG)
+    return bits[0] if isinstance(bits, tuple) else bits
+
+
+def _with_stated_opacity(image: Image.Image, content: bytes) -> Image.Image:
+    """See to the one grey or colour that a PNG may declare transparent; it is given in the bits of the file.
+
+    Only an image with colours of 16 bits is decoded here, since Pillow keeps the upper 8.
+    """
+    transparent = image.info.get("transparency")
+    if transparent is None or image.format != "PNG":
+        return image
+    match image.tile[0][3]:  # type: ignore[attr-defined]
+        case "L" | "L;2" | "L;4" as raw:
+            most = {"L": 255, "L;2": 3, "L;4": 15}[raw]
+            image.info["transparency"] = (transparent & most) * 255 // most
+        case "RGB":
+            image.info["transparency"] = tuple(value & 255 for value in transparent)
+        case "RGB;16B":
+            _give_opacity(image, content)
+    return image
+
+
+def _give_opacity(image: Image.Image, content: bytes) -> None:
+    """Give an image with colours of 16 bits the opacity that follows from the one that is transparent."""
+    colour = np.array(image.info.pop("transparency"))
+    lower = Image.open(io.BytesIO(content), formats=("PNG",))
+    # The other of each two bytes.
+    lower.tile = [image.tile[0]._replace(args="RGB;16L")]  # type: ignore[attr-defined]
+    image.load()
+    lower.load()
+
+    def opacity(part: Image.Image, box: _Box) -> Image.Image:
+        is_colour = (np.asarray(part) == colour >> 8) & (np.asarray(lower.crop(box)) == colour & 255)
+        return Image.fromarray(np.where(is_colour.all(axis=2), 0, 255).astype(np.uint8))
+
+    image.putalpha(_by_parts(image, "L", opacity))
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing on standard error what Pillow raises as well; Pillow does so for its warnings only."""
+    with suppress(AttributeError, OSError):
+        # The library of Pillow's own module, wherever that is.
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
 
 
 def name_of(source: ImageSource) -> Path | str:
@@ -251,15 +334,17 @@ def _upright(image: Image.Image) -> Image.Image:
     with suppress(*DECODER_ERRORS):
         orientation = image.getexif().get(_ORIENTATION_TAG)
     transpose = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
-    return image if transpose is None else image.transpose(transpose)
+    if transpose is None:
+        return image
+    turned = image.transpose(transpose)
+    image.close()
+    return turned
 
 
 def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Image.Image:
     match in_channels:
-        case 4 if _has_opacity(image):
-            return image.convert("RGBA")
         case 4:
-            return _to_rgb(image, name).convert("RGBA")
+            return image if image.mode == "RGBA" else _by_parts(image, "RGBA", lambda part, _: _to_rgba(part, name))
         case 1 if image.mode == "L" and not _has_opacity(image):
             return image
         case 1:
@@ -273,23 +358,49 @@ def _has_opacity(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, name: Path | str) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bit(image, name)
     if _has_opacity(image):
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
-    return image.convert("RGB")
+        return _by_parts(image, "RGB", lambda part, _: _on_white(_to_rgba(part, name)))
+    if image.mode.startswith("I"):
+        return _by_parts(image, "RGB", lambda part, _: _from_16_bit(part, name).convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_rgba(image: Image.Image, name: Path | str) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return (image if _has_opacity(image) else image.convert("RGB")).convert("RGBA")
+    grey = _from_16_bit(image, name)
+    rgba = grey.convert("RGBA")
+    if (transparent := image.info.get("transparency")) is not None:
+        rgba.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
+    return rgba
+
+
+def _on_white(rgba: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
 
 
 def _from_16_bit(image: Image.Image, name: Path | str) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        raise ImageError(name, "16-bit pixels below 0 have no stated range; save it with 8 or 16 bits without sign")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+_Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of an image, in pixels."""
+
+
+def _by_parts(image: Image.Image, mode: str, change: Callable[[Image.Image, _Box], Image.Image]) -> Image.Image:
+    """Change an image into one of another mode, a part at a time, so that steps in between take little memory."""
+    width, height = min(image.width, _PART_PIXELS), max(1, _PART_PIXELS // image.width)
+    if width * height >= image.width * image.height:
+        return change(image, (0, 0, *image.size))
+    changed = Image.new(mode, image.size)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            box = (left, top, min(left + width, image.width), min(top + height, image.height))
+            changed.paste(change(image.crop(box), box), box)
+    return changed
 
 
 def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:

@@ -39,16 +39,23 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def is_command(character: str) -> bool:
+    """Whether a character shows nothing itself and changes how others are shown.
+
+    These are control characters, separators of lines and paragraphs, and what Unicode calls format: writing directions,
+    and what has no width.
+    """
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
+
+
 def printable(text: str, keep: str = "") -> str:
-    """Text whose control characters are spelled out: names shall not command a terminal, nor forge a line.
+    """Text without characters that command: a name must not rule a terminal, forge a line, or look like another.
 
     Args:
         text: to be shown on a terminal.
-        keep: control characters that are meant.
+        keep: such characters that are meant; the others are spelled out, as in a Python string.
     """
-    return "".join(
-        c if unicodedata.category(c) != "Cc" or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c in keep or not is_command(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(path: Path | str) -> str:

@@ -3,16 +3,60 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from carnet import files
+from carnet.data.samples import Layout
+from carnet.documents import MAX_BYTES, Count, DocumentError, conform
 from carnet.errors import OutputError, RunError
+from carnet.inputs import state_of
 from carnet.progress import first_few, quoted
+
+_MAX_TABLE_BYTES = 2**30
+_MAX_CONFIG_LETTERS = MAX_BYTES // 4
+"""Of `config.json`, of which checkpoints hold a copy inside other JSON, where letters and marks take more bytes."""
+_CHECKSUM_WRONG = "its checksum is wrong, so it is damaged or was changed; copy it again from where the run was made"
+
+
+class RecordedData(TypedDict):
+    """What `config.json` says of the images."""
+
+    path: str
+    content_hash: str
+    classes: list[str]
+    num_images: dict[str, Count]
+    num_unreadable: Count
+    ignore: NotRequired[list[str]]
+    """Runs from before there was an ignore list have none."""
+
+
+class RecordedRecipe(TypedDict):
+    """The part of the recipe that is needed without PyTorch; `TrainingConfig.from_json` reads the whole."""
+
+    seed: int
+
+
+class Record(TypedDict):
+    """What `config.json` says, and every checkpoint."""
+
+    recipe: RecordedRecipe
+    asked: NotRequired[dict[str, Any]]
+    """Runs from before there was this part have what it came to."""
+    plan: dict[str, Any]
+    init: str | None
+    versions: dict[str, str]
+    processor_features: str
+    data: RecordedData
+    checksums: NotRequired[dict[str, str]]
+    """SHA-256 of files that are written once, by name; older runs have none."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +150,35 @@ class RunFolder:
                 raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
             return cls(path)
 
-    def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> None:
+    def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> dict[str, Any]:
         """Make the folder, with `data.csv` and `config.json` in it.
 
         Args:
             data: one record per image.
             config: recipe, plan, versions and what else `config.json` says.
 
+        Returns:
+            What `config.json` says, the checksum of `data.csv` included.
+
         Raises:
             OutputError: if that is not possible.
         """
         files.make_folder(self.path)
-        files.write_csv(self.data, data)
+        table = files.csv_text(data)
+        files.write_text(self.data, table)
         if self.config.exists():
             raise OutputError(f"{self.path} was begun by another process meanwhile; choose another --output")
+        digest = hashlib.sha256(table.encode("utf-8", "surrogateescape")).hexdigest()
+        config = {**config, "checksums": {self.data.name: digest}}
+        text = files.to_json(config) + "\n"
+        if len(text) > _MAX_CONFIG_LETTERS:
+            raise OutputError(
+                f"{self.config} would be too large to be read again: the ignore list names too many images; move them "
+                "away instead"
+            )
         # Last, because a folder without it is not a run yet: after a kill in between, `new` takes it again.
-        files.write_json(self.config, config)
+        files.write_text(self.config, text)
+        return config
 
     def copy_to(self, path: Path) -> RunFolder:
         """The same run in a new folder.
@@ -190,9 +247,13 @@ class RunFolder:
             RunError: if the folder is not there or is not a run's.
         """
         run = cls(Path(path))
-        if not run.path.is_dir():
+        try:
+            there, *known = map(state_of, (run.path, run.config, run.model))
+        except PermissionError as error:
+            raise RunError(f"cannot look into {path}: {error.strerror}; allow it") from error
+        if there is None or not stat.S_ISDIR(there.st_mode):
             raise RunError(f"no run folder {path}; correct the name")
-        if not run.config.exists() and not run.model.exists():
+        if not any(known):
             raise RunError(
                 f"{path} is not a run: it has neither config.json nor model.json; name the folder that training made"
             )
@@ -205,10 +266,20 @@ class RunFolder:
             RunError: if it is missing or damaged.
         """
         document = files.read_json(self.config)
-        parts = [document.get(part) for part in ("recipe", "plan", "data")] if isinstance(document, dict) else [None]
-        if not all(isinstance(part, dict) for part in parts) or not {"path", "content_hash"} <= set(document["data"]):
-            raise RunError(f"{self.config} does not describe a run")
-        return dict(document)
+        try:
+            return dict(conform(document, Record))
+        except DocumentError as error:
+            raise RunError(f"{self.config} does not describe a run: {error}") from error
+
+    def recorded_data(self) -> tuple[str, Layout, Sequence[str]]:
+        """Where the images are, what their folders are, and which of them were left out.
+
+        Raises:
+            RunError: if the record is missing or damaged.
+        """
+        config = self.read_config()
+        # Runs from before there was this choice took what they could tell.
+        return config["data"]["path"], config["recipe"].get("layout", "auto"), config["data"].get("ignore", ())
 
     def digests(self) -> dict[str, set[str]] | None:
         """Content hashes of the run's images by split, or None where the run keeps no record of its data.
@@ -231,13 +302,19 @@ class RunFolder:
         """
         if not self.data.exists():
             return []
+        content = files.read_whole(self.data, _MAX_TABLE_BYTES)
+        recorded = self.read_config().get("checksums", {}) if self.config.exists() else {}
+        if recorded.get(self.data.name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise RunError(f"cannot read {self.data}: {_CHECKSUM_WRONG}")
         try:
-            with self.data.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, csv.Error) as error:
+            text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+            rows = list(csv.DictReader(text))
+        except csv.Error as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
         if missing := {"split", "label", "filepath", "sha256"} - set(rows[0] if rows else ()):
             raise RunError(f"cannot read {self.data}: it has no {first_few(sorted(missing))}")
+        if any(None in row or None in row.values() for row in rows):
+            raise RunError(f"cannot read {self.data}: not all of its lines have as many cells as the first")
         return rows
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from carnet.documents import DocumentError, build
 from carnet.errors import ConfigError, RunError
 
 ResizeRule = Literal["crop", "pad", "stretch"]
@@ -15,6 +15,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNELS = (1, 3, 4)
 """What an image file can be turned into: grey, colour, colour with opacity."""
+MAX_IMAGE_SIZE = 8192
+"""Pixels; one image of this side takes 200 MB before it is computed."""
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +46,23 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise ConfigError(f"a classifier needs at least two classes, got {len(self.classes)}")
+        if len(self.classes) > MAX_CLASSES:
+            raise ConfigError(f"a classifier knows at most {MAX_CLASSES:,} classes, got {len(self.classes):,}")
         if len(set(self.classes)) != len(self.classes):
             raise ConfigError("class names must differ from each other")
         if self.image_size < 1:
             raise ConfigError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ConfigError(f"image_size must be at most {MAX_IMAGE_SIZE:,} pixels, got {self.image_size}")
         if self.resize not in get_args(ResizeRule):
             raise ConfigError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {self.resize!r}")
         if self.in_channels not in CHANNELS:
             raise ConfigError(f"in_channels must be {', '.join(map(str, CHANNELS))}, got {self.in_channels}")
-        if {len(self.mean), len(self.std)} != {self.in_channels} or not all(math.isfinite(m) for m in self.mean):
-            raise ConfigError(f"mean and std need {self.in_channels} finite numbers each")
-        if not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise ConfigError(f"every std must be above 0, got {self.std}")
+        # Beyond these ranges float32 cannot hold what images become.
+        if {len(self.mean), len(self.std)} != {self.in_channels} or not all(-1e6 <= m <= 1e6 for m in self.mean):
+            raise ConfigError(f"mean and std need {self.in_channels} finite numbers each, of ordinary size")
+        if not all(1e-6 <= s <= 1e6 for s in self.std):
+            raise ConfigError(f"every std must be above 0, and of ordinary size, got {self.std}")
 
     @property
     def num_classes(self) -> int:
@@ -70,17 +78,9 @@ class ModelSpec:
         """Rebuild a spec from `to_json`'s dictionary; keys it does not know are left alone.
 
         Raises:
-            RunError: if a field is missing or has another type than it should.
+            RunError: if a field is missing, has another type than it should, or cannot be meant.
         """
         try:
-            return cls(
-                model=str(values["model"]),
-                classes=tuple(str(name) for name in values["classes"]),
-                image_size=int(values["image_size"]),
-                resize=values["resize"],
-                in_channels=int(values.get("in_channels", 3)),
-                mean=tuple(float(value) for value in values["mean"]),
-                std=tuple(float(value) for value in values["std"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"not a model description: {type(error).__name__}: {error}") from error
+            return build(cls, values, needed=("resize", "mean", "std"))
+        except (DocumentError, ConfigError) as error:
+            raise RunError(f"not a model description: {error}") from error

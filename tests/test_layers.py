@@ -16,6 +16,7 @@ BASE = {
     "machine",
     "spec",
     "preprocess",
+    "image_files",
     "prediction",
     "prefetch",
     "progress",
@@ -25,7 +26,9 @@ BASE = {
     "timing",
     "quantities",
     "evaluation",
+    "documents",
     "files",
+    "inputs",
     "run_folder",
 }
 ALLOWED = {

@@ -32,5 +32,5 @@ def test_refuses(fields: dict[str, Any], message: str) -> None:
 
 
 def test_damaged_json_is_one_sentence() -> None:
-    with pytest.raises(RunError, match="not a model description: KeyError: 'classes'"):
+    with pytest.raises(RunError, match=r"not a model description: .*classes"):
         ModelSpec.from_json({"model": "carnet18"})

@@ -9,7 +9,7 @@ import tyro
 
 from carnet.cli.output import console, print_json, words
 from carnet.errors import ConfigError
-from carnet.progress import counted
+from carnet.progress import counted, printable
 
 if TYPE_CHECKING:
     from carnet.comparison.benchmark import Benchmark
@@ -66,7 +66,7 @@ class Command:
         if self.json:
             print_json(result.to_json())
         else:
-            print(_table(result))
+            print(printable(_table(result), keep="\n"))
         return 0
 
 

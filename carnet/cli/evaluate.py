@@ -14,6 +14,7 @@ from carnet.errors import ConfigError
 from carnet.progress import quoted
 
 if TYPE_CHECKING:
+    from carnet.data.samples import Layout
     from carnet.evaluation import EvaluationReport, PredictFn
     from carnet.spec import ModelSpec
 
@@ -38,9 +39,11 @@ class Command:
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Which images; all is for data without splits."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="HTML")] = None
-    """Where the report goes (default: report-SPLIT.html in the run's folder, or beside the file)."""
+    """Where the report goes (default: report-SPLIT.html in the run's folder; beside a file, NAME.report-SPLIT.html)."""
     batch_size: int = 32
     """Images at a time; takes memory, does not change the numbers."""
+    layout: Literal["auto", "classes", "splits"] = "auto"
+    """What the folders in DATA are, as for carnet train (default: as the run took them, if DATA is not named)."""
     skip_unreadable: bool = False
     """Leave out, and count, images that cannot be decoded, instead of stopping."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -60,13 +63,14 @@ class Command:
 
         is_exported = is_model_file(self.model)
         with console(self.json) as progress:
-            folder = self.model.parent if is_exported else self.model
-            target = self.output or folder / f"report-{self.split}.html"
+            target = self.output or self._report(is_exported)
             predict_fn, spec, digests = self._open_exported() if is_exported else self._open_run()
             # A slip shall not replace the model, or a table of images.
             files.check_target(target, ".html", ".htm")
-            data, ignored = self._data_and_ignored(is_exported)
-            chosen = select_samples(data, self.split, spec.classes, digests, ignore=ignored, progress=progress)
+            data, layout, ignored = self._data(is_exported)
+            chosen = select_samples(
+                data, self.split, spec.classes, digests, layout=layout, ignore=ignored, progress=progress
+            )
             report = chosen.judge(
                 predict_fn,
                 spec,
@@ -92,6 +96,13 @@ class Command:
                 progress.say(f"The report is {target}.")
         return 0
 
+    def _report(self, is_exported: bool) -> Path:
+        name = f"report-{self.split}.html"
+        if not is_exported:
+            return self.model / name
+        # Several models may lie in one folder.
+        return self.model.with_name(f"{self.model.name.removesuffix('.onnx')}.{name}")
+
     def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
         from carnet.models.trained import load
         from carnet.run_folder import RunFolder
@@ -107,17 +118,18 @@ class Command:
         classifier = Classifier(self.model)
         return classifier.calibrated_logits, classifier.spec, None
 
-    def _data_and_ignored(self, is_exported: bool) -> tuple[str, Sequence[str]]:
+    def _data(self, is_exported: bool) -> tuple[str, Layout, Sequence[str]]:
+        """Where the images are, how their folders are read, and which of them are left out."""
         from carnet.data.ignore import read_ignore_file
         from carnet.run_folder import RunFolder
 
         ignored = read_ignore_file(self.ignore) if self.ignore is not None else ()
         if self.data:
-            return self.data, ignored
+            return self.data, self.layout, ignored
         if is_exported:
             raise ConfigError(f"name the images as well: carnet evaluate {quoted(self.model)} DATA")
-        recorded = RunFolder.open(self.model).read_config()["data"]
-        return recorded["path"], ignored or recorded.get("ignore", ())
+        path, layout, ignored_then = RunFolder.open(self.model).recorded_data()
+        return path, layout if self.layout == "auto" else self.layout, ignored or ignored_then
 
 
 def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:

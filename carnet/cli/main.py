@@ -16,9 +16,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Never
 
 from carnet import __version__
-from carnet.cli.output import is_first_process
-from carnet.errors import CarnetError, ConfigError, LostProcessError, MissingExtraError, OutOfMemoryError
-from carnet.progress import printable
+from carnet.cli.output import complain, is_first_process, open_closed_streams
+from carnet.errors import (
+    CarnetError,
+    ConfigError,
+    LostProcessError,
+    MissingExtraError,
+    OutOfMemoryError,
+    explaining_lack_of_memory,
+)
 
 if TYPE_CHECKING:
     from carnet.training.config import TrainingConfig
@@ -36,6 +42,16 @@ COMMANDS = {
 }
 """Name -> what it does; each is a file in this folder."""
 
+_SMALLER = {
+    "train": "--micro-batch or --image-size",
+    "compare": "--micro-batch or --image-size",
+    "evaluate": "--batch-size",
+    "predict": "--batch-size",
+    "benchmark": "number in --batch-sizes",
+    "summary": "--image-size",
+}
+"""Command -> what to lower where memory is short."""
+
 _HELP = """usage: carnet COMMAND [flags]
 
 Good image classifiers for people with limited hardware.
@@ -52,6 +68,7 @@ Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
 
 def main(arguments: Sequence[str] | None = None) -> Never:
     """Run the command line and leave the process."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is no reason to fail; a file or another program gets it as it is.
         if isinstance(stream, io.TextIOWrapper):
@@ -65,7 +82,10 @@ def run(arguments: list[str]) -> int:
     try:
         code = 0
         if (answer := _answer(name)) is None:
-            code = _run_command(name, rest)
+            smaller = _SMALLER.get(name)
+            way_out = "close other programs" + (f", or take a smaller {smaller}" if smaller else "")
+            with explaining_lack_of_memory(f"carnet {name}", way_out):
+                code = _run_command(name, rest)
         else:
             print(answer)
         if sys.stdout is not None:
@@ -75,11 +95,10 @@ def run(arguments: list[str]) -> int:
     except CarnetError as error:
         # Of several processes each meets the same error, except for these, which only it knows of.
         if is_first_process() or isinstance(error, LostProcessError | OutOfMemoryError):
-            text = printable(str(error), keep="\n")
-            print(f"carnet: {text}", file=sys.stderr)
+            complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("carnet: stopped", file=sys.stderr)
+        complain("stopped")
         return 130
     except OSError as error:
         from carnet.report.console import is_broken_pipe, silence
@@ -88,8 +107,7 @@ def run(arguments: list[str]) -> int:
             # The reader of our output has gone (`| head`); what it did not want is not an error.
             silence(sys.stdout)
             return 0
-        what = printable(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        print(f"carnet: {what}", file=sys.stderr)
+        complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()

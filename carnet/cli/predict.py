@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from carnet.cli.output import console, print_json
+from carnet.cli.output import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
+from carnet.inputs import MAX_IMAGE_BYTES, check_listed
 from carnet.progress import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Command:
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """Where to compute, for a run's folder."""
     csv: bool = False
-    """Print a table: image, class, probability, sure, error."""
+    """Print a table for people: image, class, probability, sure, error. Names are exact in --json."""
     json: bool = False
     """Print one JSON document."""
 
@@ -79,22 +80,31 @@ class Command:
                     "Note: this run has no threshold below which it says that it is not sure, and its percentages are "
                     "not calibrated; carnet export sets both on held-back images."
                 )
-            sources = {name: sys.stdin.buffer.read() if name == STDIN else Path(name) for name in names}
+            piped = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if STDIN in names else b""
+
+            def source_of(name: str) -> Path | bytes:
+                return piped if name == STDIN else Path(name)
+
             heat = _HeatFolder(self.explain, model) if self.explain is not None else None
-            documents = []
-            answers = model.predict_many((sources[name] for name in names), self.batch_size, self.top_k)
+            # Of millions of images nothing is kept but their names, unless one document has to hold all answers.
+            documents: list[dict[str, Any]] = []
+            num_unread = 0
+            answers = model.predict_many(map(source_of, names), self.batch_size, self.top_k)
             with _Printer(self.csv, self.json) as printer:
-                for name, answer in zip(names, answers, strict=True):
-                    documents.append(_document(name, answer))
+                for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
                     printer.print(name, answer)
+                    num_unread += isinstance(answer, ImageError)
+                    drawn = {}
                     if heat is not None and not isinstance(answer, ImageError):
-                        documents[-1]["heat"] = str(heat.write(name, sources[name]))
+                        drawn = {"heat": str(heat.write(name, source_of(name)))}
+                    if self.json:
+                        documents.append(_document(name, answer) | drawn)
                     # Where the answers themselves are seen to come, a bar would stand in their way.
                     if self.json or not sys.stdout.isatty():
-                        progress.bar("predicting", len(documents), len(names))
+                        progress.bar("predicting", done, len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
-        return 1 if any("error" in document for document in documents) else 0
+        return 1 if num_unread else 0
 
     def _open(self) -> Predictor:
         from carnet.edge.model_file import is_model_file
@@ -130,7 +140,7 @@ class _Printer:
 
     def print(self, name: str, answer: Prediction | ImageError) -> None:
         if isinstance(answer, ImageError):
-            print(f"carnet: {printable(name)}: {answer.reason}", file=sys.stderr)
+            complain(printable(f"{name}: {answer.reason}"))
             if self.as_csv:
                 self._print_row(name, "", "", "", answer.reason)
         elif self.as_csv:
@@ -139,9 +149,9 @@ class _Printer:
             print(printable(f"{name}: {answer}"))
 
     def _print_row(self, *cells: object) -> None:
-        from carnet.files import csv_line
+        from carnet.files import csv_line_for_people
 
-        print(csv_line(cells), end="")
+        print(csv_line_for_people(cells), end="")
 
 
 class _HeatFolder:
@@ -215,6 +225,22 @@ def _is_folder(name: str) -> bool:
     return name != STDIN and os.path.isdir(name)  # noqa: PTH112
 
 
+def _is_pattern(name: str) -> bool:
+    """Whether it can only be meant as a pattern: a browser calls a second download `photo[1].jpg`."""
+    return "*" in name or "?" in name
+
+
+def _matches(pattern: str) -> list[str]:
+    """What a pattern finds, sorted. A folder that exists is taken by its name, even if it looks like a pattern."""
+    folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib's would change how the names are written
+    while folder and not _is_folder(folder):
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    below = pattern[len(folder) :]
+    # Unlike pathlib's, it takes patterns of absolute paths. Brackets that find nothing may be part of a name.
+    found = glob.glob(glob.escape(folder) + below, recursive=True)  # noqa: PTH207
+    return sorted(found or glob.glob(glob.escape(folder) + below.replace("[", "[[]"), recursive=True))  # noqa: PTH207
+
+
 def _expand(names: tuple[str, ...]) -> list[str]:
     """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
     from carnet.data.sources import images_in
@@ -225,14 +251,13 @@ def _expand(names: tuple[str, ...]) -> list[str]:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        elif glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110 - as in `_is_folder`
-            # Unlike pathlib's, it takes patterns of absolute paths.
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or _is_pattern(name)):
             found = [match for match in matches if os.path.isfile(match)]  # noqa: PTH113
             # With ** the images of a folder are among the matches themselves.
             if "**" not in name or not found:
                 found += [str(path) for match in matches if _is_folder(match) for path in images_in(Path(match))]
             if not found:
+                check_listed(name)
                 raise DataError(f"no file matches {name}")
             expanded += found
         else:

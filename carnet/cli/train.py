@@ -67,7 +67,8 @@ class Command:
             raise ConfigError("--resume goes on with the run's own recipe; leave --preset out")
         from carnet.run_folder import RunFolder
 
-        return TrainingConfig.from_json(RunFolder.open(self.resume).read_config()["recipe"])
+        run = RunFolder.open(self.resume)
+        return TrainingConfig.from_json(run.read_config()["recipe"], run.config)
 
     def run(self) -> int:
         from carnet.data.ignore import read_ignore_file

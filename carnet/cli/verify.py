@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from carnet.cli.output import print_json
+from carnet.progress import printable
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Command:
             found = (
                 check.problem or f"probabilities differ by up to {check.difference:.2g} (allowed {check.tolerance:g})"
             )
-            print(f"{check.picture} picture: {'as recorded' if check.passed else 'NOT as recorded'}; {found}")
+            line = f"{check.picture} picture: {'as recorded' if check.passed else 'NOT as recorded'}; {found}"
+            print(printable(line))
         reproduces = "reproduces" if passed else "does not reproduce"
-        print(f"This installation {reproduces} {self.model}.")
+        print(printable(f"This installation {reproduces} {self.model}."))
         return 0 if passed else 1

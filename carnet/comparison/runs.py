@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
 from carnet.data.check import UNREADABLE, hash_files
 from carnet.data.sources import LabeledImages, find_images
+from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
 from carnet.errors import (
     CarnetError,
     ConfigError,
@@ -35,8 +37,31 @@ from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """What training may meet that another network need not."""
-_NEEDED = {"epochs", "seconds", "num_images", "final"}
-"""Of `result.json`."""
+
+
+class _LastEpoch(TypedDict):
+    valid_top1: Share
+    valid_top5: Share
+
+
+class _Result(TypedDict):
+    """What is needed of `result.json`."""
+
+    epochs: Annotated[Count, Range(1)]
+    seconds: Seconds
+    num_images: dict[str, Count]
+    final: _LastEpoch
+    kept: NotRequired[str]
+    notes: NotRequired[list[str] | None]
+    peak_memory_bytes: NotRequired[Count | None]
+    peak_device_bytes: NotRequired[Count | None]
+
+
+class _Row(TypedDict):
+    """What is needed of a line of `metrics.csv`."""
+
+    seconds: Seconds
+    valid_top1: Share
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,7 @@ def train_runs(
         CarnetError: what else training raises; what a network alone met, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
-    images = find_images(data)
+    images = find_images(data, layout=config.layout)
     if "valid" not in images.splits and config.valid_seed < 0:
         # All runs have to be judged by the same images.
         config = replace(config, valid_seed=0)
@@ -158,16 +183,17 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     """
     run = RunFolder.open(path)
     config = run.read_config()
-    recorded = config["data"]
+    path_then, layout, ignore = run.recorded_data()
     document, history = _outcome(run)
     model = load(path)
     try:
         chosen = select_samples(
-            data or recorded["path"],
+            data or path_then,
             "valid",
             model.spec.classes,
             run.digests(),
-            ignore=recorded.get("ignore", ()),
+            layout=layout,
+            ignore=ignore,
             progress=progress,
         )
     except DataError as error:
@@ -186,12 +212,12 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
         report = report.without(report.leaked)
     return ComparedRun(
         path,
-        _asked(config),
-        TrainingConfig.from_json(config["recipe"]),
+        _asked(config, run),
+        TrainingConfig.from_json(config["recipe"], run.config),
         config["plan"],
         config.get("versions", {}),
         config.get("init") or "",
-        recorded["content_hash"],
+        config["data"]["content_hash"],
         document,
         history,
         model,
@@ -206,15 +232,18 @@ def _outcome(run: RunFolder) -> tuple[dict[str, Any], tuple[dict[str, float], ..
         RunError: if they do not say what a comparison is about.
     """
     again = f"carnet train --resume {quoted(run.path)} writes it again"
-    document = files.read_json(run.result)
-    if not isinstance(document, dict) or not document.keys() >= _NEEDED:
-        raise RunError(f"{run.result} is damaged; {again}")
     try:
-        with run.metrics.open(encoding="utf-8", newline="") as file:
-            history = tuple({key: float(value) for key, value in row.items()} for row in csv.DictReader(file))
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+        document = files.read_json(run.result, _Result)
+        table = files.read_whole(run.metrics, MAX_BYTES)
+    except RunError as error:
+        raise RunError(f"{error}; {again}") from error
+    try:
+        rows = csv.DictReader(io.StringIO(table.decode("utf-8"), newline=""))
+        history = tuple({key: float(value) for key, value in row.items()} for row in rows)
+        conform(history, list[_Row], "its epochs")
+    except (ValueError, TypeError, csv.Error) as error:
         raise RunError(f"cannot read {run.metrics}: {error}; {again}") from error
-    if not history or not {"seconds", "valid_top1"} <= history[0].keys():
+    if not history:
         raise RunError(f"{run.metrics} tells of no epochs; {again}")
     return document, history
 
@@ -228,9 +257,9 @@ def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
     return found
 
 
-def _asked(config: Mapping[str, Any]) -> TrainingConfig:
+def _asked(config: Mapping[str, Any], run: RunFolder) -> TrainingConfig:
     # Runs from before there was this part have what it came to.
-    return TrainingConfig.from_json(config.get("asked", config["recipe"]))
+    return TrainingConfig.from_json(config.get("asked", config["recipe"]), run.config)
 
 
 def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
@@ -252,7 +281,7 @@ def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> b
         return False
     run = RunFolder.open(path)
     config = run.read_config()
-    if differences := recipe_differences(_asked(config), with_size(wanted)):
+    if differences := recipe_differences(_asked(config, run), with_size(wanted)):
         raise RunError(f"{path} was trained otherwise: {', '.join(differences)}; choose another --output")
     data = config["data"]
     number = sum(data["num_images"].values()) + data["num_unreadable"]

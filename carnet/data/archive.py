@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tarfile
@@ -12,8 +13,10 @@ from carnet.data.cache import cached_folder
 from carnet.data.damage import ArchiveReadError, damaged, reading
 from carnet.data.tar import TarReader
 from carnet.data.unpacking import SafeFolder
+from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, read_json, write_json
+from carnet.inputs import open_file
 from carnet.preprocess import looks_like_image
 from carnet.progress import OnProgress, counted
 
@@ -24,6 +27,8 @@ _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAG = 0x1
 _DOS_FOLDER = 0x10
+_MAX_DIRECTORY = 256 * 2**20
+"""Bytes of the list at a zip archive's end, which Python reads at once; two million members take about as much."""
 _ABOUT = ".archive.json"
 """What the cache keeps about an archive, beside what was in it."""
 _KINDS = {
@@ -61,18 +66,27 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
 def num_hidden(folder: Path) -> int:
     """How many hidden files and folders an archive had that `unpack` has unpacked into a folder."""
     about = folder / _ABOUT
-    return int(read_json(about)["num_hidden"]) if about.exists() else 0
+    return int(read_json(about, dict[str, Count]).get("num_hidden", 0)) if about.exists() else 0
 
 
 def is_zip(path: Path) -> bool:
     """Whether a file begins as zip archives do."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(4) in _ZIP_MAGIC
 
 
 def is_packed_data(name: str) -> bool:
     """Whether a file's name promises what may hold images, an archive or Parquet."""
     return Path(name).suffix.lower() in (*ARCHIVE_EXTENSIONS, ".parquet")
+
+
+class _ZipSource(io.BufferedReader):
+    """The file of a zip archive, which may claim to have a list of any length."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
+            raise ValueError(f"a list of {size} bytes")
+        return super().read(size)
 
 
 class _Percent:
@@ -99,7 +113,8 @@ def _fill(folder: Path, path: Path, percent: _Percent) -> None:
     safe = SafeFolder(folder, path)
     try:
         if is_zip(path):
-            _unpack_zip(path, safe, percent)
+            with _ZipSource(open_file(path).detach()) as source:
+                _unpack_zip(source, safe, percent)
         else:
             _unpack_tar(path, safe, percent)
     except ArchiveReadError as error:
@@ -116,19 +131,19 @@ def _unpack_tar(path: Path, safe: SafeFolder, percent: _Percent) -> None:
                 continue
             if info.isdir():
                 safe.make(place)
-            elif content is None or info.issparse():
+            elif content is None:
                 raise safe.refusal(info.name, f"is {_KINDS.get(info.type, 'no ordinary file')}")
             else:
                 safe.write(place, info.name, info.size, content)
             percent.show(percent.num_bytes // 2 + tar.position)
 
 
-def _unpack_zip(path: Path, safe: SafeFolder, percent: _Percent) -> None:
+def _unpack_zip(source: _ZipSource, safe: SafeFolder, percent: _Percent) -> None:
     try:
         with reading():
-            archive = zipfile.ZipFile(path)
+            archive = zipfile.ZipFile(source)
     except NotImplementedError as error:
-        raise damaged(path, error) from error
+        raise damaged(safe.archive, error) from error
     with archive:
         # All names are looked at before anything is written.
         plan = _plan_zip(archive, safe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,14 @@ from carnet.data.sources import LabeledImages, Sample
 from carnet.data.split import hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import digest_of
+from carnet.image_files import has_lost_data, without_end
+from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
-from carnet.progress import OnProgress, counted
+from carnet.progress import OnProgress, counted, first_few
 
 _EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
     "PNG": {".png"},
     "WEBP": {".webp"},
     "GIF": {".gif"},
@@ -32,6 +34,8 @@ _EXTENSIONS = {
 }
 UNREADABLE = "unreadable"
 """In the record of a run, the split of images that were left out because they cannot be decoded."""
+LOST = "part of the image data lost, cut short or zeros"
+"""The oddity of images that decoders make up for."""
 _FEW = 100
 """Images to validate with; fewer leave an accuracy uncertain by more than ten points."""
 _TWELVE_BITS = 4096
@@ -44,6 +48,10 @@ _MODES = {
     "RGBA": "transparent",
     "CMYK": "CMYK",
 }
+
+
+_NO_LABEL = frozenset(("nan", "<na>", "nat", "null", "none", "n/a", "#n/a", "undefined"))
+"""What programs write where a label is missing, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dic
 
     def digest(path: Path) -> str | None:
         try:
-            return digest_of(path)
+            return digest_of(path, max_bytes=MAX_IMAGE_BYTES)
         except OSError:
             return None
 
@@ -201,7 +209,7 @@ def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dic
 
 def _inspect(path: Path, image_size: int) -> ImageFacts:
     try:
-        content = path.read_bytes()
+        content = read_file(path, MAX_IMAGE_BYTES)
     except OSError as error:
         return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
     return inspect_bytes(content, path, image_size)
@@ -219,24 +227,35 @@ def inspect_bytes(
         keep: decodes the opened image, and does something with it and its hash; None: it is decoded and forgotten.
     """
     digest = hashlib.sha256(content).hexdigest()
-    try:
-        image = open_image(content)
-        with image:
+
+    def look(content: bytes) -> ImageFacts:
+        with open_image(content) as image:
             width, height = image.size
-            oddities = _oddities(path, image)
+            oddities = _oddities(path, image, content)
             facts = ImageFacts(digest, width, height, image.format or "", image.mode, oddities)
             if keep is None:
                 decode(image, path, min_side=2 * image_size)
             else:
                 keep(image, digest)
             return facts
+
+    try:
+        endless = without_end(content)
+        try:
+            facts = look(content if endless is None else endless)
+            is_cut = has_lost_data(content)
+        except (ImageError, *DECODER_ERRORS):
+            if endless is None:
+                raise
+            facts, is_cut = look(content), True
+        return replace(facts, oddities=(*facts.oddities, LOST)) if is_cut else facts
     except ImageError as error:
         return ImageFacts(digest, error=ImageError(path, error.reason))
     except DECODER_ERRORS as error:
         return ImageFacts(digest, error=ImageError(path, reason_of(error)))
 
 
-def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
+def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]:
     odd = []
     format_name = image.format or ""
     if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):
@@ -249,7 +268,7 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
         mode = "transparent"
     if mode is not None:
         odd.append(mode)
-    if getattr(image, "n_frames", 1) > 1 and format_name != "MPO":
+    if _has_frames(image, content):
         odd.append("several frames")
     try:
         if image.getexif().get(0x0112, 1) not in (0, 1):
@@ -257,6 +276,20 @@ def _oddities(path: Path, image: Image.Image) -> tuple[str, ...]:
     except DECODER_ERRORS:
         odd.append("damaged EXIF")
     return tuple(odd)
+
+
+def _has_frames(image: Image.Image, content: bytes) -> bool:
+    if image.format not in ("GIF", "TIFF"):
+        return getattr(image, "n_frames", 1) > 1
+    # These are found by going there, which ends in an error where a later one is damaged. The first is what counts.
+    with open_image(content) as other:
+        try:
+            other.seek(1)
+        except EOFError:
+            return False
+        except (*DECODER_ERRORS, Image.DecompressionBombError):
+            return True
+    return True
 
 
 def _require_images(data: LabeledImages) -> None:
@@ -268,7 +301,7 @@ def _require_images(data: LabeledImages) -> None:
 
 
 def _warnings(checked: CheckedImages) -> list[str]:
-    data, warnings = checked.data, []
+    data, warnings = checked.data, _about_names(checked.data)
     if checked.held_out:
         lacking = [name for name, count in data.counts("valid").items() if not count]
         if lacking:
@@ -293,6 +326,31 @@ def _warnings(checked: CheckedImages) -> list[str]:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
         warnings.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
     return warnings
+
+
+def _about_names(data: LabeledImages) -> list[str]:
+    """Notes on classes that may be one, and on one that may be none."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in data.classes:
+        alike[_plain(name)].append(name)
+    groups = [" and ".join(map(repr, names)) for plain, names in alike.items() if plain and len(names) > 1]
+    notes = []
+    if groups:
+        what = "classes that differ only in capitals, blanks or ways of writing a letter"
+        notes.append(f"{what}: {first_few(groups)}; if they are one, give them one name")
+    for name in data.classes:
+        if name.casefold() in _NO_LABEL:
+            number = counted(sum(data.counts(split)[name] for split in data.splits), "image")
+            notes.append(
+                f"{number} of a class {name!r}, which programs write where a label is missing; leave them out if so"
+            )
+    return notes
+
+
+def _plain(name: str) -> str:
+    """Equal for names that people take for one: without capitals, blanks and what cannot be seen."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf")
 
 
 def describe(images: CheckedImages) -> list[str]:

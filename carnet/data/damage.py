@@ -7,11 +7,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from carnet.errors import DataError
+from carnet.errors import DataError, is_out_of_memory
 
 READ_ERRORS = (
     *(OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, AttributeError, RecursionError),
@@ -24,19 +22,19 @@ class ArchiveReadError(Exception):
     """An archive could not be read; its cause says why."""
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """Inside, whatever goes wrong is the archive's fault.
+class reading:  # noqa: N801 - written like the function it could be, if that were not slow for each of many members
+    """Inside `with reading():`, whatever goes wrong is the archive's fault.
 
     Raises:
         ArchiveReadError: in place of the reader's own error.
     """
-    try:
-        yield
-    except DataError:
-        raise
-    except READ_ERRORS as error:
-        raise ArchiveReadError(str(error)) from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, READ_ERRORS) and not isinstance(error, DataError) and not is_out_of_memory(error):
+            raise ArchiveReadError(str(error)) from error
 
 
 def damaged(path: Path, reason: object) -> DataError:

@@ -22,14 +22,15 @@ from PIL import Image, __version__
 from carnet import files
 from carnet.data.cache import CacheWish, cache_root, cached_folder, forget_unused
 from carnet.data.check import ImageFacts, hash_files, inspect_bytes, inspect_images
-from carnet.errors import DataError, ImageError
+from carnet.errors import DataError, ImageError, OutOfMemoryError, RunError
+from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
-from carnet.preprocess import Images, to_square
+from carnet.preprocess import Images, reason_of, to_square
 from carnet.progress import OnProgress
 from carnet.quantities import show_bytes
 from carnet.spec import ResizeRule
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the files; another number makes them anew."""
 _PIXELS, _INDEX = "images.u8", "index.json"
 _KIND = "decoded"
@@ -137,7 +138,7 @@ def inspect_and_keep(
         )
         forget_unused(_KIND, folder, _UNUSED_DAYS)
         pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=shape)
-        found = {key: _from_json(values) for key, values in files.read_json(folder / _INDEX).items()}
+        found = _read_index(folder / _INDEX)
     facts = {path: _named(found[keys[path]], path) if path in keys else _gone(path, target) for path in paths}
     return Inspected(facts, DecodedImages(pixels, {path: row_of[digests[path]] for path in keys}), reason)
 
@@ -211,13 +212,14 @@ def _decode(
     """Fill `pixels`, and return what was found under each key.
 
     Raises:
-        DataError: if a file is not what it was a moment ago; such a failure shall not be kept.
+        DataError: if a file is not what it was a moment ago; such a failure must not be kept.
+        OutOfMemoryError: if memory is short, which says nothing about an image either.
     """
 
     def look(item: tuple[str, Path]) -> ImageFacts:
         key, path = item
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_IMAGE_BYTES)
         except OSError as error:
             raise DataError(f"{path} could be read a moment ago, and now not ({error.strerror}); try again") from error
 
@@ -227,6 +229,8 @@ def _decode(
                 pixels[row_of[digest]] = square
 
         fact = inspect_bytes(content, path, target.image_size, keep)
+        if fact.error is not None and fact.error.reason == reason_of(MemoryError()):
+            raise OutOfMemoryError(f"{fact.error}; close other programs, or leave it out with --ignore")
         if not key.startswith(fact.sha256):
             raise DataError(f"{path} changed while it was looked at; start again when the images stay as they are")
         return fact
@@ -242,6 +246,20 @@ def _name(unique: Mapping[str, Path], target: Target) -> str:
 
 def _to_json(fact: ImageFacts) -> dict[str, Any]:
     return asdict(fact) | {"error": None if fact.error is None else fact.error.reason}
+
+
+def _read_index(path: Path) -> dict[str, ImageFacts]:
+    """What is odd about each image, by key.
+
+    Raises:
+        RunError: if the cache is damaged.
+    """
+    # A few hundred bytes for each image.
+    index = files.read_json(path, dict[str, dict[str, Any]], max_bytes=2**32)
+    try:
+        return {key: _from_json(values) for key, values in index.items()}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged; remove its folder, and it is made anew") from error
 
 
 def _from_json(values: Mapping[str, Any]) -> ImageFacts:

@@ -5,29 +5,42 @@ Two forms are understood:
 - split: `DATA/train/<class>/…`, with `valid` and `test` beside `train` (`SPLIT_NAMES` has their other names);
 - flat: `DATA/<class>/…`, which `carnet.data.split` divides.
 
-A class is a folder; its images may lie in folders inside it. Where one folder holds everything, it is entered.
+A class is a folder; its images may lie in folders inside it. Where one folder holds everything, it is entered. Where a
+folder beside the supposed splits holds images too, both readings are possible, and the user is asked (`--layout`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carnet.data.samples import SPLIT_NAMES, ByClass, Listing, in_order
+from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, in_order
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
 from carnet.progress import counted, first_few
 
 TABLE_EXTENSIONS = (".csv", ".tsv")
 _HIDDEN = frozenset(
-    ("__macosx", "thumbs.db", "desktop.ini", "system volume information", "$recycle.bin", "lost+found", "@eadir")
+    (
+        *("__macosx", "icon\r", "network trash folder", "temporary items", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "system volume information"),
+    )
 )
-"""What macOS, Windows, Linux and network drives put beside files."""
+"""What macOS, Linux and Windows put beside files, in small letters."""
+_SYSTEM = re.compile(
+    r"[#@~$](recycle(\.bin|d|r)?|trash(es)?|(recently-)?snapshots?|snap|eadir|tmp|__thumb|sharebin)"
+    r"|.*@syno(eastream|resource)|found\.\d{3}",
+    re.IGNORECASE,
+)
+"""What network drives put beside files, such as #recycle, ~snapshot and @eaDir; and Windows when it repairs a disk."""
+_UNLABELED = frozenset(("unlabeled", "unlabelled", "unannotated", "unsupervised"))
+"""What a folder beside the splits is called whose images have no class."""
 _IMAGES = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
 _ABOUT_IMAGES = frozenset(
     (
@@ -38,20 +51,22 @@ _ABOUT_IMAGES = frozenset(
 """What folders are called that hold the images of a data set, and those that hold pictures about them."""
 
 
-def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) -> Listing:
+def list_folder(root: Path, shown: Path, known_classes: Collection[str] = (), layout: Layout = "auto") -> Listing:
     """List the images in a folder, in either form.
 
     Args:
         root: the folder.
         shown: what messages call it: images from an archive are known by the archive's name.
         known_classes: a folder of such a name is a class, even if it is the only one.
+        layout: the form, if the user has said it.
 
     Raises:
-        DataError: if two folders hold the same split, or a folder may not be looked into.
+        DataError: if two folders hold the same split, folders could be splits or classes, a folder may not be looked
+            into, or a link leads nowhere.
     """
     walk = _Walk(root, shown)
     folders = walk.enter(known_classes)
-    splits = _split_folders(folders, walk)
+    splits = {} if layout == "classes" else _split_folders(folders, walk, layout)
     walk.count_loose_files(walk.root)
     if not splits:
         return walk.listing({"all": _list_classes(folders, walk)}, root)
@@ -59,31 +74,36 @@ def list_folder(root: Path, shown: Path, known_classes: Collection[str] = ()) ->
     for split, folder in splits.items():
         walk.count_loose_files(folder)
         listed[split] = _list_classes(walk.subfolders(folder), walk)
-    for folder in folders:
-        if folder not in splits.values():
-            walk.num_other_files += sum(1 for _ in _images(folder, walk))
-            walk.warnings.append(f"folder {folder.name} is none of the splits and is left out")
+    beside = {folder: list(_images(folder, walk)) for folder in folders if folder not in splits.values()}
+    if layout == "auto":
+        _check_that_none_are_lost(splits, listed, beside, walk)
+    for folder, images in beside.items():
+        walk.num_other_files += len(images)
+        number = f", with {counted(len(images), 'image')}" if images else ""
+        walk.warnings.append(f"folder {folder.name} is none of the splits and is left out{number}")
     return walk.listing(listed, root)
 
 
-def check_classes(listing: Listing, shown: Path) -> None:
+def check_classes(listing: Listing, shown: Path, layout: Layout = "auto") -> None:
     """Look whether folders that are taken for classes may be something else: `seg_train` and `seg_test`, or `masks`.
 
     Args:
         listing: as `list_folder` gives it; takes a note if folders in several classes have one name.
         shown: what messages call the folder.
+        layout: the form, if the user has said it; then nothing is refused.
 
     Raises:
         DataError: if they look like splits: by their names, all of them or those that hold folders of the same names;
             or like images and pictures about them.
     """
-    for classes in listing.splits.values():
+    for split, classes in listing.splits.items():
         names = sorted(name for name, paths in classes.items() if paths)
         known = {name.lower() for name in names}
-        if known & _IMAGES and known & _ABOUT_IMAGES and known <= _IMAGES | _ABOUT_IMAGES:
+        if layout != "classes" and known & _IMAGES and known & _ABOUT_IMAGES and known <= _IMAGES | _ABOUT_IMAGES:
             raise DataError(
                 f"the folders {first_few(names)} in {shown} look like images and pictures about them, not like "
                 "classes; name the folder that holds one folder per class, or a table that gives the classes"
+                + (", or say --layout classes if they are" if split == "all" else "")
             )
     by_class = listing.splits.get("all", {})
     inside = {name: _folders_inside(paths, listing.root) for name, paths in by_class.items() if paths}
@@ -92,10 +112,11 @@ def check_classes(listing: Listing, shown: Path) -> None:
     alike = [name for name, names in sorted(inside.items()) if names & set(shared)]
     for suspects in (list(inside), alike):
         splits = [_split_in(name) for name in suspects]
-        if len(set(splits) - {""}) > 1 and (suspects is alike or all(splits)):
+        if layout != "classes" and len(set(splits) - {""}) > 1 and (suspects is alike or all(splits)):
             raise DataError(
                 f"the folders {first_few(sorted(suspects))} in {shown} look like splits, not like classes; call them "
-                f"train, valid and test, with one folder per class in each, or name a table that gives the classes"
+                f"train, valid and test, with one folder per class in each, or name a table that gives the classes, "
+                f"or say --layout classes if they are"
             )
     if shared:
         what = f"folders of the same names ({first_few(shared)}), which are taken for parts of these classes"
@@ -109,7 +130,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's doing, but the system's or a tool's."""
-    return name.startswith(".") or name.lower() in _HIDDEN
+    return name.startswith(".") or name.lower() in _HIDDEN or _SYSTEM.fullmatch(name) is not None
 
 
 def visible(folder: Path) -> list[Path]:
@@ -148,9 +169,9 @@ class _Walk:
         return folders
 
     def subfolders(self, folder: Path) -> list[Path]:
-        folders = [path for path in _contents(folder) if path.is_dir()]
-        self.num_hidden += sum(1 for path in folders if is_hidden(path.name))
-        return [path for path in folders if not is_hidden(path.name)]
+        contents = _contents(folder)
+        self.num_hidden += sum(1 for path in contents if is_hidden(path.name) and os.path.isdir(path))  # noqa: PTH112
+        return [path for path in contents if not is_hidden(path.name) and _is_folder(path)]
 
     def count_loose_files(self, folder: Path) -> None:
         files = [path for path in _contents(folder) if path.is_file()]
@@ -182,6 +203,28 @@ def _contents(folder: Path) -> list[Path]:
         raise _closed(error) from error
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to one.
+
+    Raises:
+        DataError: if it is a link that leads nowhere, such as to a disk that is not mounted, or cannot be looked at.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        try:
+            target = path.readlink()
+        except OSError:
+            if isinstance(error, FileNotFoundError):
+                # Somebody has removed it meanwhile.
+                return False
+            raise _closed(error) from error
+        raise DataError(
+            f"{path} is a link to {target}, which cannot be reached ({error.strerror}); mount its disk, or correct or "
+            f"remove the link"
+        ) from error
+
+
 def _closed(error: OSError) -> DataError:
     return DataError(f"cannot look into {error.filename}: {error.strerror}; allow it, or move the folder away")
 
@@ -198,24 +241,64 @@ def _holds_everything(folders: list[Path], root: Path, known_classes: Collection
 
 
 def _has_splits(folder: Path) -> bool:
-    return any(path.name.lower() in SPLIT_NAMES and _has_subfolder(path) for path in visible(folder) if path.is_dir())
+    named = [path for path in visible(folder) if path.name.lower() in SPLIT_NAMES]
+    return any(_has_subfolder(path) for path in named if _is_folder(path))
 
 
 def _has_subfolder(folder: Path) -> bool:
-    return any(path.is_dir() for path in visible(folder))
+    # pathlib's would raise an error in a folder that may be listed and not entered.
+    return any(os.path.isdir(path) for path in visible(folder))  # noqa: PTH112
 
 
-def _split_folders(folders: list[Path], walk: _Walk) -> dict[str, Path]:
+def _split_folders(folders: list[Path], walk: _Walk, layout: Layout) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
         if split is None:
             continue
         if split in splits:
-            raise DataError(f"{walk.shown} has both {splits[split].name} and {folder.name}; keep one of them")
+            raise DataError(
+                f"{walk.shown} has both {splits[split].name} and {folder.name}; keep one of them, or say --layout "
+                f"classes if every folder is a class"
+            )
         splits[split] = folder
+    if layout == "splits":
+        if not splits:
+            raise DataError(f"{walk.shown} has no folder train, valid or test; rename them, or leave --layout out")
+        return splits
     # A split holds class folders; a class that happens to be called "train" or "test" holds images.
     return splits if splits and any(_has_subfolder(folder) for folder in splits.values()) else {}
+
+
+def _check_that_none_are_lost(
+    splits: dict[str, Path], listed: dict[str, ByClass], beside: dict[Path, list[Path]], walk: _Walk
+) -> None:
+    """Images that a folder's name may give a class are not left out, only because a folder beside it is called train.
+
+    Raises:
+        DataError: with both readings, and how to choose.
+    """
+    in_splits = {name for by_class in listed.values() for name, paths in by_class.items() if paths}
+    lost: list[str] = []
+    shared: set[str] = set()
+    number = 0
+    for folder, images in beside.items():
+        inside = {unicodedata.normalize("NFC", name) for name in _folders_inside(images, walk.root)} & in_splits
+        # What is called so, beside several splits, and holds no folders of their classes, has no classes.
+        unlabeled = folder.name.lower() in _UNLABELED and len(splits) > 1 and not inside
+        if images and not unlabeled:
+            lost.append(folder.name)
+            shared |= inside
+            number += len(images)
+    if lost:
+        several = len(splits) > 1
+        names = first_few([folder.name for folder in splits.values()])
+        alike = f" (they hold folders of the same names, {first_few(sorted(shared))})" if shared else ""
+        raise DataError(
+            f"{names} in {walk.shown} could be {'splits' if several else 'a split'}, which would leave out "
+            f"{counted(number, 'image')} in {first_few(lost)}, or {'classes' if several else 'a class'} like "
+            f"these{alike}; say which with --layout splits or --layout classes, or move away what is neither"
+        )
 
 
 def _folders_inside(images: list[Path], root: Path) -> set[str]:
@@ -232,8 +315,13 @@ def _split_in(name: str) -> str:
 def _list_classes(folders: list[Path], walk: _Walk) -> ByClass:
     by_class: ByClass = {}
     for folder in folders:
-        by_class.setdefault(_class_name(folder), []).extend(in_order(_images(folder, walk)))
-    return by_class
+        name = _class_name(folder)
+        if name in by_class:
+            walk.warnings.append(
+                f"two folders are called {name}, in two ways of writing its letters; they are one class"
+            )
+        by_class.setdefault(name, []).extend(_images(folder, walk))
+    return {name: in_order(paths) for name, paths in by_class.items()}
 
 
 def _class_name(folder: Path) -> str:
@@ -245,18 +333,24 @@ def _images(folder: Path, walk: _Walk) -> Iterator[Path]:
     seen: set[str] = set()
     for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(current)
-        if real in seen:
+        here = Path(current)
+        # A link to a folder that it lies in would bring in the images of all classes, as images of this one.
+        leads_back = here != walk.root and Path(os.path.realpath(here.parent)).is_relative_to(real)
+        if leads_back and real not in seen:
+            link = here.relative_to(walk.root).as_posix()
+            walk.warnings.append(f"{link} is a link back to {real}, in which it lies, and is not followed")
+        if leads_back or real in seen:
             folders.clear()
             continue
         seen.add(real)
-        here = Path(current)
         hidden = [name for name in (*folders, *names) if is_hidden(name)]
         walk.num_hidden += len(hidden)
         folders[:] = sorted(name for name in folders if name not in hidden)
         for name in sorted(set(names) - set(hidden)):
+            # What is called like an image counts as one, and is found to be unreadable if it is a link to nothing.
             if looks_like_image(here / name):
                 yield here / name
-            else:
+            elif not _is_folder(here / name):
                 walk.num_other_files += 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,7 @@ from carnet.data.hub import is_dataset
 from carnet.data.samples import expanded
 from carnet.data.tar import is_packed, is_tar
 from carnet.errors import DataError
+from carnet.inputs import open_file, state_of
 from carnet.preprocess import looks_like_image
 
 Form = Literal["folder", "table", "archive", "dataset"]
@@ -47,22 +50,22 @@ def form_of(data: Path) -> Form:
         DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
     """
     data = expanded(data)
-    if is_dataset(data.as_posix()):
-        return "dataset"
-    if data.is_dir():
-        return "folder"
-    if not data.exists():
-        raise DataError(_missing(data))
     try:
-        return _form_of_file(data)
+        state = state_of(data)
+        if is_dataset(data.as_posix()):
+            return "dataset"
+        if state is None:
+            raise DataError(_missing(data))
+        return "folder" if stat.S_ISDIR(state.st_mode) else _form_of_file(data)
     except OSError as error:
-        raise DataError(f"cannot read {data}: {error.strerror or error}") from error
+        allow = "; allow it" if isinstance(error, PermissionError) else ""
+        raise DataError(f"cannot read {error.filename or data}: {error.strerror or error}{allow}") from error
 
 
 def _form_of_file(path: Path) -> Form:
     if not path.is_file():
         raise DataError(f"{path} is no ordinary file; DATA is {_FORMS}")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(512)
     for magic, (what, way_out) in _OTHERS.items():
         if start.startswith(magic):
@@ -83,6 +86,8 @@ def _form_of_file(path: Path) -> Form:
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is none of the forms of DATA, or damaged; DATA is {_FORMS}")
     _check_download(path, start)
+    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        raise DataError(f"{path} is JSON, which is not read; {_SAVE_AS_CSV}")
     return "table"
 
 
@@ -98,7 +103,12 @@ def _check_download(path: Path, start: bytes) -> None:
 
 
 def _missing(data: Path) -> str:
-    beside = [path.name for path in data.parent.iterdir()] if data.parent.is_dir() else []
+    link = next((path for path in (data, *data.parents) if path.is_symlink() and not path.exists()), None)
+    if link is not None:
+        return f"{link} is a link to {link.readlink()}, which cannot be reached; mount its disk, or correct the link"
+    beside: list[str] = []
+    with suppress(OSError):
+        beside += [path.name for path in data.parent.iterdir()]
     near = difflib.get_close_matches(data.name, beside, n=1)
     hint = f"; did you mean {data.parent / near[0]}?" if near else "; DATA is looked for in the current folder"
     return f"no {'file' if data.suffix else 'folder'} {data}{hint if near or not data.is_absolute() else ''}"

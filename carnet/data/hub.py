@@ -17,15 +17,18 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
 from carnet.data.shards import is_webdataset
 from carnet.errors import DataError
 from carnet.files import digest_of
+from carnet.inputs import check_listed, open_file, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import OnProgress
 
@@ -131,12 +134,14 @@ def find_source(data: str) -> Source:
     if data.startswith("hf:"):
         return _named(data)
     path = expanded(data)
-    files = _data_files(path) if path.is_dir() else [path] if path.is_file() else _matching(data)
+    with _readable():
+        files = _data_files(path) if path.is_dir() else [path] if path.is_file() else _matching(data)
     loaders = {str(_loader(file)) for file in files}
     if len(loaders) != 1 or loaders == {"None"}:
         raise DataError(f"{data} is not parquet files alone, nor tars alone; name the ones or the others")
     with _readable():
-        cut = next((file for file in files if _loader(file) == "parquet" and not _has_end(file)), None)
+        # `datasets` would wait for a pipe.
+        cut = next((file for file in files if not _has_end(file)), None)
     if cut is not None:
         raise DataError(f"{cut} is damaged or incomplete, its end is missing; copy or download it again")
     return Source(data, loaders.pop(), _by_split(data, files))
@@ -149,12 +154,12 @@ def _named(data: str) -> Source:
         raise DataError(f"{data}: write image=, label=, train=, valid= or test= after ?, with commas between them")
     if said.startswith((".", "~")) or Path(said).is_absolute():
         folder = expanded(said).resolve()
-        if not folder.is_dir():
+        with _readable():
+            state = state_of(folder)
+        if state is None or not stat.S_ISDIR(state.st_mode):
             raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
-        shown = [
-            path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts)
-        ]
-        return Source(data, str(folder), tuple(("", path) for path in sorted(shown) if path.is_file()), chosen=chosen)
+        shown = sorted(path for path in _files_in(folder, (".",)) if path.is_file())
+        return Source(data, str(folder), tuple(("", path) for path in shown), chosen=chosen)
     match = _HUB_NAME.fullmatch(said)
     if match is None:
         raise DataError(f"{data} is no name; a data set of the hub is hf:NAME or hf:OWNER/NAME, a folder hf:./FOLDER")
@@ -170,27 +175,47 @@ def _loader(path: Path) -> str | None:
 def _data_files(folder: Path) -> list[Path]:
     """Every parquet file and tar in a folder; none if there are images beside them."""
     found = []
-    for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        for name in sorted(name for name in names if not name.startswith((".", "_"))):
-            if Path(name).suffix.lower() in EXTENSIONS:
-                return []
-            found += [Path(current, name)] if _loader(Path(name)) else []
+    for path in _files_in(folder, (".", "_")):
+        if path.suffix.lower() in EXTENSIONS:
+            return []
+        found += [path] if _loader(path) else []
     return sorted(found)
+
+
+def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
+    """Every file in a folder and those inside it, but not what begins with one of `hidden`.
+
+    Raises:
+        DataError: if a folder may not be looked into.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with _readable():
+        for current, folders, names in os.walk(folder, onerror=refuse):
+            folders[:] = sorted(name for name in folders if not (name.startswith(hidden) or is_hidden(name)))
+            yield from (Path(current, name) for name in sorted(names) if not name.startswith(hidden))
 
 
 def _matching(data: str) -> list[Path]:
     found: dict[Path, None] = {}
-    for pattern in map(Path, _expand(str(expanded(data)))):
-        # What exists is a name, even if it looks like a pattern.
+    # What exists is a name, even if it looks like a pattern.
+    whole = expanded(data)
+    start = next((folder for folder in whole.parents if folder.is_dir()), None)
+    below = [str(whole)] if start is None else _expand(str(whole.relative_to(start)))
+    for pattern in (Path(part) if start is None else start / part for part in below):
         # On Windows the drive itself may be missing.
         base = next((folder for folder in pattern.parents if folder.is_dir()), None)
         try:
-            in_base = [] if base is None else sorted(base.glob(str(pattern.relative_to(base))))
+            name = "" if base is None else str(pattern.relative_to(base))
+            # Brackets that find nothing may be part of a name.
+            in_base = [] if base is None else sorted(base.glob(name)) or sorted(base.glob(name.replace("[", "[[]")))
         except ValueError as error:
             raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base
         if not matches:
+            check_listed(pattern)
             asked = f", which {data} asks for" if str(pattern) != data else ""
             raise DataError(f"there is no file {pattern}{asked}; correct the name, or fetch it")
         found.update(dict.fromkeys(matches))
@@ -233,14 +258,15 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror or error}; see to its rights") from error
+        allow = "; allow it" if isinstance(error, PermissionError) else ""
+        raise DataError(f"cannot read {error.filename}: {error.strerror or error}{allow}") from error
 
 
 def _has_end(path: Path) -> bool:
-    """Whether a parquet file ends as all of them do."""
-    with path.open("rb") as file:
+    """Whether a file ends as all of its kind do, as far as that can be told of it without reading all."""
+    with open_file(path) as file:
         file.seek(max(0, path.stat().st_size - 4))
-        return file.read() == b"PAR1"
+        return file.read(4) == b"PAR1" or _loader(path) != "parquet"
 
 
 def _stamp(path: Path) -> str:

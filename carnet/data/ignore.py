@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from carnet.errors import DataError
+from carnet.inputs import open_text
 from carnet.progress import counted, first_few
 
 
@@ -22,18 +23,19 @@ def read_ignore_file(path: Path | str) -> tuple[str, ...]:
         path: a text file in UTF-8.
 
     Raises:
-        DataError: if there is no such file, or it is no such text.
+        DataError: if there is no such file, or it is no such text, or larger than `carnet.inputs.MAX_TABLE_BYTES`.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_text(path) as file:
+            text = file.read()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8; an ignore list is a text with one path on each line") from error
     except OSError as error:
         raise DataError(f"cannot read the ignore list {path}: {error.strerror or error}") from error
     if "\0" in text:
         raise DataError(f"{path} is no text; an ignore list is a text with one path on each line")
-    lines = (line.strip() for line in text.split("\n"))
+    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from carnet.data.hub import Source
-from carnet.errors import CarnetError, DataError, MissingExtraError
+from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 
 _UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"
 _REASONS = (
@@ -125,6 +125,8 @@ def explained(source: Source) -> Iterator[None]:
         raise
     # Arrow, fsspec, httpx and tarfile each have errors of their own, and `datasets` lets most of them through.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:300]
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         pattern, reason = next((p, reason) for p, reason in _REASONS if re.search(p, f"{kinds}: {text}"))

@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+Layout = Literal["auto", "classes", "splits"]
+"""What the folders in DATA are: classes, or splits with the classes inside; auto tells by their names and contents."""
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
@@ -135,7 +138,7 @@ def short_name(source: Path) -> str:
     if source.is_dir():
         return source.resolve().name
     name = re.split("[:@?]", source.name.removeprefix("hf:"))[0]
-    if re.search(r"[*?{\[]", name):
+    if re.search(r"[*?{\[]", name) and not source.exists():
         # A pattern of files: what they lie in says more.
         name = source.resolve().parent.name
     while Path(name).suffix.lower() in _FILE_EXTENSIONS:

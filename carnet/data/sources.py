@@ -10,23 +10,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from carnet.data.archive import is_packed_data, num_hidden, unpack
 from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, list_folder, visible
 from carnet.data.forms import form_of
 from carnet.data.ignore import about_strange, named_images
-from carnet.data.samples import ByClass, LabeledImages, Listing, Sample, expanded
+from carnet.data.samples import SPLIT_NAMES, ByClass, LabeledImages, Layout, Listing, Sample, expanded
 from carnet.data.table import fits, labels_of, list_table
-from carnet.errors import DataError
+from carnet.errors import ConfigError, DataError
 from carnet.progress import OnProgress, counted, first_few
 
 __all__ = ["LabeledImages", "Sample", "find_images", "images_in"]
+
+_JSON_LINES = (".jsonl", ".ndjson")
+"""What other tools list images in, as we do in tables."""
 
 
 def find_images(
     data: Path | str,
     classes: Sequence[str] | None = None,
     *,
+    layout: Layout = "auto",
     ignore: Sequence[str] = (),
     leave_out_new: bool = False,
     progress: OnProgress | None = None,
@@ -36,6 +41,8 @@ def find_images(
     Args:
         data: the folder, table or archive, or what `carnet.data.hub` calls a data set.
         classes: number the labels by this list (a trained model's) instead of by the data's own.
+        layout: what the folders are, classes or splits, where their names and contents do not tell; says nothing of
+            data without folders.
         ignore: paths of images to leave out, as `carnet.data.ignore.read_ignore_file` gives them.
         leave_out_new: in data that training has to divide itself, leave out classes that are not among `classes`,
             instead of refusing them.
@@ -44,10 +51,11 @@ def find_images(
     Raises:
         DataError: no such data, no images, a class that `train` (or `classes`) does not have, one class only,
             or a form that is unknown, damaged, or could mean two things.
+        ConfigError: a layout that does not exist.
         OutputError: if an archive cannot be unpacked into the cache.
     """
     source = expanded(data)
-    listing = _list(source, classes or (), progress)
+    listing = _list(source, classes or (), layout, progress)
     left_out = _leave_out(listing, ignore)
     if not any((*listing.images(), *left_out.values())):
         raise DataError(_no_images(str(source), listing))
@@ -69,16 +77,18 @@ def find_images(
     )
 
 
-def _list(source: Path, known_classes: Sequence[str], progress: OnProgress | None) -> Listing:
+def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:
+    if layout not in get_args(Layout):
+        raise ConfigError(f"--layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     form = form_of(source)
     if form == "dataset":
         return _list_dataset(source.as_posix(), progress)
     if form == "table":
         return list_table(source)
     if form == "folder":
-        return _list_folder(source, source, known_classes)
+        return _list_folder(source, source, known_classes, layout)
     folder = unpack(source, progress)
-    listing = _list_folder(folder, source, known_classes)
+    listing = _list_folder(folder, source, known_classes, layout)
     # What was hidden is not unpacked, and what is hidden here is the cache's own.
     listing.num_hidden = num_hidden(folder)
     return listing
@@ -94,20 +104,31 @@ def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
     return listing
 
 
-def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str]) -> Listing:
-    """By folders, or where these are no classes, by the one table that lies beside the images."""
-    listing = list_folder(folder, shown, known_classes)
+def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout: Layout) -> Listing:
+    """By folders, or where these are no classes, by the table that lies beside the images or one in each split."""
+    listing = list_folder(folder, shown, known_classes, layout)
     classes = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
-    beside = [path for path in visible(listing.root) if path.suffix.lower() in TABLE_EXTENSIONS and path.is_file()]
+    beside = _files_in(listing.root, TABLE_EXTENSIONS)
     # A competition has one beside the table that gives the classes; in it they are made up.
     tables = [path for path in beside if fits(path) and path.stem.lower() != "sample_submission"]
+    in_splits = {} if layout == "classes" else _tables_in_splits(listing.root)
     unpack_first = "" if folder == shown else "unpack it, and "
-    if len(classes) > 1 or "all" not in listing.splits:
-        _check_agreement(classes, tables, shown, f"{unpack_first}name the table, or move it away")
+    divided = "all" not in listing.splits
+    is_known = bool(classes) and classes <= set(known_classes)
+    if in_splits and not tables and not is_known and (len(classes) < 2 if divided else _are_splits(classes)):
+        return _list_split_tables(listing, in_splits, folder, shown)
+    if len(classes) > 1 or divided:
+        within = [path for paths in in_splits.values() for path in paths]
+        # Folders that only hold a table's images (train, test; images, masks) shall not be taken for classes.
+        agree = {table: labels_of(table) == classes for table in tables}
+        agree |= {table: labels_of(table) <= classes for table in within if fits(table)}
+        if other := next((table for table, agrees in agree.items() if not agrees), None):
+            either = f"the folders {first_few(sorted(classes))} or {other.relative_to(folder).as_posix()} in {shown}"
+            raise DataError(f"{either} could give the classes; {unpack_first}name the table, or move it away")
         if not tables:
-            check_classes(listing, shown)
-        if beside:
-            names = first_few([path.name for path in beside])
+            check_classes(listing, shown, layout)
+        if passed_over := [*beside, *within]:
+            names = first_few([path.relative_to(listing.root).as_posix() for path in passed_over])
             listing.warnings.append(f"{names} passed over, since the folders give the classes")
         return listing
     if len(tables) > 1:
@@ -115,6 +136,9 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str]) -> Lis
         many = f"{len(tables)} tables that could give the classes"
         raise DataError(f"{shown} has {many}: {names}; {unpack_first}name one of them")
     if not tables:
+        unused = [*_files_in(listing.root, _JSON_LINES), *(path for paths in in_splits.values() for path in paths)]
+        if unused and not is_known:
+            raise _unused(shown / unused[0].relative_to(folder))
         return listing
     by_table = list_table(tables[0], shown / tables[0].relative_to(folder), inside=folder != shown)
     by_table.warnings.insert(0, f"{shown} has no class folders; {tables[0].name} gives the classes")
@@ -122,12 +146,55 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str]) -> Lis
     return by_table
 
 
-def _check_agreement(classes: set[str], tables: Sequence[Path], shown: Path, way_out: str) -> None:
-    """Folders that only hold a table's images (train, test; images, masks) shall not be taken for classes."""
-    for table in tables:
-        if labels_of(table) != classes:
-            folders = first_few(sorted(classes))
-            raise DataError(f"the folders {folders} or {table.name} in {shown} could give the classes; {way_out}")
+def _files_in(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
+    return [path for path in visible(folder) if path.suffix.lower() in extensions and path.is_file()]
+
+
+def _tables_in_splits(root: Path) -> dict[Path, list[Path]]:
+    """The folders that are called like splits and have tables of any kind directly in them."""
+    splits = [path for path in visible(root) if path.name.lower() in SPLIT_NAMES and path.is_dir()]
+    found = {split: _files_in(split, (*TABLE_EXTENSIONS, *_JSON_LINES)) for split in splits}
+    return {split: tables for split, tables in found.items() if tables}
+
+
+def _are_splits(classes: set[str]) -> bool:
+    return all(name.lower() in SPLIT_NAMES for name in classes)
+
+
+def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder: Path, shown: Path) -> Listing:
+    """The images that a table in each split's folder names, as image folders of Hugging Face have it."""
+    by_tables = Listing(listing.root, {}, top=listing.top, num_hidden=listing.num_hidden)
+    for split_folder, found in tables.items():
+        readable = [path for path in found if path.suffix.lower() in TABLE_EXTENSIONS]
+        usable = [path for path in readable if fits(path)] or readable[:1]
+        said = [shown / path.relative_to(folder) for path in usable or found]
+        if not usable:
+            raise _unused(said[0])
+        if len(usable) > 1:
+            raise DataError(f"{said[0]} and {usable[1].name} beside it could give the classes; keep one of them")
+        part = list_table(usable[0], said[0], inside=folder != shown)
+        split = SPLIT_NAMES[split_folder.name.lower()]
+        if not set(part.splits) <= {"all", split} or split in by_tables.splits:
+            raise DataError(f"{said[0]} is not the only one that names images of a split; keep one, or name one table")
+        (by_tables.splits[split],) = part.splits.values()
+        name = usable[0].relative_to(listing.root).as_posix()
+        by_tables.warnings += [f"{name} gives the classes of {split}", *part.warnings]
+    for path in visible(listing.root):
+        if path.is_dir() and path not in tables and (number := len(images_in(path))):
+            left_out = f"{counted(number, 'image')} in {path.name}, left out unless a table elsewhere names them"
+            by_tables.warnings.append(f"{path.name} has no table: {left_out}")
+    return by_tables
+
+
+def _unused(table: Path) -> DataError:
+    """Where no folders give the classes, a table in a place or a form that is not read probably does."""
+    way_out = "name it as DATA"
+    if table.suffix.lower() in _JSON_LINES:
+        way_out = (
+            "JSON is not read, so write it as a table (CSV) with the columns filepath and label, or let Hugging Face "
+            "datasets read the folder (hf:./FOLDER)"
+        )
+    return DataError(f"no folders, but {table} could give the classes; {way_out}")
 
 
 def _leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypedDict
 
 from carnet import files
 from carnet.data import hub
@@ -13,9 +14,14 @@ from carnet.errors import ImageError
 from carnet.preprocess import open_image
 from carnet.progress import OnProgress
 
-_EXTENSIONS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+_EXTENSIONS = {"JPEG": ".jpg", "TIFF": ".tif"}
 _TABLE, _ABOUT = "data.csv", "about.json"
 """What `store` writes beside the images."""
+
+
+class _About(TypedDict):
+    warnings: list[str]
+    revision: str | None
 
 
 def store(data: str, progress: OnProgress | None = None, warnings: list[str] | None = None) -> Path:
@@ -46,7 +52,7 @@ def store(data: str, progress: OnProgress | None = None, warnings: list[str] | N
         key = source.key(progress=progress)
         table = cached_folder("datasets", key, lambda folder: _write(source, folder, progress)) / _TABLE
     if warnings is not None:
-        about = files.read_json(table.with_name(_ABOUT))
+        about = files.read_json(table.with_name(_ABOUT), _About)
         warnings += about["warnings"]
         if source.on_hub and not source.revision:
             # It could not be pinned.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,9 @@ from carnet.data.columns import Columns
 from carnet.data.opening import explained, import_datasets, open_source, pin
 from carnet.data.samples import SPLIT_NAMES
 from carnet.data.shards import check_tars
+from carnet.documents import Count
 from carnet.errors import DataError
+from carnet.inputs import MAX_IMAGE_BYTES
 from carnet.prefetch import load_ahead
 from carnet.progress import OnProgress, counted, first_few
 
@@ -41,6 +43,14 @@ _OPEN_SHARDS = 8
 
 _Row = tuple[int, str, bytes | str]
 """Place in the split's stored order, label, and the image's bytes or where to fetch them."""
+
+
+class _Counts(TypedDict):
+    """What is counted of a split before it is read."""
+
+    shards: list[Count]
+    labels: dict[str, Count]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class ImageStream:
         """
         self.source = pin(hub.find_source(data) if isinstance(data, str) else data)
         self.buffer_bytes = buffer_bytes
+        self._check_tars()
         self._format, tables = open_source(self.source)
         self._names, self.warnings = _split_names(tables, self.source)
         with explained(self.source):
@@ -94,7 +105,7 @@ class ImageStream:
         version = import_datasets().__version__
         key = hashlib.sha256(f"{self.source.key(by_content=False)} {self._format} {version}".encode()).hexdigest()
         counts = cached_folder("streams", key, lambda folder: self._count(folder / "counts.json", progress))
-        self._counts: dict[str, Any] = files.read_json(counts / "counts.json")
+        self._counts: dict[str, Any] = files.read_json(counts / "counts.json", dict[str, _Counts])
         for split in [split for split, count in self._counts.items() if not count["labels"]]:
             self.warnings += (f"{split} is left out, none of its images having a label",)
             del self._counts[split]
@@ -199,8 +210,13 @@ class ImageStream:
                 opened[split] = table.reshard() if few and hasattr(table, "reshard") else table
         return opened
 
+    def _check_tars(self) -> None:
+        """Read the shards once with our own limits, before `datasets` reads them without any."""
+        if self.source.tars:
+            key = hashlib.sha256(f"{self.source.key(by_content=False)} tars".encode()).hexdigest()
+            cached_folder("streams", key, lambda _: check_tars(self.source.tars))
+
     def _count(self, path: Path, progress: OnProgress | None) -> None:
-        check_tars(self.source.tars)
         tables = self._open(self._columns.label)
         total, done = sum(map(_num_shards, tables.values())), 0
         counts: dict[str, Any] = {}
@@ -279,7 +295,8 @@ def _fetch(path: str) -> bytes:
     from datasets.utils.file_utils import xopen
 
     with xopen(path, "rb") as file:
-        return bytes(file.read())
+        # Of one that is larger, so much that whoever looks into it refuses it.
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
 
 
 def _png(array: Any, which: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import TextIO
 from carnet.data.locate import Locator, kind_of
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
+from carnet.inputs import MAX_TABLE_BYTES, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
 
@@ -72,11 +73,16 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
     shown = shown or path
     locator = Locator(path, shown, inside=inside)
     listing = Listing(path.parent, {})
-    rows = _read_rows(path, shown, listing.warnings)
+    spelled: dict[str, set[str]] = {}
+    rows = _read_rows(path, shown, listing.warnings, spelled)
     repeated = _place(rows, shown, locator, listing)
     if not listing.splits:
         raise DataError(f"{shown} has a header and no rows below it; it needs {_EXAMPLE}")
     listing.warnings += locator.warnings()
+    for label, spellings in sorted(spelled.items()):
+        if len(spellings) > 1:
+            what = f"{len(spellings)} ways, with other blanks or ways of writing a letter"
+            listing.warnings.append(f"{path.name} writes the class {label} in {what}; they are one class")
     if repeated:
         lines = first_few([f"{line:,}" for line in repeated])
         what = f"{counted(len(repeated), 'row')} of {path.name}"
@@ -93,7 +99,7 @@ def fits(path: Path) -> bool:
     """Whether a file's header names the columns that a table of images needs."""
     try:
         # Whether all of it is UTF-8 shall be told where it is read.
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        with open_text(path, errors="replace") as file:
             _columns(file, path)
     except (DataError, OSError):
         return False
@@ -130,6 +136,7 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
             first[path] = row
             listing.splits.setdefault(row.split, {}).setdefault(row.label, []).append(path)
     if missing:
+        _check_closed(missing, table)
         names = first_few([f"{row.name} (line {row.line})" for row in missing])
         raise DataError(
             f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
@@ -137,6 +144,16 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
         )
     locator.check()
     return repeated
+
+
+def _check_closed(missing: Sequence[_Row], table: Path) -> None:
+    for row in missing:
+        try:
+            state_of(table.parent / row.name)
+        except PermissionError as error:
+            raise DataError(
+                f"{table} line {row.line}: {row.name} cannot be looked for ({error.strerror}); allow that, or drop it"
+            ) from error
 
 
 def _check_one_file(first: _Row, row: _Row, table: Path, locator: Locator) -> None:
@@ -156,9 +173,12 @@ def _check_same(first: _Row, row: _Row, table: Path) -> None:
             )
 
 
-def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
+def _read_rows(
+    path: Path, shown: Path, warnings: list[str], spelled: dict[str, set[str]] | None = None
+) -> Iterator[_Row]:
+    """The rows, one by one; `spelled` takes up how each class is written."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             columns = _columns(file, shown, warnings)
             file.seek(0)
             reader = csv.reader(file, delimiter=columns.delimiter, strict=True)
@@ -166,7 +186,10 @@ def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
                 filled = _filled(reader)
                 next(filled)
                 for cells in filled:
-                    yield _row(cells, reader.line_num, columns, shown)
+                    row = _row(cells, reader.line_num, columns, shown)
+                    if spelled is not None:
+                        spelled.setdefault(row.label, set()).add(cells[columns.label])
+                    yield row
             except csv.Error as error:
                 raise DataError(f"{shown} line {reader.line_num}: {error}; is a quotation mark missing?") from error
     except UnicodeDecodeError as error:
@@ -252,7 +275,7 @@ def _ambiguities(cells: Sequence[str], choices: Sequence[list[int]], path: Path)
 
 
 def _first_undecodable_line(path: Path) -> int:
-    with path.open("rb") as file:
+    with open_file(path, MAX_TABLE_BYTES) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

@@ -1,14 +1,17 @@
 """Read a tar archive, packed in any of the usual ways, from front to back, and notice when it is not whole.
 
-Python's own reader takes a damaged header for the end of the archive. Here every archive has to end with its end mark,
-and nothing is ever read back, which would unpack a compressed archive again from its beginning.
+Python's own reader takes a damaged header for the end of the archive, and believes what headers say of their own
+length. Here every archive has to end with its end mark, headers have limits, all that comes out of a packed archive is
+counted, whether it is used or passed over, and nothing is ever read back, which would unpack the archive again from its
+beginning.
+
+Source of the format: POSIX.1-2008, "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import tarfile
 from collections.abc import Iterator
@@ -17,21 +20,30 @@ from pathlib import Path
 from typing import IO, Any
 
 from carnet.data.damage import READ_ERRORS, ArchiveReadError, damaged, reading
+from carnet.data.unpacking import quoted_member, ratio_limit
 from carnet.errors import DataError
+from carnet.inputs import open_file
 
 BLOCK = 512
 """Bytes; everything in a tar archive is a multiple of it."""
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 """Types of members that are files and nothing else."""
-MAX_HEADER = 16 * 2**20
-"""Bytes. What Python's reader takes into memory at once: a header may claim to be of any length."""
+MAX_HEADER = 64 * 2**10
+"""Bytes. What one header may hold beyond its block; names take a few hundred."""
+MAX_CHAIN = 16
+"""How many headers one member may have; two or three are usual."""
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_RECORDS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_MORE_HOLES, _STILL_MORE_HOLES = 482, 504
+"""Where the first block of a sparse file, and each further one, says that another one follows."""
+_CHUNK = 2**20
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 
 def is_tar(path: Path) -> bool:
     """Whether a file is a tar archive, packed or not, by its content."""
     try:
-        with path.open("rb") as source, _unpacked(source) as file:
+        with open_file(path) as source, _unpacked(source) as file:
             block = file.read(BLOCK)
         # An archive may be empty: then it begins with its end mark.
         return block == bytes(BLOCK) or bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
@@ -41,7 +53,7 @@ def is_tar(path: Path) -> bool:
 
 def is_packed(path: Path) -> bool:
     """Whether a file is gzip, bzip2 or xz, whatever it packs."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(6).startswith(tuple(_PACKERS))
 
 
@@ -54,8 +66,11 @@ class TarReader:
 
     def __init__(self, path: Path, file: IO[bytes], source: IO[bytes]) -> None:
         self._path = path
-        self._stream = _ForwardStream(file)
+        self._file = file
         self._source = source
+        self._limit, self._why = ratio_limit(path)
+        self._num_bytes = 0
+        self._member = ""
 
     @classmethod
     @contextmanager
@@ -63,10 +78,11 @@ class TarReader:
         """Read the archive at `path`.
 
         Raises:
-            DataError: inside the block too: damaged, cut short.
+            OSError: if it cannot be opened, or is no ordinary file.
+            DataError: inside the block too: damaged, cut short, or grown far beyond its size.
         """
         try:
-            with path.open("rb") as source, _unpacked(source) as file:
+            with open_file(path) as source, _unpacked(source) as file:
                 yield cls(path, file, source)
         except DataError:
             raise
@@ -78,32 +94,140 @@ class TarReader:
         """How far in the file, in bytes."""
         return self._source.tell()
 
-    def members(self) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-        """Each member's header with its bytes; None where it has none.
+    def members(self) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
+        """Each member's header with its bytes; None where it has none, or is no plain file.
 
         The bytes have to be read before the next member, inside `carnet.data.damage.reading()`.
         """
-        with reading():
-            tar = tarfile.open(fileobj=self._stream, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
         while True:
             with reading():
-                info = tar.next()
-                # The list of members would grow with the archive.
-                tar.members = []  # type: ignore[attr-defined]
-                content = tar.extractfile(info) if info is not None and info.type in REGULAR else None
+                info = self._next_member()
             if info is None:
                 break
-            yield info, content
-        if self._stream.last != bytes(BLOCK):
-            raise damaged(self._path, "it has no end mark")
+            # A type that is not known counts as a file, which nobody takes.
+            size = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
+            content = Content(self, size)
+            yield info, content if info.type in REGULAR else None
+            with reading():
+                self._pass_over(content.left + -size % BLOCK)
         with reading():
-            # To its end, where packers keep a checksum. Writers fill up with zeros, never with this much.
-            rest = self._stream.read(MAX_HEADER)
-        if rest.strip(b"\0"):
-            raise DataError(
-                f"{self._path} goes on after its end mark, as if two archives were joined; "
-                f"unpack it yourself, and name the folder"
-            )
+            # To its end, where packers keep a checksum. Writers fill up with zeros.
+            while rest := self.read(_CHUNK):
+                if rest.strip(b"\0"):
+                    raise DataError(
+                        f"{self._path} goes on after its end mark, as if two archives were joined; "
+                        f"unpack it yourself, and name the folder"
+                    )
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of what is packed, fewer only at its end.
+
+        Raises:
+            DataError: if it becomes far more than images in an archive of that size could be.
+        """
+        content = self._file.read(size)
+        self._num_bytes += len(content)
+        if self._num_bytes > self._limit:
+            member = f"with {quoted_member(self._member)} " if self._member else ""
+            raise DataError(f"{self._path}: {member}it unpacks to {self._why}")
+        return content
+
+    def _next_member(self) -> tarfile.TarInfo | None:
+        """A member's header, with what the headers before it say of it; None at the end mark."""
+        said: dict[str, str] = {}
+        for number in range(MAX_CHAIN):
+            block = self.read(BLOCK)
+            if block == bytes(BLOCK) and not number:
+                return None
+            if len(block) < BLOCK:
+                raise ValueError("it has no end mark")
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            if info.type in _LONG:
+                text = self._read_header(info).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+                # Where two headers say the same of a member, the first one counts.
+                if info.type == tarfile.GNUTYPE_LONGNAME:
+                    said.setdefault("path", text)
+            elif info.type in _RECORDS:
+                said = _records(self._read_header(info)) | said
+            elif info.type == tarfile.XGLTYPE:
+                # What it says of all members, such as who has packed them, concerns neither names nor sizes.
+                self._read_header(info)
+            else:
+                if info.type == tarfile.GNUTYPE_SPARSE:
+                    self._pass_over_map(block[_MORE_HOLES])
+                self._member = info.name = said.get("path", info.name)
+                return _described(info, said)
+        raise ValueError(f"more than {MAX_CHAIN} headers for one member")
+
+    def _pass_over_map(self, goes_on: int) -> None:
+        """Leave out where the holes of a sparse file are: such a file is refused, or passed over itself."""
+        while goes_on:
+            goes_on = self.read(BLOCK)[_STILL_MORE_HOLES]
+
+    def _read_header(self, info: tarfile.TarInfo) -> bytes:
+        if not 0 <= info.size <= MAX_HEADER:
+            raise ValueError(f"a header of {info.size} bytes")
+        content = self.read(info.size + -info.size % BLOCK)
+        if len(content) < info.size:
+            raise ValueError("it ends in the middle of a header")
+        return content[: info.size]
+
+    def _pass_over(self, size: int) -> None:
+        while size:
+            passed = len(self.read(min(size, _CHUNK)))
+            if not passed:
+                raise ValueError("it ends in the middle of a member")
+            size -= passed
+
+
+class Content:
+    """The bytes of one member.
+
+    Attributes:
+        left: how many are still to be read.
+    """
+
+    def __init__(self, tar: TarReader, size: int) -> None:
+        self._tar = tar
+        self.left = size
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes: at most so many, or all that are left."""
+        wanted = self.left if size < 0 else min(size, self.left)
+        content = self._tar.read(wanted)
+        if len(content) < wanted:
+            raise ValueError("it ends in the middle of a member")
+        self.left -= wanted
+        return content
+
+
+def _described(info: tarfile.TarInfo, said: dict[str, str]) -> tarfile.TarInfo:
+    """A member as the headers before it say."""
+    info.size = int(said.get("size", info.size))
+    if info.size < 0:
+        raise ValueError("a member of less than no bytes")
+    if any(keyword.startswith("GNU.sparse.") for keyword in said):
+        info.type = tarfile.GNUTYPE_SPARSE
+    if info.isdir():
+        info.name = info.name.rstrip("/")
+    return info
+
+
+def _records(content: bytes) -> dict[str, str]:
+    """What a header says in records of the form "LENGTH KEYWORD=VALUE", where LENGTH is that of the whole record."""
+    said: dict[str, str] = {}
+    place = 0
+    while place < len(content) and content[place]:
+        digits, blank, _ = content[place : place + 8].partition(b" ")
+        length = int(digits)
+        keyword, equals, value = content[place + len(digits) + 1 : place + length].partition(b"=")
+        if not blank or not equals or not value.endswith(b"\n") or place + length > len(content):
+            raise ValueError("a header that cannot be understood")
+        # Without a value it takes back what was said of all members.
+        if value != b"\n":
+            said[keyword.decode("utf-8", "surrogateescape")] = value[:-1].decode("utf-8", "surrogateescape")
+        place += length
+    return said
 
 
 @contextmanager
@@ -116,41 +240,3 @@ def _unpacked(source: IO[bytes]) -> Iterator[IO[bytes]]:
     else:
         with packer(source, "rb") as file:
             yield file
-
-
-class _ForwardStream(io.RawIOBase):
-    """Bytes read once, from front to back.
-
-    Attributes:
-        last: what the last reading gave, if it was one block.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._position = 0
-        self.last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_HEADER:
-            raise ValueError(f"a header of {size} bytes")
-        content = self._file.read(size)
-        self._position += len(content)
-        self.last = content if size == BLOCK else b""
-        return content
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_SET or offset < self._position:
-            raise ValueError("a header that points back")
-        while self._position < offset:
-            if not self.read(min(offset - self._position, 2**20)):
-                break
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True

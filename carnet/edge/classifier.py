@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PROBABILITIES, Runtime, open_runtime
 from carnet.errors import ConfigError, ModelFileError
 from carnet.prediction import Predictor
-from carnet.preprocess import Images, ImageSource, load_image
+from carnet.preprocess import MAX_PIXELS, Images, ImageSource
 
 
 class Classifier(Predictor):
@@ -21,12 +22,13 @@ class Classifier(Predictor):
         classifier = carnet.Classifier("model.onnx")
         print(classifier.predict("photo.jpg"))
 
-    May be used from several threads at once.
+    May be used from several threads at once, and pickled: a process that gets one opens the same model anew.
 
     Args:
-        model: path of the file, or its bytes.
+        model: path of the file, or its bytes (also as a bytearray or memoryview).
         threads: of the arithmetic for one call; 0 leaves it to the runtime, which takes all cores.
         runtime: onnxruntime, or openvino (`pip install "carnet[openvino]"`).
+        max_pixels: larger images are refused before they are decoded, which takes up to about 14 bytes a pixel.
 
     Attributes:
         spec: classes, size of the images, and what else makes an input of an image.
@@ -37,16 +39,38 @@ class Classifier(Predictor):
     Raises:
         ModelFileError: if the file is missing, damaged, none of ours, newer than this version, or refused by the
             runtime.
-        ConfigError: unknown runtime, or a negative number of threads.
+        ConfigError: unknown runtime, a negative number of threads, or `max_pixels` out of range.
         MissingExtraError: OpenVINO is asked for and not installed.
     """
 
-    def __init__(self, model: Path | str | bytes, *, threads: int = 0, runtime: Runtime = "onnxruntime") -> None:
-        file = ModelFile.from_bytes(model) if isinstance(model, bytes) else ModelFile.read(model)
+    def __init__(
+        self,
+        model: Path | str | bytes | bytearray | memoryview,
+        *,
+        threads: int = 0,
+        runtime: Runtime = "onnxruntime",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not 1 <= max_pixels <= MAX_PIXELS:
+            raise ConfigError(f"max_pixels must be 1 to {MAX_PIXELS:,}, got {max_pixels:,}")
+        self.max_pixels = max_pixels
+        if isinstance(model, bytes | bytearray | memoryview):
+            file = ModelFile.from_bytes(bytes(model))
+        else:
+            file = ModelFile.read(model)
         self.spec, self.document = file.spec, file.document
         self.threshold = file.document.get("threshold")
         self.name = file.name
-        self._run = open_runtime(file, runtime, threads)
+        self._opened = file, runtime, threads
+        self._run = open_runtime(*self._opened)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sessions of runtimes cannot be pickled; the file's bytes can, and are the model even if the file has gone.
+        return {name: value for name, value in vars(self).items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._run = open_runtime(*self._opened)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -70,7 +94,7 @@ class Classifier(Predictor):
         centres = self.document.get("map_centres")
         if centres is None:
             raise ModelFileError(f"{self.name} has no class maps: its network has no mean-and-linear head")
-        outputs = self._run(load_image(source, self.spec)[None])
+        outputs = self._run(self._load(source)[None])
         prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
         label = prediction.label if label is None else label
         maps = outputs[CLASS_MAPS][0]

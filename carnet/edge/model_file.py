@@ -15,9 +15,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from carnet.calibration import NEVER_SURE
+from carnet.documents import DocumentError, Range, conform, parse
 from carnet.errors import ModelFileError, RunError
+from carnet.inputs import MAX_MODEL_BYTES, read_file
 from carnet.spec import ModelSpec
 
 FORMAT = 1
@@ -35,6 +38,32 @@ _HEAD_BYTES = 256
 _GRAPH, _METADATA = 7, 14
 _INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
 _KEY, _VALUE = 1, 2
+
+
+class SelfTest(TypedDict):
+    """A picture inside a model file, and what the model answered for it."""
+
+    picture: str
+    file: str
+    """In base64."""
+    probabilities: list[Annotated[float, Range(0, 1.001)]]
+    tolerance: Annotated[float, Range(0, 0.1)]
+    """Of every probability; one that is larger would let everything pass."""
+
+
+SelfTests = Annotated[list[SelfTest], Range(1, 16)]
+_Places = Annotated[list[Annotated[float, Range(-1e6, 1e6)]], Range(1)]
+"""Pixels."""
+
+
+class _Document(TypedDict):
+    """What is used of a document besides the spec; the rest is for people."""
+
+    format: Annotated[int, Range(1)]
+    temperature: NotRequired[Annotated[float, Range(0.01, 100)]]
+    threshold: NotRequired[Annotated[float, Range(0, NEVER_SURE)] | None]
+    map_centres: NotRequired[Annotated[list[_Places], Range(2, 2)] | None]
+    tests: NotRequired[SelfTests]
 
 
 def is_model_file(path: Path) -> bool:
@@ -69,7 +98,7 @@ class ModelFile:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name the .onnx file that carnet export has written")
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_MODEL_BYTES)
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
         return cls.from_bytes(content, str(path))
@@ -84,17 +113,16 @@ class ModelFile:
         _check_seal(content, name)
         try:
             document = _read_document(content)
-            if document["format"] > FORMAT:
+            if isinstance(found := document.get("format"), int) and found > FORMAT:
                 raise ModelFileError(
-                    f"{name} was written by a newer version of carnet (format {document['format']}, this one knows "
-                    f"{FORMAT}); update carnet"
+                    f"{name} was written by a newer version of carnet (format {found}, this one knows {FORMAT}); "
+                    "update carnet"
                 )
+            conform(document, _Document)
             spec = ModelSpec.from_json(document)
-            for number in ("threshold", "temperature"):
-                if not isinstance(document.get(number), int | float | None):
-                    raise TypeError(f"its {number} is no number")
+            _check_details(document, spec)
             has_external_data = _has_external_data(content)
-        except (ValueError, KeyError, TypeError, IndexError, RunError) as error:
+        except (ValueError, IndexError, RunError) as error:
             if isinstance(error, ModelFileError):
                 raise
             raise ModelFileError(f"{name} does not describe itself as a model of carnet should: {error}") from error
@@ -138,10 +166,24 @@ def _read_document(content: bytes) -> dict[str, Any]:
                 found = pair[_VALUE]
     if found is None:
         raise ValueError(f"it has no {_DOCUMENT} entry")
-    document = json.loads(found)
-    if not isinstance(document, dict):
-        raise TypeError("it is no JSON object")
+    document: dict[str, Any] = conform(parse(found), dict[str, Any])
     return document
+
+
+def _check_details(document: Mapping[str, Any], spec: ModelSpec) -> None:
+    """What types do not say.
+
+    Raises:
+        DocumentError: if it cannot be meant.
+    """
+    for places in document.get("map_centres") or ():
+        if places != sorted(places):
+            raise DocumentError("map_centres go back and forth")
+    for test in document.get("tests", ()):
+        if len(test["probabilities"]) != spec.num_classes:
+            raise DocumentError(
+                f"a test has {len(test['probabilities']):,} probabilities for {spec.num_classes:,} classes"
+            )
 
 
 def _has_external_data(content: bytes) -> bool:
@@ -186,13 +228,15 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    # 64 bits take at most ten bytes.
+    for shift in range(0, 70, 7):
         byte = message[place]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        place += 1
         if byte < 0x80:
             return value, place
+    raise ValueError("it has a number of more than ten bytes")
 
 
 def _metadata_entry(key: str, value: str) -> bytes:

@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.edge.model_file import ModelFile
-from carnet.errors import ConfigError, MissingExtraError, ModelFileError
+from carnet.errors import (
+    CarnetError,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    OutOfMemoryError,
+    explaining_lack_of_memory,
+    is_out_of_memory,
+)
 from carnet.preprocess import Images
+from carnet.progress import counted
 
 Runtime = Literal["onnxruntime", "openvino"]
 PIXELS = "pixels"
 OUTPUTS = LOGITS, PROBABILITIES, CLASS_MAPS = "logits", "probabilities", "class_maps"
 """Names in the graph; networks without a mean-and-linear head have no class maps."""
+_KINDS = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "u8": "uint8", "f32": "float32"}
+"""ONNX Runtime's and OpenVINO's names of kinds of numbers -> ours."""
 Outputs = dict[str, NDArray[np.float32]]
 Run = Callable[[Images], Outputs]
 """uint8 images (N, S, S, C) -> outputs by name. May be called from several threads at once."""
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input or an output of a graph, as the runtime sees it.
+
+    Attributes:
+        kind: of its numbers: uint8, float32, or what the runtime calls it.
+        shape: None stands for any length.
+    """
+
+    kind: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join('any' if length is None else str(length) for length in self.shape)})"
+
+    def fits(self, other: _Port) -> bool:
+        """Whether arrays of one may be arrays of the other."""
+        return (
+            self.kind == other.kind
+            and len(self.shape) == len(other.shape)
+            and all(None in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True))
+        )
 
 
 def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
@@ -33,17 +69,64 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
     Raises:
         ConfigError: unknown runtime, or fewer threads than none.
         MissingExtraError: OpenVINO is asked for and not installed.
-        ModelFileError: if the installed runtime refuses the model.
+        ModelFileError: if the installed runtime refuses the model, or the model's graph is not what it says of itself.
+        OutOfMemoryError: if there is not enough memory to open it; what it gives raises the same.
     """
     if threads < 0:
         raise ConfigError(f"--threads must be 0 (chosen) or more, got {threads}")
     match runtime:
         case "onnxruntime":
-            return _open_onnxruntime(file, threads)
+            run = _open_onnxruntime(file, threads)
         case "openvino":
-            return _open_openvino(file, threads)
+            run = _open_openvino(file, threads)
         case _:
             raise ConfigError(f"--runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
+    shapes = _output_shapes(file)
+
+    def run_checked(images: Images) -> Outputs:
+        try:
+            with explaining_lack_of_memory(f"{counted(len(images), 'image')} in {file.name}", "take fewer at a time"):
+                outputs = run(images)
+        except CarnetError:
+            raise
+        # Whatever the runtime raises.
+        except Exception as error:
+            raise _refused(file, runtime, error) from error
+        for name, shape in shapes.items():
+            # The graph may have left a length open.
+            if outputs[name].shape != (len(images), *shape):
+                raise ModelFileError(f"{file.name} answers with {name} {outputs[name].shape}; export it again")
+        return outputs
+
+    return run_checked
+
+
+def _output_shapes(file: ModelFile) -> dict[str, tuple[int, ...]]:
+    """What a graph has to answer for one image, by what the document says."""
+    classes, centres = file.spec.num_classes, file.document.get("map_centres")
+    shapes: dict[str, tuple[int, ...]] = {LOGITS: (classes,), PROBABILITIES: (classes,)}
+    if centres is not None:
+        shapes[CLASS_MAPS] = (classes, *map(len, centres))
+    return shapes
+
+
+def _check_graph(file: ModelFile, inputs: Mapping[str, _Port], outputs: Mapping[str, _Port]) -> None:
+    """Hold what a document says against the graph it stands in.
+
+    Raises:
+        ModelFileError: if they contradict each other.
+    """
+    spec = file.spec
+    if list(inputs) != [PIXELS]:
+        raise ModelFileError(f"{file.name} does not take {PIXELS} alone; export it again")
+    wanted = {PIXELS: _Port("uint8", (None, spec.image_size, spec.image_size, spec.in_channels))}
+    wanted |= {name: _Port("float32", (None, *shape)) for name, shape in _output_shapes(file).items()}
+    for name, port in wanted.items():
+        found = inputs.get(name) or outputs.get(name)
+        if found is None or not found.fits(port):
+            raise ModelFileError(
+                f"{file.name} says that its {name} are {port}, and its graph has {found or 'none'}; export it again"
+            )
 
 
 def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
@@ -53,7 +136,18 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
         session = start_session(file.content, threads)
     except Exception as error:
         raise _refused(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
-    names = [tensor.name for tensor in session.get_outputs()]
+    inputs, outputs = (
+        {
+            tensor.name: _Port(
+                _KINDS.get(tensor.type, tensor.type),
+                tuple(length if isinstance(length, int) else None for length in tensor.shape),
+            )
+            for tensor in tensors
+        }
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    _check_graph(file, inputs, outputs)
+    names = list(outputs)
 
     def run(images: Images) -> Outputs:
         return dict(zip(names, session.run(None, {PIXELS: images}), strict=True))
@@ -67,9 +161,10 @@ def start_session(content: bytes, threads: int) -> Any:
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    # What goes wrong comes as an error; warnings would only stand between the answers.
-    settings.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    # What goes wrong comes as an error; told in a log as well it would only stand between the answers.
+    settings.log_severity_level = 4
+    # Without the second try on the same processor, which is announced on standard output.
+    return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _open_openvino(file: ModelFile, threads: int) -> Run:
@@ -87,7 +182,12 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
     except Exception as error:
         raise _refused(file, f"OpenVINO {openvino.__version__}", error) from error
     # An output may have taken over the names of what OpenVINO has left out before it.
-    names = [next(name for name in OUTPUTS if name in output.get_names()) for output in compiled.outputs]
+    names = [_named(output, OUTPUTS) for output in compiled.outputs]
+    _check_graph(
+        file,
+        {_named(tensor, (PIXELS,)): _openvino_port(tensor) for tensor in compiled.inputs},
+        dict(zip(names, map(_openvino_port, compiled.outputs), strict=True)),
+    )
 
     def run(images: Images) -> Outputs:
         # A request holds its own buffers, so every call has one to itself.
@@ -97,6 +197,20 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
     return run
 
 
-def _refused(file: ModelFile, runtime: str, error: Exception) -> ModelFileError:
-    reason = str(error).strip().splitlines()
-    return ModelFileError(f"{runtime} cannot run {file.name}: {reason[0] if reason else type(error).__name__}")
+def _named(tensor: Any, known: Sequence[str]) -> str:
+    names = tensor.get_names()
+    return next((name for name in known if name in names), "")
+
+
+def _openvino_port(tensor: Any) -> _Port:
+    kind = tensor.get_element_type().get_type_name()
+    lengths = tensor.get_partial_shape()
+    return _Port(_KINDS.get(kind, kind), tuple(one.get_length() if one.is_static else None for one in lengths))
+
+
+def _refused(file: ModelFile, runtime: str, error: Exception) -> CarnetError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"{runtime} has not enough memory to open {file.name} ({reason}); close other programs")
+    return ModelFileError(f"{runtime} cannot run {file.name}: {reason}")

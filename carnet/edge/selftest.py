@@ -7,7 +7,6 @@ larger JPEG, which tests the decoder and the resizing as well. Each has a tolera
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from carnet.documents import DocumentError, conform
 from carnet.edge.classifier import Classifier
+from carnet.edge.model_file import SelfTest, SelfTests
 from carnet.errors import ImageError, ModelFileError
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
@@ -62,9 +63,12 @@ def verify(classifier: Classifier) -> list[Check]:
         ModelFileError: if there are none, or they are not as they should be.
     """
     tests = classifier.document.get("tests")
-    if not isinstance(tests, list) or not tests:
+    if not tests:
         raise ModelFileError(f"{classifier.name} holds no pictures to test it with; export it again")
-    return [_check(classifier, test) for test in tests]
+    try:
+        return [_check(classifier, test) for test in conform(tests, SelfTests, "tests")]
+    except DocumentError as error:
+        raise ModelFileError(f"the test pictures of {classifier.name} cannot be read: {error}") from error
 
 
 def draw_tests(spec: ModelSpec) -> dict[str, bytes]:
@@ -97,13 +101,13 @@ def record_tests(classifier: Classifier, pictures: Mapping[str, bytes], *, quant
     ]
 
 
-def _check(classifier: Classifier, test: Mapping[str, Any]) -> Check:
+def _check(classifier: Classifier, test: SelfTest) -> Check:
+    name, tolerance = test["picture"], test["tolerance"]
     try:
-        name, tolerance = str(test["picture"]), float(test["tolerance"])
         content = base64.b64decode(test["file"], validate=True)
-        expected = np.array(test["probabilities"], np.float64)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise ModelFileError(f"the test pictures of {classifier.name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise DocumentError(f"{name}: {error}") from error
+    expected = np.array(test["probabilities"], np.float64)
     try:
         found = _probabilities(classifier, content)
     except ImageError as error:

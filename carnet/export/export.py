@@ -161,16 +161,17 @@ class _Export:
 
     def _images(self, split: str) -> Selection:
         """The run's images of a split; training images know no leaks."""
-        recorded = self.run.read_config()["data"]
-        location = self.data if self.data is not None else recorded["path"]
+        path_then, layout, ignore = self.run.recorded_data()
+        location = self.data if self.data is not None else path_then
         try:
-            model_classes = tuple(recorded["classes"])
+            model_classes = tuple(self.run.read_config()["data"]["classes"])
             chosen = select_samples(
                 location,
                 split,
                 model_classes,
                 self.run.digests(),
-                ignore=recorded.get("ignore", ()),
+                layout=layout,
+                ignore=ignore,
                 progress=self.progress,
             )
         except DataError as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from carnet.edge.model_file import PRODUCER, seal
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PIXELS, PROBABILITIES
-from carnet.errors import ModelError
+from carnet.errors import ModelError, is_out_of_memory
 from carnet.export.quiet import quiet
 from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import head_names
@@ -86,6 +86,8 @@ def to_graph(trained: TrainedModel) -> Graph:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"PyTorch cannot write {spec.model} as ONNX: {str(error).strip().splitlines()[0]}") from error
     assert program is not None
     model = program.model_proto

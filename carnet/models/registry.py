@@ -8,7 +8,7 @@ from statistics import fmean
 
 from torch import nn
 
-from carnet.errors import MissingExtraError, ModelError
+from carnet.errors import MissingExtraError, ModelError, is_out_of_memory
 from carnet.models.carnet import carnet18
 from carnet.models.residual_carnet import carnet_m, carnet_n, carnet_s
 from carnet.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
@@ -103,6 +103,8 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
             name, num_classes=num_classes, in_chans=in_channels, pretrained=pretrained
         )
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         # What timm and its hub client raise without a network, or for a model without weights.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"timm could not load weights for {name!r} ({reason}); leave --pretrained out") from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carnet.errors import ModelError
+from carnet.errors import ModelError, is_out_of_memory
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COUNTED_ACTIVATIONS = (*_CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm)
@@ -86,6 +86,8 @@ def check_image_size(network: nn.Module, name: str, image_size: int, in_channels
             images = torch.zeros(1, in_channels, image_size, image_size, dtype=parameter.dtype)
             network.eval()(images.to(parameter.device))
     except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{name} cannot take images of {image_size} px: {error}") from error
     finally:
         network.train(was_training)

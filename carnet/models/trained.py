@@ -9,20 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from carnet import files, metrics
-from carnet.errors import RunError
+from carnet.data.samples import Layout
+from carnet.documents import CHECKSUM, DocumentError, unsealed
+from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
+from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.prediction import Predictor
 from carnet.preprocess import Images
 from carnet.progress import OnProgress, quoted
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
+
+_WEIGHTS_METADATA = {"format": "pt"}
+_INFO = {"params", "epoch", "metrics"}
+"""What `model.json` says beside the spec."""
+_MAX_WEIGHTS_BYTES = 16 * 2**30
+_COPY_AGAIN = "copy it again from where the run was made"
 
 
 class TrainedModel(Predictor):
@@ -64,15 +71,14 @@ def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tenso
 
 
 def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mapping[str, Any]) -> None:
-    """Write `model.safetensors` and `model.json`, each whole or not at all.
+    """Write `model.safetensors` and `model.json`, each whole or not at all, and each with its own checksum.
 
     Raises:
         OutputError: if the folder cannot be written.
     """
     # safetensors takes contiguous tensors only; channels-last ones are restored on loading.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    files.write_bytes(run.weights, save(tensors, metadata={"format": "pt"}))
-    files.write_json(run.model, spec.to_json() | dict(info))
+    files.write_bytes(run.weights, pack(network.state_dict(), _WEIGHTS_METADATA))
+    files.write_sealed_json(run.model, spec.to_json() | dict(info))
 
 
 def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
@@ -86,21 +92,21 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
 
     Raises:
         ConfigError: if there is no such device.
-        RunError: if the folder is no run, has no model yet, or its weights do not fit its description.
+        RunError: if the folder is no run, has no model yet, a file of it is damaged, or its weights do not fit its
+            description.
     """
     folder = RunFolder.open(run)
     if not folder.weights.exists() or not folder.model.exists():
         raise RunError(f"{run} has no model yet; go on with carnet train --resume {quoted(run)}")
-    document = files.read_json(folder.model)
-    spec = ModelSpec.from_json(document)
+    spec, info = _read_description(folder)
     network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
     try:
         network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
     compute_exactly()
-    known = spec.to_json()
-    info = {key: value for key, value in document.items() if key not in known}
     return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec, info)
 
 
@@ -123,6 +129,8 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder.weights} does not fit {source.model}") from error
     if unexpected or (same_classes and missing):
         raise RunError(f"{folder.weights} does not fit {source.model}")
@@ -139,12 +147,33 @@ def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
     folder = RunFolder.open(run)
     if not folder.weights.exists():
         raise RunError(f"{run} has no model yet to start from")
-    source = ModelSpec.from_json(files.read_json(folder.model))
+    source, _ = _read_description(folder)
     if source.model != model:
         raise RunError(f"{run} is a {source.model}, not a {model}; add --model {source.model}")
     if source.in_channels != in_channels:
         raise RunError(f"{run} takes images of other channels; add --in-channels {source.in_channels}")
     return source
+
+
+def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
+    """What `model.json` says: the spec, and the rest.
+
+    Raises:
+        RunError: if the file is missing or damaged, or describes no model.
+    """
+    document = files.read_json(run.model, dict[str, Any])
+    try:
+        values, has_checksum = unsealed(document)
+        spec = ModelSpec.from_json(values)
+    except (DocumentError, RunError) as error:
+        raise RunError(f"cannot read {run.model}: {error}; {_COPY_AGAIN}") from error
+    info = {name: value for name, value in values.items() if name not in spec.to_json()}
+    # Runs from before there were checksums say nothing else; here the name of the checksum itself was damaged.
+    if not has_checksum and (unknown := info.keys() - _INFO):
+        raise RunError(
+            f"cannot read {run.model}: it says {', '.join(sorted(unknown))}, unlike any of ours; {_COPY_AGAIN}"
+        )
+    return spec, info
 
 
 def read_weights(run: RunFolder) -> dict[str, Tensor]:
@@ -153,10 +182,15 @@ def read_weights(run: RunFolder) -> dict[str, Tensor]:
     Raises:
         RunError: if the file is missing or damaged.
     """
+    content = files.read_whole(run.weights, _MAX_WEIGHTS_BYTES)
     try:
-        return dict(load_file(run.weights))
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {run.weights}: {error}") from error
+        metadata = read_metadata(content)
+        if CHECKSUM not in metadata and metadata not in ({}, _WEIGHTS_METADATA):
+            # Older runs have no checksum and say nothing else; here its name was damaged.
+            raise DocumentError("its metadata are unlike any of ours")
+        return unpack(content)
+    except DocumentError as error:
+        raise RunError(f"cannot read {run.weights}: {error}; {_COPY_AGAIN}") from error
 
 
 def evaluate(
@@ -167,6 +201,7 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = 32,
     skip_unreadable: bool = False,
+    layout: Layout = "auto",
     ignore: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> EvaluationReport:
@@ -180,6 +215,7 @@ def evaluate(
         device: where to compute.
         batch_size: images at a time.
         skip_unreadable: leave out, and count, images that cannot be decoded.
+        layout: what the data's folders are, classes or splits, where that cannot be told.
         ignore: paths of images to leave out and count, as `carnet.data.ignore.read_ignore_file` gives them.
         progress: told how many images are done, of how many.
 
@@ -190,7 +226,9 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     model = load(run, device=device)
-    chosen = select_samples(data, split, model.spec.classes, RunFolder.open(run).digests(), ignore=ignore)
+    chosen = select_samples(
+        data, split, model.spec.classes, RunFolder.open(run).digests(), layout=layout, ignore=ignore
+    )
     return chosen.judge(
         model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.files import csv_line
+from carnet.files import csv_line_for_people
 from carnet.progress import duration
 from carnet.report.page import document as page
 from carnet.report.page import facts_list, listing, picture, section, table
@@ -202,7 +202,7 @@ def table_of(rows: Rows) -> tuple[str, str]:
     # A network that could not be measured lacks some.
     names = list(dict.fromkeys(name for row in flat for name in row))
     plain: list[list[Any]] = [names, *([row.get(name) for name in names] for row in flat)]
-    return "\n".join(lines) + "\n", "".join(csv_line(cells) for cells in plain)
+    return "\n".join(lines) + "\n", "".join(map(csv_line_for_people, plain))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

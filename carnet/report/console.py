@@ -73,13 +73,7 @@ class _PlainBars:
 
     def say(self, text: str) -> None:
         self.close()
-        try:
-            print(text, file=self.stream, flush=True)
-        except OSError as error:
-            # Whoever listened has gone (`| head`); that is no reason to give up the work.
-            if not is_broken_pipe(error):
-                raise
-            silence(self.stream)
+        self._write(f"{text}\n")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
@@ -94,7 +88,7 @@ class _PlainBars:
             left = (now - started) / (done - first) * (total - done)
             line = f"{what}: {done} of {total}{', ' + note if note else ''}, about {duration(left)} left"
             if self.in_place:
-                print(f"\r{line:{self.width}}", end="", file=self.stream, flush=True)
+                self._write(f"\r{line:{self.width}}")
                 self.width = len(line)
             else:
                 self.say(line)
@@ -102,8 +96,17 @@ class _PlainBars:
     def close(self) -> None:
         """Wipe the line away."""
         if self.width:
-            print(f"\r{'':{self.width}}\r", end="", file=self.stream, flush=True)
+            self._write(f"\r{'':{self.width}}\r")
             self.width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            print(text, end="", file=self.stream, flush=True)
+        except OSError as error:
+            # Whoever listened has gone (`| head`); that is no reason to give up the work.
+            if not is_broken_pipe(error):
+                raise
+            silence(self.stream)
 
 
 class _RichBars:
@@ -118,12 +121,12 @@ class _RichBars:
 
         self.console = console.Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
         self.progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
             Rate(),
             progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("{task.fields[note]}"),
+            progress.TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             transient=True,
             speed_estimate_period=60,

@@ -15,6 +15,7 @@ import numpy as np
 
 from carnet.evaluation import EvaluationReport
 from carnet.metrics import wilson_interval
+from carnet.progress import is_command
 
 FEW_IMAGES = 20
 """Below this many images, one image is worth more than five percentage points of its class."""
@@ -104,12 +105,12 @@ def percent(share: float) -> str:
 
 
 def displayable(text: str) -> str:
-    """Text without what no document can hold: control characters and the undecodable bytes of file names."""
+    """Text without what no page may hold: characters that command, and the undecodable bytes of file names."""
     return "".join("\N{REPLACEMENT CHARACTER}" if _is_unprintable(c) else c for c in text)
 
 
 def _is_unprintable(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or character in "\ufffe\uffff"
+    return is_command(character) or unicodedata.category(character) == "Cs" or character in "\ufffe\uffff"
 
 
 def shortened(name: str) -> str:

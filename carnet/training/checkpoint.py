@@ -5,24 +5,31 @@ Loading such a file executes no code from it, unlike a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from carnet import files
-from carnet.errors import RunError
+from carnet.documents import CHECKSUM, DocumentError, conform, parse
+from carnet.errors import RunError, is_out_of_memory
+from carnet.models.tensors import pack, read_metadata, unpack
+from carnet.run_folder import Record
+from carnet.training.optimizers import state_names
+from carnet.training.state import TrainingState
 
 FORMAT = "carnet checkpoint 6"
-_DIGEST = b'"sha256":"%s"'
-_NO_DIGEST = b"0" * 64
+
+
+class _SavedState(TypedDict):
+    """What a checkpoint says besides the fields of `TrainingState`."""
+
+    precision: dict[str, Any]
 
 
 class DamagedCheckpointError(Exception):
@@ -66,10 +73,8 @@ def save_checkpoint(
         "state": json.dumps(dict(state)),
         "record": json.dumps(dict(record)),
         "optimizer": json.dumps(optimizer_state["param_groups"]),
-        "sha256": _NO_DIGEST.decode(),
     }
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write_bytes(path, _sealed(save(contiguous, metadata=metadata)), previous=previous)
+    files.write_bytes(path, pack(tensors, metadata), previous=previous)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -109,15 +114,18 @@ class Checkpoint:
             DamagedCheckpointError: as `read_checkpoint`.
         """
         try:
-            length = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-            if metadata["format"] != FORMAT:
-                raise DamagedCheckpointError(f"written by another version of carnet ({metadata['format']})")
-            if _digest(content, metadata["sha256"]) != metadata["sha256"]:
-                raise DamagedCheckpointError("its checksum is wrong")
-            state, record, param_groups = (json.loads(metadata[key]) for key in ("state", "record", "optimizer"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpointError("it is cut off or not a checkpoint") from error
+            metadata = read_metadata(content)
+            if (found := metadata.get("format")) != FORMAT:
+                raise DamagedCheckpointError(f"written by another version of carnet ({found})")
+            if CHECKSUM not in metadata:
+                raise DamagedCheckpointError("it has no checksum")
+            state, record, param_groups = (parse(metadata.get(key, "")) for key in ("state", "record", "optimizer"))
+            conform(state, _SavedState, "state")
+            TrainingState.from_json(state)
+            conform(record, Record, "record")
+            conform(param_groups, list[dict[str, Any]], "optimizer")
+        except (DocumentError, RunError) as error:
+            raise DamagedCheckpointError(str(error)) from error
         return cls(content, state, record, param_groups)
 
     def restore(self, network: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:
@@ -126,29 +134,48 @@ class Checkpoint:
         Raises:
             RunError: if they are of another network or optimizer.
         """
-        tensors = load(self.content)
         try:
+            tensors = unpack(self.content)
             network.load_state_dict(_below("network.", tensors))
             if average is not None:
                 average.load_state_dict(_below("average.", tensors))
             state = _optimizer_state(tensors, optimizer)
-            optimizer.load_state_dict({"state": state, "param_groups": self.param_groups})
+            groups = _groups(self.param_groups, optimizer)
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint does not fit this run: {error}") from error
+            if is_out_of_memory(error):
+                raise
+            raise RunError(f"the checkpoint does not fit this run: {_first_line(error)}") from error
 
 
-def _sealed(content: bytes) -> bytes:
-    """The file with its own SHA-256 in the header; the digest counts as zeros while it is computed."""
-    place, digest = _DIGEST % _NO_DIGEST, hashlib.sha256(content).hexdigest().encode()
-    return content.replace(place, _DIGEST % digest, 1)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _digest(content: bytes, recorded: str) -> str:
-    header, rest = content[: 8 + int.from_bytes(content[:8], "little")], memoryview(content)
-    unsealed = header.replace(_DIGEST % recorded.encode(), _DIGEST % _NO_DIGEST, 1)
-    digest = hashlib.sha256(unsealed)
-    digest.update(rest[len(header) :])
-    return digest.hexdigest()
+def _groups(saved: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a checkpoint says of groups of parameters, if it is of the kind that the recipe's optimizer takes.
+
+    Raises:
+        KeyError, ValueError: if it is not.
+    """
+    groups, first = [], 0
+    for own, group in zip(optimizer.param_groups, saved, strict=True):
+        number = len(own["params"])
+        known = {**own, "initial_lr": own["lr"], "params": list(range(first, first + number))}
+        if wrong := [name for name in group.keys() & known.keys() if _kind(group[name]) != _kind(known[name])]:
+            raise ValueError(f"the optimizer's {wrong[0]} is {group[wrong[0]]!r}")
+        if group["params"] != known["params"]:
+            raise ValueError("the optimizer has other parameters")
+        groups.append({**own, **group})
+        first += number
+    return groups
+
+
+def _kind(value: Any) -> Any:
+    """Whether it is a number, text, …; of several values, that of each."""
+    if isinstance(value, list | tuple):
+        return [_kind(item) for item in value]
+    return float if type(value) in (int, float) else type(value)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,14 +184,19 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
     # The order in which an optimizer counts them; not every one counts as the network does.
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)
-        parameter = parameters[int(index)]
+        parameter, _ = parameters[int(index)]
+        is_count = key == "step" and tensor.shape == () and tensor.dtype == torch.float32
+        if not is_count and tensor.shape != parameter.shape:
+            raise ValueError(f"{name} has another shape or kind than the optimizer's")
         # Sums over a tensor depend on its layout, so resuming is exact only if the layout returns as well.
         # The others are copied as well: what safetensors gives is the file itself, mapped into memory.
-        like_parameter = key != "step" and tensor.shape == parameter.shape
-        placed = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if like_parameter else tensor.clone()
+        placed = tensor.clone() if is_count else torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = placed
+    for number, values in state.items():
+        if values.keys() != state_names(parameters[number][1]):
+            raise ValueError(f"optimizer.{number} has {', '.join(sorted(values))}")
     return state

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from carnet.data.cache import CacheWish
+from carnet.data.samples import Layout
+from carnet.documents import DocumentError, build
 from carnet.errors import ConfigError, RunError
+from carnet.progress import first_few
 from carnet.quantities import parse_bytes, parse_seconds
-from carnet.spec import CHANNELS, ResizeRule
+from carnet.spec import CHANNELS, MAX_IMAGE_SIZE, ResizeRule
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MuonPrecision = Literal["fp32", "bf16"]
@@ -22,6 +26,8 @@ Choice = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
 Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
+MAX_THREADS = 1024
+"""Threads, or processes, of one kind; systems refuse to start very many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +84,16 @@ class TrainingConfig:
     """Share of training images mirrored left to right; 0 where left and right matter (digits, road signs)."""
     rotation: float = 0.0
     """Training images are turned by up to this many degrees either way; 0 is off."""
+    layout: Layout = "auto"
+    """What the folders in DATA are: classes, or splits (train, valid, test) with the classes inside; auto tells by
+    their names and contents, and asks where both could be."""
     valid_fraction: float = 0.2
     """Share of each class held back for validation where the data has no valid folder."""
     valid_seed: int = -1
     """Of that division; -1 takes --seed. Runs with one number and other seeds are judged by the same images."""
     patience: int = 0
-    """Stop after this many epochs without a better validation accuracy, and keep the best epoch; 0 is off."""
+    """Stop after this many epochs without a better validation accuracy, and keep the best epoch (the most accurate; of
+    several, the one with the lowest loss); 0 is off."""
     seed: int = 0
     """Of everything random: initial weights, order, augmentation, held-back images."""
     skip_unreadable: bool = False
@@ -126,7 +136,11 @@ class TrainingConfig:
     """Write the curves for TensorBoard as well."""
 
     def __post_init__(self) -> None:
-        self._require(self.image_size >= 0, "image_size", "0 (the network's own) or more pixels")
+        self._require(
+            0 <= self.image_size <= MAX_IMAGE_SIZE,
+            "image_size",
+            f"0 (the network's own) or more pixels, up to {MAX_IMAGE_SIZE:,}",
+        )
         self._require(0 < self.start_share <= 1, "start_share", "above 0, up to 1 (off)")
         self._require(self.resize in get_args(ResizeRule), "resize", f"one of {', '.join(get_args(ResizeRule))}")
         self._require(self.in_channels in CHANNELS, "in_channels", f"one of {', '.join(map(str, CHANNELS))}")
@@ -146,6 +160,7 @@ class TrainingConfig:
         self._require(0 <= self.color <= 1, "color", "between 0 and 1")
         self._require(0 <= self.flip <= 1, "flip", "between 0 and 1")
         self._require(0 <= self.rotation <= 180, "rotation", "between 0 and 180 degrees")
+        self._require(self.layout in get_args(Layout), "layout", f"one of {', '.join(get_args(Layout))}")
         self._require(0 < self.valid_fraction < 1, "valid_fraction", "between 0 and 1")
         self._require(-1 <= self.valid_seed < 2**63, "valid_seed", "-1 (--seed), or up to 2**63 - 1")
         self._require(self.patience >= 0, "patience", "0 (off) or more epochs")
@@ -154,7 +169,7 @@ class TrainingConfig:
         self._require(self.precision in get_args(Precision), "precision", f"one of {', '.join(get_args(Precision))}")
         precisions = ("auto", *get_args(MuonPrecision))
         self._require(self.muon_precision in precisions, "muon_precision", f"one of {', '.join(precisions)}")
-        self._require(self.devices >= 1, "devices", "at least 1")
+        self._require(1 <= self.devices <= MAX_THREADS, "devices", f"between 1 and {MAX_THREADS:,}")
         self._require(
             self.batch_size >= 2 * self.devices or self.devices == 1 or not self.batch_size,
             "batch_size",
@@ -175,10 +190,10 @@ class TrainingConfig:
             parse_bytes(self.max_memory)
         if self.budget:
             parse_seconds(self.budget)
-        self._require(self.checkpoint_minutes > 0, "checkpoint_minutes", "above 0")
+        self._require(0 < self.checkpoint_minutes < float("inf"), "checkpoint_minutes", "above 0")
         self._require(self.checkpoint_steps >= 0, "checkpoint_steps", "0 (off) or more")
-        self._require(self.threads >= 0, "threads", "0 (all) or more")
-        self._require(self.workers >= -1, "workers", "-1 (chosen) or more")
+        self._require(0 <= self.threads <= MAX_THREADS, "threads", f"0 (all) or more, up to {MAX_THREADS:,}")
+        self._require(-1 <= self.workers <= MAX_THREADS, "workers", f"-1 (chosen) or more, up to {MAX_THREADS:,}")
         self._require(self.logger in get_args(Logger), "logger", f"one of {', '.join(get_args(Logger))}")
 
     def _require(self, fulfilled: bool, name: str, range_: str) -> None:
@@ -191,21 +206,21 @@ class TrainingConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """Rebuild a recipe from `to_json`'s dictionary.
+    def from_json(cls, values: Mapping[str, Any], path: Path | None = None) -> TrainingConfig:
+        """Rebuild a recipe from `to_json`'s dictionary; `path` is the file it comes from, for messages.
 
         Raises:
-            RunError: if it has a field this version does not know, or a value of another type.
+            RunError: if it has a field this version does not know, or a value of another type or out of range.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
+        where = "" if path is None else f" in {path}"
+        if unknown := set(values) - {field.name for field in fields(cls)}:
             raise RunError(
-                f"the recipe has fields this version does not know: {', '.join(sorted(unknown))}; update carnet"
+                f"the recipe{where} has fields this version does not know: {first_few(sorted(unknown))}; update carnet"
             )
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise RunError(f"the recipe cannot be read: {error}") from error
+            return build(cls, values)
+        except (DocumentError, ConfigError) as error:
+            raise RunError(f"the recipe{where} cannot be read: {error}") from error
 
     def differences(self, other: TrainingConfig) -> list[str]:
         """Fields that decide the result and differ: `--lr 0.001 (was 0.0005)`.

@@ -92,7 +92,12 @@ def look_at(
         images, stream = _look_at_stream(str(data), {**check, "progress": bar("looking at")}, ignore, progress)
         progress.say("\n".join(describe(images)))
         return Found(images, stream)
-    found = find_images(data, ignore=ignore, progress=lambda done, total: progress.bar("unpacking", done, total))
+    found = find_images(
+        data,
+        layout=config.layout,
+        ignore=ignore,
+        progress=lambda done, total: progress.bar("unpacking", done, total),
+    )
     inspected = inspect_and_keep(
         [sample.path for sample in found.samples],
         Target(config.image_size, config.resize, config.in_channels),

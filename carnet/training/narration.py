@@ -21,11 +21,11 @@ def num_epochs(state: TrainingState, steps_per_epoch: int) -> int:
 
 
 def epoch_line(
-    epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, *, is_best: bool, seconds_left: float
+    epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, state: TrainingState, *, seconds_left: float
 ) -> str:
-    """How an epoch went, and how long the rest of the run takes, validation counted."""
+    """How an epoch went, as the last of the state, and how long the rest of the run takes, validation counted."""
     left = f", about {duration(seconds_left)} left" if seconds_left > 0 else ""
-    best = " (best so far)" if is_best else ""
+    best = f" (best so far, by {'the loss' if state.epochs_since_best else 'top-1'})" if state.best is epoch else ""
     growing = f"{epoch['image_size']:.0f} px, " if first_side(config) < config.image_size else ""
     return (
         f"epoch {epoch['epoch']:.0f}/{num_epochs}: "
@@ -72,6 +72,17 @@ def other_length(config: TrainingConfig, state: TrainingState, steps_per_epoch: 
     return (
         f"{counted(config.epochs, 'epoch')} were planned from a short measurement; at the pace of the run "
         f"{state.num_steps / steps_per_epoch:.1f} fitted into {config.budget}"
+    )
+
+
+def patience_is_over(config: TrainingConfig, state: TrainingState) -> str:
+    """Why the run ends before its last epoch, and which epoch is kept."""
+    assert state.best is not None
+    first, kept = state.epoch - state.epochs_since_best, round(state.best["epoch"])
+    return (
+        f"stopped early: {counted(config.patience, 'epoch')} without a better validation accuracy than the "
+        f"{100 * state.best['valid_top1']:.1f} % of epoch {first}"
+        + (f"; kept is epoch {kept}, as accurate and with a lower loss" if kept != first else ", which is kept")
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
@@ -179,6 +179,11 @@ def make_optimizer(network: nn.Module, config: TrainingConfig, muon_precision: M
                 weight_decay=config.weight_decay,
                 precision=muon_precision,
             )
+
+
+def state_names(group: Mapping[str, Any]) -> set[str]:
+    """What the optimizer keeps of each parameter of a group, once it has changed it."""
+    return {"momentum"} if group.get("kind") == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
 
 def set_lr(optimizer: Optimizer, share: float) -> None:

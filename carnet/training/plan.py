@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 
+from carnet.documents import Count, DocumentError, Range, Seconds, Share, build
 from carnet.errors import ConfigError, RunError
 from carnet.models.device import choose_device, device_name
 from carnet.prefetch import available_cores, loading_threads
-from carnet.training.config import MuonPrecision, TrainingConfig
+from carnet.progress import first_few
+from carnet.training.config import MAX_THREADS, MuonPrecision, TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _FABRIC_PRECISIONS: dict[str, FabricPrecision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -33,21 +36,21 @@ class Plan:
     device_name: str
     precision: str
     """fp32, bf16 or fp16: the arithmetic of training; evaluation is fp32."""
-    threads: int
+    threads: Annotated[int, Range(1, MAX_THREADS)]
     """Processor threads of the arithmetic, in each process."""
-    workers: int
+    workers: Annotated[int, Range(0, MAX_THREADS)]
     """Threads that prepare images ahead; does not change the result."""
-    devices: int = 1
+    devices: Annotated[int, Range(1, MAX_THREADS)] = 1
     """Processes that train together, one device each, on all machines."""
     memory_format: str = "channels_last"
     """All channels of a pixel side by side: 1.3 to 1.7 times as fast for carnet18 on two cores."""
-    micro_batch: int = 0
+    micro_batch: Count = 0
     """Images that go through the network at a time in each process; batch-norm statistics are theirs."""
     compile: bool = False
     """Whether batches of that size go through the compiled network."""
-    recompute: float = 1.0
+    recompute: Share = 1.0
     """Share of what the compiler would keep for the backward pass; the rest is computed again there."""
-    first_cost: float = 1.0
+    first_cost: Annotated[float, Range(0.001, 1)] = 1.0
     """What a step of the smallest images takes, as a share of one of the largest."""
     fast_depthwise: bool = False
     """Whether `carnet.training.depthwise` computes gradients."""
@@ -57,11 +60,11 @@ class Plan:
     """Measured rates of matrix products, by precision."""
     keep_memory: bool = False
     """Whether freed memory stays with the process."""
-    training_steps: int = 0
+    training_steps: Count = 0
     """Optimizer steps that a budget is foretold to leave time for; 0: all of the epochs."""
-    most_steps: int = 0
+    most_steps: Count = 0
     """Optimizer steps of the epochs asked for, which a budget may shorten and never exceeds; 0: none were."""
-    training_seconds: float = 0.0
+    training_seconds: Seconds = 0.0
     """When this much time has been spent training, the run ends at the next step; 0: it does not."""
     reasons: tuple[str, ...] = ()
     """Why, a phrase each."""
@@ -89,18 +92,25 @@ class Plan:
         return asdict(self) | {"reasons": list(self.reasons)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """Rebuild a plan from `to_json`'s dictionary.
+    def from_json(cls, values: Mapping[str, Any], path: Path | None = None) -> Plan:
+        """Rebuild a plan from `to_json`'s dictionary; `path` is the file it comes from, for messages.
 
         Raises:
-            RunError: if it is one of another version of carnet.
+            RunError: if it is damaged, or one of another version of carnet.
         """
         try:
-            return cls(**{**values, "reasons": tuple(values["reasons"])})
-        except (TypeError, KeyError) as error:
+            if unknown := set(values) - {field.name for field in fields(cls)}:
+                raise DocumentError(f"it has {first_few(sorted(unknown))}")
+            plan = build(cls, values, needed=("reasons",))
+            if not plan.micro_batch:
+                raise DocumentError("it leaves micro_batch open")
+        except DocumentError as error:
+            where = "" if path is None else f" in {path}"
             raise RunError(
-                f"the plan is one of another version of carnet ({error}); go on with that, or start anew with --init"
+                f"the plan{where} is damaged or one of another version of carnet ({error}); go on with that, or start "
+                "anew with --init"
             ) from error
+        return plan
 
 
 def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: int = 1) -> Plan:

@@ -114,7 +114,7 @@ def prepare(
     record = _record(asked, config, plan, images, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
-    run.create(images.rows(), record)
+    record = run.create(images.rows(), record)
     files.write_bytes(run.batch, picture)
     progress.say(_intention(run, config, plan, network, start=start, view=view))
     return Job(

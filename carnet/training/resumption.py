@@ -40,11 +40,15 @@ def prepare_resumed(
     """
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
-    recorded = TrainingConfig.from_json(record["recipe"])
+    source = run.config if checkpoint is None else run.checkpoint
+    recorded = TrainingConfig.from_json(record["recipe"], source)
     config = filled_from(config, recorded)
     if differences := recorded.differences(config):
-        raise RunError(f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}")
-    then, now = Plan.from_json(record["plan"]), plan
+        raise RunError(
+            f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}; "
+            + _another_run(run, recorded, config)
+        )
+    then, now = Plan.from_json(record["plan"], source), plan
     plan = _take_up_plan(run, now, then, recorded, config)
     # A run that has no checkpoint begins here, and of one that is finished the report alone may be missing.
     moved = checkpoint is not None and not run.result.exists() and now.device_name != then.device_name
@@ -84,6 +88,13 @@ def prepare_resumed(
         checkpoint=checkpoint,
         notes=notes,
     )
+
+
+def _another_run(run: RunFolder, recorded: TrainingConfig, config: TrainingConfig) -> str:
+    """How to train by a recipe that is not the run's: a clause."""
+    if (config.model, config.in_channels) != (recorded.model, recorded.in_channels):
+        return "without --resume, a new run trains so"
+    return f"carnet train DATA --init {quoted(run.path)} trains a new run so, from its weights"
 
 
 def _what_changed(run: RunFolder, images: CheckedImages) -> str:

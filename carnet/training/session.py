@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from carnet.errors import ConfigError, DataError, UnreadableImagesError
+from carnet.errors import ConfigError, DataError, UnreadableImagesError, explaining_lack_of_memory
 from carnet.progress import Progress, Silent, first_few, quoted
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder
@@ -92,7 +92,7 @@ def train(
         holding.enter_context(run.held())
         return prepare_resumed(run, data, config, plan, ignore=ignore, progress=progress)
 
-    with ExitStack() as holding:
+    with ExitStack() as holding, _explaining_lack_of_memory():
         if together:
             with Processes.join(plan.device) as processes:
                 job = processes.from_first(begin)
@@ -114,7 +114,14 @@ def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> T
     Raises:
         CarnetError: what `Trainer.fit` raises.
     """
-    return Trainer(job, processes, progress).fit(stop)
+    with _explaining_lack_of_memory():
+        return Trainer(job, processes, progress).fit(stop)
+
+
+def _explaining_lack_of_memory() -> AbstractContextManager[None]:
+    return explaining_lack_of_memory(
+        "training", "close other programs, or take a smaller --micro-batch or --image-size"
+    )
 
 
 def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
@@ -133,4 +140,5 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
 def _recipe(resume: Path | str | None) -> TrainingConfig:
     if resume is None:
         return TrainingConfig()
-    return TrainingConfig.from_json(RunFolder.open(resume).read_config()["recipe"])
+    run = RunFolder.open(resume)
+    return TrainingConfig.from_json(run.read_config()["recipe"], run.config)

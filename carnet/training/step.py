@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from carnet.errors import OutOfMemoryError
+from carnet.errors import CarnetError, OutOfMemoryError, is_out_of_memory
 from carnet.models.trained import normalize_on
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
@@ -204,10 +204,6 @@ def end_compiling() -> None:
     shutdown_compile_workers()
 
 
-_PROCESSOR_OUT_OF_MEMORY = ("allocate memory", "not enough memory")
-"""What PyTorch's allocators of a processor's memory say, on Linux and macOS, and on Windows."""
-
-
 def is_device_out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU has no memory left; PyTorch has a class for it, which Apple's do not use."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
@@ -222,8 +218,8 @@ def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterat
     """
     try:
         yield
-    except RuntimeError as error:
-        if not is_device_out_of_memory(error) and not any(text in str(error) for text in _PROCESSOR_OUT_OF_MEMORY):
+    except Exception as error:
+        if isinstance(error, CarnetError) or not is_out_of_memory(error):
             raise
         way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
         raise OutOfMemoryError(

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -71,7 +71,8 @@ def catch_stop_signals() -> Iterator[StopFlag]:
         if flag.received is None:
             flag.received, first = number, time.monotonic()
             # A handler may interrupt a print, so it must not print itself.
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; once more to stop at once\n")
         elif time.monotonic() - first > _ONE_WISH_SECONDS:
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)

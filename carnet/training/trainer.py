@@ -16,7 +16,7 @@ from torch import nn
 
 from carnet import files
 from carnet.data.sources import Sample
-from carnet.errors import DataError, LostProcessError, OutputError, StoppedError
+from carnet.errors import DataError, LostProcessError, OutputError, RunError, StoppedError
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.models.trained import TrainedModel, save_model
 from carnet.preprocess import Images
@@ -146,10 +146,25 @@ class Trainer:
         state = dict(checkpoint.state)
         self.fabric.strategy.precision.load_state_dict(state.pop("precision"))
         self.state = TrainingState.from_json(state)
+        self._require_length()
         self.state.notes += [note for note in self.job.notes if note not in self.state.notes]
         self.step.micro_batch = self.state.micro_batch or self.step.micro_batch
         # Cuts off what a later, damaged checkpoint has left behind.
         self._write_history()
+
+    def _require_length(self) -> None:
+        """Whether a checkpoint's state is of a run of this length.
+
+        Raises:
+            RunError: if it is not.
+        """
+        most = self.steps_planned
+        if self.job.plan.training_seconds:
+            # A budget may have shortened it, or made it longer than foretold.
+            most = self.job.plan.most_steps or max(most, self.state.num_steps)
+        fits = self.state.num_steps <= most and self.state.step <= self.steps_per_epoch
+        if not fits or self.state.epoch > narration.num_epochs(self.state, self.steps_per_epoch):
+            raise RunError(f"{self.run.checkpoint} is of a run of another length; --init starts from its weights")
 
     def _batches(self, stop: StopFlag) -> Iterator[Batch]:
         """The rest of the epoch; it ends in every process at the same step, whichever is asked to stop or fails."""
@@ -306,7 +321,9 @@ class Trainer:
 
     def _end_epoch(self, epoch: EpochMetrics) -> None:
         state = self.state
-        state.finished |= bool(self.config.patience) and state.epochs_since_best >= self.config.patience
+        if 0 < self.config.patience <= state.epochs_since_best and self.steps_left > 0 and not state.finished:
+            state.finished = True
+            state.notes.append(narration.patience_is_over(self.config, state))
         if self.processes.is_first and (not self.config.patience or state.best is epoch):
             with self._explaining_lost_output():
                 save_model(self.run, self.judged, self.spec, model_info(self.network, epoch))
@@ -324,11 +341,7 @@ class Trainer:
             step=int(epoch["epoch"]) * self.steps_per_epoch,
         )
         seconds_left = 0.0 if state.finished else self.steps_left * self._seconds_per_step
-        self.progress.say(
-            narration.epoch_line(
-                epoch, self.num_epochs, self.config, is_best=state.best is epoch, seconds_left=seconds_left
-            )
-        )
+        self.progress.say(narration.epoch_line(epoch, self.num_epochs, self.config, state, seconds_left=seconds_left))
 
     def _note_memory(self) -> None:
         device = self.job.plan.device

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from children import PATIENCE, finished, started, wait_for
+from runs import write_table
 
 from carnet import TrainingConfig, files
 from carnet.cli.main import COMMANDS, run
@@ -223,7 +224,7 @@ def test_ignoring_in_a_folder_that_the_run_divided(
     for path in sorted(flat.glob("*/*")):
         split = "valid" if path.stem in "123" else "train"
         lines.append(f"{split},{path.parent.name},x,{hashlib.sha256(path.read_bytes()).hexdigest()}")
-    (run_folder / "data.csv").write_text("\n".join(lines))
+    write_table(run_folder, "\n".join(lines))
     (tmp_path / "ignore.txt").write_text("red/1.png\nred/4.png\n")
     flags = ["--ignore", tmp_path / "ignore.txt", "--output", tmp_path / "page.html", "--json"]
     document = json.loads(call(capsys, "evaluate", run_folder, flat, *flags)[1])

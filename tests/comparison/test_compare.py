@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import PATIENCE, started, wait_for
+from runs import write_table
 
 from carnet import TrainingConfig
 from carnet.cli.main import run as run_command
@@ -83,7 +84,7 @@ def test_finished_runs_that_saw_other_images_are_refused(folder: Path, photos: P
     run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "carnet_n-seed-0"))
     rows = (run / "data.csv").read_text().splitlines(keepends=True)
     digest = rows[1].split(",")[3]
-    (run / "data.csv").write_text("".join(rows).replace(digest, digest[::-1]))
+    write_table(run, "".join(rows).replace(digest, digest[::-1]))
     with pytest.raises(RunError, match=r"carnet_n-seed-0 was trained on other images in .*; choose another --output"):
         train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
 
@@ -99,7 +100,7 @@ def test_finished_runs_that_saw_images_elsewhere_are_refused(
     cells = first.split(",")
     assert cells[column] != other
     cells[column] = other
-    (run / "data.csv").write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+    write_table(run, "\n".join([head, ",".join(cells), *rest]) + "\n")
     with pytest.raises(RunError, match="or on the same in other classes or splits; choose another --output"):
         train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
 

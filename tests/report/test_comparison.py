@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from itertools import combinations, pairwise
 from typing import Any
@@ -26,6 +27,7 @@ from carnet.report.comparison import (
     _write_names,
     draw_comparison,
     mean_run,
+    table_of,
 )
 
 
@@ -148,3 +150,20 @@ def test_networks_that_are_far_apart_in_time_have_an_axis_of_powers_of_ten() -> 
     _scale(axes, [1000.0, 10.0], begin=1.0, room=0.5)
     assert axes.get_xscale() == "log"
     assert axes.get_xlim() == pytest.approx((1, 1000**1.5))
+
+
+def test_the_table_for_spreadsheets_starts_no_formula() -> None:
+    """What sets a network's training apart begins with two hyphens; numbers below zero stay numbers."""
+    whole = dict.fromkeys(("top1", "top5", "final_top1", "final_top5", "calibration_error"), 0.5)
+    whole |= dict.fromkeys(
+        ("params", "macs", "weights_bytes", "activations_bytes", "seconds", "seconds_per_epoch"), 9.0
+    )
+    whole |= dict.fromkeys(("peak_memory_bytes", "peak_device_bytes", "top1_spread", "top5_spread"))
+    rows = [
+        {"label": label, "trained_otherwise": otherwise, **whole, "seeds": [0], "below": -1.5}
+        | {"top1_ci95": [0.4, 0.6], "top1_of_each": [0.5], "latency_ms": {}, "seconds_to": {}}
+        for label, otherwise in (("carnet_s", ""), ("carnet_s #2", "--lr 0.1 (was 0.02), --init =a;@b (was none)"))
+    ]
+    first, second = csv.DictReader(io.StringIO(table_of(rows)[1]))
+    assert (first["trained_otherwise"], second["below"]) == ("", "-1.5")
+    assert second["trained_otherwise"] == "'--lr 0.1 (was 0.02), --init =a;'@b (was none)"

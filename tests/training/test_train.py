@@ -540,7 +540,7 @@ def test_patience_keeps_the_best_epoch(photos: Path, tmp_path: Path, monkeypatch
     from carnet.training import state as state_module
 
     ranks = {1: 1, 2: 5, 3: 3, 4: 2, 5: 1, 6: 0}
-    monkeypatch.setattr(state_module, "_rank", lambda epoch: ranks[epoch["epoch"]])
+    monkeypatch.setattr(state_module, "_rank", lambda epoch: (ranks[epoch["epoch"]], 0))
     run = tmp_path / "run"
     result = train(photos, config(epochs=6, patience=2), output=run).document
     assert (result["epochs"], result["stopped_early"], result["kept"]) == (4, True, "best")
