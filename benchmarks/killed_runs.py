@@ -163,7 +163,9 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["carnet.training.session", "torch._dynamo", "matplotlib.pyplot"])
+    context.set_forkserver_preload(
+        ["carnet.training.session", "torch._dynamo", "matplotlib.pyplot", "onnxscript", "onnxruntime"]
+    )
     return context
 
 
@@ -184,6 +186,12 @@ def _train(run: Path, data: Path, config: TrainingConfig) -> None:
 
 
 def _train_counting(run: Path, data: Path, config: TrainingConfig, num_writes: Any) -> None:
+    count_writes(num_writes)
+    _train(run, data, config)
+
+
+def count_writes(num_writes: Any) -> None:
+    """Count in a shared number the files that this process writes from now on."""
     fill = files._fill
 
     def counting(path: Path, content: bytes) -> None:
@@ -191,11 +199,15 @@ def _train_counting(run: Path, data: Path, config: TrainingConfig, num_writes: A
         fill(path, content)
 
     files._fill = counting
-    _train(run, data, config)
 
 
 def _train_and_die(run: Path, data: Path, config: TrainingConfig, number: int, stage: str) -> None:
-    """Train until a certain write of a file, and kill this process at a certain stage of it."""
+    die_in_write(number, stage)
+    _train(run, data, config)
+
+
+def die_in_write(number: int, stage: str) -> None:
+    """Have this process killed at a certain stage of a certain write of a file."""
     fill, rename = files._fill, files._name
     writes = names = 0
 
@@ -219,7 +231,6 @@ def _train_and_die(run: Path, data: Path, config: TrainingConfig, number: int, s
             _die()
 
     files._fill, files._name = dying_fill, dying_name
-    _train(run, data, config)
 
 
 def _die() -> None:
