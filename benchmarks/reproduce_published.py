@@ -14,6 +14,7 @@ import argparse
 import csv
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ REACH = (0.6, 0.7, 0.8)
 """Accuracies whose times the published figure shows."""
 
 
-def main() -> int:
+def main(models: Sequence[str] = MODELS) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the sports photos, with train and valid folders")
     parser.add_argument("--seeds", type=int, default=5)
@@ -45,20 +46,20 @@ def main() -> int:
     try:
         with Console(sys.stderr) as progress:
             if torch.cuda.is_available() and not options.check:
-                return 0 if reproduce(options.data, options.seeds, options.output, progress) else 1
-            check(options.data, progress)
+                return 0 if reproduce(options.data, options.seeds, options.output, progress, models) else 1
+            check(options.data, progress, models)
     except CarnetError as error:
         print(f"reproduce_published.py: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def reproduce(data: Path, seeds: int, output: Path, progress: Progress) -> bool:
+def reproduce(data: Path, seeds: int, output: Path, progress: Progress, models: Sequence[str] = MODELS) -> bool:
     """All runs, or those that are missing, and what they come to; False if one could not be trained."""
     config = replace(published(), device="cuda")
     command = f"python benchmarks/reproduce_published.py {data.name} --seeds {seeds}"
     try:
-        runs, failed = train_runs(str(data), MODELS, seeds=seeds, config=config, folder=output, progress=progress)
+        runs, failed = train_runs(str(data), models, seeds=seeds, config=config, folder=output, progress=progress)
     except StoppedError:
         path = write_result("reproduction-so-far", command, {"runs": [so_far(run) for run in sorted(output.iterdir())]})
         progress.say(f"How far it came is in {path}.")
@@ -84,14 +85,14 @@ def so_far(folder: Path) -> dict[str, Any]:
     }
 
 
-def check(data: Path, progress: Progress) -> None:
+def check(data: Path, progress: Progress, models: Sequence[str] = MODELS) -> None:
     """The same on two batches."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "few.csv"
         write_few(data, table, batch_size=published().batch_size)
         config = replace(published(), epochs=1)
         runs, _ = train_runs(
-            str(table), MODELS, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress
+            str(table), models, seeds=1, config=config, folder=Path(folder) / "runs", progress=progress
         )
         compare(runs, Path(folder) / "answer", progress)
     where = "the CUDA device" if torch.cuda.is_available() else "a processor; the reproduction needs a CUDA device"

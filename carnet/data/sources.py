@@ -119,7 +119,7 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
         return _list_split_tables(listing, in_splits, folder, shown)
     if len(classes) > 1 or divided:
         within = [path for paths in in_splits.values() for path in paths]
-        # Folders that only hold a table's images (train, test; images, masks) shall not be taken for classes.
+        # Folders that only hold a table's images (train, test; images, masks) are not classes.
         agree = {table: labels_of(table) == classes for table in tables}
         agree |= {table: labels_of(table) <= classes for table in within if fits(table)}
         if other := next((table for table, agrees in agree.items() if not agrees), None):

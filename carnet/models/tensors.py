@@ -33,7 +33,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     content = save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     document = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    # The library writes these in any order, and equal tensors shall be equal files.
+    # The library writes these in any order. In one order, equal tensors give equal files.
     document["__metadata__"] = dict(sorted(document["__metadata__"].items()))
     header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     # As the library does it, so that tensors begin where processors like them to.

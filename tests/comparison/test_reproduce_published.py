@@ -19,10 +19,10 @@ from carnet.errors import StoppedError
 from carnet.progress import Silent
 
 
-def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> int:
+def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool, **passed: Any) -> int:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(sys, "argv", ["reproduce_published.py", str(data), "--output", str(data / "answer")])
-    return reproduce_published.main()
+    return reproduce_published.main(**passed)
 
 
 def test_without_cuda_it_checks_itself_on_two_batches(
@@ -34,12 +34,11 @@ def test_without_cuda_it_checks_itself_on_two_batches(
         training_of_runs._train(data, config, path)
         trained.append((config.model, len((path / "data.csv").read_text().splitlines()) - 1))
 
-    # The published pair takes a minute on a slow processor, and is tested elsewhere.
-    monkeypatch.setattr(reproduce_published, "MODELS", ("carnet18", "carnet_n"))
     small = replace(published(), image_size=48, batch_size=2)
     monkeypatch.setattr(reproduce_published, "published", lambda: small)
     monkeypatch.setattr(training_of_runs, "_train_alone", train)
-    assert reproduce(photos, monkeypatch, cuda=False) == 0
+    # The published pair takes a minute on a slow processor, and is tested elsewhere.
+    assert reproduce(photos, monkeypatch, cuda=False, models=("carnet18", "carnet_n")) == 0
     assert trained == [("carnet18", 8), ("carnet_n", 8)]
     assert "It works, on two batches for each network, on a processor; " in capsys.readouterr().err
     assert not (photos / "answer").exists()
