@@ -35,13 +35,18 @@ from carnet.training.checkpoint import DamagedCheckpointError, read_checkpoint
 from carnet.training.config import TrainingConfig
 from carnet.training.session import train
 
+SMALL: dict[str, Any] = {
+    "model": "carnet_n",
+    "image_size": 48,
+    "epochs": 3,
+    "batch_size": 8,
+    "checkpoint_steps": 1,
+    # Each process may have a cache of its own, and so no measurement from before by which all choose the same.
+    "muon_precision": "fp32",
+}
 CONFIGS = {
-    "fp32": TrainingConfig(
-        model="carnet_n", image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="fp32"
-    ),
-    "bf16": TrainingConfig(
-        model="carnet_n", image_size=48, epochs=3, batch_size=8, checkpoint_steps=1, precision="bf16", patience=2
-    ),
+    "fp32": TrainingConfig(**SMALL, precision="fp32"),
+    "bf16": TrainingConfig(**SMALL, precision="bf16", patience=2),
 }
 # What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
 ENGINE = replace(CONFIGS["bf16"], patience=0, compile="on", micro_batch=4, cache="disk")

@@ -25,6 +25,10 @@ _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""
 _BEYOND = 2**30
 """Where Windows locks a byte: past the end of the file, so that others may read it."""
+_TEMPORARY = re.compile(r"\.\d+\.[0-9a-f]{8}\.tmp")
+"""The name that a file of ours has until it is whole."""
+_cleaned: set[Path] = set()
+"""Folders from which this process has removed what killed writers left."""
 _FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 """Where a spreadsheet would begin a formula: at a cell's first sign, and many begin a new cell at each semicolon."""
 
@@ -32,7 +36,8 @@ _FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
     """Fill a temporary file beside `path`, flush it to the disk, then give it its name.
 
-    A kill at any moment leaves the previous file, whole; with `previous`, under one of the two names.
+    A kill at any moment leaves the previous file, whole; with `previous`, under one of the two names. A
+    temporary file that it leaves as well is removed by the next process that writes into the folder.
 
     Args:
         path: the file.
@@ -47,10 +52,16 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
     # Not longer than the name itself, which may be as long as names can be.
     temporary = path.with_name(f".{os.getpid()}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}.tmp")
     try:
+        _remove_abandoned(path.parent)
         _fill(temporary, content)
         if previous is not None and path.exists():
             _name(path, previous)
-        _name(temporary, path)
+        try:
+            _name(temporary, path)
+        except FileNotFoundError:
+            # Another process took it for abandoned before it was locked, or where the file system has no locks.
+            _fill(temporary, content)
+            _name(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -59,15 +70,24 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
             temporary.unlink()
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder."""
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed, when this process first writes into a folder."""
+    if (absolute := folder.absolute()) in _cleaned:
+        return
+    _cleaned.add(absolute)
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                with locked(path) as is_abandoned:
+                    pass
+                if is_abandoned:
+                    path.unlink()
 
 
 def _fill(path: Path, content: bytes) -> None:
+    """Write a file to the disk, locked, so that no other process takes it for abandoned."""
     with path.open("wb") as file:
+        _lock(file)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -176,3 +176,31 @@ def test_a_run_is_not_copied_over_the_folder_one_stands_in(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(OutputError, match="name another --output"):
         run.copy_to(Path())
+
+
+def test_what_killed_writers_left_goes_with_the_next_that_writes_there(tmp_path: Path) -> None:
+    """The file of a writer that is at work stays; so do files of others."""
+    abandoned, in_use, other = (tmp_path / f".{name}.tmp" for name in ("1.0123abcd", "2.0123abcd", "theirs"))
+    for path in (abandoned, in_use, other):
+        path.write_bytes(b"half")
+    with files.locked(in_use):
+        files.write_bytes(tmp_path / "whole", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", in_use.name, other.name}
+
+
+def test_a_writer_whose_file_was_taken_for_abandoned_writes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems without locks cannot tell who is at work on another machine."""
+    fill, fills = files._fill, []
+
+    def fill_and_lose(path: Path, content: bytes) -> None:
+        fill(path, content)
+        if not fills:
+            path.unlink()
+        fills.append(path)
+
+    monkeypatch.setattr(files, "_fill", fill_and_lose)
+    files.write_bytes(tmp_path / "whole", b"whole")
+    assert (tmp_path / "whole").read_bytes() == b"whole"
+    assert len(fills) == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,35 +117,27 @@ class _Export:
         quantized = self._quantize(graph, model) if self.int8 else None
         graph = graph if quantized is None else quantized.chosen.graph
 
-        candidate = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        # Judged as a file, through the door by which users come in.
-        files.write_bytes(candidate, graph.sealed(model.spec.to_json()))
-        try:
-            edge = self._judge("as exported", self._open(candidate).logits, held_out, model)
-            unseen = edge.without(bench.leaked)
-            calibration = calibrate(unseen.logits, unseen.labels)
-            graph = graph.with_temperature(calibration.temperature)
-            document = self._document(model, graph, calibration, quantized)
-            files.write_bytes(candidate, graph.sealed(document))
-            classifier = self._open(candidate)
-            document["tests"] = record_tests(classifier, draw_tests(model.spec), quantized=self.int8)
-            judgement = judge(
-                bench,
-                edge,
-                model=model,
-                classifier=classifier,
-                size_bytes=len(graph.sealed(document)),
-                max_drop=self.max_drop,
-                is_quantized=self.int8,
-            )
-        finally:
-            # A scanner may hold it open on Windows; what it holds is no result.
-            with suppress(OSError):
-                candidate.unlink()
+        # Opened as users open a file, but from memory: a refused one must not lie about, nor one that a kill leaves.
+        edge = self._judge("as exported", self._open(graph.sealed(model.spec.to_json())).logits, held_out, model)
+        unseen = edge.without(bench.leaked)
+        calibration = calibrate(unseen.logits, unseen.labels)
+        graph = graph.with_temperature(calibration.temperature)
+        document = self._document(model, graph, calibration, quantized)
+        classifier = self._open(graph.sealed(document))
+        document["tests"] = record_tests(classifier, draw_tests(model.spec), quantized=self.int8)
+        judgement = judge(
+            bench,
+            edge,
+            model=model,
+            classifier=classifier,
+            size_bytes=len(graph.sealed(document)),
+            max_drop=self.max_drop,
+            is_quantized=self.int8,
+        )
         document["metrics"] = judgement.to_json()
         result = ExportResult(self.path, self.path.with_suffix(".export.html"), judgement, calibration, quantized)
         content = graph.sealed(document)
-        if not all(check.passed for check in verify(Classifier(content, threads=1, runtime=self.runtime))):
+        if not all(check.passed for check in verify(self._open(content))):
             raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
         if not judgement.problem:
             files.write_bytes(self.path, content)
@@ -156,8 +146,8 @@ class _Export:
             raise GateError(self._refusal(judgement, quantized))
         return result
 
-    def _open(self, path: Path) -> Classifier:
-        return Classifier(path, threads=1, runtime=self.runtime)
+    def _open(self, content: bytes) -> Classifier:
+        return Classifier(content, threads=1, runtime=self.runtime)
 
     def _images(self, split: str) -> Selection:
         """The run's images of a split; training images know no leaks."""

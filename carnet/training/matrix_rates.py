@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
+from carnet.progress import counted
 from carnet.timing import take_turns
 from carnet.training.config import MuonPrecision
+from carnet.training.measurements import recall, remember
 
 MARGIN = 1.1
 """bf16 is chosen where it is at least this many times as fast, so that noise does not decide."""
 _SIDE = 128
 """As in the middle of our networks. An emulated bf16 product of this size takes two milliseconds."""
-_ROUNDS = 3
+_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ def measure_matrix_rates(device: str = "cpu", *, side: int = _SIDE, rounds: int 
     times = take_turns(calls, rounds)
     flops = 2 * side**3
     return MatrixRates(**{name: flops / (1e6 * statistics.median(ms)) for name, ms in times.items()})
+
+
+def kept_matrix_rates(device: str) -> MatrixRates:
+    """The rates that were measured on this device first, with as many threads.
+
+    Runs that follow each other must not choose otherwise because something disturbed a measurement.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    what = f"products of matrices on {name}, {counted(torch.get_num_threads(), 'thread')}"
+    numbers = recall().get(what, {})
+    if set(numbers) != set(_DTYPES):
+        numbers = measure_matrix_rates(device).to_json()
+        remember(what, numbers)
+    return MatrixRates(**numbers)
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

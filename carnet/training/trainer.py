@@ -135,8 +135,6 @@ class Trainer:
 
     def _take_up(self) -> None:
         """Start where the checkpoint left off; a new run begins with its first one."""
-        if self.processes.is_first:
-            files.remove_temporary(self.run.path)
         checkpoint = self.job.checkpoint
         if checkpoint is None:
             self.state.num_steps = self.steps_planned

@@ -19,7 +19,7 @@ from carnet.progress import Progress, counted, duration
 from carnet.quantities import parse_bytes, parse_seconds, show_bytes
 from carnet.training.compile_cost import expected_seconds, remember_seconds
 from carnet.training.config import TrainingConfig
-from carnet.training.matrix_rates import measure_matrix_rates
+from carnet.training.matrix_rates import kept_matrix_rates
 from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
 from carnet.training.plan import Plan, physical_cores, processor_features
 from carnet.training.rehearsal import Rehearsal
@@ -113,7 +113,7 @@ class _Tuning:
     def choose_muon_precision(self) -> None:
         """Let Muon multiply in the precision that this device multiplies fastest."""
         with on_threads(self.plan.threads):
-            rates = measure_matrix_rates(self.plan.device)
+            rates = kept_matrix_rates(self.plan.device)
         self.plan = replace(self.plan, matrix_gflops=rates.to_json())
         if self.config.optimizer == "muon" and self.config.muon_precision == "auto":
             self.plan = replace(self.plan, muon_precision=rates.faster_precision)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.training import compile_cost
+from carnet.training import measurements
 from carnet.training.compile_cost import PRIOR_SECONDS, expected_seconds, remember_seconds
 
 
@@ -22,7 +22,7 @@ def test_what_it_took_before_is_expected_again(monkeypatch: pytest.MonkeyPatch) 
     assert expected_seconds("carnet_n") == 93.0
     remember_seconds("carnet_s", 40.0)
     assert expected_seconds("carnet_s") == 40.0
-    monkeypatch.setattr(compile_cost, "processor_features", lambda: "another instruction set")
+    monkeypatch.setattr(measurements, "processor_features", lambda: "another instruction set")
     assert expected_seconds("carnet_s") == PRIOR_SECONDS
 
 
@@ -34,15 +34,17 @@ def test_what_it_took_before_is_expected_again(monkeypatch: pytest.MonkeyPatch) 
         "[1, 2]",
         '{"a": 3}',
         '{"%s": [1]}',
-        '{"%s": {"n": "long"}}',
-        '{"%s": {"n": -1}}',
-        '{"%s": {"n": 1e999}}',
+        '{"%s": {"compiling n": 5}}',
+        '{"%s": {"compiling n": {}}}',
+        '{"%s": {"compiling n": {"seconds": "long"}}}',
+        '{"%s": {"compiling n": {"seconds": -1}}}',
+        '{"%s": {"compiling n": {"seconds": 1e999}}}',
     ],
 )
 def test_a_file_that_says_nothing_of_use(content: str, empty_cache: Path) -> None:
     remember_seconds("n", 1.0)
     (file,) = empty_cache.iterdir()
-    file.write_text(content.replace("%s", compile_cost._machine()))
+    file.write_text(content.replace("%s", measurements._machine()))
     assert expected_seconds("n") == PRIOR_SECONDS
     remember_seconds("n", 7.0)
     assert expected_seconds("n") == 7.0

@@ -14,9 +14,10 @@ from runs import StopAt, same_weights
 
 from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
+from carnet.models.device import on_threads
 from carnet.progress import Silent
 from carnet.training import tuning
-from carnet.training.matrix_rates import MatrixRates, measure_matrix_rates
+from carnet.training.matrix_rates import MatrixRates, kept_matrix_rates, measure_matrix_rates
 from carnet.training.plan import Plan
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
@@ -44,6 +45,16 @@ def test_the_measurement_itself_gives_rates() -> None:
     assert rates.bf16 > 0
 
 
+def test_what_was_measured_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path))
+    measured = [MatrixRates(fp32=80.0, bf16=89.0), MatrixRates(fp32=80.0, bf16=87.0)]
+    monkeypatch.setattr("carnet.training.matrix_rates.measure_matrix_rates", lambda _: measured.pop(0))
+    with on_threads(1):
+        assert [kept_matrix_rates("cpu").faster_precision for _ in range(2)] == ["bf16", "bf16"]
+    with on_threads(2):
+        assert kept_matrix_rates("cpu").faster_precision == "fp32"
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these variables are for x86-64 processors")
 def test_without_bf16_instructions_muon_takes_fp32_and_nothing_is_compiled(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -69,12 +80,12 @@ def test_a_resumed_run_keeps_to_its_precision(
     precision: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = MatrixRates(fp32=1.0, bf16={"fp32": 0.1, "bf16": 10.0}[precision])
-    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: chosen)
+    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: chosen)
     train(photos, SMALL, output=tmp_path / "whole", progress=Silent())
     with pytest.raises(StoppedError):
         train(photos, SMALL, output=tmp_path / "run", progress=StopAt("epoch 2/2", 1))
     # On a machine where the other one is faster.
-    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=chosen.bf16, bf16=chosen.fp32))
+    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=chosen.bf16, bf16=chosen.fp32))
     asked = replace(SMALL, muon_precision={"fp32": "bf16", "bf16": "fp32"}[precision])
     with pytest.raises(RunError, match=r"--muon-precision"):
         train(config=asked, resume=tmp_path / "run", progress=Silent())

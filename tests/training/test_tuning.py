@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
     monkeypatch.setattr(tuning, "processor_features", lambda: "AVX512")
-    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=80.0, bf16=1.0))
+    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=80.0, bf16=1.0))
     monkeypatch.setattr(tuning, "expected_seconds", lambda _: 60.0)
     monkeypatch.setattr(tuning, "remember_seconds", lambda *_: None)
     # What is measured is made up, and takes no time.
@@ -146,7 +146,7 @@ def test_where_compiled_networks_are_slower_none_is_compiled(monkeypatch: pytest
 
 def test_muon_multiplies_in_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for bf16, chosen in ((1.0, "fp32"), (80.0, "fp32"), (87.0, "fp32"), (89.0, "bf16"), (400.0, "bf16")):
-        monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _, bf16=bf16: MatrixRates(fp32=80.0, bf16=bf16))
+        monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _, bf16=bf16: MatrixRates(fp32=80.0, bf16=bf16))
         plan = tuned(optimizer="muon")[1]
         assert plan.muon_precision == chosen
         assert any(f"Muon in {chosen}" in reason and "80 GFLOP/s in fp32" in reason for reason in plan.reasons)
@@ -156,7 +156,7 @@ def test_muon_multiplies_in_the_faster_precision(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_step_that_is_measured_has_muons_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "measure_matrix_rates", lambda _: MatrixRates(fp32=1.0, bf16=100.0))
+    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=1.0, bf16=100.0))
     seen = set()
 
     def seconds(plan: Plan) -> float:

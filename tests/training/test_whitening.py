@@ -62,7 +62,7 @@ def test_killed_before_the_first_checkpoint(photos: Path, tmp_path: Path) -> Non
     for path in killed.iterdir():
         if path.name not in ("config.json", "data.csv"):
             path.unlink()
-    (killed / ".last.ckpt.1.tmp").write_bytes(b"half")
+    (killed / ".1.0123abcd.tmp").write_bytes(b"half")
     with on_threads(3):
         train(resume=killed)
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
