@@ -46,8 +46,16 @@ SCRATCH = ".carnet-"
 """How the cache names folders that are half made."""
 CLOCK = ("latency", "seconds", "gflops", "memory_bytes", "speed")
 """What the names of numbers contain that depend on the clock or the process."""
-DRAWN_FROM_CLOCK = ("comparison.html", "comparison.png", "comparison.svg", "table.md", "table.csv", "model.export.html")
-"""Files that show such numbers: they have to be there."""
+DRAWN_FROM_CLOCK = (
+    "measurements.json",
+    "comparison.html",
+    "comparison.png",
+    "comparison.svg",
+    "table.md",
+    "table.csv",
+    "model.export.html",
+)
+"""Files that hold such numbers: they have to be there."""
 
 
 def _train(folder: Path, shared: Path) -> None:
