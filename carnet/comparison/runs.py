@@ -32,7 +32,7 @@ from carnet.progress import Progress, quoted
 from carnet.run_folder import RunFolder
 from carnet.training.config import TrainingConfig
 from carnet.training.preparation import check_early
-from carnet.training.recipe import with_size
+from carnet.training.recipe import recorded_recipe, with_size
 from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
@@ -213,7 +213,7 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     return ComparedRun(
         path,
         _asked(config, run),
-        TrainingConfig.from_json(config["recipe"], run.config),
+        recorded_recipe(config["recipe"], run.config),
         config["plan"],
         config.get("versions", {}),
         config.get("init") or "",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from carnet.errors import RunError
 from carnet.models.registry import default_image_size
 from carnet.training.config import TrainingConfig
 
@@ -43,6 +47,24 @@ def with_augmentation(config: TrainingConfig) -> TrainingConfig:
     min_crop = config.min_crop or (0.25 if is_long else 0.35)
     cutmix = config.cutmix if config.cutmix >= 0 else (0.5 if is_long else 0.0)
     return replace(config, min_crop=min_crop, cutmix=cutmix)
+
+
+def recorded_recipe(values: Mapping[str, Any], path: Path) -> TrainingConfig:
+    """The recipe that a run has recorded, in which nothing is left open.
+
+    Args:
+        values: as the run's config.json or checkpoint has them.
+        path: that file, for messages.
+
+    Raises:
+        RunError: if it cannot be read, or leaves open what the run must have chosen.
+    """
+    config = TrainingConfig.from_json(values, path)
+    if left_open := [name for name in ("image_size", "epochs", "batch_size") if not getattr(config, name)]:
+        raise RunError(
+            f"the recipe in {path} is damaged: it leaves {' and '.join(left_open)} open; start anew with --init"
+        )
+    return config
 
 
 def filled_from(config: TrainingConfig, recorded: TrainingConfig) -> TrainingConfig:

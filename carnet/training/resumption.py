@@ -19,7 +19,7 @@ from carnet.training.config import TrainingConfig
 from carnet.training.looking import look_at
 from carnet.training.plan import Plan, processor_features
 from carnet.training.preparation import Job, drawn_batch, new_network, start_weights, whiten_first
-from carnet.training.recipe import filled_from
+from carnet.training.recipe import filled_from, recorded_recipe
 from carnet.training.step import compiler_problem
 
 
@@ -41,7 +41,7 @@ def prepare_resumed(
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
     source = run.config if checkpoint is None else run.checkpoint
-    recorded = TrainingConfig.from_json(record["recipe"], source)
+    recorded = recorded_recipe(record["recipe"], source)
     config = filled_from(config, recorded)
     if differences := recorded.differences(config):
         raise RunError(

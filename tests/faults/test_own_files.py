@@ -299,6 +299,7 @@ FORGED_RUN_FILES: list[tuple[str, tuple[Any, ...], Any]] = [
     ("config.json", ("recipe", "lr"), ("NaN",)),
     ("config.json", ("recipe", "epochs"), "3"),
     ("config.json", ("recipe", "epochs"), True),
+    *(("config.json", ("recipe", name), 0) for name in ("image_size", "epochs", "batch_size")),
     ("config.json", ("recipe", "model"), []),
     ("config.json", ("recipe", "image_size"), 10**12),
     ("config.json", ("recipe", "workers"), 10**9),
