@@ -19,6 +19,12 @@ def expected_seconds(what: str) -> float:
     return known.get(_COMPILING + what) or max(known.values(), default=0.0) or PRIOR_SECONDS
 
 
-def remember_seconds(what: str, seconds: float) -> None:
-    """Keep how long compiling took."""
-    remember(_COMPILING + what, {"seconds": round(seconds, 1)})
+def known_speedup(what: str) -> float | None:
+    """How many times as fast the compiled network was on this machine; None: that was never measured."""
+    return recall().get(_COMPILING + what, {}).get("speedup")
+
+
+def remember_compiling(what: str, seconds: float, speedup: float | None = None) -> None:
+    """Keep how long compiling took, and how many times as fast the network was then."""
+    numbers = {"seconds": round(seconds, 1)}
+    remember(_COMPILING + what, numbers if speedup is None else numbers | {"speedup": round(speedup, 3)})

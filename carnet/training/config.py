@@ -25,7 +25,7 @@ Logger = Literal["none", "tensorboard"]
 Choice = Literal["auto", "on", "off"]
 Optimizer = Literal["adam", "muon"]
 Schedule = Literal["constant", "linear"]
-MemoryFormat = Literal["channels_last", "contiguous"]
+MemoryFormat = Literal["auto", "channels_last", "contiguous"]
 MAX_THREADS = 1024
 """Threads, or processes, of one kind; systems refuse to start very many."""
 
@@ -105,15 +105,16 @@ class TrainingConfig:
     devices: int = 1
     """Processes to train with, one GPU or one part of the processor's cores each; they share every batch."""
     precision: Precision = "auto"
-    """Arithmetic of training (evaluation is fp32): auto takes bf16 or fp16 where the hardware does it well."""
+    """Arithmetic of training (evaluation is fp32): auto takes what a GPU does well, and on a processor bf16 where it is
+    measured to be faster."""
     muon_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """With muon: arithmetic in which it makes matrices orthogonal; auto measures which is faster here."""
     compile: Choice = "auto"
     """Compile the network (torch.compile): auto does where the run is long enough to repay it."""
-    memory_format: MemoryFormat = "channels_last"
-    """How images lie in memory: all channels of a pixel side by side is faster for these networks, on every device."""
+    memory_format: MemoryFormat = "auto"
+    """How images lie in memory: auto puts all channels of a pixel side by side, unless contiguous is faster here."""
     fast_depthwise: Choice = "auto"
-    """Compute the gradient of depthwise convolutions our way; auto does where it is faster."""
+    """Compute the gradient of depthwise convolutions our way; auto measures which is faster."""
     keep_memory: Choice = "auto"
     """Keep freed memory for the next step (glibc): much faster, but takes more; auto does without --max-memory."""
     cache: CacheWish = "auto"

@@ -18,7 +18,7 @@ from carnet.training.config import MuonPrecision
 from carnet.training.measurements import recall, remember
 
 MARGIN = 1.1
-"""bf16 is chosen where it is at least this many times as fast, so that noise does not decide."""
+"""A challenger is chosen where it is at least this many times as fast, so that noise does not decide."""
 _SIDE = 128
 """As in the middle of our networks. An emulated bf16 product of this size takes two milliseconds."""
 _ROUNDS = 7

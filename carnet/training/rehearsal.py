@@ -16,12 +16,13 @@ from carnet.models.trained import TrainedModel
 from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
 from carnet.training.dataset import Batch
+from carnet.training.depthwise import speed_up_depthwise
 from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory
 from carnet.training.plan import Plan
 from carnet.training.processes import Processes
 from carnet.training.schedule import first_side, first_view, last_view
-from carnet.training.step import TrainingStep
+from carnet.training.step import TrainingStep, arrange
 
 
 @dataclass
@@ -57,6 +58,11 @@ class Rehearsal:
         weights = copy.deepcopy(network.state_dict())
         return cls(network, spec, config, batch, first_batch, seconds, feed.is_decoded, weights)
 
+    @property
+    def has_depthwise(self) -> bool:
+        """Whether the network has convolutions whose gradient can be computed our way."""
+        return speed_up_depthwise(self.network) > 0
+
     def undo(self) -> None:
         """Weights, buffers and gradients as they were, and no longer on a GPU, where another process may train."""
         self.network.load_state_dict(self.weights)
@@ -82,6 +88,26 @@ class Rehearsal:
         if step.micro_batch < plan.micro_batch:
             self.micro_batch = step.micro_batch
         return float(np.median(times))
+
+    def seconds_in_turns(self, plans: Mapping[str, Plan], num_images: int, *, rounds: int = 3) -> dict[str, float]:
+        """Median time of a step by each of several plans, in turns, so that what disturbs one disturbs all.
+
+        Args:
+            plans: what to compare, by name.
+            num_images: of the batch, at most all.
+            rounds: steps of each that are timed, each after one that is not.
+        """
+        batch = self.batch if num_images >= len(self.batch) else next(self.batch.parts(num_images))
+        steps = {name: self._step(replace(plan, micro_batch=num_images)) for name, plan in plans.items()}
+        times: dict[str, list[float]] = {name: [] for name in plans}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                arrange(self.network, plans[name])
+                self._take(step, batch)
+                started = time.perf_counter()
+                self._take(step, batch)
+                times[name].append(time.perf_counter() - started)
+        return {name: float(np.median(seconds)) for name, seconds in times.items()}
 
     def peak_bytes(self, plan: Plan, num_images: int) -> int:
         """The most anonymous memory during a step of so many images."""

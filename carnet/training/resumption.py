@@ -120,7 +120,7 @@ def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfi
     Raises:
         RunError: if this machine, or a flag, wants another plan.
     """
-    names = ("threads", "micro_batch", "compile", "fast_depthwise", "muon_precision")
+    names = ("precision", "memory_format", "threads", "micro_batch", "compile", "fast_depthwise", "muon_precision")
     changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recorded, name)}
     words = {"on": True, "off": False}
     asked = {name: words.get(flag, flag) for name, flag in changed.items() if flag not in ("auto", 0)}

@@ -63,8 +63,8 @@ class TrainingStep:
     ) -> None:
         self.spec, self.processes, self.fabric = spec, processes, fabric
         self.augmentation = Augmentation.from_config(config)
-        self.network = network.to(memory_format=getattr(torch, plan.memory_format))
-        speed_up_depthwise(self.network, fast=plan.fast_depthwise)
+        self.network = network
+        arrange(self.network, plan)
         if processes.size > 1 and plan.device == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         self.micro_batch = plan.micro_batch
@@ -154,6 +154,13 @@ class TrainingStep:
     def _sums_later(self, later: bool) -> Any:
         """Leave the sum of gradients over processes to the last micro-batch."""
         return self.fabric.no_backward_sync(self.forward, enabled=later) if self.processes.size > 1 else nullcontext()
+
+
+def arrange(network: nn.Module, plan: Plan) -> None:
+    """Lay a network's weights out, and compute its gradients, as the plan has it; on as many threads."""
+    torch.set_num_threads(plan.threads)
+    network.to(memory_format=getattr(torch, plan.memory_format))
+    speed_up_depthwise(network, fast=plan.fast_depthwise)
 
 
 class _Forward(nn.Module):

@@ -7,7 +7,7 @@ and the recipe of the run, so that it can be repeated and resumed; every choice 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +17,12 @@ from carnet.models.device import on_threads
 from carnet.prefetch import available_cores
 from carnet.progress import Progress, counted, duration
 from carnet.quantities import parse_bytes, parse_seconds, show_bytes
-from carnet.training.compile_cost import expected_seconds, remember_seconds
+from carnet.training.compile_cost import expected_seconds, known_speedup, remember_compiling
 from carnet.training.config import TrainingConfig
-from carnet.training.matrix_rates import kept_matrix_rates
+from carnet.training.matrix_rates import MARGIN, kept_matrix_rates
+from carnet.training.measurements import recall, remember
 from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
-from carnet.training.plan import Plan, physical_cores, processor_features
+from carnet.training.plan import DECIDING, Plan, physical_cores, whole_micro_batch
 from carnet.training.rehearsal import Rehearsal
 from carnet.training.schedule import first_side, mean_cost
 from carnet.training.step import compiler_problem, end_compiling
@@ -30,9 +31,6 @@ SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
 COMPILING_SHARE = 1 / 20
 """Share of the run that trying to compile may cost: it saves a fifth to a third where it succeeds."""
-SLOWER_COMPILED = ("AVX2",)
-"""Instruction sets on which the compiled network was slower than the plain one: 240 + 554 ms for a forward and a
-backward pass of `carnet_s` instead of 157 + 412 (two cores, PyTorch 2.15)."""
 FEWEST_STEPS = 100
 """Where a budget leaves fewer, and no epoch, nothing can be learned."""
 FEW_THREADS = 2
@@ -45,8 +43,8 @@ _SPARE_MEMORY = 0.9
 """Share of the limit that is planned for; the rest is for what the measurement has not seen."""
 _KEPT_MEMORY = 1.6
 """How much more a step takes where freed memory is kept, because of the gaps."""
-_BETTER = 0.97
-"""A choice counts as faster if it takes less than this share of the time."""
+_TRIAL_SECONDS = 0.25
+"""What a step may take that is tried in turns with others."""
 
 
 def tune(
@@ -80,9 +78,8 @@ def tune(
         tuning.choose_muon_precision()
         tuning.fit_memory()
         tuning.measure_step()
-        if tuning.run_seconds >= SHORT_RUN_SECONDS and plan.devices == 1:
-            tuning.choose_threads()
-            tuning.choose_depthwise()
+        if plan.devices == 1:
+            tuning.choose_kernels()
         tuning.measure_growth()
         tuning.choose_compiling()
         tuning.choose_workers()
@@ -113,7 +110,7 @@ class _Tuning:
     def choose_muon_precision(self) -> None:
         """Let Muon multiply in the precision that this device multiplies fastest."""
         with on_threads(self.plan.threads):
-            rates = kept_matrix_rates(self.plan.device)
+            rates = self.rates = kept_matrix_rates(self.plan.device)
         self.plan = replace(self.plan, matrix_gflops=rates.to_json())
         if self.config.optimizer == "muon" and self.config.muon_precision == "auto":
             self.plan = replace(self.plan, muon_precision=rates.faster_precision)
@@ -177,19 +174,65 @@ class _Tuning:
             self.plan = replace(self.plan, micro_batch=size)
             self.reasons.append(f"{counted(size, 'image')} at a time, for memory ran out with more")
 
-    def choose_threads(self) -> None:
-        """Where two threads share a core, try one for each core."""
-        cores = physical_cores()
-        if self.plan.device != "cpu" or self.config.threads or cores >= self.plan.threads:
+    def choose_kernels(self) -> None:
+        """Choose precision, layout, gradient of depthwise convolutions and threads: each by steps timed in turns."""
+        before, num_reasons = self.plan, len(self.reasons)
+        precisions = {name: replace(self.plan, precision=name) for name in ("fp32", "bf16")}
+        # Emulated bf16 is slow in whatever is computed, so that the network need not be tried.
+        is_fast = self.rates.bf16 > self.rates.fp32
+        if self.plan.device == "cpu" and self.config.precision == "auto" and is_fast:
+            self._choose("precision", precisions)
+        if self.plan.device != "mps" and self.config.memory_format == "auto":
+            layouts = ("channels_last", "contiguous")
+            self._choose("layout", {_words(name): replace(self.plan, memory_format=name) for name in layouts})
+        if self.config.fast_depthwise == "auto" and self.rehearsal.has_depthwise:
+            ours = self.plan.fast_depthwise
+            names = {True: "our gradient of depthwise convolutions", False: "PyTorch's"}
+            self._choose(
+                "gradient of depthwise convolutions",
+                {names[way]: replace(self.plan, fast_depthwise=way) for way in (ours, not ours)},
+            )
+        if self.plan.device == "cpu" and not self.config.threads and physical_cores() < self.plan.threads:
+            # Where two threads share a core.
+            numbers = (self.plan.threads, physical_cores())
+            self._choose("threads", {counted(n, "thread"): replace(self.plan, threads=n) for n in numbers})
+        if len(self.reasons) == num_reasons:
+            layout = _words(self.plan.memory_format)
+            self.reasons.append(f"{self.plan.precision}, {layout} layout; other ways to compute were not measured")
+        if self.plan == before:
             return
-        usual = counted(self.plan.threads, "thread")
-        self._take_if_faster(replace(self.plan, threads=cores), counted(cores, "thread"), usual)
+        whole = whole_micro_batch(self.config, self.plan.devices)
+        if self.plan.precision != before.precision and self.plan.micro_batch < whole:
+            # It takes less memory.
+            self.plan = replace(self.plan, micro_batch=whole)
+            self.fit_memory()
+        self.measure_step()
 
-    def choose_depthwise(self) -> None:
-        """On a GPU, try our gradient of depthwise convolutions; on processors it is known to be faster."""
-        if self.plan.device == "cuda" and self.config.fast_depthwise == "auto":
-            ours = "gradients of depthwise convolutions computed our way"
-            self._take_if_faster(replace(self.plan, fast_depthwise=True), ours, "PyTorch's gradients of convolutions")
+    def _choose(self, what: str, plans: Mapping[str, Plan]) -> None:
+        """Take the plan that is the fastest by the margin, or else the first one.
+
+        What was measured on this machine before counts again, so that equal runs choose the same. A run that is too
+        short to repay measuring takes the first one where nothing is known.
+        """
+        config, (usual, first) = self.config, next(iter(plans.items()))
+        circumstances = ", ".join(f"{name} {getattr(first, name)}" for name in ("device_name", *DECIDING))
+        key = f"{what} of {config.model} at {config.image_size} px, {circumstances}"
+        seconds = recall().get(key, {})
+        if set(seconds) != set(plans):
+            if self.run_seconds < SHORT_RUN_SECONDS:
+                return
+            num_images = _few(first.micro_batch, self.step_seconds)
+            if config.max_memory:
+                # Another layout may take more.
+                num_images = max(2, num_images // 2)
+            measured = self.rehearsal.seconds_in_turns(plans, num_images)
+            seconds = {name: float(f"{measured[name] / num_images:.3g}") for name in plans}
+            remember(key, seconds)
+        best = min(plans, key=lambda name: seconds[name])
+        chosen = best if seconds[best] * MARGIN <= seconds[usual] else usual
+        self.plan = plans[chosen]
+        others = [f"{name} {1000 * seconds[name]:.3g}" for name in plans if name != chosen]
+        self.reasons.append(f"{chosen}: {1000 * seconds[chosen]:.3g} ms an image, {', '.join(others)} ms")
 
     def choose_compiling(self) -> None:
         """Compile where that is asked for, or the run is long enough to repay it, and it works."""
@@ -206,33 +249,34 @@ class _Tuning:
         compiled = replace(plan, compile=True, recompute=recompute)
         started = time.perf_counter()
         try:
-            seconds = self.rehearsal.seconds(compiled)
+            times = self.rehearsal.seconds_in_turns({"plain": plan, "compiled": compiled}, plan.micro_batch)
         # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
         except Exception as error:
             end_compiling()
-            remember_seconds(network, time.perf_counter() - started)
+            remember_compiling(network, time.perf_counter() - started)
             if wish == "on" or isinstance(error, CarnetError):
                 raise ConfigError(f"--compile on: {_first_line(error)}") from error
             self.reasons.append(f"not compiled: that failed ({_first_line(error)})")
             return
-        took = time.perf_counter() - started
-        remember_seconds(network, took)
-        gain = f"{self.step_seconds:.2f} to {seconds:.2f} s a step, in {duration(took)}"
-        if wish == "on" or seconds < _BETTER * self.step_seconds:
+        took, speedup = time.perf_counter() - started, times["plain"] / times["compiled"]
+        remember_compiling(network, took, speedup)
+        gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
+        if wish == "on" or speedup >= MARGIN:
             first_seconds = plan.first_cost * self.step_seconds
-            self.plan, self.step_seconds = compiled, seconds
+            self.plan, self.step_seconds = compiled, self.step_seconds / speedup
             self._set_first_cost(first_seconds)
             self.reasons.append(f"compiled: {gain}")
         else:
-            self.reasons.append(f"not compiled: that is no faster, {gain}")
+            self.reasons.append(f"not compiled: that is not {MARGIN} times as fast, {gain}")
 
     def _reason_not_to_compile(self, network: str) -> str:
         """Why compiling is not even tried: a clause; empty where it is."""
         device, limit = self.plan.device, self.config.max_memory
         if device == "mps":
             return "that is not reliable on Apple's GPUs yet"
-        if device == "cpu" and processor_features() in SLOWER_COMPILED:
-            return f"with {processor_features()} instructions a compiled network was measured to be slower"
+        speedup = known_speedup(network)
+        if speedup is not None and speedup < MARGIN:
+            return f"a compiled network was {speedup:.2f} times as fast here before, which is less than {MARGIN}"
         seconds = expected_seconds(network)
         if seconds > COMPILING_SHARE * self.run_seconds:
             return f"it takes about {duration(seconds)}, too long for a run of {duration(self.run_seconds)}"
@@ -310,11 +354,16 @@ class _Tuning:
     def _left(self) -> float:
         return parse_seconds(self.config.budget) - (time.monotonic() - self.started)
 
-    def _take_if_faster(self, other: Plan, name: str, usual: str) -> None:
-        seconds = self.rehearsal.seconds(other)
-        if seconds < _BETTER * self.step_seconds:
-            self.reasons.append(f"{name}: {seconds:.3f} s a step, {usual}: {self.step_seconds:.3f} s")
-            self.plan, self.step_seconds = other, seconds
+
+def _few(num_images: int, seconds: float) -> int:
+    """So many images that a step of them takes about a quarter of a second, but four at least, or all."""
+    while seconds > _TRIAL_SECONDS and num_images >= 8:
+        num_images, seconds = num_images // 2, seconds / 2
+    return num_images
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _part_of(whole: int, limit: int) -> int:

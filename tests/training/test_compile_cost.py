@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from carnet.training import measurements
-from carnet.training.compile_cost import PRIOR_SECONDS, expected_seconds, remember_seconds
+from carnet.training.compile_cost import PRIOR_SECONDS, expected_seconds, known_speedup, remember_compiling
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +16,14 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_it_took_before_is_expected_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected_seconds("carnet_s") == PRIOR_SECONDS
-    remember_seconds("carnet_s", 21.04)
-    remember_seconds("carnet_m", 93.0)
+    remember_compiling("carnet_s", 21.04)
+    remember_compiling("carnet_m", 93.0)
     assert expected_seconds("carnet_s") == 21.0
     assert expected_seconds("carnet_n") == 93.0
-    remember_seconds("carnet_s", 40.0)
+    assert known_speedup("carnet_s") is None
+    remember_compiling("carnet_s", 40.0, 1.25)
     assert expected_seconds("carnet_s") == 40.0
+    assert known_speedup("carnet_s") == 1.25
     monkeypatch.setattr(measurements, "processor_features", lambda: "another instruction set")
     assert expected_seconds("carnet_s") == PRIOR_SECONDS
 
@@ -42,16 +44,16 @@ def test_what_it_took_before_is_expected_again(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_file_that_says_nothing_of_use(content: str, empty_cache: Path) -> None:
-    remember_seconds("n", 1.0)
+    remember_compiling("n", 1.0)
     (file,) = empty_cache.iterdir()
     file.write_text(content.replace("%s", measurements._machine()))
     assert expected_seconds("n") == PRIOR_SECONDS
-    remember_seconds("n", 7.0)
+    remember_compiling("n", 7.0)
     assert expected_seconds("n") == 7.0
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "file" / "cache"))
-    remember_seconds("n", 7.0)
+    remember_compiling("n", 7.0)
     assert expected_seconds("n") == PRIOR_SECONDS

@@ -27,6 +27,7 @@ class MadeUp:
     """A rehearsal with given measurements."""
 
     is_decoded = False
+    has_depthwise = True
 
     def __init__(self, seconds: Callable[[Plan], float], image_bytes: float = 1e7) -> None:
         self.of_plan, self.image_bytes = seconds, image_bytes
@@ -36,6 +37,9 @@ class MadeUp:
 
     def seconds(self, plan: Plan, *, first: bool = False) -> float:
         return self.of_plan(plan) * (0.5 if first else 1.0)
+
+    def seconds_in_turns(self, plans: dict[str, Plan], num_images: int) -> dict[str, float]:
+        return {name: self.of_plan(plan) for name, plan in plans.items()}
 
     def peak_bytes(self, plan: Plan, num_images: int) -> int:
         return int(GIGA / 2 + num_images * self.image_bytes)
@@ -59,10 +63,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "free_bytes", lambda: 4 * GIGA)
     monkeypatch.setattr(tuning, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
-    monkeypatch.setattr(tuning, "processor_features", lambda: "AVX512")
     monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=80.0, bf16=1.0))
     monkeypatch.setattr(tuning, "expected_seconds", lambda _: 60.0)
-    monkeypatch.setattr(tuning, "remember_seconds", lambda *_: None)
+    monkeypatch.setattr(tuning, "known_speedup", lambda _: None)
+    monkeypatch.setattr(tuning, "remember_compiling", lambda *_: None)
+    monkeypatch.setattr(tuning, "recall", dict)
+    monkeypatch.setattr(tuning, "remember", lambda *_: None)
     # What is measured is made up, and takes no time.
     monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: 5000.0, perf_counter=time.perf_counter))
 
@@ -91,8 +97,8 @@ def compiled_is(ratio: float) -> Callable[[Plan], float]:
 
 def test_compiled_where_it_repays() -> None:
     assert tuned(compiled_is(0.6))[1].compile
-    assert not tuned(compiled_is(0.99))[1].compile
-    assert "no faster" in " ".join(tuned(compiled_is(1.1))[1].reasons)
+    assert not tuned(compiled_is(0.95))[1].compile
+    assert "not compiled: that is not 1.1 times as fast" in " ".join(tuned(compiled_is(1.1))[1].reasons)
     assert tuned(compiled_is(2.0), epochs=1, compile="on")[1].compile
     assert not tuned(compiled_is(0.1), compile="off")[1].compile
 
@@ -121,8 +127,10 @@ def test_trying_to_compile_costs_at_most_a_twentieth_of_the_run(monkeypatch: pyt
 
 
 def test_what_trying_to_compile_took_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    remembered: dict[str, float] = {}
-    monkeypatch.setattr(tuning, "remember_seconds", remembered.__setitem__)
+    remembered: list[Any] = []
+    monkeypatch.setattr(
+        tuning, "remember_compiling", lambda what, seconds, *speedup: remembered.append((what, speedup))
+    )
 
     def fails(plan: Plan) -> float:
         if plan.compile:
@@ -131,17 +139,64 @@ def test_what_trying_to_compile_took_is_remembered(monkeypatch: pytest.MonkeyPat
 
     tuned(never_compiled, compile="off")
     assert not remembered
-    for seconds in (compiled_is(0.5), compiled_is(2.0), fails):
+    for seconds, speedup in ((compiled_is(0.5), (2.0,)), (compiled_is(2.0), (0.5,)), (fails, ())):
         remembered.clear()
         tuned(seconds)
-        assert list(remembered) == ["carnet18, 16 images of 244 px"]
+        assert remembered == [("carnet18, 16 images of 244 px", speedup)]
 
 
-def test_where_compiled_networks_are_slower_none_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "processor_features", lambda: "AVX2")
+def test_what_was_no_faster_compiled_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "known_speedup", lambda _: 0.8)
     plan = tuned(never_compiled)[1]
-    assert any(reason.startswith("not compiled: with AVX2") for reason in plan.reasons)
+    assert any("not compiled: a compiled network was 0.80 times as fast" in reason for reason in plan.reasons)
     assert tuned(compiled_is(2.0), compile="on")[1].compile
+    monkeypatch.setattr(tuning, "known_speedup", lambda _: 1.3)
+    assert tuned(compiled_is(0.7))[1].compile
+
+
+@pytest.mark.parametrize(
+    ("field", "usual", "other"),
+    [
+        ("precision", "fp32", "bf16"),
+        ("memory_format", "channels_last", "contiguous"),
+        ("fast_depthwise", True, False),
+        ("threads", 8, 4),
+    ],
+)
+def test_each_way_to_compute_is_the_fastest_by_a_margin(
+    field: str, usual: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=80.0, bf16=81.0))
+
+    def chosen(ratio: float, **recipe: Any) -> Any:
+        seconds = lambda plan: ratio if getattr(plan, field) == other else 1.0  # noqa: E731
+        return getattr(tuned(seconds, **({"compile": "off", "precision": "auto"} | recipe))[1], field)
+
+    assert [chosen(ratio) for ratio in (2.0, 1.0, 0.92, 0.9)] == [usual, usual, usual, other]
+    flag = {True: "on", False: "off"}.get(usual, usual) if field == "fast_depthwise" else usual
+    assert chosen(0.1, **{field: flag}) == usual
+    # Too short to repay measuring.
+    assert chosen(0.1, epochs=0, steps=1) == usual
+
+
+def test_emulated_bf16_is_not_tried() -> None:
+    def never_bf16(plan: Plan) -> float:
+        assert plan.precision == "fp32"
+        return 1.0
+
+    assert tuned(never_bf16, precision="auto")[1].precision == "fp32"
+
+
+def test_what_was_measured_before_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it would now come out otherwise, and where the run is too short to measure."""
+    known: dict[str, dict[str, float]] = {}
+    monkeypatch.setattr(tuning, "recall", lambda: known)
+    monkeypatch.setattr(tuning, "remember", known.__setitem__)
+    is_contiguous_faster = lambda plan: 0.5 if plan.memory_format == "contiguous" else 1.0  # noqa: E731
+    assert tuned(is_contiguous_faster)[1].memory_format == "contiguous"
+    assert tuned(1.0)[1].memory_format == "contiguous"
+    assert tuned(1.0, steps=1)[1].memory_format == "contiguous"
+    assert tuned(1.0, batch_size=8)[1].memory_format == "channels_last"
 
 
 def test_muon_multiplies_in_the_faster_precision(monkeypatch: pytest.MonkeyPatch) -> None:
