@@ -98,7 +98,7 @@ def main(
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments, recipe)
     # Folders of this machine say nothing elsewhere.
-    shown = " ".join(Path(word).name if Path(word).exists() else word for word in arguments)
+    shown = " ".join(Path(word).name if Path(word).is_absolute() else word for word in arguments)
     is_rehearsal = options.batches or (options.image_size, options.epochs) != (recipe.image_size, recipe.epochs)
     name = f"rehearsal-{options.output.name}" if is_rehearsal else "reproduction"
 
