@@ -113,7 +113,7 @@ def main(
         progress.say(f"{state}\n{drawn}The numbers are in {where}.")
 
     try:
-        require_above_zero(options)
+        check(options)
         with Console(sys.stderr) as progress:
             if options.report:
                 if not options.output.is_dir():
@@ -162,18 +162,17 @@ def parse(arguments: Sequence[str], recipe: TrainingConfig) -> argparse.Namespac
     parser.add_argument("--image-size", type=int, default=recipe.image_size, help="to rehearse: another side in pixels")
     parser.add_argument("--epochs", type=int, default=recipe.epochs, help="to rehearse: fewer of them")
     parser.add_argument("--batches", type=int, help="to rehearse: train on so many batches of photos, of two classes")
-    options = parser.parse_args(arguments)
-    if options.data is None and not options.report:
-        parser.error("name the folder of the sports photos, or take --report for the runs that are there")
-    return options
+    return parser.parse_args(arguments)
 
 
-def require_above_zero(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     """Find out before long work what makes no sense.
 
     Raises:
         ConfigError: naming the flag.
     """
+    if options.data is None and not options.report:
+        raise ConfigError("name the folder of the sports photos, or take --report for the runs that are there")
     for flag in ("minutes", "seeds", "epochs", "batches"):
         value = getattr(options, flag)
         if value is not None and not value > 0:

@@ -148,6 +148,12 @@ def test_mistakes_are_one_line(
     assert named in line
 
 
+def test_without_photos_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce_published.main([], train=untrainable) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--report" in line
+
+
 def test_without_a_valid_folder_it_says_so(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [str(flat), "--device", "cpu", "--output", str(tmp_path)]
     assert reproduce_published.main(flags, train=untrainable) == 2
