@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from carnet import files
 from carnet.machine import processor_name, versions
 from carnet.prefetch import available_cores
 from carnet.training.matrix_rates import measure_matrix_rates
@@ -29,7 +30,6 @@ HELD_TO_AVX2 = {
 def describe_machine() -> dict[str, Any]:
     """Processor, its rates, cores, memory, versions and the commit that was measured."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return {
         "processor": processor_name(),
         "cores": available_cores(),
@@ -38,8 +38,17 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": memory,
         "gpu": describe_gpu(),
         "versions": versions("onnx", "onnxruntime"),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """The commit that is measured; nothing where there is no git."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def describe_gpu() -> dict[str, Any] | None:
@@ -58,12 +67,16 @@ def describe_gpu() -> dict[str, Any] | None:
 
 
 def write_result(name: str, command: str, numbers: dict[str, Any]) -> Path:
-    """Write `results/DATE-NAME.json` with machine, versions and command, and return its path."""
+    """Write `results/DATE-NAME.json` with machine, versions and command, and return its path.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     path = RESULTS / f"{today}-{name}.json"
     document = {"date": today, "name": name, "command": command, "machine": describe_machine(), **numbers}
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    files.make_folder(RESULTS)
+    files.write_text(path, json.dumps(document, indent=2) + "\n")
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,7 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
     )
     mean, low, high = _interval(group)
     top5s = [run.report.top5 for run in group.runs]
+    histories = [run.history for run in group.runs]
     return {
         "label": group.label,
         "trained_otherwise": group.recipe,
@@ -153,7 +154,7 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
             metrics.expected_calibration_error(run.report.probabilities.max(axis=1), run.report.correct)
             for run in group.runs
         ),
-        "seconds_to": {f"{100 * target:g} %": _seconds_to(group, target) for target in targets},
+        "seconds_to": {f"{100 * target:g} %": seconds_to(histories, target) for target in targets},
     }
 
 
@@ -181,9 +182,9 @@ def _targets(groups: Sequence[Group]) -> list[float]:
     return [tens / 10 for tens in range(max(1, highest - 2), highest + 1)]
 
 
-def _seconds_to(group: Group, target: float) -> dict[str, float | None]:
+def seconds_to(histories: Sequence[Sequence[Mapping[str, float]]], target: float) -> dict[str, float | None]:
     """Mean seconds to the first epoch that reaches an accuracy, over the runs that do, and how many these are."""
-    firsts = (next((row["seconds"] for row in run.history if row["valid_top1"] >= target), None) for run in group.runs)
+    firsts = (next((row["seconds"] for row in rows if row["valid_top1"] >= target), None) for rows in histories)
     reached = [seconds for seconds in firsts if seconds is not None]
     return {"seconds": statistics.fmean(reached) if reached else None, "runs": len(reached)}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -37,6 +38,8 @@ from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """What training may meet that another network need not."""
+_ASK_SECONDS = 0.5
+"""Between two questions whether a run should stop."""
 
 
 class _LastEpoch(TypedDict):
@@ -96,7 +99,14 @@ class ComparedRun:
 
 
 def train_runs(
-    data: str, models: Sequence[str], *, seeds: int, config: TrainingConfig, folder: Path, progress: Progress
+    data: str,
+    models: Sequence[str],
+    *,
+    seeds: int,
+    config: TrainingConfig,
+    folder: Path,
+    progress: Progress,
+    train: Callable[[str, TrainingConfig, Path], None] | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Train every network with every seed; finished runs stay as they are, stopped ones go on.
 
@@ -111,6 +121,7 @@ def train_runs(
         config: the recipe of all; network and seed are filled in.
         folder: where the runs lie, each in a folder of its own.
         progress: told which run comes next.
+        train: trains one run on some images into a folder, or goes on with it; None: `train_alone`.
 
     Returns:
         the folders of the finished runs, and a clause for each that could not be trained.
@@ -142,7 +153,7 @@ def train_runs(
             continue
         progress.say(f"\n{recipe.model}, seed {recipe.seed} ({number} of {len(wanted)})")
         try:
-            _train_alone(data, recipe, path)
+            (train or train_alone)(data, recipe, path)
         except _OF_ONE_NETWORK as error:
             progress.say(f"{recipe.model}, seed {recipe.seed}, could not be trained: {error}")
             failed[path] = error
@@ -234,18 +245,28 @@ def _outcome(run: RunFolder) -> tuple[dict[str, Any], tuple[dict[str, float], ..
     again = f"carnet train --resume {quoted(run.path)} writes it again"
     try:
         document = files.read_json(run.result, _Result)
-        table = files.read_whole(run.metrics, MAX_BYTES)
+        history = read_history(run)
     except RunError as error:
         raise RunError(f"{error}; {again}") from error
+    if not history:
+        raise RunError(f"{run.metrics} tells of no epochs; {again}")
+    return document, history
+
+
+def read_history(run: RunFolder) -> tuple[dict[str, float], ...]:
+    """What `metrics.csv` says of each finished epoch of a run, which need not be finished itself.
+
+    Raises:
+        RunError: if it is missing or damaged.
+    """
+    table = files.read_whole(run.metrics, MAX_BYTES)
     try:
         rows = csv.DictReader(io.StringIO(table.decode("utf-8"), newline=""))
         history = tuple({key: float(value) for key, value in row.items()} for row in rows)
         conform(history, list[_Row], "its epochs")
     except (ValueError, TypeError, csv.Error) as error:
-        raise RunError(f"cannot read {run.metrics}: {error}; {again}") from error
-    if not history:
-        raise RunError(f"{run.metrics} tells of no epochs; {again}")
-    return document, history
+        raise RunError(f"cannot read {run.metrics}: {error}") from error
+    return history
 
 
 def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
@@ -315,8 +336,23 @@ def _check_content(finished: Collection[Path], images: LabeledImages) -> None:
             )
 
 
-def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
-    """In a process of its own, which ends with the run; should this one be ended, it stops with a checkpoint."""
+def train_alone(
+    data: str, config: TrainingConfig, path: Path, *, stop_when: Callable[[], bool] = lambda: False
+) -> None:
+    """Train a run, or go on with it, in a process of its own, so that its memory is its own.
+
+    Args:
+        data: the images.
+        config: the recipe.
+        path: the run's folder.
+        stop_when: asked twice a second; once it says so, the run stops as after SIGTERM, with a checkpoint.
+
+    Raises:
+        StoppedError: on Ctrl-C or SIGTERM, or once `stop_when` says so.
+        CarnetError: what else training raises.
+    """
+    if stop_when():
+        raise StoppedError(f"stopped before {path} was begun; the same command goes on", signal.SIGTERM)
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train_and_tell, args=(data, config, path, sender))
@@ -326,7 +362,10 @@ def _train_alone(data: str, config: TrainingConfig, path: Path) -> None:
     with leave_stop_signals_to(process) as flag:
         # What it sends comes before its end, since it cannot end before a long error is read. It may also die before
         # it has its end of the pipe, which on Windows leaves the pipe open.
-        wait([receiver, process.sentinel])
+        while not wait([receiver, process.sentinel], _ASK_SECONDS):
+            if flag.received is None and stop_when():
+                flag.received = signal.SIGTERM
+                process.terminate()
         # Windows says the latter where the other end has gone.
         with suppress(EOFError, BrokenPipeError):
             if receiver.poll():

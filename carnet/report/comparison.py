@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 
 def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
-    """Draw accuracy over seconds, a thin line for each run and the mean bold, and accuracy over latency.
+    """Draw accuracy over seconds, a thin line for each run and the mean bold, and any accuracy over latency.
 
     Args:
         rows: of the networks, as `comparison.json` has them.
@@ -55,29 +55,35 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
-    over_time, over_latency = figure.subplots(1, 2, width_ratios=(1.75, 1))
-    figure.subplots_adjust(left=0.055, right=0.985, top=0.9, bottom=0.13, wspace=0.2)
     styles = _styles(len(rows))
+    measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
+    widths = (1.75, 1) if measured else (1,)
+    over_time, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    figure.subplots_adjust(left=0.055, right=0.985, top=0.9, bottom=0.13, wspace=0.2)
     ends = [
         _draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
         for row, style in zip(rows, styles, strict=True)
     ]
-    measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
-    for row, style in measured:
-        _draw_point(over_latency, row, style)
     _dress(over_time, "Validation accuracy over training time", "seconds of training and validating")
-    _dress(over_latency, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
     _scale(over_time, [x for x, _ in ends], begin=0.8 * min(run["seconds"][0] for run in runs), room=0.25)
     over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * max(run["seconds"][-1] for run in runs)))
     # A name has room above the best.
     over_time.set_ylim(0, max(1.0, 1.12 * over_time.dataLim.y1))
     names = [f"{row['label']} {100 * row['top1']:.1f} %" for row in rows]
     _write_names(over_time, names, ends, styles)
-    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
-    latencies = [milliseconds for milliseconds, _ in points] or [1.0]
-    _scale(over_latency, latencies, begin=min(latencies) / 2, room=0.45)
-    _write_names(over_latency, [row["label"] for row, _ in measured], points, [style for _, style in measured])
+    for over_latency in beside:
+        _draw_latencies(over_latency, measured)
     return rendered(figure, "png"), rendered(figure, "svg")
+
+
+def _draw_latencies(axes: Axes, measured: Sequence[tuple[Mapping[str, Any], Style]]) -> None:
+    for row, style in measured:
+        _draw_point(axes, row, style)
+    _dress(axes, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
+    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
+    latencies = [milliseconds for milliseconds, _ in points]
+    _scale(axes, latencies, begin=min(latencies) / 2, room=0.45)
+    _write_names(axes, [row["label"] for row, _ in measured], points, [style for _, style in measured])
 
 
 def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) -> None:
@@ -104,13 +110,15 @@ def _styles(number: int) -> list[Style]:
 
 def _draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
     """Returns where the mean ends: seconds, per cent."""
-    colour, dashes, _ = style
+    colour, dashes, mark = style
     for run in runs:
         axes.plot(
             run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, linestyle=dashes, alpha=0.45
         )
     seconds, accuracy = mean_run(runs)
-    axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes)
+    # A single epoch is no line yet.
+    marker = mark if len(seconds) == 1 else ""
+    axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes, marker=marker)
     return float(seconds[-1]), 100 * float(accuracy[-1])
 
 

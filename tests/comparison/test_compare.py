@@ -27,12 +27,13 @@ from carnet.comparison.compare import _targets, compare
 from carnet.comparison.groups import Group, group_runs, require_comparable
 from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
-from carnet.comparison.runs import read_run, train_runs
-from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError
+from carnet.comparison.runs import read_history, read_run, train_alone, train_runs
+from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
 from carnet.export import graph
 from carnet.export.graph import to_graph
 from carnet.models.trained import TrainedModel
 from carnet.progress import Silent
+from carnet.run_folder import RunFolder
 from carnet.training.checkpoint import read_checkpoint
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
@@ -45,7 +46,7 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     with pytest.MonkeyPatch.context() as patch:
         # In this process, since starting four more takes long; that they are processes is tested below.
-        patch.setattr(training_of_runs, "_train_alone", training_of_runs._train)
+        patch.setattr(training_of_runs, "train_alone", training_of_runs._train)
         train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
     return folder
 
@@ -71,7 +72,7 @@ def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pyte
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     assert names == {"carnet_n-seed-0", "carnet_n-seed-1", "carnet_s-seed-0", "carnet_s-seed-1"}
     trained = []
-    monkeypatch.setattr(training_of_runs, "_train_alone", lambda data, config, path: trained.append(path.name))
+    monkeypatch.setattr(training_of_runs, "train_alone", lambda data, config, path: trained.append(path.name))
     train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
     assert trained == []
     train_runs(str(photos), [*MODELS, "timm/resnet18"], seeds=3, config=SMALL, folder=folder, progress=Silent())
@@ -113,7 +114,7 @@ def test_what_one_network_meets_leaves_the_others_their_comparison(
             raise OutOfMemoryError("a step does not fit")
         shutil.copytree(folder / path.name, path)
 
-    monkeypatch.setattr(training_of_runs, "_train_alone", train_alone)
+    monkeypatch.setattr(training_of_runs, "train_alone", train_alone)
     flags = ["--seeds", "1", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--compile", "off"]
     flags += ["--output", str(tmp_path / "answer"), "--json"]
     assert run_command(["compare", str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags]) == 1
@@ -205,6 +206,22 @@ def test_a_stopped_run_goes_on_in_a_process_of_its_own(folder: Path, photos: Pat
     assert again["peak_memory_bytes"] > 50e6
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
+@pytest.mark.usefixtures("quick_processes")
+def test_a_run_stops_when_it_is_told_to_and_goes_on(photos: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", replace(SMALL, epochs=5000)
+    with pytest.raises(StoppedError):
+        train_alone(str(photos), config, run, stop_when=(run / "metrics.csv").exists)
+    first = read_history(RunFolder(run))
+    with pytest.raises(StoppedError):
+        train_alone(str(photos), config, run, stop_when=lambda: len(read_history(RunFolder(run))) > len(first))
+    assert read_history(RunFolder(run))[: len(first)] == first
+    read_checkpoint(run / "last.ckpt")
+    with pytest.raises(StoppedError):
+        train_alone(str(photos), config, tmp_path / "other", stop_when=lambda: True)
+    assert not (tmp_path / "other").exists()
+
+
 def comparing_for_long(photos: Path) -> list[str]:
     """A command that a signal ends."""
     command = [sys.executable, "-m", "carnet", "compare", str(photos)]
@@ -273,7 +290,7 @@ def test_runs_of_other_images_are_refused(folder: Path, photos: Path, tmp_path: 
 def test_what_would_be_missed_late_is_missed_early(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_of_runs, "_train_alone", lambda *arguments: pytest.fail("it trains"))
+    monkeypatch.setattr(training_of_runs, "train_alone", lambda *arguments: pytest.fail("it trains"))
 
     def begin(*models: str, seeds: int = 1) -> None:
         train_runs(str(photos), models, seeds=seeds, config=SMALL, folder=tmp_path, progress=Silent())
@@ -297,14 +314,14 @@ def test_a_long_error_comes_out_of_its_process(photos: Path, tmp_path: Path) -> 
 
 
 def test_every_seed_is_judged_by_the_same_images(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_of_runs, "_train_alone", training_of_runs._train)
+    monkeypatch.setattr(training_of_runs, "train_alone", training_of_runs._train)
     config = replace(SMALL, epochs=1)
     paths, _ = train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
     first, second = (read_run(path, Silent()).report for path in paths)
     assert first.num_images == second.num_images > 0
     assert first.samples == second.samples
     # Where the runs lie, they are the whole answer: nothing is trained again.
-    monkeypatch.setattr(training_of_runs, "_train_alone", None)
+    monkeypatch.setattr(training_of_runs, "train_alone", None)
     train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
 
 

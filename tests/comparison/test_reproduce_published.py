@@ -1,89 +1,160 @@
-"""The script for the reproduction at full size: what it asks for, and that it checks itself without a CUDA device."""
+"""The script for the reproduction at full size: its rehearsal on a processor, what it asks for, and how it stops."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reproduce_published
-import torch
 
-from carnet import TrainingConfig, published
-from carnet.comparison import runs as training_of_runs
+from carnet import published
+from carnet.data.cache import cache_root
 from carnet.errors import StoppedError
-from carnet.progress import Silent
+
+SMALL = replace(published(), image_size=48, batch_size=2, epochs=1)
+# The published pair takes a minute on a slow processor, and is tested elsewhere.
+PAIR = ("carnet18", "carnet_n")
 
 
-def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool, **passed: Any) -> int:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(sys, "argv", ["reproduce_published.py", str(data), "--output", str(data / "answer")])
-    return reproduce_published.main(**passed)
+class Written:
+    """Takes up what would become a dated result."""
+
+    name = ""
+    numbers: dict[str, Any]
+
+    def __call__(self, name: str, command: str, numbers: dict[str, Any]) -> Path:
+        self.name, self.command, self.numbers = name, command, numbers
+        return Path("results") / name
 
 
-def test_without_cuda_it_checks_itself_on_two_batches(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trained = []
-
-    def train(data: str, config: TrainingConfig, path: Path) -> None:
-        training_of_runs._train(data, config, path)
-        trained.append((config.model, len((path / "data.csv").read_text().splitlines()) - 1))
-
-    small = replace(published(), image_size=48, batch_size=2)
-    monkeypatch.setattr(reproduce_published, "published", lambda: small)
-    monkeypatch.setattr(training_of_runs, "_train_alone", train)
-    # The published pair takes a minute on a slow processor, and is tested elsewhere.
-    assert reproduce(photos, monkeypatch, cuda=False, models=("carnet18", "carnet_n")) == 0
-    assert trained == [("carnet18", 8), ("carnet_n", 8)]
-    assert "It works, on two batches for each network, on a processor; " in capsys.readouterr().err
-    assert not (photos / "answer").exists()
+def untrainable(*_: Any, **__: Any) -> tuple[list[Path], list[str]]:
+    pytest.fail("it trains")
 
 
-def test_with_cuda_it_asks_for_the_published_runs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def prepared_files() -> set[tuple[Path, int]]:
+    return {(path, path.stat().st_mtime_ns) for path in cache_root().glob("decoded/*/images.u8")}
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_two_batches_for_each_network_from_prepared_pixels(photos: Path, tmp_path: Path) -> None:
+    flags = [str(photos), "--batches", "2", "--seeds", "1", "--device", "cpu", "--output", str(tmp_path)]
+    before, written = prepared_files(), Written()
+    assert reproduce_published.main([*flags, "--prepare"], PAIR, recipe=SMALL, train=untrainable) == 0
+    ((pixels, _),) = prepared_files() - before
+    # Four photos to train on and four to validate, of 48 px in three colours.
+    assert pixels.stat().st_size == 8 * 48 * 48 * 3
+    prepared = prepared_files()
+    assert reproduce_published.main(flags, PAIR, recipe=SMALL, write=written) == 0
+    assert prepared_files() == prepared
+    for name in PAIR:
+        run = tmp_path / f"{name}-seed-0"
+        assert len((run / "data.csv").read_text().splitlines()) == 1 + 8
+        assert json.loads((run / "result.json").read_text())["epochs"] == 1
+    # The recipe is the one that was passed, but not the data.
+    assert written.name == f"rehearsal-{tmp_path.name}"
+    assert [row["label"] for row in written.numbers["networks"]] == list(PAIR)
+    head, *lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert head == "|  | carnet18, published | carnet18 | carnet_n |"
+    assert len(lines) == 1 + len(reproduce_published.MEASURES)
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_it_asks_for_the_published_runs(photos: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {}
 
-    class AskedError(Exception):
-        pass
-
-    def train_runs(data: str, models: tuple[str, ...], **others: Any) -> None:
+    def train(data: str, models: tuple[str, ...], **others: Any) -> tuple[list[Path], list[str]]:
         asked.update(data=data, models=models, **others)
-        raise AskedError
+        return [], ["resnet18-seed-0 could not be trained"]
 
-    monkeypatch.setattr(reproduce_published, "train_runs", train_runs)
-    with pytest.raises(AskedError):
-        reproduce(photos, monkeypatch, cuda=True)
-    assert (asked["models"], asked["seeds"], asked["folder"]) == (("carnet18", "resnet18"), 5, photos / "answer")
+    flags = [str(photos), "--device", "cpu", "--output", str(tmp_path / "answer")]
+    assert reproduce_published.main(flags, train=train, write=(written := Written())) == 1
+    assert (asked["models"], asked["seeds"], asked["folder"]) == (("carnet18", "resnet18"), 5, tmp_path / "answer")
     config = asked["config"]
-    assert (config.image_size, config.epochs, config.batch_size, config.device) == (244, 50, 16, "cuda")
+    assert (config.image_size, config.epochs, config.batch_size, config.precision) == (244, 50, 16, "fp32")
+    assert config.cache == "disk"
+    # Nothing is there, and that is what it says.
+    assert (written.name, written.numbers["runs"], written.numbers["networks"]) == ("reproduction", [], [])
+    assert "resnet18-seed-0 could not be trained" in written.numbers["state"]
 
 
-def test_a_stop_leaves_how_far_it_came(
-    photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("minutes", "code"), [("1e-9", 0), ("9", 128 + signal.SIGINT)])
+def test_a_piece_ends_with_what_is_there(
+    minutes: str, code: int, photos: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    written: dict[str, Any] = {}
+    def copy(name: str, **recipe: Any) -> Path:
+        run = Path(shutil.copytree(trained_run, tmp_path / name))
+        config = json.loads((run / "config.json").read_text())
+        config["recipe"] |= recipe
+        (run / "config.json").write_text(json.dumps(config))
+        return run
 
-    def train_runs(*_: Any, folder: Path, **__: Any) -> None:
-        shutil.copytree(trained_run, folder / "carnet18-seed-0")
-        shutil.copytree(trained_run, folder / "resnet18-seed-0")
-        (folder / "resnet18-seed-0" / "result.json").unlink()
+    def train(*_: Any, **__: Any) -> tuple[list[Path], list[str]]:
+        copy("carnet_n-seed-0", seed=0)
+        copy("carnet18-seed-0", model="carnet18")
+        (copy("carnet_n-seed-1", seed=1, epochs=50) / "result.json").unlink()
+        begun = copy("carnet18-seed-1", model="carnet18", seed=1)
+        (begun / "result.json").unlink()
+        (begun / "metrics.csv").unlink()
+        copy("another-network", model="carnet_s")
         raise StoppedError("stopped", signal.SIGINT)
 
-    monkeypatch.setattr(reproduce_published, "train_runs", train_runs)
-    monkeypatch.setattr(reproduce_published, "write_result", lambda name, command, numbers: written.update(numbers))
-    with pytest.raises(StoppedError):
-        reproduce_published.reproduce(photos, 5, tmp_path / "runs", Silent())
-    finished, stopped = written["runs"]
-    assert (finished["run"], len(finished["epochs"]), finished["result"]["epochs"]) == ("carnet18-seed-0", 2, 2)
-    assert (stopped["run"], len(stopped["epochs"]), stopped["result"]) == ("resnet18-seed-0", 2, None)
+    written = Written()
+    flags = [str(photos), "--minutes", minutes, "--device", "cpu", "--output", str(tmp_path)]
+    assert reproduce_published.main(flags, PAIR, train=train, write=written) == code
+    runs = {run["run"]: run for run in written.numbers["runs"]}
+    assert list(runs) == ["carnet18-seed-0", "carnet18-seed-1", "carnet_n-seed-0", "carnet_n-seed-1"]
+    assert (len(runs["carnet_n-seed-0"]["epochs"]), runs["carnet_n-seed-0"]["result"]["epochs"]) == (2, 2)
+    assert (len(runs["carnet_n-seed-1"]["epochs"]), runs["carnet_n-seed-1"]["result"]) == (2, None)
+    assert (runs["carnet18-seed-1"]["epochs"], runs["carnet18-seed-1"]["result"]) == ([], None)
+    # What is unfinished is not averaged with what is, and its name says so.
+    labels = ["carnet18", "carnet_n", "carnet_n seed 1, 2 of 50 epochs"]
+    assert [row["label"] for row in written.numbers["networks"]] == labels
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith(
+        "2 of 10 runs are finished; unfinished: carnet18-seed-1 (0 of 2 epochs), carnet_n-seed-1 (2"
+    )
+    assert f"|  | carnet18, published | {' | '.join(labels)} |" in table
+    # The same without photos and without weights, which may be too large to be brought home.
+    for file in [*tmp_path.glob("figure.*"), *tmp_path.glob("*/*.ckpt"), *tmp_path.glob("*/model.*")]:
+        file.unlink()
+    assert (
+        reproduce_published.main(["--report", "--output", str(tmp_path)], PAIR, train=untrainable, write=written) == 0
+    )
+    assert (tmp_path / "figure.png").exists()
+    assert [row["label"] for row in written.numbers["networks"]] == labels
 
 
-def test_without_a_valid_folder_it_says_so(
-    flat: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--device", "cuda"], "--device"),
+        (["--minutes", "0"], "--minutes"),
+        (["--batches", "-1"], "--batches"),
+        (["--image-size", "10"], "10"),
+        (["--report", "--output", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(
+    flags: list[str], named: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reproduce(flat, monkeypatch, cuda=False) == 2
+    flags = [str(photos), "--device", "cpu", "--output", str(tmp_path), *flags]
+    assert reproduce_published.main(flags, write=Written()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_without_photos_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce_published.main([], train=untrainable) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--report" in line
+
+
+def test_without_a_valid_folder_it_says_so(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [str(flat), "--device", "cpu", "--output", str(tmp_path)]
+    assert reproduce_published.main(flags, train=untrainable) == 2
     assert "has no valid folder" in capsys.readouterr().err

@@ -78,8 +78,13 @@ def test_the_figure_shows_what_it_was_given() -> None:
     assert np.array_equal(thin, [[1, 50], [2, 80]])
     assert np.array_equal(other, [[3, 50], [4, 80]])
     assert np.allclose(mean, [[2, 50], [3, 80]])
-    # Without any latency there is an axis all the same.
-    draw_comparison([{**rows[0], "latency_ms": {}}], runs[:2])
+    # Without any latency, accuracy over seconds has the whole figure.
+    _, alone = draw_comparison([{**rows[0], "latency_ms": {}}], runs[:2])
+    assert (svg.count(b'id="axes_'), alone.count(b'id="axes_')) == (2, 1)
+    # A single epoch shows as a point.
+    point = Figure().subplots()
+    assert _draw_runs(point, runs[2:], STYLES[1]) == (1.0, 100.0)
+    assert point.lines[-1].get_marker() == STYLES[1][2]
 
 
 def test_colours_are_told_apart_in_grey() -> None:
