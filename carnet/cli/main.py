@@ -25,6 +25,7 @@ from carnet.errors import (
     OutOfMemoryError,
     explaining_lack_of_memory,
 )
+from carnet.threads import wait_briefly
 
 if TYPE_CHECKING:
     from carnet.training.config import TrainingConfig
@@ -68,6 +69,7 @@ Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
 
 def main(arguments: Sequence[str] | None = None) -> Never:
     """Run the command line and leave the process."""
+    wait_briefly()
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is no reason to fail; a file or another program gets it as it is.

@@ -14,6 +14,7 @@ from carnet.errors import ConfigError, RunError
 from carnet.models.device import choose_device, device_name
 from carnet.prefetch import available_cores, loading_threads
 from carnet.progress import first_few
+from carnet.threads import SPINS, is_waiting_chosen
 from carnet.training.config import MAX_THREADS, MuonPrecision, TrainingConfig
 
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -142,6 +143,11 @@ def resolve(config: TrainingConfig, *, num_launched: int = 1, on_this_machine: i
     if devices > 1:
         statistics = "common to all" if device == "cuda" else "each process's own"
         reasons.insert(0, f"{devices} processes, batch-norm statistics {statistics}")
+    if device == "cpu" and threads > 1 and not is_waiting_chosen():
+        reasons.append(
+            f"threads wait for each other with their cores kept busy, which slows training beside other programs; set "
+            f"GOMP_SPINCOUNT={SPINS} before Python starts (the carnet command does)"
+        )
     fast_depthwise = config.fast_depthwise == "on" or (config.fast_depthwise == "auto" and device == "cpu")
     keep = config.keep_memory == "on" or (config.keep_memory == "auto" and not config.max_memory)
     return Plan(

@@ -65,7 +65,9 @@ from carnet.training.matrix_rates import measure_matrix_rates
 print(json.dumps(measure_matrix_rates().to_json()))
 train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output={str(run)!r})
 """
-    done = finished([sys.executable, "-c", script], env=os.environ | HELD_TO_AVX2 | {"OMP_NUM_THREADS": "1"}, check=True)
+    done = finished(
+        [sys.executable, "-c", script], env=os.environ | HELD_TO_AVX2 | {"OMP_NUM_THREADS": "1"}, check=True
+    )
     rates = json.loads(done.stdout)
     assert rates["bf16"] < rates["fp32"] / 2, "the variables have no effect"
     record = json.loads((run / "config.json").read_text())
