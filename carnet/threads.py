@@ -2,8 +2,8 @@
 
 PyTorch on Linux computes with threads of the GNU OpenMP library. After each piece of work they wait for the slowest
 one, and by default keep their cores busy with that for a millisecond or more. Beside another program this is the wrong
-thing to do: the thread that is waited for has lost its core, and those that wait use up their share of the others. Short
-waiting leaves the time to whoever has work (`benchmarks/busy_cores.py`).
+thing to do: the thread that is waited for has lost its core, and those that wait use up their share of the others.
+Short waiting leaves the time to whoever has work (`benchmarks/busy_cores.py`).
 """
 
 from __future__ import annotations
