@@ -56,6 +56,10 @@ def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretraine
     return _BUILDERS[name](num_classes, in_channels)
 
 
+RESIZABLE = ("carnet_n", "carnet_s", "carnet_m")
+"""Networks of ours that were made for no particular side; `IMAGE_SIZE` is usual."""
+
+
 def default_image_size(name: str) -> int:
     """Side of the input, in pixels, that a network is meant for.
 
@@ -68,7 +72,7 @@ def default_image_size(name: str) -> int:
         return int(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1])
     if name not in _BUILDERS:
         raise _unknown(name)
-    return IMAGE_SIZE if name in ("carnet_n", "carnet_s", "carnet_m") else PUBLISHED_IMAGE_SIZE
+    return IMAGE_SIZE if name in RESIZABLE else PUBLISHED_IMAGE_SIZE
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from carnet.data.check import CheckedImages, check_images, describe
 from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
 from carnet.data.forms import form_of
 from carnet.data.hub import Source
+from carnet.data.samples import LabeledImages
 from carnet.data.sources import find_images
 from carnet.errors import ConfigError
 from carnet.progress import OnProgress, Progress, duration
@@ -34,9 +35,11 @@ class Found:
         stream: the data set that training images are read from while training; None: they are files.
         decoded: the images that are decoded already; None: none are.
         reason: of how decoded images are kept: a phrase.
+        image_size: side of the images, in pixels.
     """
 
     images: CheckedImages
+    image_size: int
     stream: Source | None = None
     decoded: DecodedImages | None = None
     reason: str = ""
@@ -55,6 +58,7 @@ def look_at(
     progress: Progress,
     *,
     started: float | None = None,
+    choose_size: Callable[[LabeledImages], int] | None = None,
 ) -> Found:
     """Find the images, look inside each, and say what there is.
 
@@ -65,6 +69,7 @@ def look_at(
         ignore: images to leave out.
         progress: shown what is found.
         started: when the run's budget began, by `time.monotonic`; None: it has been planned already.
+        choose_size: gives the side of the images where the recipe leaves it open, before they are decoded.
 
     Raises:
         CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
@@ -91,16 +96,18 @@ def look_at(
     if config.stream:
         images, stream = _look_at_stream(str(data), {**check, "progress": bar("looking at")}, ignore, progress)
         progress.say("\n".join(describe(images)))
-        return Found(images, stream)
+        return Found(images, config.image_size, stream)
     found = find_images(
         data,
         layout=config.layout,
         ignore=ignore,
         progress=lambda done, total: progress.bar("unpacking", done, total),
     )
+    if not config.image_size and choose_size is not None:
+        check["image_size"] = choose_size(found)
     inspected = inspect_and_keep(
         [sample.path for sample in found.samples],
-        Target(config.image_size, config.resize, config.in_channels),
+        Target(check["image_size"], config.resize, config.in_channels),
         config.cache,
         free_memory=free_bytes(),
         shared=plan.devices > 1,
@@ -109,7 +116,7 @@ def look_at(
     )
     images = check_images(found, facts=inspected.facts, **check)
     progress.say("\n".join(describe(images)))
-    return Found(images, None, inspected.decoded, inspected.reason)
+    return Found(images, check["image_size"], None, inspected.decoded, inspected.reason)
 
 
 def _look_at_stream(

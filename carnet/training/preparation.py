@@ -16,13 +16,14 @@ from carnet import files
 from carnet.data.check import CheckedImages
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError
 from carnet.machine import versions
-from carnet.models.registry import create_model, normalization
+from carnet.models.registry import create_model, default_image_size, normalization
 from carnet.models.summary import check_image_size, check_single_image
 from carnet.models.trained import check_start, start_from
 from carnet.progress import Progress, counted
 from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
+from carnet.training.budget import size_in_budget
 from carnet.training.checkpoint import Checkpoint
 from carnet.training.config import TrainingConfig
 from carnet.training.feed import Feed
@@ -95,8 +96,16 @@ def prepare(
         raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
     config = asked = with_size(config)
     check_early(config, init)
-    found = look_at(data, config, plan, ignore, progress, started=started)
-    images = found.images
+    found = look_at(
+        data,
+        config,
+        plan,
+        ignore,
+        progress,
+        started=started,
+        choose_size=lambda images: size_in_budget(asked, plan, images, started, progress),
+    )
+    images, config = found.images, replace(config, image_size=found.image_size)
     num_train = len(images.data.splits["train"])
     _check_shares(num_train, plan)
     config = with_epochs(with_batch_size(config, num_train, plan.devices), num_train)
@@ -134,6 +143,7 @@ def check_early(config: TrainingConfig, init: Path | str | None = None) -> None:
     Raises:
         CarnetError: one of its kinds.
     """
+    config = replace(config, image_size=config.image_size or default_image_size(config.model))
     network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
     check_image_size(network, config.model, config.image_size, config.in_channels)
     if (first := first_side(config)) < config.image_size:

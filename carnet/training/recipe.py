@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from carnet.errors import RunError
-from carnet.models.registry import default_image_size
+from carnet.models.registry import RESIZABLE, default_image_size
 from carnet.training.config import TrainingConfig
 
 IMAGES_TO_SEE = 400_000
@@ -21,13 +22,31 @@ LONG_RUN = 30
 """Epochs from which a network sees enough of every image to need more variety."""
 
 
+SIDES_BY_PASSES = ((2.5, 64), (6.0, 96), (40.0, 128), (math.inf, 160))
+"""What a budget is best spent on: up to so many passes over the training images, if they had the network's own side,
+and the side to take instead. `docs/recipe.md` has the experiments."""
+
+
 def with_size(config: TrainingConfig) -> TrainingConfig:
-    """Fill in the side of the images.
+    """Fill in the side of the images, unless a budget is left to choose it.
 
     Raises:
         CarnetError: if there is no such network.
     """
+    if budget_chooses_size(config):
+        return config
     return replace(config, image_size=config.image_size or default_image_size(config.model))
+
+
+def budget_chooses_size(config: TrainingConfig) -> bool:
+    """Whether measured speed decides on the side: with a budget and nothing else, for networks that take any side."""
+    is_open = not (config.image_size or config.epochs or config.stream)
+    return bool(config.budget) and is_open and config.model in RESIZABLE
+
+
+def size_for(passes: float) -> int:
+    """Side of the images, in pixels, for so many passes over the training images at the network's own side."""
+    return next(side for most, side in SIDES_BY_PASSES if passes <= most)
 
 
 def with_batch_size(config: TrainingConfig, num_train: int, devices: int = 1) -> TrainingConfig:
@@ -69,9 +88,9 @@ def recorded_recipe(values: Mapping[str, Any], path: Path) -> TrainingConfig:
 
 def filled_from(config: TrainingConfig, recorded: TrainingConfig) -> TrainingConfig:
     """Fill in what is left open with what a run has recorded."""
-    config = with_size(config)
     return replace(
         config,
+        image_size=config.image_size or recorded.image_size,
         epochs=config.epochs or recorded.epochs,
         batch_size=config.batch_size or recorded.batch_size,
         min_crop=config.min_crop or recorded.min_crop,

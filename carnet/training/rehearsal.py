@@ -58,6 +58,16 @@ class Rehearsal:
         weights = copy.deepcopy(network.state_dict())
         return cls(network, spec, config, batch, first_batch, seconds, feed.is_decoded, weights)
 
+    @classmethod
+    def on_random_pixels(
+        cls, network: nn.Module, spec: ModelSpec, config: TrainingConfig, num_images: int
+    ) -> Rehearsal:
+        """Without images, before they are decoded: a batch of random pixels and labels."""
+        size = config.image_size
+        pixels = np.random.default_rng(0).integers(0, 256, (num_images, size, size, spec.in_channels), np.uint8)
+        batch = Batch(torch.from_numpy(pixels), torch.arange(num_images) % spec.num_classes)
+        return cls(network, spec, config, batch, batch, 0.0, True, copy.deepcopy(network.state_dict()))
+
     @property
     def has_depthwise(self) -> bool:
         """Whether the network has convolutions whose gradient can be computed our way."""

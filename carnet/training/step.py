@@ -156,10 +156,13 @@ class TrainingStep:
         return self.fabric.no_backward_sync(self.forward, enabled=later) if self.processes.size > 1 else nullcontext()
 
 
+_LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
 def arrange(network: nn.Module, plan: Plan) -> None:
     """Lay a network's weights out, and compute its gradients, as the plan has it; on as many threads."""
     torch.set_num_threads(plan.threads)
-    network.to(memory_format=getattr(torch, plan.memory_format))
+    network.to(memory_format=_LAYOUTS[plan.memory_format])
     speed_up_depthwise(network, fast=plan.fast_depthwise)
 
 

@@ -90,6 +90,30 @@ def tune(
         rehearsal.undo()
 
 
+def seconds_of_step(
+    config: TrainingConfig, plan: Plan, rehearsal: Rehearsal, *, steps_per_epoch: int, started: float
+) -> float:
+    """What a step takes once precision, layout, gradients and threads are chosen.
+
+    Args:
+        config: the recipe.
+        plan: as `resolve` gives it.
+        rehearsal: which is undone at the end.
+        steps_per_epoch: optimizer steps of an epoch.
+        started: when the command began, by `time.monotonic`.
+    """
+    try:
+        tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
+        tuning.choose_muon_precision()
+        tuning.fit_memory()
+        tuning.measure_step()
+        if plan.devices == 1:
+            tuning.choose_kernels()
+        return tuning.step_seconds
+    finally:
+        rehearsal.undo()
+
+
 class _Tuning:
     """Choices so far. Each method makes one, and says why."""
 

@@ -156,6 +156,14 @@ def test_compiled_learns_like_plain(photos: Path, tmp_path: Path) -> None:
     assert distance < 0.02 * length
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_either_layout_trains(layout: Any, photos: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, epochs=1, memory_format=layout, precision="fp32")
+    train(photos, recipe, output=tmp_path / "run", progress=Silent())
+    plan = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
+    assert plan["memory_format"] == layout
+
+
 def test_gradients_add_up_over_micro_batches() -> None:
     """Without batch norm, parts of a batch learn what the batch does."""
     config = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32")
