@@ -29,6 +29,8 @@ from carnet.training.step import compiler_problem, end_compiling
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
+LONG_RUN_SECONDS = 1800.0
+"""A longer run says how to limit it."""
 COMPILING_SHARE = 1 / 20
 """Share of the run that trying to compile may cost: it saves a fifth to a third where it succeeds."""
 FEWEST_STEPS = 100
@@ -85,6 +87,8 @@ def tune(
         tuning.choose_workers()
         if config.budget:
             tuning.choose_epochs(num_valid)
+        else:
+            tuning.foretell(num_valid)
         return tuning.config, replace(tuning.plan, reasons=(*plan.reasons, *tuning.reasons))
     finally:
         rehearsal.undo()
@@ -341,14 +345,30 @@ class _Tuning:
         prepared = f"{counted(workers, 'thread')} to prepare images" if workers else "images prepared between the steps"
         self.reasons.append(f"{threads}, {prepared}")
 
+    def foretell(self, num_valid: int) -> None:
+        """Say how long the epochs take, and what to do where that is long."""
+        step, judging = self._seconds_of_step(), num_valid * self.rehearsal.seconds_to_judge()
+        cost = mean_cost(0, self.config, self.plan.first_cost)
+        seconds = self.config.epochs * (self.steps_per_epoch * step * cost + judging) + judging
+        told = f"{counted(self.config.epochs, 'epoch')} take about {duration(seconds)}"
+        if seconds > LONG_RUN_SECONDS:
+            told += (
+                "; --budget 30m trains for half an hour, on smaller images where they are learned better in that time"
+            )
+        self.reasons.append(told)
+
+    def _seconds_of_step(self) -> float:
+        """With the preparation of its images, which a rehearsal has not seen where the same cores do it."""
+        if self.plan.device != "cpu":
+            return self.step_seconds
+        threads = self.plan.threads if self.plan.workers else 1
+        preparing = self.config.batch_size * self.rehearsal.seconds_to_load / (threads * self.plan.devices)
+        return self.step_seconds + preparing
+
     def choose_epochs(self, num_valid: int) -> None:
         """As many as fit into what is left of the budget, and no more than were asked for."""
         judging = num_valid * self.rehearsal.seconds_to_judge()
-        step = self.step_seconds
-        if self.plan.device == "cpu":
-            # Images are prepared on the same cores, which the rehearsal has not seen.
-            threads = self.plan.threads if self.plan.workers else 1
-            step += self.config.batch_size * self.rehearsal.seconds_to_load / (threads * self.plan.devices)
+        step = self._seconds_of_step()
         epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
         left = max(1.0, self._left() - judging - 3.0)

@@ -325,6 +325,15 @@ def test_a_budget_may_not_hold_an_epoch() -> None:
         tuned(10.0, budget="2m", compile="off")
 
 
+def test_the_length_of_a_run_is_foretold() -> None:
+    # 100 steps of 0.1 s, for each of which 8 threads prepare 16 images in 1 ms each, and 50 images of 0.01 s.
+    reasons = tuned(0.1, epochs=50)[1].reasons
+    assert "50 epochs take about 8 min 56 s" in reasons
+    (long,) = (reason for reason in tuned(0.1, epochs=200)[1].reasons if "200 epochs take about 35 min" in reason)
+    assert "--budget 30m" in long
+    assert not any("take about" in reason for reason in tuned(0.1, budget="10m", epochs=0)[1].reasons)
+
+
 def test_a_budget_shortens_a_run_and_never_prolongs_it() -> None:
     config, plan = tuned(0.1, budget="10m", epochs=7)
     assert (config.epochs, plan.training_steps, plan.most_steps) == (7, 700, 700)
