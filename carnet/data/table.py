@@ -16,7 +16,7 @@ from typing import TextIO
 from carnet.data.locate import Locator, kind_of
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
-from carnet.inputs import MAX_TABLE_BYTES, open_file, open_text, state_of
+from carnet.inputs import MAX_TABLE_BYTES, broken_link, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
 
@@ -140,7 +140,10 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
         names = first_few([f"{row.name} (line {row.line})" for row in missing])
         raise DataError(
             f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
-            f"paths count from the table's folder, so mend them or move the table"
+            + (
+                broken_link(locator.root / missing[0].name)
+                or "paths count from the table's folder, so correct them or move the table"
+            )
         )
     locator.check()
     return repeated

@@ -88,7 +88,9 @@ ROWS = [
     Row("predict", ("predict", "run", *(f"photos/train/red/{name}" for name in (*ODD, "0.png"))), 1, ODD, ("0.png: ",)),
     Row("predict-folder", ("predict", "run", "photos/train/red"), 1, ODD, ("0.png: ",)),
     Row("predict-pipe", ("predict", "run", "pipe.csv", "photos/train/red/0.png"), 1, ("pipe.csv",), ("0.png: ",)),
+    Row("predict-pattern", ("predict", "run", "mixed/*"), 1, ("pipe.jpg: ", "gone.jpg: no such file"), ("0.png: ",)),
     Row("stdin", ("predict", "run", "-"), 1, ("-: .*256 MB",)),
+    Row("begun", ("train", "photos", *QUICK, "--output", "begun"), 2, ("begun exists",)),
     *(
         Row(f"ignore-{name}", (*EVALUATE, "photos", "--ignore", name), 2, (name,))
         for name in ("/dev/zero", "pipe.csv", "large.csv")
@@ -159,6 +161,11 @@ def make(root: Path) -> None:
         red / "pipe",
         *(root / f"pipe.{kind}" for kind in ("csv", "tar", "parquet", "onnx")),
     ):
+        os.mkfifo(pipe)
+    save_picture(root / "mixed" / "0.png", (40, 60, 200), 0, (40, 40))
+    (root / "mixed" / "gone.jpg").symlink_to("/mnt/not-mounted.jpg")
+    (root / "begun").mkdir()
+    for pipe in (root / "mixed" / "pipe.jpg", root / "begun" / "data.csv"):
         os.mkfifo(pipe)
     for pipe in (root / "shards" / "train" / "0.tar", root / "shards" / "valid" / "0.parquet"):
         pipe.parent.mkdir(parents=True)

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -457,6 +458,34 @@ def test_a_checkpoint_with_other_tensors_is_refused(
     metadata = read_metadata(checkpoint.read_bytes())
     checkpoint.write_bytes(pack(damage(load_file(checkpoint)), metadata))
     refused(capsys, "", "train", "--resume", copied, "--json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+@pytest.mark.parametrize(
+    ("kind", "names"), [("pipe", ["last", "previous"]), ("device", ["last"]), ("sparse", ["last"])]
+)
+def test_what_is_called_a_checkpoint_and_is_none(
+    kind: str, names: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts as damaged: the one before it is taken, and without one it is named. Nothing waits for a pipe."""
+    for checkpoint in (copied / f"{name}.ckpt" for name in names):
+        checkpoint.unlink()
+        if kind == "pipe":
+            os.mkfifo(checkpoint)
+        elif kind == "device":
+            checkpoint.symlink_to("/dev/zero")
+        else:
+            checkpoint.touch()
+            os.truncate(checkpoint, 40 * 10**9)
+    resume = ["train", "--resume", str(copied), "--json"]
+    if kind == "pipe":
+        done = finished([sys.executable, "-m", "carnet", *resume])
+        code, said = done.returncode, done.stderr
+    else:
+        code, said = run_command(resume), capsys.readouterr().err
+    assert code == (2 if "previous" in names else 0)
+    assert all(f"{name}.ckpt: " in said for name in names)
+    assert "Traceback" not in said
 
 
 def test_a_part_of_tensors_that_does_not_parse(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
