@@ -108,8 +108,9 @@ class Source:
 def check_whole(source: Source, taken: Iterable[str]) -> None:
     """Refuse a folder of images of which `datasets` would leave some out without a word, or take what is no data.
 
-    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, and
-    knows no folders of systems. Where a README.md says what belongs to the data, that counts.
+    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, leaves
+    out what it does not know (.heic), and knows no folders of systems. Where a README.md says what belongs to the data,
+    that counts.
 
     Args:
         source: the folder.
@@ -132,8 +133,8 @@ def check_whole(source: Source, taken: Iterable[str]) -> None:
     if left_out := [path for path in images if path not in found]:
         raise DataError(
             f"{source.data}: datasets would leave out {counted(len(left_out), 'image')}, such as "
-            f"{left_out[0].relative_to(folder)}, for it follows no links and takes names like train and test for "
-            f"splits; {way_out}"
+            f"{left_out[0].relative_to(folder)}, because it follows no links, takes names like train and test for "
+            f"splits, and does not know all endings; {way_out}"
         )
 
 

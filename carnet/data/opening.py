@@ -89,7 +89,9 @@ def open_source(source: Source, columns: Sequence[str] | None = None) -> tuple[s
             options["data_files"] = DataFilesDict(lists)
         builder = datasets.load_dataset_builder(source.loader, source.config, revision=source.revision, **options)
         if source.is_folder and builder.name == "imagefolder":
-            check_whole(source, (path for paths in builder.config.data_files.values() for path in paths))
+            taken = (path for paths in builder.config.data_files.values() for path in paths)
+            # What is called otherwise, it leaves out as well, but only when it comes to it.
+            check_whole(source, [path for path in taken if path.lower().endswith(tuple(builder.EXTENSIONS))])
         # It would fetch and decode images of which only the label is asked.
         if hasattr(builder.config, "decode_num_threads"):
             builder.config.decode_num_threads = 0

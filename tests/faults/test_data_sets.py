@@ -97,13 +97,18 @@ def an_image_that_is_gone(root: Path) -> str:
     return "gone.jpg"
 
 
+def an_ending_that_it_does_not_know(root: Path) -> str:
+    (draw(root, "cat", "dog") / "cat" / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    return "phone.HEIC"
+
+
 @NO_LINKS
 @pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["stored", "streamed"])
 @pytest.mark.parametrize(
     "make",
     [
         *(a_split_among_classes, a_recycle_bin, a_linked_class, a_class_on_another_disk, a_split_on_another_disk),
-        *(a_pipe, an_image_that_is_gone),
+        *(a_pipe, an_image_that_is_gone, an_ending_that_it_does_not_know),
     ],
 )
 def test_what_would_be_left_out_of_a_folder_is_named(
@@ -115,6 +120,8 @@ def test_what_would_be_left_out_of_a_folder_is_named(
 
 def test_a_folder_of_which_nothing_is_left_out(tmp_path: Path) -> None:
     draw(tmp_path / "data", "train/cat", "train/dog", "validation/cat", "validation/dog")
+    (tmp_path / "data" / "train" / "cat" / "0.png").rename(tmp_path / "data" / "train" / "cat" / "0.PNG")
+    (tmp_path / "data" / "notes.txt").write_text("No image.")
     assert train(f"hf:{tmp_path / 'data'}", tmp_path / "run") == (0, Counter(train=4, valid=4))
 
 

@@ -27,6 +27,7 @@ from children import started
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar
 from pictures import save_picture
 
+from carnet.data.ignore import read_ignore_file
 from carnet.data.sources import find_images
 from carnet.errors import DataError
 
@@ -226,6 +227,20 @@ def test_nothing_waits_and_nothing_is_taken_for_what_it_is_not(row: Row, answers
     assert peak < MAX_RSS
     if row.locked:
         assert not re.search("no such|not there|no folder|no file|no run|damaged", err, re.IGNORECASE), err
+
+
+def test_a_large_list_takes_no_more_memory_than_its_lines(tmp_path: Path) -> None:
+    """Rows of a table that name nothing, and empty lines of an ignore list."""
+    (tmp_path / "table.csv").write_text("filepath,label\n" + "gone.jpg,cat\n" * 100_000)
+    (tmp_path / "list.txt").write_text("\n" * 5_000_000 + "a.jpg\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"100,000 of 100,000 files .* \(line 6\) and 99,995 more"):
+            find_images(tmp_path / "table.csv")
+        assert read_ignore_file(tmp_path / "list.txt") == ("a.jpg",)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def header(kind: bytes, content: bytes, size: int | None = None) -> bytes:
