@@ -21,14 +21,14 @@ import torch
 from children import finished
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from runs import write_table
 from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.cli.main import run as run_command
 from carnet.documents import sealed
-from carnet.errors import CarnetError
+from carnet.errors import CarnetError, ModelFileError
 from carnet.models.tensors import pack, read_metadata
 
 HUGE = "7" * 5000
@@ -253,6 +253,47 @@ def bad_graphs() -> dict[str, bytes]:
             helper.make_node("MatMul", ["f", "f"], ["y"]),
         ),
     }
+
+
+def test_lengths_whose_names_are_no_text(exported: Path) -> None:
+    content = exported.read_bytes()
+    graph = without_document(content)
+    assert b"batch" in graph
+    with pytest.raises(ModelFileError):
+        carnet.Classifier(resealed(graph.replace(b"batch", b"ba\xb7ch"), json.dumps(document_of(content))))
+
+
+def test_an_answer_that_is_no_number_has_no_explanation(exported: Path, photos: Path) -> None:
+    content = exported.read_bytes()
+    model = onnx.load_from_string(without_document(content))
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 4:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+    classifier = carnet.Classifier(resealed(model.SerializeToString(), json.dumps(document_of(content))))
+    with pytest.raises(ModelFileError, match="not a number"):
+        classifier.explain(next(photos.glob("valid/*/*")))
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_whatever_a_graph_says_is_used_or_refused(place: float, byte: int, exported: Path, photos: Path) -> None:
+    content = exported.read_bytes()
+    graph = bytearray(without_document(content))
+    # What says something lies at both ends; in between are weights.
+    ends = [*range(4000), *range(len(graph) - 4000, len(graph))]
+    graph[ends[int(place * len(ends))]] = byte
+    try:
+        classifier = carnet.Classifier(resealed(bytes(graph), json.dumps(document_of(content))), threads=1)
+        classifier.predict(next(photos.glob("valid/*/*")))
+    except ModelFileError:
+        pass
 
 
 SPEC = {
