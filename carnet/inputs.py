@@ -94,7 +94,9 @@ def state_of(path: Path) -> os.stat_result | None:
 
 def broken_link(path: Path) -> str:
     """A clause about the link that keeps a path from being reached; nothing ("") where no link does."""
-    link = next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
+    # pathlib's would raise an error for a name that is longer than names can be.
+    parts = (path, *path.parents)
+    link = next((part for part in parts if os.path.islink(part) and not os.path.exists(part)), None)  # noqa: PTH110, PTH114
     if link is None:
         return ""
     return f"{link} is a link to {link.readlink()}, which cannot be reached; mount its disk, or correct the link"
