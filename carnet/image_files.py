@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
+    # Without the line ends that follow, by which a file shows that it was sent as a text.
+    b"\x89PNG": "PNG",
     **dict.fromkeys((b"GIF87a", b"GIF89a"), "GIF"),
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
@@ -120,6 +121,10 @@ No other chunk is given to it, be it text, a profile (iCCP), a resolution (pHYs)
 """
 
 
+_PNG_COLOUR, _PNG_PALETTE = 25, 3
+"""Where a PNG says how its pixels are coloured, and what it says if they are places in a palette."""
+
+
 def _png_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
     start = 8
     while start + 8 <= len(content):
@@ -127,7 +132,8 @@ def _png_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
         end = start + 12 + length
         if not name.isalpha():
             return
-        if name not in PNG_CHUNKS:
+        # A palette beside colours is advice for screens of few colours.
+        if name not in PNG_CHUNKS or (name == b"PLTE" and content[_PNG_COLOUR] != _PNG_PALETTE):
             yield start, min(end, len(content)), False
         elif (matters := PNG_CHUNKS[name]) is not None:
             data = content[start + 8 : end - 4]
@@ -237,10 +243,21 @@ def has_lost_data(content: bytes) -> bool:
             scans, is_closed = _jpeg_scans(content)
             return not is_closed or not _is_complete(scans) or any(scan.has_hole(content) for scan in scans)
         case "WEBP":
-            pixels = (chunk for chunk in _webp_chunks(content, 12, len(content)) if chunk[0] in (b"VP8 ", b"VP8L"))
-            return any(content.find(bytes(_FEW_ZEROS), start, end) >= 0 for _, start, end in pixels)
+            return any(content.find(bytes(_FEW_ZEROS), start, end) >= 0 for start, end in _webp_pixels(content))
         case _:
             return False
+
+
+def _webp_pixels(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where the pixels of the first picture are."""
+    for name, start, end in _webp_chunks(content, 12, len(content)):
+        if name in (b"VP8 ", b"VP8L"):
+            yield start, end
+        elif name == b"ANMF":
+            # A frame: where it lies and how long it lasts, then chunks of its own. The first one counts.
+            inside = _webp_chunks(content, start + 16, min(end, len(content)))
+            yield from ((start, end) for name, start, end in inside if name in (b"VP8 ", b"VP8L"))
+            return
 
 
 def without_end(content: bytes) -> bytes | None:

@@ -92,6 +92,16 @@ def state_of(path: Path) -> os.stat_result | None:
         return None
 
 
+def broken_link(path: Path) -> str:
+    """A clause about the link that keeps a path from being reached; nothing ("") where no link does."""
+    # pathlib's would raise an error for a name that is longer than names can be.
+    parts = (path, *path.parents)
+    link = next((part for part in parts if os.path.islink(part) and not os.path.exists(part)), None)  # noqa: PTH110, PTH114
+    if link is None:
+        return ""
+    return f"{link} is a link to {link.readlink()}, which cannot be reached; mount its disk, or correct the link"
+
+
 def check_listed(pattern: Path | str) -> None:
     """Find out whether a pattern without matches may have some, in a folder whose content cannot be listed.
 

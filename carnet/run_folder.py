@@ -17,10 +17,12 @@ from carnet import files
 from carnet.data.samples import Layout
 from carnet.documents import MAX_BYTES, Count, DocumentError, conform
 from carnet.errors import OutputError, RunError
-from carnet.inputs import state_of
+from carnet.inputs import open_text, state_of
 from carnet.progress import first_few, quoted
 
 _MAX_TABLE_BYTES = 2**30
+_MAX_COPIED_BYTES = 32 * 2**30
+"""Of any file of a run; checkpoints are the largest."""
 _MAX_CONFIG_LETTERS = MAX_BYTES // 4
 """Of `config.json`, of which checkpoints hold a copy inside other JSON, where letters and marks take more bytes."""
 _CHECKSUM_WRONG = "its checksum is wrong, so it is damaged or was changed; copy it again from where the run was made"
@@ -195,7 +197,7 @@ class RunFolder:
         files.make_folder(begun)
         for file in sorted(self.path.iterdir()):
             if file.is_file() and not file.name.startswith("."):
-                files.write_bytes(begun / file.name, file.read_bytes())
+                files.write_bytes(begun / file.name, files.read_whole(file, _MAX_COPIED_BYTES))
         shutil.rmtree(path, ignore_errors=True)
         try:
             files.patiently(lambda: begun.rename(path))
@@ -212,9 +214,13 @@ class RunFolder:
         there = [file for file in ours if file.name.lower() not in (".ds_store", "desktop.ini")]
         if there != [self.data]:
             return not there
-        with self.data.open(encoding="utf-8", errors="replace") as file:
-            # A table of the user's may have the same name.
-            return file.readline().startswith("split,label,filepath,sha256,")
+        # A table of the user's may have the same name, and so may something that is no file.
+        begins = "split,label,filepath,sha256,"
+        try:
+            with open_text(self.data, errors="replace") as file:
+                return file.read(len(begins)) == begins
+        except OSError:
+            return False
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -252,7 +252,8 @@ def _expand(names: tuple[str, ...]) -> list[str]:
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
         elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or _is_pattern(name)):
-            found = [match for match in matches if os.path.isfile(match)]  # noqa: PTH113
+            # Also what is no file, or a link to nothing: it is reported by name, as in a folder.
+            found = [match for match in matches if not _is_folder(match)]
             # With ** the images of a folder are among the matches themselves.
             if "**" not in name or not found:
                 found += [str(path) for match in matches if _is_folder(match) for path in images_in(Path(match))]

@@ -256,6 +256,9 @@ def inspect_bytes(
 
 
 def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]:
+    if image.format == "PNG":
+        # Pillow would do so to find the EXIF, and once that has failed, take what it has got for the image.
+        image.load()
     odd = []
     format_name = image.format or ""
     if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):

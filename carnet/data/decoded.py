@@ -30,7 +30,7 @@ from carnet.progress import OnProgress
 from carnet.quantities import show_bytes
 from carnet.spec import ResizeRule
 
-_FORMAT = 4
+_FORMAT = 5
 """Of the files; another number makes them anew."""
 _PIXELS, _INDEX = "images.u8", "index.json"
 _KIND = "decoded"

@@ -171,7 +171,7 @@ class _Walk:
     def subfolders(self, folder: Path) -> list[Path]:
         contents = _contents(folder)
         self.num_hidden += sum(1 for path in contents if is_hidden(path.name) and os.path.isdir(path))  # noqa: PTH112
-        return [path for path in contents if not is_hidden(path.name) and _is_folder(path)]
+        return [path for path in contents if not is_hidden(path.name) and is_folder(path)]
 
     def count_loose_files(self, folder: Path) -> None:
         files = [path for path in _contents(folder) if path.is_file()]
@@ -203,7 +203,7 @@ def _contents(folder: Path) -> list[Path]:
         raise _closed(error) from error
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
     """Whether it is a folder, or a link to one.
 
     Raises:
@@ -242,7 +242,7 @@ def _holds_everything(folders: list[Path], root: Path, known_classes: Collection
 
 def _has_splits(folder: Path) -> bool:
     named = [path for path in visible(folder) if path.name.lower() in SPLIT_NAMES]
-    return any(_has_subfolder(path) for path in named if _is_folder(path))
+    return any(_has_subfolder(path) for path in named if is_folder(path))
 
 
 def _has_subfolder(folder: Path) -> bool:
@@ -350,7 +350,7 @@ def _images(folder: Path, walk: _Walk) -> Iterator[Path]:
             # What is called like an image counts as one, and is found to be unreadable if it is a link to nothing.
             if looks_like_image(here / name):
                 yield here / name
-            elif not _is_folder(here / name):
+            elif not is_folder(here / name):
                 walk.num_other_files += 1
 
 

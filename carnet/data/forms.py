@@ -13,7 +13,7 @@ from carnet.data.hub import is_dataset
 from carnet.data.samples import expanded
 from carnet.data.tar import is_packed, is_tar
 from carnet.errors import DataError
-from carnet.inputs import open_file, state_of
+from carnet.inputs import broken_link, open_file, state_of
 from carnet.preprocess import looks_like_image
 
 Form = Literal["folder", "table", "archive", "dataset"]
@@ -103,9 +103,8 @@ def _check_download(path: Path, start: bytes) -> None:
 
 
 def _missing(data: Path) -> str:
-    link = next((path for path in (data, *data.parents) if path.is_symlink() and not path.exists()), None)
-    if link is not None:
-        return f"{link} is a link to {link.readlink()}, which cannot be reached; mount its disk, or correct the link"
+    if link := broken_link(data):
+        return link
     beside: list[str] = []
     with suppress(OSError):
         beside += [path.name for path in data.parent.iterdir()]

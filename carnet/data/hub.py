@@ -18,19 +18,19 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from carnet.data.folder import is_hidden
+from carnet.data.folder import is_folder, is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
 from carnet.data.shards import is_webdataset
 from carnet.errors import DataError
 from carnet.files import digest_of
-from carnet.inputs import check_listed, open_file, state_of
+from carnet.inputs import MAX_IMAGE_BYTES, check_listed, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
-from carnet.progress import OnProgress
+from carnet.progress import OnProgress, counted
 
 FORMAT = 2
 """Of what `carnet.data.stream` and `carnet.data.stored` keep; another number makes it anew."""
@@ -97,11 +97,57 @@ class Source:
             # In a plain folder the path is the label.
             name = split or path.relative_to(self.loader).as_posix()
             with _readable():
-                line = f"{name}\t{digest_of(path) if by_content else _stamp(path)}\n"
+                is_read = by_content and not (self.is_folder and _is_no_image(path))
+                line = f"{name}\t{digest_of(path) if is_read else _stamp(path)}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
             if progress is not None:
                 progress(number, len(self.files))
         return digest.hexdigest()
+
+
+def check_whole(source: Source, taken: Iterable[str]) -> None:
+    """Refuse a folder of images of which `datasets` would leave some out without a word, or take what is no data.
+
+    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, leaves
+    out what it does not know (.heic), and knows no folders of systems. Where a README.md says what belongs to the data,
+    that counts.
+
+    Args:
+        source: the folder.
+        taken: the paths of the files that it would read.
+
+    Raises:
+        DataError: naming an image, and the way out.
+    """
+    folder = Path(source.loader)
+    if _says_what_belongs(folder / "README.md"):
+        return
+    way_out = f"name the folder itself, {source.data.removeprefix('hf:').partition('?')[0]}, or move them away"
+    found = {Path(path) for path in taken}
+    if hidden := sorted(path for path in found if any(map(is_hidden, path.relative_to(folder).parts[:-1]))):
+        raise DataError(
+            f"{source.data}: {hidden[0].relative_to(folder)} lies in a folder of the system's, which datasets takes "
+            f"for data; {way_out}"
+        )
+    images = [path for _, path in source.files if path.suffix.lower() in EXTENSIONS]
+    if left_out := [path for path in images if path not in found]:
+        raise DataError(
+            f"{source.data}: datasets would leave out {counted(len(left_out), 'image')}, such as "
+            f"{left_out[0].relative_to(folder)}, because it follows no links, takes names like train and test for "
+            f"splits, and does not know all endings; {way_out}"
+        )
+
+
+def _says_what_belongs(readme: Path) -> bool:
+    try:
+        return b"data_files" in read_file(readme, MAX_IMAGE_BYTES)
+    except OSError:
+        return False
+
+
+def _is_no_image(path: Path) -> bool:
+    """Whether a file is called like an image and is larger than any."""
+    return path.suffix.lower() in EXTENSIONS and path.stat().st_size > MAX_IMAGE_BYTES
 
 
 def is_dataset(data: str) -> bool:
@@ -158,7 +204,12 @@ def _named(data: str) -> Source:
             state = state_of(folder)
         if state is None or not stat.S_ISDIR(state.st_mode):
             raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
-        shown = sorted(path for path in _files_in(folder, (".",)) if path.is_file())
+        shown = sorted(_files_in(folder, (".",)))
+        if no_file := next((path for path in shown if not path.is_file()), None):
+            raise DataError(
+                f"{data}: {no_file} is no ordinary file or cannot be reached, and datasets would pass over it; remove "
+                f"it, or name the folder itself, {said}"
+            )
         return Source(data, str(folder), tuple(("", path) for path in shown), chosen=chosen)
     match = _HUB_NAME.fullmatch(said)
     if match is None:
@@ -183,19 +234,29 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
-    """Every file in a folder and those inside it, but not what begins with one of `hidden`.
+    """Every file in a folder and those inside it, but not what begins with one of `hidden`; links are followed.
 
     Raises:
-        DataError: if a folder may not be looked into.
+        DataError: if a folder may not be looked into, or a link leads nowhere.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
+    seen: set[str] = set()
     with _readable():
-        for current, folders, names in os.walk(folder, onerror=refuse):
+        for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            if (real := os.path.realpath(current)) in seen:
+                # A link back to a folder in which it lies, or a second one to the same folder.
+                folders.clear()
+                continue
+            seen.add(real)
             folders[:] = sorted(name for name in folders if not (name.startswith(hidden) or is_hidden(name)))
-            yield from (Path(current, name) for name in sorted(names) if not name.startswith(hidden))
+            for path in (Path(current, name) for name in sorted(names) if not name.startswith(hidden)):
+                # An image that is a link to nothing is one that cannot be read.
+                if path.suffix.lower() not in EXTENSIONS and path.is_symlink():
+                    is_folder(path)
+                yield path
 
 
 def _matching(data: str) -> list[Path]:
@@ -210,7 +271,7 @@ def _matching(data: str) -> list[Path]:
         try:
             name = "" if base is None else str(pattern.relative_to(base))
             # Brackets that find nothing may be part of a name.
-            in_base = [] if base is None else sorted(base.glob(name)) or sorted(base.glob(name.replace("[", "[[]")))
+            in_base = [] if base is None else _globbed(base, name) or _globbed(base, name.replace("[", "[[]"))
         except ValueError as error:
             raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base
@@ -220,6 +281,12 @@ def _matching(data: str) -> list[Path]:
             raise DataError(f"there is no file {pattern}{asked}; correct the name, or fetch it")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def _globbed(base: Path, pattern: str) -> list[Path]:
+    """What a pattern finds below a folder, sorted; not in folders of systems and hidden ones."""
+    found = base.glob(pattern)
+    return sorted(path for path in found if not any(map(is_hidden, path.relative_to(base).parts[:-1])))
 
 
 def _expand(pattern: str) -> list[str]:

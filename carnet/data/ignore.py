@@ -26,17 +26,20 @@ def read_ignore_file(path: Path | str) -> tuple[str, ...]:
         DataError: if there is no such file, or it is no such text, or larger than `carnet.inputs.MAX_TABLE_BYTES`.
     """
     path = Path(path)
+    lines: list[str] = []
     try:
         with open_text(path) as file:
-            text = file.read()
+            # A line at a time: a list may be large, and one of empty lines would take many times its size.
+            for line in file:
+                if "\0" in line:
+                    raise DataError(f"{path} is no text; an ignore list is a text with one path on each line")
+                if (line := line.strip()) and not line.startswith("#"):
+                    lines.append(line)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8; an ignore list is a text with one path on each line") from error
     except OSError as error:
         raise DataError(f"cannot read the ignore list {path}: {error.strerror or error}") from error
-    if "\0" in text:
-        raise DataError(f"{path} is no text; an ignore list is a text with one path on each line")
-    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
-    return tuple(line for line in lines if line and not line.startswith("#"))
+    return tuple(lines)
 
 
 def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[Path]) -> tuple[set[Path], list[str]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from carnet.data.hub import Source
+from carnet.data.hub import Source, check_whole
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 
 _UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"
@@ -88,6 +88,10 @@ def open_source(source: Source, columns: Sequence[str] | None = None) -> tuple[s
             lists = {split: DataFilesList(paths, [()] * len(paths)) for split, paths in by_split.items()}
             options["data_files"] = DataFilesDict(lists)
         builder = datasets.load_dataset_builder(source.loader, source.config, revision=source.revision, **options)
+        if source.is_folder and builder.name == "imagefolder":
+            taken = (path for paths in builder.config.data_files.values() for path in paths)
+            # What is called otherwise, it leaves out as well, but only when it comes to it.
+            check_whole(source, [path for path in taken if path.lower().endswith(tuple(builder.EXTENSIONS))])
         # It would fetch and decode images of which only the label is asked.
         if hasattr(builder.config, "decode_num_threads"):
             builder.config.decode_num_threads = 0

@@ -16,7 +16,7 @@ from typing import TextIO
 from carnet.data.locate import Locator, kind_of
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
-from carnet.inputs import MAX_TABLE_BYTES, open_file, open_text, state_of
+from carnet.inputs import MAX_TABLE_BYTES, broken_link, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.progress import counted, first_few
 
@@ -30,6 +30,8 @@ _LABEL = ("label", "labels", "class", "classes", "classname", "category", "categ
 _SPLIT = ("split", "dataset", "set", "subset")
 """Names of columns, in the order in which they are preferred."""
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
+_SHOWN = 5
+"""Of files that are not there, so many are named."""
 _EXAMPLE = "a header such as filepath,label and a row for each image"
 _NEEDED = (
     "needed are a column for the image's path (filepath, path, file, filename or image) and one for its class "
@@ -118,11 +120,15 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
     """Sort the rows' images into the listing; return the lines that only repeat another."""
     first: dict[Path, _Row] = {}
     missing: list[_Row] = []
+    num_missing = 0
     repeated: list[int] = []
     for row in rows:
         path = locator.find(row.name)
         if path is None:
-            missing.append(row)
+            _check_closed(row, table)
+            num_missing += 1
+            # A table of a gigabyte may name nothing that is there.
+            missing += [row] if len(missing) < _SHOWN else []
         elif kind_of(path) == "folder":
             raise DataError(
                 f"{table} line {row.line}: {row.name} is a folder; name each image in a row of its own, "
@@ -136,24 +142,26 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
             first[path] = row
             listing.splits.setdefault(row.split, {}).setdefault(row.label, []).append(path)
     if missing:
-        _check_closed(missing, table)
-        names = first_few([f"{row.name} (line {row.line})" for row in missing])
+        names = ", ".join(f"{row.name} (line {row.line})" for row in missing)
+        more = f" and {num_missing - len(missing):,} more" if num_missing > len(missing) else ""
         raise DataError(
-            f"{table}: {len(missing):,} of {len(missing) + len(first):,} files are not there: {names}; "
-            f"paths count from the table's folder, so mend them or move the table"
+            f"{table}: {num_missing:,} of {num_missing + len(first):,} files are not there: {names}{more}; "
+            + (
+                broken_link(locator.root / missing[0].name)
+                or "paths count from the table's folder, so correct them or move the table"
+            )
         )
     locator.check()
     return repeated
 
 
-def _check_closed(missing: Sequence[_Row], table: Path) -> None:
-    for row in missing:
-        try:
-            state_of(table.parent / row.name)
-        except PermissionError as error:
-            raise DataError(
-                f"{table} line {row.line}: {row.name} cannot be looked for ({error.strerror}); allow that, or drop it"
-            ) from error
+def _check_closed(row: _Row, table: Path) -> None:
+    try:
+        state_of(table.parent / row.name)
+    except PermissionError as error:
+        raise DataError(
+            f"{table} line {row.line}: {row.name} cannot be looked for ({error.strerror}); allow that, or drop it"
+        ) from error
 
 
 def _check_one_file(first: _Row, row: _Row, table: Path, locator: Locator) -> None:

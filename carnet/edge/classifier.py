@@ -87,7 +87,7 @@ class Classifier(Predictor):
         Raises:
             ImageError: if the image cannot be decoded.
             ConfigError: if there is no such class.
-            ModelFileError: if the model has no class maps.
+            ModelFileError: if the model has no class maps, or they are not numbers.
         """
         if label is not None and label not in self.classes:
             raise ConfigError(f"{self.name} knows no class {label!r}")
@@ -98,6 +98,8 @@ class Classifier(Predictor):
         prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
         label = prediction.label if label is None else label
         maps = outputs[CLASS_MAPS][0]
+        if not np.isfinite(maps).all():
+            raise ModelFileError(f"{self.name} answers with something that is not a number; export it again")
         # What all classes have in common at a place speaks for none of them: softmax does not see it.
         class_map = maps[self.classes.index(label)] - maps.mean(axis=0)
         return Explanation(label, prediction, class_map, draw_heat(source, class_map, centres, self.spec))

@@ -134,18 +134,19 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
 
     try:
         session = start_session(file.content, threads)
+        # A graph may name its lengths in bytes that are no text.
+        inputs, outputs = (
+            {
+                tensor.name: _Port(
+                    _KINDS.get(tensor.type, tensor.type),
+                    tuple(length if isinstance(length, int) else None for length in tensor.shape),
+                )
+                for tensor in tensors
+            }
+            for tensors in (session.get_inputs(), session.get_outputs())
+        )
     except Exception as error:
         raise _refused(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
-    inputs, outputs = (
-        {
-            tensor.name: _Port(
-                _KINDS.get(tensor.type, tensor.type),
-                tuple(length if isinstance(length, int) else None for length in tensor.shape),
-            )
-            for tensor in tensors
-        }
-        for tensors in (session.get_inputs(), session.get_outputs())
-    )
     _check_graph(file, inputs, outputs)
     names = list(outputs)
 

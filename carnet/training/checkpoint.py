@@ -5,6 +5,7 @@ Loading such a file executes no code from it, unlike a pickle.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from torch.optim import Optimizer
 from carnet import files
 from carnet.documents import CHECKSUM, DocumentError, conform, parse
 from carnet.errors import RunError, is_out_of_memory
+from carnet.inputs import read_file
 from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.run_folder import Record
 from carnet.training.optimizers import state_names
 from carnet.training.state import TrainingState
 
 FORMAT = "carnet checkpoint 6"
+_MAX_BYTES = 32 * 2**30
+"""Of a checkpoint, which holds weights, their average, and what the optimizer keeps of each of them."""
 
 
 class _SavedState(TypedDict):
@@ -81,12 +85,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify its checksum.
 
     Raises:
-        DamagedCheckpointError: cut off, changed, or of another version of carnet.
+        DamagedCheckpointError: cut off, changed, no ordinary file, or of another version of carnet.
         RunError: missing, or not to be read just now, which says nothing of what it holds.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, _MAX_BYTES)
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            # It is there, and no checkpoint: a pipe, a device, or a file larger than any.
+            raise DamagedCheckpointError(error.strerror) from error
         raise RunError(f"cannot read {path}: {error.strerror or error}; allow it, or try again") from error
     return Checkpoint.from_bytes(content)
 

@@ -162,7 +162,7 @@ TABLES: list[Row] = [
         Refused("line 1: found 2 columns, 'img', 'y'; needed are a column for the image's path")),
     ("no-header", "no header", a_table(*ROWS), Refused("line 1 names an image already; put a header above it")),
     ("missing", "a file is not there", a_table(HEAD, *ROWS, "x.jpg,cat"),
-        Refused(r"1 of 4 files are not there: x.jpg \(line 5\); paths count from the table's folder, so mend them")),
+        Refused(r"1 of 4 files are not there: x.jpg \(line 5\); paths count from the table's folder, so correct them")),
     ("spaces", "spaces", a_table("File Path , Label", " cat/1.jpg , my cat", "dog/1.jpg,dog"),
         Works(2, ("dog", "my cat"))),
     ("repeated", "rows repeated", a_table(HEAD, *ROWS, ROWS[0]), Works(note="1 row .* counted once: line 5")),

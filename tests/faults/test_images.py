@@ -112,6 +112,7 @@ NOTES = {
     "frame beyond the image": chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 99, 99, 5, 5, 1, 1, 0, 0)),
     "frames out of order": chunk(b"fdAT", b"\0\0\0\7xxxx"),
     "a private chunk": chunk(b"prVt", MEGABYTE),
+    "palette beside colours, with a wrong checksum": chunk(b"PLTE", b"\1\2\3", crc=7),
 }
 
 
@@ -319,6 +320,7 @@ def test_16_bits_in_other_files_are_read() -> None:
 JPEG = encoded(photo(160, 120), "JPEG", quality=95, subsampling=0)
 PROGRESSIVE = encoded(photo(160, 120), "JPEG", quality=90, progressive=True)
 LOSSY_WEBP = encoded(photo(160, 120), "WEBP", quality=90)
+ANIMATED_WEBP = encoded(photo(160, 120), "WEBP", quality=90, save_all=True, append_images=[photo(160, 120).rotate(90)])
 HALF = len(JPEG) // 2
 
 
@@ -342,11 +344,13 @@ LOSSES = {
     "hole-progressive.jpg": zeroed(PROGRESSIVE, 0.5, 0.58),
     "zeros.webp": zeroed(LOSSY_WEBP, 0.25, 1),
     "hole.webp": zeroed(LOSSY_WEBP, 0.4, 0.5),
+    "zeros-animated.webp": zeroed(ANIMATED_WEBP, 0.25, 1),
 }
 WHOLE = {
     "whole.jpg": JPEG,
     "whole-progressive.jpg": PROGRESSIVE,
     "whole.webp": LOSSY_WEBP,
+    "whole-animated.webp": ANIMATED_WEBP,
     "zeros-behind.jpg": JPEG + bytes(9000),
     "preview-behind.jpg": JPEG + JPEG[:HALF],
     "preview-inside.jpg": JPEG[:2] + segment(0xE1, b"Exif\0\0" + JPEG[:HALF]) + JPEG[2:],
@@ -378,6 +382,26 @@ def test_half_lost_images_are_named_and_whole_ones_are_not(tmp_path: Path, capsy
         row["filepath"]: "/lost/" in row["filepath"] for row in rows
     }
     assert len(rows) == 2 * (len(LOSSES) + len(WHOLE))
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+def test_what_a_decoder_refuses_is_refused_before_training(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a decoder that is asked a second time gives the half that it has got."""
+    options = {"compression": "tiff_lzw"} if form == "TIFF" else {}
+    whole = encoded(photo(160, 120), form, **options)
+    for number, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/hole.png")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        hole = zeroed(whole, 0.4, 0.6) if "hole" in name else whole
+        (tmp_path / "data" / name).write_bytes(hole + bytes([number]))
+    with pytest.raises(ImageError):
+        loaded((tmp_path / "data" / "b" / "hole.png").read_bytes())
+    common = ["--model", "carnet_n", "--image-size", "32", "--epochs", "1", "--compile", "off", "--output"]
+    assert run(["train", str(tmp_path / "data"), *common, str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 5 images cannot be read" in said
+    assert "hole.png: damaged" in said
 
 
 TIFFS = {

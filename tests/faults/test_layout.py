@@ -188,6 +188,20 @@ def test_a_dangling_link_in_a_folder_to_predict(
     assert str(tmp_path / "new" / "phone") in capsys.readouterr().err
 
 
+@NO_LINKS
+def test_a_table_of_images_on_a_disk_that_is_not_mounted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (draw(tmp_path, "here/1.png") / "images").symlink_to("/mnt/not-mounted/photos")
+    (tmp_path / "table.csv").write_text("filepath,label\nhere/1.png,a\nimages/1.png,b\n")
+    message = refused(tmp_path / "table.csv", capsys)
+    assert "images/1.png (line 3)" in message
+    assert f"{tmp_path / 'images'} is a link to /mnt/not-mounted/photos" in message
+
+
+def test_names_that_are_longer_than_names_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (draw(tmp_path, "1.png") / "table.csv").write_text(f"filepath,label\n1.png,a\n{'x' * 300}.png,b\n")
+    assert "1 of 2 files are not there" in refused(tmp_path / "table.csv", capsys)
+
+
 def metadata(data: Path, split: str, *rows: str, name: str = "metadata.csv") -> Path:
     (data / split / name).write_text("\n".join(rows), encoding="utf-8")
     return data

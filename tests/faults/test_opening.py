@@ -27,6 +27,7 @@ from children import started
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar
 from pictures import save_picture
 
+from carnet.data.ignore import read_ignore_file
 from carnet.data.sources import find_images
 from carnet.errors import DataError
 
@@ -88,7 +89,9 @@ ROWS = [
     Row("predict", ("predict", "run", *(f"photos/train/red/{name}" for name in (*ODD, "0.png"))), 1, ODD, ("0.png: ",)),
     Row("predict-folder", ("predict", "run", "photos/train/red"), 1, ODD, ("0.png: ",)),
     Row("predict-pipe", ("predict", "run", "pipe.csv", "photos/train/red/0.png"), 1, ("pipe.csv",), ("0.png: ",)),
+    Row("predict-pattern", ("predict", "run", "mixed/*"), 1, ("pipe.jpg: ", "gone.jpg: no such file"), ("0.png: ",)),
     Row("stdin", ("predict", "run", "-"), 1, ("-: .*256 MB",)),
+    Row("begun", ("train", "photos", *QUICK, "--output", "begun"), 2, ("begun exists",)),
     *(
         Row(f"ignore-{name}", (*EVALUATE, "photos", "--ignore", name), 2, (name,))
         for name in ("/dev/zero", "pipe.csv", "large.csv")
@@ -160,6 +163,11 @@ def make(root: Path) -> None:
         *(root / f"pipe.{kind}" for kind in ("csv", "tar", "parquet", "onnx")),
     ):
         os.mkfifo(pipe)
+    save_picture(root / "mixed" / "0.png", (40, 60, 200), 0, (40, 40))
+    (root / "mixed" / "gone.jpg").symlink_to("/mnt/not-mounted.jpg")
+    (root / "begun").mkdir()
+    for pipe in (root / "mixed" / "pipe.jpg", root / "begun" / "data.csv"):
+        os.mkfifo(pipe)
     for pipe in (root / "shards" / "train" / "0.tar", root / "shards" / "valid" / "0.parquet"):
         pipe.parent.mkdir(parents=True)
         os.mkfifo(pipe)
@@ -219,6 +227,20 @@ def test_nothing_waits_and_nothing_is_taken_for_what_it_is_not(row: Row, answers
     assert peak < MAX_RSS
     if row.locked:
         assert not re.search("no such|not there|no folder|no file|no run|damaged", err, re.IGNORECASE), err
+
+
+def test_a_large_list_takes_no_more_memory_than_its_lines(tmp_path: Path) -> None:
+    """Rows of a table that name nothing, and empty lines of an ignore list."""
+    (tmp_path / "table.csv").write_text("filepath,label\n" + "gone.jpg,cat\n" * 100_000)
+    (tmp_path / "list.txt").write_text("\n" * 5_000_000 + "a.jpg\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"100,000 of 100,000 files .* \(line 6\) and 99,995 more"):
+            find_images(tmp_path / "table.csv")
+        assert read_ignore_file(tmp_path / "list.txt") == ("a.jpg",)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def header(kind: bytes, content: bytes, size: int | None = None) -> bytes:

@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -20,14 +21,14 @@ import torch
 from children import finished
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from runs import write_table
 from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.cli.main import run as run_command
 from carnet.documents import sealed
-from carnet.errors import CarnetError
+from carnet.errors import CarnetError, ModelFileError
 from carnet.models.tensors import pack, read_metadata
 
 HUGE = "7" * 5000
@@ -254,6 +255,47 @@ def bad_graphs() -> dict[str, bytes]:
     }
 
 
+def test_lengths_whose_names_are_no_text(exported: Path) -> None:
+    content = exported.read_bytes()
+    graph = without_document(content)
+    assert b"batch" in graph
+    with pytest.raises(ModelFileError):
+        carnet.Classifier(resealed(graph.replace(b"batch", b"ba\xb7ch"), json.dumps(document_of(content))))
+
+
+def test_an_answer_that_is_no_number_has_no_explanation(exported: Path, photos: Path) -> None:
+    content = exported.read_bytes()
+    model = onnx.load_from_string(without_document(content))
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 4:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+    classifier = carnet.Classifier(resealed(model.SerializeToString(), json.dumps(document_of(content))))
+    with pytest.raises(ModelFileError, match="not a number"):
+        classifier.explain(next(photos.glob("valid/*/*")))
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_whatever_a_graph_says_is_used_or_refused(place: float, byte: int, exported: Path, photos: Path) -> None:
+    content = exported.read_bytes()
+    graph = bytearray(without_document(content))
+    # What says something lies at both ends; in between are weights.
+    ends = [*range(4000), *range(len(graph) - 4000, len(graph))]
+    graph[ends[int(place * len(ends))]] = byte
+    try:
+        classifier = carnet.Classifier(resealed(bytes(graph), json.dumps(document_of(content))), threads=1)
+        classifier.predict(next(photos.glob("valid/*/*")))
+    except ModelFileError:
+        pass
+
+
 SPEC = {
     "model": "carnet_n",
     "classes": ["a", "b"],
@@ -458,6 +500,34 @@ def test_a_checkpoint_with_other_tensors_is_refused(
     metadata = read_metadata(checkpoint.read_bytes())
     checkpoint.write_bytes(pack(damage(load_file(checkpoint)), metadata))
     refused(capsys, "", "train", "--resume", copied, "--json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+@pytest.mark.parametrize(
+    ("kind", "names"), [("pipe", ["last", "previous"]), ("device", ["last"]), ("sparse", ["last"])]
+)
+def test_what_is_called_a_checkpoint_and_is_none(
+    kind: str, names: list[str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts as damaged: the one before it is taken, and without one it is named. Nothing waits for a pipe."""
+    for checkpoint in (copied / f"{name}.ckpt" for name in names):
+        checkpoint.unlink()
+        if kind == "pipe":
+            os.mkfifo(checkpoint)
+        elif kind == "device":
+            checkpoint.symlink_to("/dev/zero")
+        else:
+            checkpoint.touch()
+            os.truncate(checkpoint, 40 * 10**9)
+    resume = ["train", "--resume", str(copied), "--json"]
+    if kind == "pipe":
+        done = finished([sys.executable, "-m", "carnet", *resume])
+        code, said = done.returncode, done.stderr
+    else:
+        code, said = run_command(resume), capsys.readouterr().err
+    assert code == (2 if "previous" in names else 0)
+    assert all(f"{name}.ckpt: " in said for name in names)
+    assert "Traceback" not in said
 
 
 def test_a_part_of_tensors_that_does_not_parse(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
