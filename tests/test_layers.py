@@ -24,6 +24,7 @@ BASE = {
     "calibration",
     "significance",
     "timing",
+    "threads",
     "quantities",
     "evaluation",
     "documents",
