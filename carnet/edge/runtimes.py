@@ -173,6 +173,8 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
         import openvino
     except ModuleNotFoundError:
         raise MissingExtraError("--runtime openvino", "OpenVINO", "openvino") from None
+    # A graph that is not valid can end the process in OpenVINO; ONNX Runtime refuses it.
+    _open_onnxruntime(file, 1)
     # In float32, as it was judged: OpenVINO would take bfloat16 where the processor has it.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:

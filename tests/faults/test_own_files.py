@@ -188,6 +188,20 @@ def test_another_runtime_holds_the_graph_against_the_document_too(exported: Path
             carnet.Classifier(resealed(graph, changed(document | {"tests": []}, path, value)), runtime="openvino")
 
 
+def test_a_graph_that_is_not_valid_ends_no_process(exported: Path, tmp_path: Path) -> None:
+    """OpenVINO alone would end it with a violation of memory."""
+    pytest.importorskip("openvino")
+    content = exported.read_bytes()
+    model = onnx.load_from_string(without_document(content))
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Conv"
+    path = tmp_path / "forged.onnx"
+    path.write_bytes(resealed(model.SerializeToString(), json.dumps(document_of(content))))
+    code = "import sys, carnet; carnet.Classifier(sys.argv[1], runtime='openvino')"
+    done = finished([sys.executable, "-c", code, str(path)])
+    assert done.returncode == 1
+    assert "ModelFileError" in done.stderr.splitlines()[-1]
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**19), 10**19) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
