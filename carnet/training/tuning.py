@@ -77,11 +77,7 @@ def tune(
     rehearsal = rehearse()
     try:
         tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
-        tuning.choose_muon_precision()
-        tuning.fit_memory()
-        tuning.measure_step()
-        if plan.devices == 1:
-            tuning.choose_kernels()
+        tuning.choose_step()
         tuning.measure_growth()
         tuning.choose_compiling()
         tuning.choose_workers()
@@ -108,11 +104,7 @@ def seconds_of_step(
     """
     try:
         tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
-        tuning.choose_muon_precision()
-        tuning.fit_memory()
-        tuning.measure_step()
-        if plan.devices == 1:
-            tuning.choose_kernels()
+        tuning.choose_step()
         return tuning.step_seconds
     finally:
         rehearsal.undo()
@@ -134,6 +126,14 @@ class _Tuning:
         if self.config.budget:
             return min(self._left(), asked or self._left())
         return asked
+
+    def choose_step(self) -> None:
+        """Everything but compiling, and time it."""
+        self.choose_muon_precision()
+        self.fit_memory()
+        self.measure_step()
+        if self.plan.devices == 1:
+            self.choose_kernels()
 
     def choose_muon_precision(self) -> None:
         """Let Muon multiply in the precision that this device multiplies fastest."""
