@@ -22,7 +22,7 @@ LONG_RUN = 30
 """Epochs from which a network sees enough of every image to need more variety."""
 
 
-SIDES_BY_PASSES = ((2.5, 64), (6.0, 96), (40.0, 128), (math.inf, 160))
+SIDES_BY_PASSES = ((2.0, 64), (7.0, 96), (40.0, 128), (math.inf, 160))
 """What a budget is best spent on: up to so many passes over the training images, if they had the network's own side,
 and the side to take instead. `docs/recipe.md` has the experiments."""
 
