@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ HELD_TO_AVX2 = {
     "DNNL_MAX_CPU_ISA": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    # PyTorch 2.15 finds code in its cache that was generated for longer vectors, compiles it for these, and half of each
+    # result stays unwritten, without an error.
+    "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / "torchinductor-held-to-avx2"),
 }
 """Environment variables that keep PyTorch's kernels from newer instructions; ONNX Runtime follows none."""
 

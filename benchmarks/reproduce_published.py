@@ -100,6 +100,8 @@ def main(
     # Folders of this machine say nothing elsewhere.
     shown = " ".join(Path(word).name if Path(word).is_absolute() else word for word in arguments)
     is_rehearsal = options.batches or (options.image_size, options.epochs) != (recipe.image_size, recipe.epochs)
+    # By which flags the runs of a report were made, only their folder says.
+    is_rehearsal = is_rehearsal or (options.report and options.output != Path("runs/reproduction"))
     name = f"rehearsal-{options.output.name}" if is_rehearsal else "reproduction"
 
     def is_time_up() -> bool:

@@ -75,19 +75,24 @@ def _remove_abandoned(folder: Path) -> None:
     if (absolute := folder.absolute()) in _cleaned:
         return
     _cleaned.add(absolute)
+    left: list[Path] = []
     with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                with locked(path) as is_abandoned:
-                    pass
-                if is_abandoned:
-                    path.unlink()
+        left = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+    for path in left:
+        with contextlib.suppress(OSError):
+            # What belongs to another user cannot be locked, and may be in use.
+            with locked(path) as is_abandoned:
+                is_ours = os.access(path, os.W_OK)
+            if is_abandoned and is_ours:
+                path.unlink()
 
 
 def _fill(path: Path, content: bytes) -> None:
     """Write a file to the disk, locked, so that no other process takes it for abandoned."""
     with path.open("wb") as file:
         _lock(file)
+        # On Windows a lock is taken far beyond the end.
+        file.seek(0)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

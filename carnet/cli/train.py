@@ -29,7 +29,7 @@ class Command:
       carnet train photos
       carnet train photos --epochs 100 --flip 0
       carnet train photos --budget 10m --max-memory 2GB
-      carnet train photos --budget 50m --image-size 160     more accurate where there is an hour
+      carnet train photos --budget 50m     the side of the images follows from the time
       carnet train photos --model resnet18 --preset published --output runs/baseline
       carnet train photos --init runs/photos-carnet_s --lr 0.02
       carnet train --resume runs/photos-carnet_s

@@ -247,7 +247,10 @@ def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
     with _readable():
         for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
             if (real := os.path.realpath(current)) in seen:
-                # A link back to a folder in which it lies, or a second one to the same folder.
+                inside = os.path.realpath(Path(current).parent)
+                if not f"{inside}{os.sep}".startswith(f"{real}{os.sep}"):
+                    raise DataError(f"{current} leads to {real}, whose files are there already; remove the link")
+                # A link back to a folder in which it lies.
                 folders.clear()
                 continue
             seen.add(real)

@@ -15,11 +15,12 @@ from carnet.progress import Progress, counted
 from carnet.quantities import parse_seconds
 from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
+from carnet.training.measurements import recall, remember
 from carnet.training.plan import Plan, whole_micro_batch
 from carnet.training.recipe import size_for, with_augmentation, with_batch_size
 from carnet.training.rehearsal import Rehearsal
 from carnet.training.step import explaining_out_of_memory
-from carnet.training.tuning import seconds_of_step
+from carnet.training.tuning import circumstances, seconds_of_step
 
 _DECODED_TO_TIME = 32
 """Images."""
@@ -43,7 +44,6 @@ def size_in_budget(
     usual = replace(config, image_size=default_image_size(config.model))
     usual = with_augmentation(with_batch_size(usual, num_train, devices=plan.devices))
     plan = replace(plan, micro_batch=whole_micro_batch(usual, plan.devices))
-    network = create_model(usual.model, num_classes=len(images.classes), in_channels=usual.in_channels)
     spec = ModelSpec(
         model=usual.model,
         classes=images.classes,
@@ -51,12 +51,22 @@ def size_in_budget(
         resize=usual.resize,
         in_channels=usual.in_channels,
     )
-    rehearsal = Rehearsal.on_random_pixels(network, spec, usual, plan.micro_batch)
     steps = max(1, num_train // usual.batch_size)
-    with explaining_out_of_memory(usual, plan.micro_batch):
-        seconds = seconds_of_step(usual, plan, rehearsal, steps_per_epoch=steps, started=started)
-    left = parse_seconds(config.budget) - (time.monotonic() - started) - seconds_to_decode(images, spec)
-    passes = max(0.0, left) / (seconds * steps)
+    what = f"a step of {usual.model} at {usual.image_size} px, asked for {usual.precision}, {usual.memory_format}, "
+    what += f"{usual.fast_depthwise}, {usual.max_memory or 'any'} memory: {circumstances(usual, plan)}"
+    # What was measured first counts, so that equal runs choose the same.
+    seconds = recall().get(what, {}).get("seconds", 0.0)
+    if not seconds:
+        network = create_model(usual.model, num_classes=len(images.classes), in_channels=usual.in_channels)
+        rehearsal = Rehearsal.on_random_pixels(network, spec, usual, plan.micro_batch)
+        with explaining_out_of_memory(usual, plan.micro_batch):
+            seconds = seconds_of_step(usual, plan, rehearsal, steps_per_epoch=steps, started=started)
+        remember(what, {"seconds": round(seconds, 4)})
+    decoding = seconds_to_decode(images, spec)
+    left = parse_seconds(config.budget) - (time.monotonic() - started)
+    # Images that are not kept are decoded in every pass.
+    of_pass, once = (seconds * steps + decoding, 0.0) if config.cache == "off" else (seconds * steps, decoding)
+    passes = max(0.0, left - once) / of_pass
     side = size_for(passes)
     progress.say(
         f"Takes images of {side} px, because --budget {config.budget} leaves time for about {passes:.2g} passes over "

@@ -41,12 +41,20 @@ def speed_up_depthwise(network: nn.Module, *, fast: bool = True) -> int:
     Returns:
         How many there are.
     """
-    number = 0
-    for module in network.modules():
-        if type(module) in (nn.Conv2d, DepthwiseConv2d) and _is_supported(cast(nn.Conv2d, module)):
-            module.__class__ = DepthwiseConv2d if fast else nn.Conv2d
-            number += 1
-    return number
+    convolutions = _depthwise_in(network)
+    for module in convolutions:
+        module.__class__ = DepthwiseConv2d if fast else nn.Conv2d
+    return len(convolutions)
+
+
+def num_depthwise(network: nn.Module) -> int:
+    """How many convolutions `speed_up_depthwise` would turn."""
+    return len(_depthwise_in(network))
+
+
+def _depthwise_in(network: nn.Module) -> list[nn.Conv2d]:
+    found = (module for module in network.modules() if type(module) in (nn.Conv2d, DepthwiseConv2d))
+    return [cast(nn.Conv2d, module) for module in found if _is_supported(cast(nn.Conv2d, module))]
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:

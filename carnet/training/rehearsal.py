@@ -16,7 +16,7 @@ from carnet.models.trained import TrainedModel
 from carnet.spec import ModelSpec
 from carnet.training.config import TrainingConfig
 from carnet.training.dataset import Batch
-from carnet.training.depthwise import speed_up_depthwise
+from carnet.training.depthwise import num_depthwise
 from carnet.training.feed import Feed
 from carnet.training.memory import PeakMemory
 from carnet.training.plan import Plan
@@ -71,7 +71,7 @@ class Rehearsal:
     @property
     def has_depthwise(self) -> bool:
         """Whether the network has convolutions whose gradient can be computed our way."""
-        return speed_up_depthwise(self.network) > 0
+        return num_depthwise(self.network) > 0
 
     def undo(self) -> None:
         """Weights, buffers and gradients as they were, and no longer on a GPU, where another process may train."""
@@ -140,9 +140,9 @@ class Rehearsal:
         # Counted there as the published tables do: each output twice, of four bytes.
         return summary.activations_bytes // 8 * (4 if plan.precision == "fp32" else 2)
 
-    def seconds_to_judge(self) -> float:
-        """Time of one image in validation."""
-        images = self.batch.images.numpy()
+    def seconds_to_judge(self, num_images: int) -> float:
+        """Time of one image in validation, of so many at a time."""
+        images = self.batch.images[:num_images].numpy()
         started = time.perf_counter()
         TrainedModel(self.network, self.spec).logits(images)
         return (time.perf_counter() - started) / len(images)

@@ -6,6 +6,7 @@ and the recipe of the run, so that it can be repeated and resumed; every choice 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from carnet.training.compile_cost import expected_seconds, known_speedup, rememb
 from carnet.training.config import TrainingConfig
 from carnet.training.matrix_rates import MARGIN, kept_matrix_rates
 from carnet.training.measurements import recall, remember
-from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory
+from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory, trim_memory
 from carnet.training.plan import DECIDING, Plan, physical_cores, whole_micro_batch
 from carnet.training.rehearsal import Rehearsal
 from carnet.training.schedule import first_side, mean_cost
@@ -130,6 +131,10 @@ class _Tuning:
     def choose_step(self) -> None:
         """Everything but compiling, and time it."""
         self.choose_muon_precision()
+        if self.plan.devices > 1 and self.plan.device == "cpu" and self.config.precision == "auto":
+            # Steps of several processes are not tried in turns.
+            self.plan = replace(self.plan, precision=self.rates.faster_precision)
+            self.reasons.append(f"{self.plan.precision}: {self.rates}")
         self.fit_memory()
         self.measure_step()
         if self.plan.devices == 1:
@@ -186,6 +191,9 @@ class _Tuning:
 
     def _memory_of(self, smallest: int, limit: int) -> tuple[float, float]:
         """What a step takes: bytes whatever the number of images, and bytes for each."""
+        # Memory that earlier steps have freed and this process has kept would hide what these take.
+        gc.collect()
+        trim_memory()
         before = anonymous_bytes()
         peak = self.rehearsal.peak_bytes(self.plan, smallest)
         twice = min(2 * smallest, self.plan.micro_batch)
@@ -230,8 +238,8 @@ class _Tuning:
         if self.plan == before:
             return
         whole = whole_micro_batch(self.config, self.plan.devices)
-        if self.plan.precision != before.precision and self.plan.micro_batch < whole:
-            # It takes less memory.
+        if replace(self.plan, threads=before.threads) != before:
+            # Another way to compute takes more memory, or less.
             self.plan = replace(self.plan, micro_batch=whole)
             self.fit_memory()
         self.measure_step()
@@ -243,16 +251,13 @@ class _Tuning:
         short to repay measuring takes the first one where nothing is known.
         """
         config, (usual, first) = self.config, next(iter(plans.items()))
-        circumstances = ", ".join(f"{name} {getattr(first, name)}" for name in ("device_name", *DECIDING))
-        key = f"{what} of {config.model} at {config.image_size} px, {circumstances}"
+        key = f"{what} of {config.model} at {config.image_size} px, {circumstances(config, first)}"
         seconds = recall().get(key, {})
         if set(seconds) != set(plans):
             if self.run_seconds < SHORT_RUN_SECONDS:
                 return
-            num_images = _few(first.micro_batch, self.step_seconds)
-            if config.max_memory:
-                # Another layout may take more.
-                num_images = max(2, num_images // 2)
+            share = first.micro_batch * first.devices / config.batch_size
+            num_images = _few(first.micro_batch, self.step_seconds * share)
             measured = self.rehearsal.seconds_in_turns(plans, num_images)
             seconds = {name: float(f"{measured[name] / num_images:.3g}") for name in plans}
             remember(key, seconds)
@@ -267,7 +272,7 @@ class _Tuning:
         wish, plan = self.config.compile, self.plan
         if wish == "off" or (wish == "auto" and plan.devices > 1):
             return
-        network = f"{self.config.model}, {plan.micro_batch} images of {self.config.image_size} px"
+        network = f"{self.config.model} at {self.config.image_size} px, {circumstances(self.config, plan)}"
         if wish == "auto" and (reason := self._reason_not_to_compile(network)):
             self.reasons.append(f"not compiled: {reason}")
             return
@@ -286,7 +291,9 @@ class _Tuning:
                 raise ConfigError(f"--compile on: {_first_line(error)}") from error
             self.reasons.append(f"not compiled: that failed ({_first_line(error)})")
             return
-        took, speedup = time.perf_counter() - started, times["plain"] / times["compiled"]
+        took = time.perf_counter() - started
+        # What was measured first counts, so that equal runs choose the same.
+        speedup = known_speedup(network) or times["plain"] / times["compiled"]
         remember_compiling(network, took, speedup)
         gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
         if wish == "on" or speedup >= MARGIN:
@@ -347,15 +354,16 @@ class _Tuning:
 
     def foretell(self, num_valid: int) -> None:
         """Say how long the epochs take, and what to do where that is long."""
-        step, judging = self._seconds_of_step(), num_valid * self.rehearsal.seconds_to_judge()
+        step, judging = self._seconds_of_step(), self._seconds_to_evaluate(num_valid)
         cost = mean_cost(0, self.config, self.plan.first_cost)
         seconds = self.config.epochs * (self.steps_per_epoch * step * cost + judging) + judging
         told = f"{counted(self.config.epochs, 'epoch')} take about {duration(seconds)}"
         if seconds > LONG_RUN_SECONDS:
-            told += (
-                "; --budget 30m trains for half an hour, on smaller images where they are learned better in that time"
-            )
+            told += "; --budget 30m takes half an hour"
         self.reasons.append(told)
+
+    def _seconds_to_evaluate(self, num_valid: int) -> float:
+        return num_valid * self.rehearsal.seconds_to_judge(self.plan.judging_batch)
 
     def _seconds_of_step(self) -> float:
         """With the preparation of its images, which a rehearsal has not seen where the same cores do it."""
@@ -367,7 +375,7 @@ class _Tuning:
 
     def choose_epochs(self, num_valid: int) -> None:
         """As many as fit into what is left of the budget, and no more than were asked for."""
-        judging = num_valid * self.rehearsal.seconds_to_judge()
+        judging = self._seconds_to_evaluate(num_valid)
         step = self._seconds_of_step()
         epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
         # The end judges once more, and writes the report.
@@ -400,10 +408,17 @@ class _Tuning:
 
 
 def _few(num_images: int, seconds: float) -> int:
-    """So many images that a step of them takes about a quarter of a second, but four at least, or all."""
+    """Half of a batch, because another way to compute may take more memory, or as many as make a step short."""
+    num_images, seconds = max(min(2, num_images), num_images // 2), seconds / 2
     while seconds > _TRIAL_SECONDS and num_images >= 8:
         num_images, seconds = num_images // 2, seconds / 2
     return num_images
+
+
+def circumstances(config: TrainingConfig, plan: Plan) -> str:
+    """What a measurement depends on besides network and side."""
+    names = ("device_name", *DECIDING, "keep_memory")
+    return ", ".join((config.optimizer, *(f"{name} {getattr(plan, name)}" for name in names)))
 
 
 def _words(name: str) -> str:

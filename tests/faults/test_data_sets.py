@@ -14,6 +14,8 @@ import pytest
 from pictures import save_picture
 
 from carnet.cli.main import run
+from carnet.data.hub import is_dataset
+from carnet.errors import DataError
 
 pytest.importorskip("datasets")
 
@@ -166,3 +168,17 @@ def test_a_pattern_finds_nothing_in_a_recycle_bin(tmp_path: Path) -> None:
     shard(tmp_path / "data" / "valid" / "0.tar", 4)
     shard(tmp_path / "data" / "#recycle" / "train" / "0.tar", 8)
     assert train(str(tmp_path / "data" / "**" / "*.tar"), tmp_path / "run") == (0, Counter(train=4, valid=4))
+
+
+@NO_LINKS
+def test_a_second_way_to_the_same_files_is_told(tmp_path: Path) -> None:
+    """Followed, they would count twice; passed over, a split would be missing."""
+    shards = tmp_path / "shards"
+    (shards / "train").mkdir(parents=True)
+    (shards / "train" / "a.parquet").write_bytes(b"")
+    (shards / "train" / "back").symlink_to(shards)
+    (shards / "valid").symlink_to(shards / "train")
+    with pytest.raises(DataError, match=r"valid leads to .*train, whose files are there already"):
+        is_dataset(str(shards))
+    (shards / "valid").unlink()
+    assert is_dataset(str(shards))

@@ -19,6 +19,11 @@ SIDES = [side for _, side in SIDES_BY_PASSES]
 OPEN = TrainingConfig(model="carnet_n", budget="10m", device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+
+
 class Listening(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -50,7 +55,7 @@ def test_a_budget_chooses_only_what_nobody_did(changes: dict[str, Any], side: in
     assert with_size(replace(OPEN, **changes)).image_size == side
 
 
-@pytest.mark.parametrize("seconds", [60.0, 3.0, 0.001])
+@pytest.mark.parametrize("seconds", [200.0, 60.0, 10.0, 0.001])
 def test_speed_images_and_budget_decide(seconds: float, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 training images are three steps; 600 s hold so many of them, less what decoding takes."""
     monkeypatch.setattr(budget, "seconds_of_step", lambda *_, **__: seconds)
@@ -62,6 +67,24 @@ def test_speed_images_and_budget_decide(seconds: float, photos: Path, monkeypatc
     (said,) = listening.said
     assert f"{side} px, because --budget 10m" in said
     assert "24 training images" in said
+
+
+def test_the_speed_that_was_measured_first_counts(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "seconds_to_decode", lambda *_: 60.0)
+    sides = []
+    for seconds in (60.0, 0.001):
+        monkeypatch.setattr(budget, "seconds_of_step", lambda *_, seconds=seconds, **__: seconds)
+        sides.append(size_in_budget(OPEN, resolve(OPEN), find_images(photos), budget.time.monotonic(), Silent()))
+    assert sides == [size_for(3), size_for(3)]
+
+
+def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "seconds_of_step", lambda *_, **__: 0.001)
+    monkeypatch.setattr(budget, "seconds_to_decode", lambda *_: 100.0)
+    for cache, passes in (("disk", 500 / 0.003), ("off", 600 / 100.003)):
+        config = replace(OPEN, cache=cache)
+        side = size_in_budget(config, resolve(config), find_images(photos), budget.time.monotonic(), Silent())
+        assert side == size_for(passes)
 
 
 def test_a_folder_without_splits_counts_what_is_left_to_train_on(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:

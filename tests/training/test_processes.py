@@ -22,7 +22,7 @@ from carnet.training.processes import Processes
 from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.
-TWO = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=9, devices=2, threads=1)
+TWO = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=9, devices=2, threads=1, precision="fp32")
 
 
 def config(**changes: Any) -> TrainingConfig:
