@@ -24,8 +24,8 @@ HELD_TO_AVX2 = {
     "DNNL_MAX_CPU_ISA": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    # From its usual cache PyTorch 2.15 takes code that was generated for longer vectors, compiles it for these, and leaves
-    # half of each result unwritten, without an error.
+    # PyTorch 2.15 compiles code of its usual cache, generated for longer vectors, for these, and leaves half
+    # of each result unwritten, without an error.
     "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / "torchinductor-held-to-avx2"),
 }
 """Environment variables that keep PyTorch's kernels from newer instructions; ONNX Runtime follows none."""
