@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -27,8 +28,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--native-only", action="store_true", help="with the processor's own instructions alone")
+    options = parser.parse_args()
     kinds: dict[str, dict[str, str]] = {"native": {}}
-    if instruction_set() != "AVX2":
+    if instruction_set() != "AVX2" and not options.native_only:
         kinds["held to AVX2"] = HELD_TO_AVX2
     numbers = {kind: {"demo": time_demo(held), "test": time_test(held)} for kind, held in kinds.items()}
     print(write_result("first-steps", "make demo; make test", numbers))

@@ -248,14 +248,14 @@ class _Tuning:
         """Take the plan that is the fastest by the margin, or else the first one.
 
         What was measured on this machine before counts again, so that equal runs choose the same. A run that is too
-        short to repay measuring takes the first one where nothing is known.
+        short to repay measuring takes the first one, also after longer ones have measured.
         """
+        if self.run_seconds < SHORT_RUN_SECONDS:
+            return
         config, (usual, first) = self.config, next(iter(plans.items()))
         key = f"{what} of {config.model} at {config.image_size} px, {circumstances(config, first)}"
         seconds = recall().get(key, {})
         if set(seconds) != set(plans):
-            if self.run_seconds < SHORT_RUN_SECONDS:
-                return
             share = first.micro_batch * first.devices / config.batch_size
             num_images = _few(first.micro_batch, self.step_seconds * share)
             measured = self.rehearsal.seconds_in_turns(plans, num_images)

@@ -404,4 +404,5 @@ def test_predict_keeps_nothing_of_each_image(flags: list[str], exported: Path, t
         tracemalloc.stop()
     assert output.lines >= 500
     first, last = (np.median(output.used[start : start + 64]) for start in (100, 430))
-    assert (last - first) / 330 < 100
+    # The allocator's own granularity is of this order.
+    assert (last - first) / 330 < 300
