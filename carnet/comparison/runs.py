@@ -384,7 +384,7 @@ def train_alone(
 def _train_and_tell(data: str, config: TrainingConfig, path: Path, sender: Connection) -> None:
     error: BaseException | None = None
     try:
-        _train(data, config, path)
+        train_here(data, config, path)
     except (CarnetError, KeyboardInterrupt) as raised:
         error = raised
     # The one who listened may have been killed.
@@ -392,7 +392,8 @@ def _train_and_tell(data: str, config: TrainingConfig, path: Path, sender: Conne
         sender.send(error)
 
 
-def _train(data: str, config: TrainingConfig, path: Path) -> None:
+def train_here(data: str, config: TrainingConfig, path: Path) -> None:
+    """Train a run, or go on with it, in this process."""
     from carnet.training.session import train
 
     if (path / "config.json").exists():

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from carnet.comparison.compare import _targets, compare
 from carnet.comparison.groups import Group, group_runs, require_comparable
 from carnet.comparison.notes import notes_on
 from carnet.comparison.pairs import judge_pairs
-from carnet.comparison.runs import read_history, read_run, train_alone, train_runs
+from carnet.comparison.runs import read_history, read_run, train_alone, train_here, train_runs
 from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
 from carnet.export import graph
 from carnet.export.graph import to_graph
@@ -44,10 +44,8 @@ MODELS = ("carnet_n", "carnet_s")
 def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks with two seeds each. Read only."""
     folder = tmp_path_factory.mktemp("comparison")
-    with pytest.MonkeyPatch.context() as patch:
-        # In this process, since starting four more takes long; that they are processes is tested below.
-        patch.setattr(training_of_runs, "train_alone", training_of_runs._train)
-        train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
+    # In this process, since starting four more takes long; that they are processes is tested below.
+    train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent(), train=train_here)
     return folder
 
 
@@ -68,14 +66,25 @@ def _graph_of(trained: TrainedModel) -> graph.Graph:
 _graphs: dict[tuple[str, str], graph.Graph] = {}
 
 
-def test_it_trains_what_is_missing(folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_what_is_missing(folder: Path, photos: Path) -> None:
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     assert names == {"carnet_n-seed-0", "carnet_n-seed-1", "carnet_s-seed-0", "carnet_s-seed-1"}
     trained = []
-    monkeypatch.setattr(training_of_runs, "train_alone", lambda data, config, path: trained.append(path.name))
-    train_runs(str(photos), MODELS, seeds=2, config=SMALL, folder=folder, progress=Silent())
+
+    def begin(models: Sequence[str], seeds: int) -> None:
+        train_runs(
+            str(photos),
+            models,
+            seeds=seeds,
+            config=SMALL,
+            folder=folder,
+            progress=Silent(),
+            train=lambda data, config, path: trained.append(path.name),
+        )
+
+    begin(MODELS, 2)
     assert trained == []
-    train_runs(str(photos), [*MODELS, "timm/resnet18"], seeds=3, config=SMALL, folder=folder, progress=Silent())
+    begin([*MODELS, "timm/resnet18"], 3)
     assert trained == ["timm-resnet18-seed-0", "timm-resnet18-seed-1"] + [
         f"{name}-seed-2" for name in ("carnet_n", "carnet_s", "timm-resnet18")
     ]
@@ -287,13 +296,13 @@ def test_runs_of_other_images_are_refused(folder: Path, photos: Path, tmp_path: 
         train_runs(str(elsewhere), MODELS, seeds=1, config=SMALL, folder=folder, progress=Silent())
 
 
-def test_what_would_be_missed_late_is_missed_early(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training_of_runs, "train_alone", lambda *arguments: pytest.fail("it trains"))
+def it_trains(*arguments: object) -> None:
+    pytest.fail("it trains")
 
+
+def test_what_would_be_missed_late_is_missed_early(photos: Path, tmp_path: Path) -> None:
     def begin(*models: str, seeds: int = 1) -> None:
-        train_runs(str(photos), models, seeds=seeds, config=SMALL, folder=tmp_path, progress=Silent())
+        train_runs(str(photos), models, seeds=seeds, config=SMALL, folder=tmp_path, progress=Silent(), train=it_trains)
 
     with pytest.raises(ModelError, match="resnet81"):
         begin("carnet_s", "resnet81")
@@ -313,16 +322,19 @@ def test_a_long_error_comes_out_of_its_process(photos: Path, tmp_path: Path) -> 
         train_runs(str(data), MODELS, seeds=1, config=SMALL, folder=tmp_path / "runs", progress=Silent())
 
 
-def test_every_seed_is_judged_by_the_same_images(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_of_runs, "train_alone", training_of_runs._train)
-    config = replace(SMALL, epochs=1)
-    paths, _ = train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
-    first, second = (read_run(path, Silent()).report for path in paths)
+def test_every_seed_is_evaluated_on_the_same_images(flat: Path, tmp_path: Path) -> None:
+    def begin(train: Callable[[str, TrainingConfig, Path], None]) -> list[Path]:
+        config = replace(SMALL, epochs=1)
+        runs = tmp_path / "runs"
+        return train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=runs, progress=Silent(), train=train)[
+            0
+        ]
+
+    first, second = (read_run(path, Silent()).report for path in begin(train_here))
     assert first.num_images == second.num_images > 0
     assert first.samples == second.samples
     # Where the runs lie, they are the whole answer: nothing is trained again.
-    monkeypatch.setattr(training_of_runs, "train_alone", None)
-    train_runs(str(flat), ["carnet_n"], seeds=2, config=config, folder=tmp_path / "runs", progress=Silent())
+    begin(it_trains)
 
 
 def test_at_least_one_seed(flat: Path, tmp_path: Path) -> None:
