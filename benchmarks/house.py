@@ -8,7 +8,7 @@ empty cache, up to the first backward pass, which a trial computes to measure th
 training itself (`entered_functions.py`).
 
 Example:
-  python benchmarks/house.py
+  python benchmarks/house.py --name house-before
   python benchmarks/house.py --commit HEAD~1
   python benchmarks/house.py --list
 """
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--commit", help="count this one as well, and show both")
     parser.add_argument("--list", action="store_true", help="name the functions that are entered")
     parser.add_argument("--only-read", action="store_true", help="count what the files say, and train nothing")
+    parser.add_argument("--name", default="house", help="of the dated result; another one of this day is replaced")
     parser.add_argument("--no-result", action="store_true", help="write no dated result")
     options = parser.parse_args()
     counts: dict[str, dict[str, Any]] = {}
@@ -56,7 +57,7 @@ def main() -> None:
         from environment import write_result
 
         arguments = " ".join(argument for argument in sys.argv[1:] if argument != "--list")
-        print(write_result("house", f"python benchmarks/house.py {arguments}".strip(), {"counts": counts}))
+        print(write_result(options.name, f"python benchmarks/house.py {arguments}".strip(), {"counts": counts}))
 
 
 def count(tree: Path, *, train: bool = True) -> dict[str, Any]:
