@@ -29,7 +29,7 @@ from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import create_model
 from carnet.models.residual_carnet import ResidualBlock
 from carnet.training.depthwise import speed_up_depthwise
-from carnet.training.matrix_rates import measure_matrix_rates
+from carnet.training.measurements import measure_matrix_rates
 from carnet.training.memory import keep_freed_memory
 
 

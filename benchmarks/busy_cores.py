@@ -1,6 +1,6 @@
 """Train beside other work: images/s with a busy loop of normal priority on each core, and without.
 
-Threads that wait as PyTorch has them by default, and briefly as the `carnet` command has them (`carnet/threads.py`), in
+Threads that wait as PyTorch has them by default, and briefly as the `carnet` command has them (`carnet/machine.py`), in
 turns, each in a process of its own. The network learns random pixels; nothing is compiled.
 
 Example:
@@ -23,8 +23,8 @@ from typing import Any
 
 from environment import HELD_TO_AVX2, write_result
 
+from carnet.machine import SPINS
 from carnet.prefetch import available_cores
-from carnet.threads import SPINS
 
 WAITING: dict[str, dict[str, str]] = {"default": {}, "brief": {"GOMP_SPINCOUNT": str(SPINS)}}
 LOOP = """
@@ -86,10 +86,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from carnet import TrainingConfig
     from carnet.models.registry import create_model
     from carnet.spec import ModelSpec
-    from carnet.training.dataset import Batch
+    from carnet.training.distributed import Processes
     from carnet.training.memory import keep_freed_memory
-    from carnet.training.plan import resolve
-    from carnet.training.processes import Processes
+    from carnet.training.pipeline import Batch
+    from carnet.training.resolve import resolve
     from carnet.training.step import TrainingStep
 
     keep_freed_memory()

@@ -17,11 +17,11 @@ from typing import Any
 
 from environment import write_result
 
-from carnet.data.sources import find_images
+from carnet.config import TrainingConfig
+from carnet.data.find import find_images
 from carnet.files import write_csv
-from carnet.models.trained import load
-from carnet.training.config import TrainingConfig
-from carnet.training.session import train
+from carnet.models.weights import load
+from carnet.training.run import train
 
 CONFIG = TrainingConfig(image_size=48, epochs=1, batch_size=64)
 

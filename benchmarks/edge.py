@@ -28,14 +28,14 @@ from environment import write_result
 from PIL import Image
 
 import carnet
-from carnet.data.sources import images_in
+from carnet.data.folder import images_in
 from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import open_runtime
 from carnet.export import graph
-from carnet.models.trained import TrainedModel
+from carnet.machine import take_turns
+from carnet.models.weights import TrainedModel
 from carnet.prediction import Predictor
 from carnet.spec import ModelSpec
-from carnet.timing import take_turns
 
 PEER = "timm/mobilenetv3_small_050"
 HEAD = graph.mean_and_linear_head

@@ -27,7 +27,7 @@ import torch
 from environment import mean_and_spread, write_result
 
 from carnet import TrainingConfig, train
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
 from carnet.models import registry
 from carnet.models.residual_carnet import ResidualCARNet
 

@@ -38,8 +38,8 @@ from carnet.documents import CHECKSUM, sealed
 from carnet.edge import model_file
 from carnet.edge.selftest import verify
 from carnet.errors import CarnetError
-from carnet.models import tensors
-from carnet.progress import Silent
+from carnet.models import weights as tensors
+from carnet.text import Silent
 from carnet.training.memory import peak_resident_bytes
 
 CONFIG = carnet.TrainingConfig(

@@ -32,7 +32,7 @@ from typing import Any
 
 from mutated_files import ESCAPED, drawn_images, mutated, mutated_archive
 
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
 from carnet.data.synthetic import CLASSES
 from carnet.errors import CarnetError
 from carnet.preprocess import load_image

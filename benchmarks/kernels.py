@@ -23,11 +23,11 @@ from torch import Tensor
 from carnet import ModelSpec, TrainingConfig, create_model
 from carnet.data.samples import Sample
 from carnet.training.augment import Augmentation
-from carnet.training.dataset import Preparation, ShuffledBatches, TrainingImages, load_batches
 from carnet.training.depthwise import _gradient_of_input, _gradient_of_weight, _gradients
+from carnet.training.distributed import Processes
 from carnet.training.memory import keep_freed_memory
-from carnet.training.plan import resolve
-from carnet.training.processes import Processes
+from carnet.training.pipeline import Preparation, ShuffledBatches, TrainingImages, load_batches
+from carnet.training.resolve import resolve
 from carnet.training.schedule import View
 from carnet.training.step import TrainingStep
 

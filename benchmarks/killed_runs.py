@@ -29,11 +29,11 @@ import torch
 from safetensors.torch import load_file
 
 from carnet import files
+from carnet.config import TrainingConfig
 from carnet.data.synthetic import write_dataset
-from carnet.progress import Silent
+from carnet.text import Silent
 from carnet.training.checkpoint import DamagedCheckpointError, read_checkpoint
-from carnet.training.config import TrainingConfig
-from carnet.training.session import train
+from carnet.training.run import train
 
 SMALL: dict[str, Any] = {
     "model": "carnet_n",
@@ -169,7 +169,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["carnet.training.session", "torch._dynamo", "matplotlib.pyplot", "onnxscript", "onnxruntime"]
+        ["carnet.training.run", "torch._dynamo", "matplotlib.pyplot", "onnxscript", "onnxruntime"]
     )
     return context
 

@@ -15,7 +15,7 @@ import sys
 
 from environment import write_result
 
-from carnet.comparison.benchmark import benchmark
+from carnet.comparison.latency import benchmark
 from carnet.report.console import Console
 
 PEER = "timm/mobilenetv3_small_050"

@@ -19,7 +19,7 @@ from typing import Any
 
 from environment import write_result
 
-from carnet.quantities import parse_bytes
+from carnet.text import parse_bytes
 from carnet.training.memory import anonymous_bytes
 
 WATCHED_SECONDS = 30.0

@@ -21,10 +21,10 @@ import torch
 from environment import mean_and_spread, write_result
 
 from carnet import TrainingConfig, train
+from carnet.config import MuonPrecision
 from carnet.data.synthetic import write_dataset
-from carnet.progress import Silent
-from carnet.training import optimizers
-from carnet.training.config import MuonPrecision
+from carnet.text import Silent
+from carnet.training import optim as optimizers
 
 orthogonalized = optimizers.orthogonalized
 

@@ -34,22 +34,20 @@ import numpy as np
 from environment import write_result
 
 from carnet import TrainingConfig, files, published
-from carnet.comparison.compare import seconds_to
 from carnet.comparison.runs import read_history, train_alone, train_runs
-from carnet.data.sources import find_images
+from carnet.comparison.verdict import seconds_to
+from carnet.config import Device
+from carnet.data.find import find_images
 from carnet.errors import CarnetError, ConfigError, DataError, RunError, StoppedError
 from carnet.models.device import choose_device
 from carnet.models.registry import create_model
 from carnet.models.summary import summarize
-from carnet.progress import Progress
-from carnet.quantities import show_bytes
 from carnet.report.comparison import draw_comparison
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder
-from carnet.training.config import Device
-from carnet.training.looking import look_at
-from carnet.training.plan import resolve
-from carnet.training.recipe import with_size
+from carnet.text import Progress, show_bytes
+from carnet.training.preparation import look_at
+from carnet.training.resolve import resolve, with_size
 
 MODELS = ("carnet18", "resnet18")
 REACH = (0.6, 0.7, 0.8)

@@ -215,7 +215,7 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
     from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
     config, samples, batches, augmentation = recipe(options)
-    from carnet.training.dataset import augmenting_rng
+    from carnet.training.pipeline import augmenting_rng
 
     class Photos(Dataset[Any]):
         def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
@@ -249,19 +249,18 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
 
 def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple[Iterator[float], About]:
     """What `carnet train` does, with the choices it comes to."""
-    from carnet.data.decoded import Target, inspect_and_keep
-    from carnet.data.sources import find_images
-    from carnet.progress import Silent
+    from carnet.data.cache import Target, inspect_and_keep
+    from carnet.data.find import find_images
     from carnet.spec import ModelSpec
-    from carnet.training.dataset import step_seed
-    from carnet.training.feed import make_feed
+    from carnet.text import Silent
+    from carnet.training.autotune import tune
+    from carnet.training.distributed import Processes
     from carnet.training.memory import forget_peak_device_bytes, free_bytes
-    from carnet.training.plan import resolve
-    from carnet.training.processes import Processes
+    from carnet.training.pipeline import make_feed, step_seed
     from carnet.training.rehearsal import Rehearsal
+    from carnet.training.resolve import resolve
     from carnet.training.schedule import first_view
     from carnet.training.step import TrainingStep
-    from carnet.training.tuning import tune
 
     config, samples, _, _ = recipe(options, max_memory=options_memory(options) if lean else "")
     found = find_images(options.data)
@@ -310,10 +309,10 @@ def options_memory(options: argparse.Namespace) -> str:
 
 def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, Any]:
     """The published recipe, with the arithmetic and the images that both sides share."""
-    from carnet.data.sources import find_images
+    from carnet.config import published
+    from carnet.data.find import find_images
     from carnet.training.augment import Augmentation
-    from carnet.training.config import published
-    from carnet.training.dataset import ShuffledBatches
+    from carnet.training.pipeline import ShuffledBatches
 
     config = replace(
         published(),
@@ -397,8 +396,8 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
     from PIL import Image
 
-    from carnet.data.decoded import Target, inspect_and_keep
-    from carnet.data.sources import find_images
+    from carnet.data.cache import Target, inspect_and_keep
+    from carnet.data.find import find_images
     from carnet.prefetch import loading_threads
     from carnet.training.memory import free_bytes
 

@@ -17,42 +17,42 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from carnet.config import TrainingConfig as TrainingConfig
+    from carnet.config import published as published
     from carnet.edge.classifier import Classifier as Classifier
-    from carnet.edge.heat import Explanation as Explanation
+    from carnet.edge.classifier import Explanation as Explanation
     from carnet.errors import CarnetError as CarnetError
     from carnet.evaluation import EvaluationReport as EvaluationReport
-    from carnet.export.export import ExportResult as ExportResult
-    from carnet.export.export import export_model as export_model
+    from carnet.export.exporter import ExportResult as ExportResult
+    from carnet.export.exporter import export_model as export_model
     from carnet.models.registry import create_model as create_model
     from carnet.models.registry import list_models as list_models
-    from carnet.models.trained import TrainedModel as TrainedModel
-    from carnet.models.trained import evaluate as evaluate
-    from carnet.models.trained import load as load
+    from carnet.models.weights import TrainedModel as TrainedModel
+    from carnet.models.weights import evaluate as evaluate
+    from carnet.models.weights import load as load
     from carnet.prediction import Prediction as Prediction
     from carnet.spec import ModelSpec as ModelSpec
-    from carnet.training.config import TrainingConfig as TrainingConfig
-    from carnet.training.config import published as published
-    from carnet.training.result import TrainingResult as TrainingResult
-    from carnet.training.session import train as train
+    from carnet.training.run import TrainingResult as TrainingResult
+    from carnet.training.run import train as train
 
 _HOMES = {
     "CarnetError": "errors",
     "Classifier": "edge.classifier",
     "EvaluationReport": "evaluation",
-    "Explanation": "edge.heat",
-    "ExportResult": "export.export",
+    "Explanation": "edge.classifier",
+    "ExportResult": "export.exporter",
     "ModelSpec": "spec",
     "Prediction": "prediction",
-    "TrainedModel": "models.trained",
-    "TrainingConfig": "training.config",
-    "TrainingResult": "training.result",
+    "TrainedModel": "models.weights",
+    "TrainingConfig": "config",
+    "TrainingResult": "training.run",
     "create_model": "models.registry",
-    "evaluate": "models.trained",
-    "export_model": "export.export",
+    "evaluate": "models.weights",
+    "export_model": "export.exporter",
     "list_models": "models.registry",
-    "load": "models.trained",
-    "published": "training.config",
-    "train": "training.session",
+    "load": "models.weights",
+    "published": "config",
+    "train": "training.run",
 }
 
 __all__ = list(_HOMES)

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet import metrics
-from carnet.data.check import hash_files
-from carnet.data.samples import Layout
-from carnet.data.sources import LabeledImages, Sample, find_images
+from carnet.data.find import find_images
+from carnet.data.samples import LabeledImages, Layout, Sample
+from carnet.data.scan import hash_files
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
-from carnet.progress import OnProgress, Progress, Silent, counted
 from carnet.spec import ModelSpec
+from carnet.text import OnProgress, Progress, Silent, counted
 
 PredictFn = Callable[[Images], NDArray[np.floating[Any]]]
 """uint8 images (N, S, S, C) -> logits (N, classes)."""

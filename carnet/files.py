@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
 from carnet.inputs import open_file, read_file
-from carnet.progress import printable
+from carnet.text import printable
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds."""

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import TextIO
 
-from carnet.quantities import show_bytes
+from carnet.text import show_bytes
 
 MAX_IMAGE_BYTES = 256 * 10**6
 """Of an encoded image; those of cameras have up to a few dozen million."""

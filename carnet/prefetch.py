@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from carnet.progress import OnProgress
+from carnet.text import OnProgress
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")

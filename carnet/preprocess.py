@@ -40,8 +40,8 @@ from PIL import Image, UnidentifiedImageError
 from carnet.errors import ImageError
 from carnet.image_files import essence, signature_of
 from carnet.inputs import MAX_IMAGE_BYTES, open_file, read_file
-from carnet.quantities import show_bytes
 from carnet.spec import ModelSpec, ResizeRule
+from carnet.text import show_bytes
 
 Images = NDArray[np.uint8]
 ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | Images

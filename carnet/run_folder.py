@@ -18,7 +18,7 @@ from carnet.data.samples import Layout
 from carnet.documents import MAX_BYTES, Count, DocumentError, conform
 from carnet.errors import OutputError, RunError
 from carnet.inputs import open_text, state_of
-from carnet.progress import first_few, quoted
+from carnet.text import first_few, quoted
 
 _MAX_TABLE_BYTES = 2**30
 _MAX_COPIED_BYTES = 32 * 2**30

@@ -76,10 +76,10 @@ def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.multiprocessing.spawn import start_processes
 
     from carnet.comparison import runs
-    from carnet.training import launch
+    from carnet.training import distributed as launch
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["carnet.training.session", "torch._dynamo", "matplotlib.figure", "together"])
+    context.set_forkserver_preload(["carnet.training.run", "torch._dynamo", "matplotlib.figure", "together"])
     monkeypatch.setattr(launch, "spawn", functools.partial(start_processes, start_method="forkserver"))
     for module in (launch, runs):
         monkeypatch.setattr(module, "get_context", lambda _: context)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from carnet.progress import Silent
+from carnet.text import Silent
 
 
 class StopAt(Silent):

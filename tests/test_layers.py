@@ -13,19 +13,17 @@ from carnet.cli.main import COMMANDS
 PACKAGE = Path(carnet.__file__).parent
 BASE = {
     "errors",
+    "config",
     "machine",
     "spec",
     "preprocess",
     "image_files",
     "prediction",
     "prefetch",
-    "progress",
+    "text",
     "metrics",
     "calibration",
     "significance",
-    "timing",
-    "threads",
-    "quantities",
     "evaluation",
     "documents",
     "files",
@@ -91,7 +89,7 @@ def test_help_of_commands_imports_no_torch(command: str) -> None:
 
 def test_the_base_row_imports_no_torch() -> None:
     rooms = ", ".join(f"carnet.{room}" for room in sorted(BASE))
-    code = f"import {rooms}, carnet.data.check, carnet.data.synthetic, carnet.report.html, carnet.report.findings"
+    code = f"import {rooms}, carnet.data.scan, carnet.data.synthetic, carnet.report.html, carnet.report.findings"
     assert not modules_after(code) & {"torch", "lightning_fabric"}
 
 

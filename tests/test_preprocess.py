@@ -219,7 +219,7 @@ def test_wrong_arrays(array: Any, reason: str) -> None:
 
 def test_normalization_is_the_formula() -> None:
     torch = pytest.importorskip("torch")
-    from carnet.models.trained import normalize_on
+    from carnet.models.weights import normalize_on
 
     images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     on_device = normalize_on(torch.device("cpu"), torch.from_numpy(images), spec())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.progress import printable, quoted
+from carnet.text import printable, quoted
 
 
 @pytest.mark.skipif(os.name == "nt", reason="another shell")

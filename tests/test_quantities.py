@@ -1,7 +1,7 @@
 import pytest
 
 from carnet.errors import ConfigError
-from carnet.quantities import parse_bytes, parse_seconds, show_bytes
+from carnet.text import parse_bytes, parse_seconds, show_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from carnet.cli.main import run
-from carnet.training import recipe
+from carnet.training import resolve as recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from children import finished
 
-from carnet.training.config import TrainingConfig
-from carnet.training.plan import resolve
+from carnet.config import TrainingConfig
+from carnet.training.resolve import resolve
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has other threads there")
 SHOW = """

@@ -1,4 +1,4 @@
-from carnet.timing import take_turns
+from carnet.machine import take_turns
 
 
 def test_calls_take_turns_and_the_first_of_each_is_not_counted() -> None:

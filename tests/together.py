@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from carnet.progress import Progress
+from carnet.text import Progress
+from carnet.training.checkpoint import TrainingState
+from carnet.training.distributed import Processes
+from carnet.training.loop import Trainer
 from carnet.training.preparation import Job
-from carnet.training.processes import Processes
-from carnet.training.state import TrainingState
 from carnet.training.stop import StopFlag
-from carnet.training.trainer import Trainer
 
 
 def losses_with_frozen_batch_norm(

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from carnet.cli.output import console, print_json, words
+from carnet.cli.main import console, print_json, words
 from carnet.errors import ConfigError
-from carnet.progress import counted, printable
+from carnet.text import counted, printable
 
 if TYPE_CHECKING:
-    from carnet.comparison.benchmark import Benchmark
+    from carnet.comparison.latency import Benchmark
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Command:
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.comparison.benchmark import benchmark
+        from carnet.comparison.latency import benchmark
 
         sizes = words(self.batch_sizes)
         if not all(size.isdecimal() for size in sizes):

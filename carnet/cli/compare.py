@@ -9,10 +9,9 @@ from typing import Annotated, Literal, Self
 
 import tyro
 
-from carnet.cli.main import parse_with_recipe
-from carnet.cli.output import console, print_json, words
+from carnet.cli.main import console, parse_with_recipe, print_json, words
+from carnet.config import PRESETS, TrainingConfig
 from carnet.errors import ConfigError
-from carnet.training.config import PRESETS, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Command:
         return command
 
     def run(self) -> int:
-        from carnet.comparison.compare import compare
         from carnet.comparison.runs import train_runs
+        from carnet.comparison.verdict import compare
         from carnet.data.samples import short_name
 
         models = words(self.models)

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import tyro
 
-from carnet.cli.output import console, print_json
+from carnet.cli.main import console, print_json
+from carnet.config import TrainingConfig
 from carnet.data.synthetic import CLASSES, PICTURE_SIZE, write_dataset
 from carnet.errors import OutputError
 from carnet.files import make_folder
-from carnet.progress import quoted
 from carnet.run_folder import new_run_path
-from carnet.training.config import TrainingConfig
+from carnet.text import quoted
 
 
 def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
@@ -56,8 +56,8 @@ class Command:
     """Print the result as one JSON document; progress goes to standard error."""
 
     def run(self) -> int:
-        from carnet.models.trained import load
-        from carnet.training.session import train
+        from carnet.models.weights import load
+        from carnet.training.run import train
 
         config = demo_config(seed=self.seed, skip_unreadable=self.dirty)
         output = self.output or new_run_path(Path("carnet-demo"))

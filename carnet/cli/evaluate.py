@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from carnet.cli.output import console, print_json
+from carnet.cli.main import console, print_json
 from carnet.errors import ConfigError
-from carnet.progress import quoted
+from carnet.text import quoted
 
 if TYPE_CHECKING:
     from carnet.data.samples import Layout
@@ -104,7 +104,7 @@ class Command:
         return self.model.with_name(f"{self.model.name.removesuffix('.onnx')}.{name}")
 
     def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
-        from carnet.models.trained import load
+        from carnet.models.weights import load
         from carnet.run_folder import RunFolder
 
         model = load(self.model, device=self.device)
@@ -120,7 +120,7 @@ class Command:
 
     def _data(self, is_exported: bool) -> tuple[str, Layout, Sequence[str]]:
         """Where the images are, how their folders are read, and which of them are left out."""
-        from carnet.data.ignore import read_ignore_file
+        from carnet.data.samples import read_ignore_file
         from carnet.run_folder import RunFolder
 
         ignored = read_ignore_file(self.ignore) if self.ignore is not None else ()
@@ -133,7 +133,7 @@ class Command:
 
 
 def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:
-    from carnet.progress import counted
+    from carnet.text import counted
 
     notes = [f"Note: {warning}." for warning in report.warnings]
     if ignore is not None or report.num_ignored:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from carnet.cli.output import console, print_json
+from carnet.cli.main import console, print_json
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Command:
     """Print the numbers as one JSON document."""
 
     def run(self) -> int:
-        from carnet.export.export import export_model, sentences
+        from carnet.export.exporter import export_model, sentences
 
         with console(self.json) as progress:
             result = export_model(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from carnet.cli.output import complain, console, print_json
+from carnet.cli.main import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
 from carnet.inputs import MAX_IMAGE_BYTES, check_listed
-from carnet.progress import Progress, counted, printable, quoted
+from carnet.text import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:
     from carnet.prediction import Prediction, Predictor
@@ -119,7 +119,7 @@ class Command:
             raise ConfigError("--runtime and --threads are for a .onnx file; a run's folder is computed by PyTorch")
         if self.explain is not None:
             raise ConfigError(f"--explain needs a .onnx file: carnet export {quoted(self.model)} writes one")
-        from carnet.models.trained import load
+        from carnet.models.weights import load
 
         return load(self.model, device=self.device)
 
@@ -204,7 +204,7 @@ def _leave_out(
     names: list[str], given: tuple[str, ...], ignore: Path | None, progress: Progress
 ) -> tuple[list[str], list[str]]:
     """(what to look at, what the ignore list names), with a word about the latter."""
-    from carnet.data.ignore import about_strange, named_images, read_ignore_file
+    from carnet.data.samples import about_strange, named_images, read_ignore_file
 
     if ignore is None:
         return names, []
@@ -243,7 +243,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _expand(names: tuple[str, ...]) -> list[str]:
     """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
-    from carnet.data.sources import images_in
+    from carnet.data.folder import images_in
 
     expanded: list[str] = []
     for name in names:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from carnet.cli.output import print_json
+from carnet.cli.main import print_json
 
 if TYPE_CHECKING:
     from carnet.models.summary import ModelSummary

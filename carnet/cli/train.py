@@ -9,11 +9,10 @@ from typing import Annotated, Literal, Self
 
 import tyro
 
-from carnet.cli.main import parse_with_recipe
-from carnet.cli.output import console, is_first_process, print_json
+from carnet.cli.main import console, is_first_process, parse_with_recipe, print_json
+from carnet.config import PRESETS, TrainingConfig
 from carnet.errors import ConfigError
-from carnet.progress import quoted
-from carnet.training.config import PRESETS, TrainingConfig
+from carnet.text import quoted
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Command:
         return TrainingConfig.from_json(run.read_config()["recipe"], run.config)
 
     def run(self) -> int:
-        from carnet.data.ignore import read_ignore_file
-        from carnet.training.session import train
+        from carnet.data.samples import read_ignore_file
+        from carnet.training.run import train
 
         ignore = () if self.ignore is None else read_ignore_file(self.ignore)
         with console(self.json) as progress:

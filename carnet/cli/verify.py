@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from carnet.cli.output import print_json
-from carnet.progress import printable
+from carnet.cli.main import print_json
+from carnet.text import printable
 
 
 @dataclass(frozen=True)

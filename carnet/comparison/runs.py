@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
-from carnet.data.check import UNREADABLE, hash_files
-from carnet.data.sources import LabeledImages, find_images
+from carnet.config import TrainingConfig
+from carnet.data.find import find_images
+from carnet.data.samples import LabeledImages
+from carnet.data.scan import UNREADABLE, hash_files
 from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
 from carnet.errors import (
     CarnetError,
@@ -28,12 +30,11 @@ from carnet.errors import (
     StoppedError,
 )
 from carnet.evaluation import EvaluationReport, select_samples
-from carnet.models.trained import TrainedModel, load
-from carnet.progress import Progress, quoted
+from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
-from carnet.training.config import TrainingConfig
+from carnet.text import Progress, quoted
 from carnet.training.preparation import check_early
-from carnet.training.recipe import recorded_recipe, with_size
+from carnet.training.resolve import recorded_recipe, with_size
 from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
@@ -394,7 +395,7 @@ def _train_and_tell(data: str, config: TrainingConfig, path: Path, sender: Conne
 
 def train_here(data: str, config: TrainingConfig, path: Path) -> None:
     """Train a run, or go on with it, in this process."""
-    from carnet.training.session import train
+    from carnet.training.run import train
 
     if (path / "config.json").exists():
         train(data, config, resume=path)

@@ -10,15 +10,14 @@ import zipfile
 from pathlib import Path
 
 from carnet.data.cache import cached_folder
-from carnet.data.damage import ArchiveReadError, damaged, reading
 from carnet.data.tar import TarReader
-from carnet.data.unpacking import SafeFolder
+from carnet.data.unpacking import ArchiveReadError, SafeFolder, damaged, reading
 from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, read_json, write_json
 from carnet.inputs import open_file
 from carnet.preprocess import looks_like_image
-from carnet.progress import OnProgress, counted
+from carnet.text import OnProgress, counted
 
 ARCHIVE_EXTENSIONS = frozenset(
     (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")

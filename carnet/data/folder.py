@@ -3,7 +3,7 @@
 Two forms are understood:
 
 - split: `DATA/train/<class>/…`, with `valid` and `test` beside `train` (`SPLIT_NAMES` has their other names);
-- flat: `DATA/<class>/…`, which `carnet.data.split` divides.
+- flat: `DATA/<class>/…`, which `carnet.data.samples` divides.
 
 A class is a folder; its images may lie in folders inside it. Where one folder holds everything, it is entered. Where a
 folder beside the supposed splits holds images too, both readings are possible, and the user is asked (`--layout`).
@@ -23,7 +23,7 @@ from pathlib import Path
 from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, in_order
 from carnet.errors import DataError
 from carnet.preprocess import looks_like_image
-from carnet.progress import counted, first_few
+from carnet.text import counted, first_few
 
 TABLE_EXTENSIONS = (".csv", ".tsv")
 _HIDDEN = frozenset(

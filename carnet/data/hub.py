@@ -9,6 +9,8 @@
 
 `?image=NAME,label=NAME` after `hf:…` chooses columns, `?train=NAME,valid=NAME,test=NAME` splits, where their names are
 unusual. `carnet.data.opening` opens what is named here.
+
+Shards of a WebDataset: tars in which `key.jpg` stands beside its label in `key.cls`, `.json` or `.txt`.
 """
 
 from __future__ import annotations
@@ -19,21 +21,23 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from carnet.data.folder import is_folder, is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.shards import is_webdataset
+from carnet.data.tar import TarReader
+from carnet.data.unpacking import READ_ERRORS
 from carnet.errors import DataError
 from carnet.files import digest_of
 from carnet.inputs import MAX_IMAGE_BYTES, check_listed, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
-from carnet.progress import OnProgress, counted
+from carnet.text import OnProgress, counted
 
 FORMAT = 2
-"""Of what `carnet.data.stream` and `carnet.data.stored` keep; another number makes it anew."""
+"""Of what `carnet.data.stream` and `carnet.data.stream` keep; another number makes it anew."""
 _HUB = "hf://datasets/"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@]+))?(?:@(?P<revision>[^:@]+))?")
 
@@ -342,3 +346,79 @@ def _has_end(path: Path) -> bool:
 def _stamp(path: Path) -> str:
     state = path.stat()
     return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+
+
+LABEL_MEMBERS = ("cls", "json", "txt")
+"""What holds the label, the surest first."""
+_FIRST_MEMBERS = 64
+"""So many show whether labels stand beside the images."""
+
+
+def is_webdataset(path: Path, pattern: str) -> bool:
+    """Whether the first files of a tar are samples: an image and its label under one key.
+
+    Args:
+        path: the tar; where it is damaged, what stands before the damage counts.
+        pattern: what names it as shards, whatever is inside.
+
+    Raises:
+        DataError: if its folders could be the classes just as well, as in `cat/1.jpg` beside `cat/1.txt`.
+    """
+    kinds = _beside_images(path)
+    if not kinds or "cls" in kinds:
+        return bool(kinds)
+    if len(folders := _image_folders(path)) > 1:
+        raise DataError(
+            f"{path} has images in several folders ({', '.join(map(repr, folders))}) and .{kinds[0]} files beside "
+            f"them, and either could be the classes; for the folders unpack it and name the folder, for the files "
+            f"write {pattern}"
+        )
+    return True
+
+
+def check_tars(paths: Iterable[Path]) -> None:
+    """Read shards to their ends; `datasets` takes a damaged header, or the end of a joined archive, for the last one.
+
+    Raises:
+        DataError: naming the shard.
+    """
+    for path in paths:
+        try:
+            with TarReader.open(path) as tar:
+                for _ in tar.members():
+                    pass
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _beside_images(path: Path) -> list[str]:
+    """Which label members stand beside images, the surest first."""
+    found: dict[str, set[str]] = {}
+    for folder, key, extension in islice(_names(path), _FIRST_MEMBERS):
+        found.setdefault(f"{folder}/{key}", set()).add(extension)
+    samples = [
+        extensions for extensions in found.values() if {f".{extension}" for extension in extensions} & EXTENSIONS
+    ]
+    return [kind for kind in LABEL_MEMBERS if any(kind in kinds for kinds in samples)]
+
+
+def _image_folders(path: Path) -> list[str]:
+    """The first two folders that hold images; a tar that is sorted has to be read for the second."""
+    with_images = (folder for folder, _, extension in _names(path) if f".{extension}" in EXTENSIONS)
+    folders: list[str] = []
+    for folder in with_images:
+        if folder not in folders:
+            folders.append(folder)
+        if len(folders) == 2:
+            break
+    return folders
+
+
+def _names(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Folder, key and extensions of each file, as far as the tar can be read."""
+    with suppress(DataError, *READ_ERRORS), TarReader.open(path) as tar:
+        for info, content in tar.members():
+            if content is not None:
+                folder, _, name = info.name.rpartition("/")
+                key, _, extensions = name.lower().partition(".")
+                yield folder, key, extensions

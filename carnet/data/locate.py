@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from carnet.data.folder import visible
 from carnet.errors import DataError
 from carnet.preprocess import EXTENSIONS
-from carnet.progress import counted, first_few
+from carnet.text import counted, first_few
 
 
 class Locator:

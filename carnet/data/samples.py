@@ -1,14 +1,28 @@
-"""What every form of data becomes: one list of labelled images."""
+"""What every form of data becomes: one list of labelled images.
+
+Hold back some images of every class, the same ones every time.
+
+Leave images out by a list of their paths, one on each line.
+
+A path counts from the data's folder, as the column `filepath` of a run's `data.csv` has it, or from the current folder,
+or is absolute. Empty lines and lines that begin with # say nothing.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from carnet.errors import DataError
+from carnet.inputs import open_text
+from carnet.text import counted, first_few
 
 Layout = Literal["auto", "classes", "splits"]
 """What the folders in DATA are: classes, or splits with the classes inside; auto tells by their names and contents."""
@@ -144,3 +158,114 @@ def short_name(source: Path) -> str:
     while Path(name).suffix.lower() in _FILE_EXTENSIONS:
         name = Path(name).stem
     return name
+
+
+def hold_out(
+    samples: Sequence[Sample], digests: Mapping[Path, str], *, fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Divide labelled images into those to train on and those to validate with.
+
+    Stratified: each class gives `fraction` of its images, at least one where it has two or more. Files that are equal
+    byte for byte stay on one side, under whatever name or class they appear. Which images are held back follows from
+    `seed` and their content alone, so that adding or renaming files moves few others.
+
+    Args:
+        samples: the images.
+        digests: content hash of each file.
+        fraction: share to hold back, between 0 and 1.
+        seed: chooses among the possible divisions.
+
+    Returns:
+        (train, valid), each in the order of `samples`.
+    """
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[digests[sample.path]].append(sample)
+    sizes = Counter(sample.label for sample in samples)
+    # Never all of a class: something has to be left to learn from.
+    room = {label: min(max(1, round(fraction * size)), size - 1) for label, size in sizes.items()}
+    held_back: set[str] = set()
+    for digest in sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest()):
+        wanted = Counter(sample.label for sample in groups[digest])
+        if all(count <= room[label] for label, count in wanted.items()):
+            held_back.add(digest)
+            for label, count in wanted.items():
+                room[label] -= count
+    train = tuple(sample for sample in samples if digests[sample.path] not in held_back)
+    valid = tuple(sample for sample in samples if digests[sample.path] in held_back)
+    return train, valid
+
+
+def read_ignore_file(path: Path | str) -> tuple[str, ...]:
+    """The paths that a list names, as they are written.
+
+    Args:
+        path: a text file in UTF-8.
+
+    Raises:
+        DataError: if there is no such file, or it is no such text, or larger than `carnet.inputs.MAX_TABLE_BYTES`.
+    """
+    path = Path(path)
+    lines: list[str] = []
+    try:
+        with open_text(path) as file:
+            # A line at a time: a list may be large, and one of empty lines would take many times its size.
+            for line in file:
+                if "\0" in line:
+                    raise DataError(f"{path} is no text; an ignore list is a text with one path on each line")
+                if (line := line.strip()) and not line.startswith("#"):
+                    lines.append(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8; an ignore list is a text with one path on each line") from error
+    except OSError as error:
+        raise DataError(f"cannot read the ignore list {path}: {error.strerror or error}") from error
+    return tuple(lines)
+
+
+def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[Path]) -> tuple[set[Path], list[str]]:
+    """Which images some lines name.
+
+    Args:
+        images: among which to look.
+        lines: as `read_ignore_file` gives them.
+        roots: folders that relative lines count from, the first one that fits; the current folder is the last.
+
+    Returns:
+        (the images that are named, the lines that name none).
+    """
+    if not lines:
+        return set(), []
+    known: dict[str, list[Path]] = {}
+    for image in images:
+        known.setdefault(_key(image), []).append(image)
+    places = [(root, root.resolve()) for root in (*roots, Path.cwd())]
+    named: set[Path] = set()
+    strange = []
+    for line in lines:
+        found = next((known[key] for key in _keys(line, places) if key in known), None)
+        if found is None:
+            strange.append(line)
+        else:
+            named.update(found)
+    return named, strange
+
+
+def about_strange(strange: Sequence[str]) -> str:
+    """What to say of lines that name no image."""
+    lines = first_few([repr(line[:200]) for line in strange])
+    return f"{counted(len(strange), 'line')} of the ignore list name{'s' * (len(strange) == 1)} no image here: {lines}"
+
+
+def _keys(line: str, places: Sequence[tuple[Path, Path]]) -> Iterable[str]:
+    """What the image could be called, the likeliest first."""
+    for text in dict.fromkeys((line, line.replace("\\", "/"))):
+        for root, resolved in places:
+            yield _key(root / text)
+            # The data may have been named by way of a link.
+            if Path(text).is_relative_to(resolved):
+                yield _key(root / Path(text).relative_to(resolved))
+
+
+def _key(path: Path) -> str:
+    """Equal for two ways of writing one path."""
+    return unicodedata.normalize("NFC", os.path.normcase(os.path.normpath(Path.cwd() / path)))

@@ -18,7 +18,7 @@ from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
 from carnet.inputs import MAX_TABLE_BYTES, broken_link, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
-from carnet.progress import counted, first_few
+from carnet.text import counted, first_few
 
 _PATH = (
     *("filepath", "filepaths", "path", "paths", "imagepath", "imagepaths"),

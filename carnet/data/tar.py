@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from carnet.data.damage import READ_ERRORS, ArchiveReadError, damaged, reading
-from carnet.data.unpacking import quoted_member, ratio_limit
+from carnet.data.unpacking import READ_ERRORS, ArchiveReadError, damaged, quoted_member, ratio_limit, reading
 from carnet.errors import DataError
 from carnet.inputs import open_file
 
@@ -97,7 +96,7 @@ class TarReader:
     def members(self) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
         """Each member's header with its bytes; None where it has none, or is no plain file.
 
-        The bytes have to be read before the next member, inside `carnet.data.damage.reading()`.
+        The bytes have to be read before the next member, inside `carnet.data.unpacking.reading()`.
         """
         while True:
             with reading():

@@ -21,7 +21,7 @@ from carnet.errors import (
     is_out_of_memory,
 )
 from carnet.preprocess import Images
-from carnet.progress import counted
+from carnet.text import counted
 
 Runtime = Literal["onnxruntime", "openvino"]
 PIXELS = "pixels"

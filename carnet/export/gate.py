@@ -13,9 +13,9 @@ from carnet import metrics
 from carnet.calibration import CrossFitted, cross_fit
 from carnet.edge.classifier import Classifier
 from carnet.evaluation import EvaluationReport
+from carnet.machine import take_turns
 from carnet.models.device import on_threads
-from carnet.models.trained import TrainedModel
-from carnet.timing import take_turns
+from carnet.models.weights import TrainedModel
 
 SAME_NETWORK = 1e-3
 """How much a probability may differ where nothing was made coarser on purpose."""

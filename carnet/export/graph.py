@@ -1,9 +1,15 @@
-"""A trained network as an ONNX graph that takes the pixels of an image as they are."""
+"""A trained network as an ONNX graph that takes the pixels of an image as they are.
+
+Keep what exporters and quantisers say about their own work away from the user.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,10 +22,9 @@ from torch import Tensor, nn
 from carnet.edge.model_file import PRODUCER, seal
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PIXELS, PROBABILITIES
 from carnet.errors import ModelError, is_out_of_memory
-from carnet.export.quiet import quiet
 from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import head_names
-from carnet.models.trained import TrainedModel
+from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
 
 OPSET, IR_VERSION = 18, 8
@@ -264,3 +269,23 @@ def _clean(model: ModelProto, spec: ModelSpec) -> None:
 def serialized(model: ModelProto) -> bytes:
     """The bytes of a model, in the order of its fields."""
     return bytes(model.SerializeToString(deterministic=True))
+
+
+_TALKATIVE = ("", "torch.onnx", "onnxscript", "onnx_ir")
+"""Loggers; ONNX Runtime's quantiser uses the root."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors are heard inside."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -21,11 +21,10 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from carnet.edge.runtimes import LOGITS, PIXELS, start_session
-from carnet.export.graph import Graph, serialized
-from carnet.export.quiet import quiet
+from carnet.export.graph import Graph, quiet, serialized
+from carnet.machine import take_turns
 from carnet.preprocess import Images
-from carnet.progress import OnProgress
-from carnet.timing import take_turns
+from carnet.text import OnProgress
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """Operators that are worth it."""

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.files import csv_line_for_people
-from carnet.progress import duration
-from carnet.report.page import document as page
-from carnet.report.page import facts_list, listing, picture, section, table
+from carnet.report.html import document as page
+from carnet.report.html import facts_list, listing, picture, section, table
 from carnet.report.plots import INK, MUTED, RULE, rendered
+from carnet.text import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

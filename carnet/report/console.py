@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
 
-from carnet.progress import duration, printable
+from carnet.text import duration, printable
 
 PLAIN_SECONDS = 30.0
 """Between two lines about the same work where there is no terminal."""
@@ -22,7 +22,7 @@ IN_PLACE_SECONDS = 0.2
 
 
 class Console:
-    """Shows what a `carnet.progress.Progress` is told, on a stream of its own choice.
+    """Shows what a `carnet.text.Progress` is told, on a stream of its own choice.
 
     Use it in a `with` block, which leaves the terminal as it was.
     """

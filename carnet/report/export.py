@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from carnet.calibration import CrossFitted, coverage_curve
-from carnet.report.page import document as page
-from carnet.report.page import facts_list, listing, picture, section, table
+from carnet.report.html import document as page
+from carnet.report.html import facts_list, listing, picture, section, table
 from carnet.report.plots import COLOURS, INK, MUTED, RULE, rendered
 
 

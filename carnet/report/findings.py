@@ -15,7 +15,7 @@ import numpy as np
 
 from carnet.evaluation import EvaluationReport
 from carnet.metrics import wilson_interval
-from carnet.progress import is_command
+from carnet.text import is_command
 
 FEW_IMAGES = 20
 """Below this many images, one image is worth more than five percentage points of its class."""

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from carnet.config import TrainingConfig
 from carnet.preprocess import Images, as_picture
-from carnet.training.config import TrainingConfig
 
 MAX_LEAN = 4 / 3
 """How much wider than high, or higher than wide, a piece may be."""

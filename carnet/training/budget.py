@@ -6,21 +6,19 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from carnet.config import TrainingConfig
 from carnet.data.samples import LabeledImages
 from carnet.errors import CarnetError
 from carnet.models.registry import create_model, default_image_size
 from carnet.prefetch import loading_threads
 from carnet.preprocess import load_image
-from carnet.progress import Progress, counted
-from carnet.quantities import parse_seconds
 from carnet.spec import ModelSpec
-from carnet.training.config import TrainingConfig
+from carnet.text import Progress, counted, parse_seconds
+from carnet.training.autotune import circumstances, seconds_of_step
 from carnet.training.measurements import recall, remember
-from carnet.training.plan import Plan, whole_micro_batch
-from carnet.training.recipe import size_for, with_augmentation, with_batch_size
 from carnet.training.rehearsal import Rehearsal
+from carnet.training.resolve import Plan, size_for, whole_micro_batch, with_augmentation, with_batch_size
 from carnet.training.step import explaining_out_of_memory
-from carnet.training.tuning import circumstances, seconds_of_step
 
 _DECODED_TO_TIME = 32
 """Images."""

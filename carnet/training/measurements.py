@@ -1,18 +1,31 @@
-"""What was measured on this machine, kept in the cache: later runs need not measure it again, and choose the same."""
+"""What was measured on this machine, kept in the cache: later runs need not measure it again, and choose the same.
+
+What compiling a network costs on this machine, by what it took before.
+
+How fast this device multiplies matrices in float32 and in bf16.
+
+Some processors compute bf16 products in hardware, others emulate them a hundred times slower than float32. No flag of
+the processor says which of the two is faster for small matrices, so it is measured.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from carnet import files
+from carnet.config import MuonPrecision
 from carnet.data.cache import cache_root
 from carnet.errors import OutputError, RunError
-from carnet.machine import processor_name
-from carnet.training.plan import processor_features
+from carnet.machine import processor_name, take_turns
+from carnet.text import counted
+from carnet.training.resolve import processor_features
 
 Numbers = dict[str, float]
 
@@ -62,3 +75,104 @@ def _is_measurement(numbers: object) -> bool:
         isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
         for number in numbers.values()
     )
+
+
+PRIOR_SECONDS = 65.0
+"""Where nothing was compiled on this machine yet: the usual time on two processor cores, see docs/speed.md."""
+_COMPILING = "compiling "
+
+
+def expected_seconds(what: str) -> float:
+    """Seconds that compiling takes, as far as is known.
+
+    Args:
+        what: names network and batch. If it was never compiled here, the longest time of others counts.
+    """
+    known = {name: numbers.get("seconds", 0.0) for name, numbers in recall().items() if name.startswith(_COMPILING)}
+    return known.get(_COMPILING + what) or max(known.values(), default=0.0) or PRIOR_SECONDS
+
+
+def known_speedup(what: str) -> float | None:
+    """How many times as fast the compiled network was on this machine; None: that was never measured."""
+    return recall().get(_COMPILING + what, {}).get("speedup")
+
+
+def remember_compiling(what: str, seconds: float, speedup: float | None = None) -> None:
+    """Keep how long compiling took, and how many times as fast the network was then."""
+    numbers = {"seconds": round(seconds, 1)}
+    remember(_COMPILING + what, numbers if speedup is None else numbers | {"speedup": round(speedup, 3)})
+
+
+MARGIN = 1.1
+"""A challenger is chosen where it is at least this many times as fast, so that noise does not decide."""
+_SIDE = 128
+"""As in the middle of our networks. An emulated bf16 product of this size takes two milliseconds."""
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class MatrixRates:
+    """Measured rates of products of square matrices.
+
+    Attributes:
+        fp32: GFLOP/s in float32.
+        bf16: GFLOP/s in bfloat16.
+    """
+
+    fp32: float
+    bf16: float
+
+    @property
+    def faster_precision(self) -> MuonPrecision:
+        """bf16 where it wins by the margin, else fp32, which is more exact."""
+        return "bf16" if self.bf16 >= MARGIN * self.fp32 else "fp32"
+
+    def __str__(self) -> str:
+        return f"products of matrices run at {self.fp32:.3g} GFLOP/s in fp32 and {self.bf16:.3g} in bf16"
+
+    def to_json(self) -> dict[str, float]:
+        """GFLOP/s by precision, with three significant digits."""
+        return {"fp32": float(f"{self.fp32:.3g}"), "bf16": float(f"{self.bf16:.3g}")}
+
+
+def measure_matrix_rates(device: str = "cpu", *, side: int = _SIDE, rounds: int = _ROUNDS) -> MatrixRates:
+    """Multiply two matrices in either precision, in turns, on the threads that PyTorch uses now.
+
+    Args:
+        device: cpu, cuda or mps.
+        side: of the square matrices. A larger one comes closer to the device's limit and takes longer.
+        rounds: products of each that are timed; the median counts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(side, side, generator=generator)
+    calls = {name: _product(matrix.to(device, dtype), device) for name, dtype in _DTYPES.items()}
+    times = take_turns(calls, rounds)
+    flops = 2 * side**3
+    return MatrixRates(**{name: flops / (1e6 * statistics.median(ms)) for name, ms in times.items()})
+
+
+def kept_matrix_rates(device: str) -> MatrixRates:
+    """The rates that were measured on this device first, with as many threads.
+
+    Runs that follow each other must not choose otherwise because something disturbed a measurement.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    what = f"products of matrices on {name}, {counted(torch.get_num_threads(), 'thread')}"
+    numbers = recall().get(what, {})
+    if set(numbers) != set(_DTYPES):
+        numbers = measure_matrix_rates(device).to_json()
+        remember(what, numbers)
+    return MatrixRates(**numbers)
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _product(matrix: torch.Tensor, device: str) -> Callable[[], object]:
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
+
+    def multiply() -> None:
+        torch.mm(matrix, matrix)
+        wait()
+
+    return multiply

@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from carnet.quantities import parse_bytes
+from carnet.text import parse_bytes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """From glibc's malloc.h."""

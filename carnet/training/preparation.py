@@ -1,9 +1,13 @@
-"""What comes before the first step: look at the images, build the network, lay out the run."""
+"""What comes before the first step: look at the images, build the network, lay out the run.
+
+Look at every image before the first step, and keep what that decodes it to.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,29 +17,40 @@ import torch
 from torch import nn
 
 from carnet import files
-from carnet.data.check import CheckedImages
+from carnet.config import TrainingConfig
+from carnet.data.cache import DecodedImages, Target, inspect_and_keep
+from carnet.data.find import find_images, form_of
+from carnet.data.hub import Source
+from carnet.data.samples import LabeledImages
+from carnet.data.scan import CheckedImages, check_images, describe
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size, normalization
 from carnet.models.summary import check_image_size, check_single_image
-from carnet.models.trained import check_start, start_from
-from carnet.progress import Progress, counted
+from carnet.models.weights import check_start, start_from
 from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
+from carnet.text import OnProgress, Progress, counted, duration, parse_seconds
+from carnet.training.autotune import tune
 from carnet.training.budget import size_in_budget
 from carnet.training.checkpoint import Checkpoint
-from carnet.training.config import TrainingConfig
-from carnet.training.feed import Feed
-from carnet.training.looking import Found, look_at
-from carnet.training.plan import Plan, processor_features, whole_micro_batch
-from carnet.training.processes import Processes
-from carnet.training.recipe import with_augmentation, with_batch_size, with_epochs, with_size
+from carnet.training.distributed import Processes
+from carnet.training.memory import free_bytes
+from carnet.training.optim import has_patches, whiten
+from carnet.training.pipeline import Feed, make_feed
 from carnet.training.rehearsal import Rehearsal
+from carnet.training.resolve import (
+    Plan,
+    processor_features,
+    whole_micro_batch,
+    with_augmentation,
+    with_batch_size,
+    with_epochs,
+    with_size,
+)
 from carnet.training.schedule import View, first_side, first_view, last_view
 from carnet.training.step import explaining_out_of_memory
-from carnet.training.tuning import tune
-from carnet.training.whitening import has_patches, whiten
 
 _SHOWN = 16
 """Images of a batch that are drawn."""
@@ -302,3 +317,110 @@ def _shown(config: TrainingConfig, view: View) -> str:
     if config.flip:
         words += f", {100 * config.flip:.0f} % of them mirrored (where left and right matter, add --flip 0)"
     return words + (f", {100 * config.cutmix:.0f} % of batches mixed" if config.cutmix else "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images, and how they are read.
+
+    Attributes:
+        images: as they were checked.
+        stream: the data set that training images are read from while training; None: they are files.
+        decoded: the images that are decoded already; None: none are.
+        reason: of how decoded images are kept: a phrase.
+        image_size: side of the images, in pixels.
+    """
+
+    images: CheckedImages
+    image_size: int
+    stream: Source | None = None
+    decoded: DecodedImages | None = None
+    reason: str = ""
+
+    def feed(self, config: TrainingConfig, spec: ModelSpec, plan: Plan, processes: Processes) -> Feed:
+        """Training images in batches, for one of several processes."""
+        train = self.images.data.splits["train"]
+        return make_feed(config, spec, train, self.decoded, self.stream, device=plan.device, processes=processes)
+
+
+def look_at(
+    data: Path | str,
+    config: TrainingConfig,
+    plan: Plan,
+    ignore: Sequence[str],
+    progress: Progress,
+    *,
+    started: float | None = None,
+    choose_size: Callable[[LabeledImages], int] | None = None,
+) -> Found:
+    """Find the images, look inside each, and say what there is.
+
+    Args:
+        data: as `find_images` takes it.
+        config: the recipe.
+        plan: how it is done here.
+        ignore: images to leave out.
+        progress: shown what is found.
+        started: when the run's budget began, by `time.monotonic`; None: it has been planned already.
+        choose_size: gives the side of the images where the recipe leaves it open, before they are decoded.
+
+    Raises:
+        CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
+    """
+    budget = parse_seconds(config.budget) if config.budget and started is not None else math.inf
+    check: dict[str, Any] = {
+        "image_size": config.image_size,
+        "skip_unreadable": config.skip_unreadable,
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed if config.valid_seed < 0 else config.valid_seed,
+    }
+
+    def bar(what: str) -> OnProgress:
+        def show(done: int, total: int) -> None:
+            progress.bar(f"{what} the images", done, total)
+            if (spent := time.monotonic() - (started or 0)) > budget:
+                raise ConfigError(
+                    f"{what} {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
+                    f"{duration(spent * total / max(1, done))}, so give more than that"
+                )
+
+        return show
+
+    if config.stream:
+        images, stream = _look_at_stream(str(data), {**check, "progress": bar("looking at")}, ignore, progress)
+        progress.say("\n".join(describe(images)))
+        return Found(images, config.image_size, stream)
+    found = find_images(
+        data,
+        layout=config.layout,
+        ignore=ignore,
+        progress=lambda done, total: progress.bar("unpacking", done, total),
+    )
+    if not config.image_size and choose_size is not None:
+        check["image_size"] = choose_size(found)
+    inspected = inspect_and_keep(
+        [sample.path for sample in found.samples],
+        Target(check["image_size"], config.resize, config.in_channels),
+        config.cache,
+        free_memory=free_bytes(),
+        shared=plan.devices > 1,
+        reading=bar("reading"),
+        progress=bar("looking at"),
+    )
+    images = check_images(found, facts=inspected.facts, **check)
+    progress.say("\n".join(describe(images)))
+    return Found(images, check["image_size"], None, inspected.decoded, inspected.reason)
+
+
+def _look_at_stream(
+    data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
+) -> tuple[CheckedImages, Source]:
+    if (form := form_of(Path(data))) != "dataset":
+        raise ConfigError(
+            f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
+        )
+    from carnet.data.stream import ImageStream
+    from carnet.data.stream_scan import check_stream
+
+    stream = ImageStream(data, progress=lambda done, total: progress.bar("counting the images", done, total))
+    return check_stream(stream, ignore=ignore, **check), stream.source

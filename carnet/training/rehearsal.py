@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from carnet.config import TrainingConfig
 from carnet.models.summary import summarize
-from carnet.models.trained import TrainedModel
+from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
-from carnet.training.config import TrainingConfig
-from carnet.training.dataset import Batch
 from carnet.training.depthwise import num_depthwise
-from carnet.training.feed import Feed
+from carnet.training.distributed import Processes
 from carnet.training.memory import PeakMemory
-from carnet.training.plan import Plan
-from carnet.training.processes import Processes
+from carnet.training.pipeline import Batch, Feed
+from carnet.training.resolve import Plan
 from carnet.training.schedule import first_side, first_view, last_view
 from carnet.training.step import TrainingStep, arrange
 

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from carnet import files
-from carnet.data.check import CheckedImages
+from carnet.config import TrainingConfig
+from carnet.data.scan import CheckedImages
 from carnet.errors import DataError, RunError
 from carnet.machine import versions
 from carnet.prefetch import available_cores
-from carnet.progress import Progress, counted, first_few, quoted
 from carnet.run_folder import RunFolder
+from carnet.text import Progress, counted, first_few, quoted
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
-from carnet.training.config import TrainingConfig
-from carnet.training.looking import look_at
-from carnet.training.plan import Plan, processor_features
-from carnet.training.preparation import Job, drawn_batch, new_network, start_weights, whiten_first
-from carnet.training.recipe import filled_from, recorded_recipe
+from carnet.training.preparation import Job, drawn_batch, look_at, new_network, start_weights, whiten_first
+from carnet.training.resolve import Plan, filled_from, processor_features, recorded_recipe
 from carnet.training.step import compiler_problem
 
 

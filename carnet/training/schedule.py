@@ -8,7 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import NamedTuple
 
-from carnet.training.config import TrainingConfig
+from carnet.config import TrainingConfig
 
 _MULTIPLE = 32
 """Of sides on the way: in others, positions at the edge of a stage see less than the rest."""

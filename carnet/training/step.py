@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from carnet.config import TrainingConfig
 from carnet.errors import CarnetError, OutOfMemoryError, is_out_of_memory
-from carnet.models.trained import normalize_on
+from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.config import TrainingConfig
-from carnet.training.dataset import Batch
 from carnet.training.depthwise import speed_up_depthwise
+from carnet.training.distributed import Processes
 from carnet.training.memory import trim_memory
-from carnet.training.mix import cut_mix
-from carnet.training.optimizers import make_optimizer, set_lr
-from carnet.training.plan import Plan
-from carnet.training.processes import Processes
+from carnet.training.optim import make_optimizer, set_lr
+from carnet.training.pipeline import Batch, cut_mix
+from carnet.training.resolve import Plan
 
 
 @dataclass(frozen=True)

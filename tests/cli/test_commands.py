@@ -445,7 +445,7 @@ def test_export_verify_and_predict(
 
 def test_a_preset_and_other_flags_of_compare() -> None:
     from carnet.cli.compare import Command
-    from carnet.training.config import published
+    from carnet.config import published
 
     command = Command.parse(
         ["photos", "--models", "carnet18,resnet18", "--preset", "published", "--lr", "0.1", "--json"]

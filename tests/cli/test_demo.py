@@ -8,8 +8,8 @@ import pytest
 
 from carnet.cli import demo
 from carnet.cli.main import run
+from carnet.config import TrainingConfig
 from carnet.data.synthetic import PICTURE_SIZE
-from carnet.training.config import TrainingConfig
 
 RECIPE = demo.demo_config()
 """As users have it."""

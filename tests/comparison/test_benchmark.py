@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from children import finished
 
-from carnet.comparison.benchmark import Benchmark, Timing, benchmark
+from carnet.comparison.latency import Benchmark, Timing, benchmark
 from carnet.errors import ConfigError, ModelError, ModelFileError
 
 

@@ -23,17 +23,15 @@ from runs import write_table
 from carnet import TrainingConfig
 from carnet.cli.main import run as run_command
 from carnet.comparison import runs as training_of_runs
-from carnet.comparison.compare import _targets, compare
-from carnet.comparison.groups import Group, group_runs, require_comparable
-from carnet.comparison.notes import notes_on
-from carnet.comparison.pairs import judge_pairs
+from carnet.comparison.groups import Group, group_runs, notes_on, require_comparable
 from carnet.comparison.runs import read_history, read_run, train_alone, train_here, train_runs
+from carnet.comparison.verdict import _targets, compare, judge_pairs
 from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
 from carnet.export import graph
 from carnet.export.graph import to_graph
-from carnet.models.trained import TrainedModel
-from carnet.progress import Silent
+from carnet.models.weights import TrainedModel
 from carnet.run_folder import RunFolder
+from carnet.text import Silent
 from carnet.training.checkpoint import read_checkpoint
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")

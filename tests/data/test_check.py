@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from carnet import files
-from carnet.data.check import CheckedImages, check_images, describe, inspect_images
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
+from carnet.data.scan import CheckedImages, check_images, describe, inspect_images
 from carnet.errors import DataError, UnreadableImagesError
 
 

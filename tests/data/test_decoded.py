@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carnet.data import decoded as decoded_module
-from carnet.data.cache import cache_root
-from carnet.data.check import check_images, describe, inspect_images
-from carnet.data.decoded import CacheWish, Inspected, Target, inspect_and_keep
-from carnet.data.sources import find_images
+from carnet.data import cache as decoded_module
+from carnet.data.cache import CacheWish, Inspected, Target, cache_root, inspect_and_keep
+from carnet.data.find import find_images
+from carnet.data.scan import check_images, describe, inspect_images
 from carnet.data.synthetic import write_dataset
 from carnet.errors import DataError, OutputError
 from carnet.preprocess import Images, load_image
-from carnet.progress import OnProgress
 from carnet.spec import ModelSpec
+from carnet.text import OnProgress
 
 FREE = 10**12
 DEFAULT = Target(48)

@@ -7,7 +7,8 @@ import pytest
 from packing import tree
 from pictures import save_picture
 
-from carnet.data.sources import find_images, images_in
+from carnet.data.find import find_images
+from carnet.data.folder import images_in
 from carnet.errors import DataError
 
 

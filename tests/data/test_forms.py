@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packing import CATS_AND_DOGS, images, tree, write_tar, write_zip
 
-from carnet.data.forms import form_of
+from carnet.data.find import form_of
 from carnet.errors import DataError
 
 

@@ -21,8 +21,7 @@ from pictures import save_picture
 
 from carnet.data.hub import find_source, is_dataset
 from carnet.data.opening import HubUnreachableError
-from carnet.data.stored import store
-from carnet.data.stream import ImageStream
+from carnet.data.stream import ImageStream, store
 from carnet.errors import DataError, MissingExtraError
 
 datasets = pytest.importorskip("datasets")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from packing import tree
 
-from carnet.data.ignore import about_strange, named_images, read_ignore_file
+from carnet.data.samples import about_strange, named_images, read_ignore_file
 
 
 def test_lines_that_say_nothing(tmp_path: Path) -> None:

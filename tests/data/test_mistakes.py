@@ -33,8 +33,8 @@ from packing import (
 )
 
 from carnet.data import unpacking
-from carnet.data.ignore import read_ignore_file
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
+from carnet.data.samples import read_ignore_file
 from carnet.errors import CarnetError
 
 

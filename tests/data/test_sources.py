@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from packing import tree, write_tar, write_zip
 
-from carnet.data.check import check_images, describe
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
+from carnet.data.scan import check_images, describe
 from carnet.errors import DataError
 
 

@@ -3,8 +3,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.data.sources import Sample
-from carnet.data.split import hold_out
+from carnet.data.samples import Sample, hold_out
 
 
 def numbered(contents: list[tuple[int, int]]) -> tuple[list[Sample], dict[Path, str]]:

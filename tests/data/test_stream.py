@@ -17,10 +17,9 @@ from pictures import save_picture
 from PIL import Image
 
 from carnet.data import stream
-from carnet.data.check import check_images
-from carnet.data.sources import find_images
-from carnet.data.stored import store
-from carnet.data.stream import ImageStream, StreamedImage
+from carnet.data.find import find_images
+from carnet.data.scan import check_images
+from carnet.data.stream import ImageStream, StreamedImage, store
 from carnet.errors import DataError, UnreadableImagesError
 
 datasets = pytest.importorskip("datasets")

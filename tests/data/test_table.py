@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from packing import tree
 
+from carnet.data.find import find_images
 from carnet.data.locate import Locator
-from carnet.data.sources import find_images
 from carnet.data.table import fits, list_table
 from carnet.errors import DataError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carnet.edge.heat import draw_heat
+from carnet.edge.classifier import draw_heat
 from carnet.spec import ModelSpec
 
 SPEC = ModelSpec(model="carnet_s", classes=("a", "b"), image_size=64)

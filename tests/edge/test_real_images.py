@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from carnet import Classifier, create_model
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
 from carnet.edge.model_file import seal
 from carnet.errors import ImageError
 from carnet.evaluation import evaluate
 from carnet.export.graph import serialized, to_graph
-from carnet.models.trained import TrainedModel
+from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
 
 

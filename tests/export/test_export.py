@@ -16,9 +16,9 @@ from onnx import numpy_helper
 import carnet
 from carnet import Classifier, ExportResult, TrainingConfig, export_model, train
 from carnet.calibration import Calibration, calibrate
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
-from carnet.export import export as exporting
+from carnet.export import exporter as exporting
 from carnet.export.graph import Graph
 from carnet.export.quantize import MAX_ERROR, Quantized
 

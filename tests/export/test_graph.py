@@ -15,7 +15,7 @@ import carnet
 from carnet.edge.model_file import ModelFile, seal
 from carnet.edge.runtimes import open_runtime
 from carnet.export.graph import IR_VERSION, OPSET, Graph, _map_centres, mean_and_linear_head, serialized, to_graph
-from carnet.models.trained import TrainedModel
+from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
 
 

@@ -27,8 +27,8 @@ from children import started
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar
 from pictures import save_picture
 
-from carnet.data.ignore import read_ignore_file
-from carnet.data.sources import find_images
+from carnet.data.find import find_images
+from carnet.data.samples import read_ignore_file
 from carnet.errors import DataError
 
 PATIENCE = 180

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carnet.data.sources import Sample
+from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
 from carnet.report.findings import (
     ConfusedPair,

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carnet.data.sources import Sample
+from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
-from carnet.report.html import evaluation_html
-from carnet.report.page import SORT_SCRIPT
+from carnet.report.html import SORT_SCRIPT, evaluation_html
 
 VOID = {"meta", "img"}
 BLOCKS = {"dt", "dd", "p", "li", "td", "th", "div", "span", "h1", "h2"}

@@ -13,7 +13,7 @@ import pytest
 from children import finished
 from PIL import Image
 
-from carnet.data.sources import Sample
+from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
 from carnet.report.plots import best_epoch, draw_batch, draw_confusion, draw_curves
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from carnet.training.average import WeightAverage
+from carnet.training.optim import WeightAverage
 
 
 def test_the_average_follows_and_forgets() -> None:

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from carnet import TrainingConfig
-from carnet.data.sources import find_images
-from carnet.progress import Silent
+from carnet.data.find import find_images
+from carnet.text import Silent
 from carnet.training import budget
 from carnet.training.budget import size_in_budget
-from carnet.training.plan import resolve
 from carnet.training.preparation import prepare
-from carnet.training.recipe import SIDES_BY_PASSES, size_for, with_size
+from carnet.training.resolve import SIDES_BY_PASSES, resolve, size_for, with_size
 
 SIDES = [side for _, side in SIDES_BY_PASSES]
 OPEN = TrainingConfig(model="carnet_n", budget="10m", device="cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from carnet.training import measurements
-from carnet.training.compile_cost import PRIOR_SECONDS, expected_seconds, known_speedup, remember_compiling
+from carnet.training.measurements import PRIOR_SECONDS, expected_seconds, known_speedup, remember_compiling
 
 
 @pytest.fixture(autouse=True)

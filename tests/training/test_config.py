@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from carnet.config import PRESETS, TrainingConfig, published
 from carnet.errors import ConfigError, RunError
-from carnet.training.config import PRESETS, TrainingConfig, published
 
 
 def test_published_recipe() -> None:

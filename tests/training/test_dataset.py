@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carnet import TrainingConfig
-from carnet.data.sources import Sample, find_images
+from carnet.data.find import find_images
+from carnet.data.samples import Sample
 from carnet.errors import ImageError
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.dataset import Batch, Preparation, ShuffledBatches, TrainingImages, load_batches
+from carnet.training.pipeline import Batch, Preparation, ShuffledBatches, TrainingImages, load_batches
 from carnet.training.schedule import View
 
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
-from carnet.progress import Silent
 from carnet.spec import ModelSpec
-from carnet.training import preparation, resumption, step, tuning
-from carnet.training.dataset import Batch
-from carnet.training.mix import cut_mix
-from carnet.training.plan import Plan, resolve
-from carnet.training.processes import Processes
+from carnet.text import Silent
+from carnet.training import autotune as tuning
+from carnet.training import preparation, resumption, step
+from carnet.training.distributed import Processes
+from carnet.training.pipeline import Batch, cut_mix
+from carnet.training.resolve import Plan, resolve
 from carnet.training.step import TrainingStep, compiler_problem
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
@@ -74,7 +74,7 @@ def test_a_slower_machine_gets_a_shorter_schedule(
 ) -> None:
     planned = replace(SMALL, epochs=0, budget="10m", compile="off")
     slow = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: float(next(slow)))
+    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: float(next(slow)))
     # A reading of that clock takes a second, and so does a step: 100 seconds hold fewer steps than the recipe's epochs.
     result = run_with({"training_seconds": 100.0}, monkeypatch, photos, planned, output=tmp_path / "run")
     document = result.document
@@ -87,7 +87,7 @@ def test_a_slower_machine_gets_a_shorter_schedule(
 
 def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: next(quick) / 1000)
+    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 1000)
 
     def two_epochs(config: TrainingConfig, plan: Plan, *_: object, **__: object) -> tuple[TrainingConfig, Plan]:
         return replace(config, epochs=2), replace(plan, training_seconds=0.05)
@@ -104,7 +104,7 @@ def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.trainer.time.perf_counter", lambda: next(quick) / 1000)
+    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 1000)
     planned = {"training_seconds": 10.0, "training_steps": 4, "most_steps": 6}
     result = run_with(planned, monkeypatch, photos, replace(SMALL, budget="10s"), output=tmp_path / "run")
     assert result.document["epochs"] == 2

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from carnet import TrainingConfig, evaluate, train
 from carnet.errors import StoppedError
-from carnet.progress import Silent
+from carnet.text import Silent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CARNET_TEST_GPU=1")
 

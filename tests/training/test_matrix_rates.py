@@ -15,10 +15,10 @@ from runs import StopAt, same_weights
 from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
 from carnet.models.device import on_threads
-from carnet.progress import Silent
-from carnet.training import tuning
-from carnet.training.matrix_rates import MatrixRates, kept_matrix_rates, measure_matrix_rates
-from carnet.training.plan import Plan
+from carnet.text import Silent
+from carnet.training import autotune as tuning
+from carnet.training.measurements import MatrixRates, kept_matrix_rates, measure_matrix_rates
+from carnet.training.resolve import Plan
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
 
@@ -31,7 +31,7 @@ def test_bf16_wins_by_a_margin(bf16: float, faster: str) -> None:
 def test_rates_are_those_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"fp32": [1.0, 9.0, 2.0], "bf16": [40.0, 30.0, 20.0]}
     monkeypatch.setattr(
-        "carnet.training.matrix_rates.take_turns", lambda calls, rounds: {name: times[name] for name in calls}
+        "carnet.training.measurements.take_turns", lambda calls, rounds: {name: times[name] for name in calls}
     )
     rates = measure_matrix_rates(side=100)
     assert rates == MatrixRates(fp32=pytest.approx(1.0), bf16=pytest.approx(2e6 / 30e-3 / 1e9))
@@ -48,7 +48,7 @@ def test_the_measurement_itself_gives_rates() -> None:
 def test_what_was_measured_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path))
     measured = [MatrixRates(fp32=80.0, bf16=89.0), MatrixRates(fp32=80.0, bf16=87.0)]
-    monkeypatch.setattr("carnet.training.matrix_rates.measure_matrix_rates", lambda _: measured.pop(0))
+    monkeypatch.setattr("carnet.training.measurements.measure_matrix_rates", lambda _: measured.pop(0))
     with on_threads(1):
         assert [kept_matrix_rates("cpu").faster_precision for _ in range(2)] == ["bf16", "bf16"]
     with on_threads(2):
@@ -61,7 +61,7 @@ def test_without_bf16_instructions_muon_takes_fp32(photos: Path, tmp_path: Path)
     script = f"""
 import json
 from carnet import TrainingConfig, train
-from carnet.training.matrix_rates import measure_matrix_rates
+from carnet.training.measurements import measure_matrix_rates
 print(json.dumps(measure_matrix_rates().to_json()))
 train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output={str(run)!r})
 """

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from carnet.training.dataset import Batch
-from carnet.training.mix import cut_mix
+from carnet.training.pipeline import Batch, cut_mix
 
 
 def batch(number: int = 4, size: int = 10) -> Batch:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from carnet import TrainingConfig, create_model
-from carnet.training.config import published
-from carnet.training.optimizers import Muon, hidden_matrices, make_optimizer, orthogonalized, set_lr
+from carnet.config import published
+from carnet.training.optim import Muon, hidden_matrices, make_optimizer, orthogonalized, set_lr
 
 
 class Matrices(nn.Module):

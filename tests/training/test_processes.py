@@ -13,12 +13,11 @@ from together import die, losses_with_frozen_batch_norm
 
 from carnet import TrainingConfig, train
 from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
-from carnet.progress import Silent
-from carnet.training.dataset import ShuffledBatches
-from carnet.training.launch import launch
-from carnet.training.plan import resolve
+from carnet.text import Silent
+from carnet.training.distributed import Processes, launch
+from carnet.training.pipeline import ShuffledBatches
 from carnet.training.preparation import Job, prepare
-from carnet.training.processes import Processes
+from carnet.training.resolve import resolve
 from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.

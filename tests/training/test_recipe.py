@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from carnet import TrainingConfig, published
-from carnet.training.recipe import (
+from carnet.training.resolve import (
     LONG_RUN,
     filled_from,
     with_augmentation,

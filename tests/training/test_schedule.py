@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carnet import TrainingConfig
-from carnet.training.config import published
+from carnet.config import published
 from carnet.training.schedule import (
     first_side,
     first_view,

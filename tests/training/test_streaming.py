@@ -10,16 +10,16 @@ import pytest
 from runs import StopAt
 
 from carnet import TrainingConfig, evaluate, load, train
-from carnet.data.check import hash_files
+from carnet.data.scan import hash_files
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
 from carnet.preprocess import load_image
-from carnet.progress import Silent
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
+from carnet.text import Silent
 from carnet.training.augment import Augmentation
-from carnet.training.dataset import Preparation, augmenting_rng
+from carnet.training.pipeline import Preparation, augmenting_rng
+from carnet.training.run import TrainingResult
 from carnet.training.schedule import View
-from carnet.training.session import TrainingResult
 
 pytest.importorskip("datasets")
 
@@ -88,8 +88,8 @@ def test_streamed_stops_and_resumes_to_the_same_weights(photos: Path, tmp_path: 
 
 def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path, tmp_path: Path) -> None:
     from carnet.data.stream import ImageStream
-    from carnet.data.streamed import check_stream
-    from carnet.training.streaming import StreamedBatches
+    from carnet.data.stream_scan import check_stream
+    from carnet.training.pipeline import StreamedBatches
 
     stream = ImageStream(str(shards(photos, tmp_path / "shards")))
     checked = check_stream(stream, image_size=48, ignore=("images/train/0000003.jpg",))
@@ -106,7 +106,7 @@ def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path,
 
 def test_streamed_images_keep_their_labels_and_change_with_the_epoch(photos: Path, tmp_path: Path) -> None:
     from carnet.data.stream import ImageStream
-    from carnet.training.streaming import StreamedTrainingImages
+    from carnet.training.pipeline import StreamedTrainingImages
 
     stream = ImageStream(str(shards(photos, tmp_path / "shards")))
     spec = ModelSpec(model="carnet_s", classes=stream.classes, image_size=48)
@@ -131,7 +131,7 @@ def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) 
 
 def test_other_images_in_shards_of_the_same_size(photos: Path, tmp_path: Path) -> None:
     from carnet.data.stream import ImageStream
-    from carnet.data.streamed import check_stream
+    from carnet.data.stream_scan import check_stream
 
     data = shards(photos, tmp_path / "shards")
 

@@ -35,16 +35,15 @@ from carnet.errors import (
     UnreadableImagesError,
 )
 from carnet.prefetch import available_cores
-from carnet.progress import Silent
 from carnet.run_folder import RunFolder
+from carnet.text import Silent
+from carnet.training import loop as trainer_module
 from carnet.training import preparation, resumption
-from carnet.training import session as session_module
+from carnet.training import run as session_module
 from carnet.training import step as step_module
-from carnet.training import trainer as trainer_module
 from carnet.training.augment import Augmentation, Change
-from carnet.training.looking import look_at
-from carnet.training.plan import resolve
-from carnet.training.recipe import with_augmentation, with_size
+from carnet.training.preparation import look_at
+from carnet.training.resolve import resolve, with_augmentation, with_size
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 
@@ -404,7 +403,7 @@ def test_another_machine_is_said_and_recorded(photos: Path, tmp_path: Path, monk
     with pytest.raises(StoppedError):
         train(photos, SMALL, output=run, progress=StopAfter(1))
     first = json.loads((run / "config.json").read_text())["plan"]["device_name"]
-    monkeypatch.setattr("carnet.training.plan.device_name", lambda device: "another card")
+    monkeypatch.setattr("carnet.training.resolve.device_name", lambda device: "another card")
     heard = StopAfter(1, during="epoch 2/2")
     with pytest.raises(StoppedError):
         train(resume=run, progress=heard)
@@ -529,7 +528,7 @@ def test_init_keeps_or_renews_the_head(photos: Path, trained_run: Path, tmp_path
 
 
 def test_the_best_epoch_is_right_most_often_and_then_surest() -> None:
-    from carnet.training.state import _rank
+    from carnet.training.checkpoint import _rank
 
     better, worse = {"valid_top1": 0.9, "valid_loss": 2.0}, {"valid_top1": 0.8, "valid_loss": 1.0}
     assert _rank(better) > _rank(worse)
@@ -537,7 +536,7 @@ def test_the_best_epoch_is_right_most_often_and_then_surest() -> None:
 
 
 def test_patience_keeps_the_best_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from carnet.training import state as state_module
+    from carnet.training import checkpoint as state_module
 
     ranks = {1: 1, 2: 5, 3: 3, 4: 2, 5: 1, 6: 0}
     monkeypatch.setattr(state_module, "_rank", lambda epoch: (ranks[epoch["epoch"]], 0))

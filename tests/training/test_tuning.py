@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from carnet import TrainingConfig
+from carnet.config import published
 from carnet.errors import ConfigError
-from carnet.progress import Silent
-from carnet.training import tuning
-from carnet.training.config import published
-from carnet.training.matrix_rates import MatrixRates
-from carnet.training.plan import Plan, resolve
+from carnet.text import Silent
+from carnet.training import autotune as tuning
+from carnet.training.measurements import MatrixRates
+from carnet.training.resolve import Plan, resolve
 from carnet.training.schedule import mean_cost
 from carnet.training.step import compiler_problem
 

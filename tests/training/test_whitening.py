@@ -13,9 +13,9 @@ import torch
 
 from carnet import ModelSpec, TrainingConfig, create_model, load, train
 from carnet.models.device import on_threads
-from carnet.models.trained import normalize_on
-from carnet.training.dataset import Batch
-from carnet.training.whitening import has_patches, whiten
+from carnet.models.weights import normalize_on
+from carnet.training.optim import has_patches, whiten
+from carnet.training.pipeline import Batch
 
 
 def some_batches(in_channels: int = 3, number: int = 4) -> list[Batch]:

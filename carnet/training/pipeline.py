@@ -1,23 +1,39 @@
 """Training images in an order, and with changes, that follow from (seed, epoch, place) alone.
 
 Neither the number of threads nor how far they read ahead can alter a run, and it can be taken up at any step.
+
+What training is fed with: images from files, from the cache of decoded ones, or from a stream.
+
+Training images that are read while training, from data that may be larger than the disk.
+
+CutMix: a piece of another image in an image, and of its label in the label.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from carnet.data.sources import Sample
+from carnet.config import TrainingConfig
+from carnet.data.cache import DecodedImages
+from carnet.data.hub import Source
+from carnet.data.samples import Sample
+from carnet.data.stream import ImageStream, StreamedImage
+from carnet.errors import DataError
 from carnet.prefetch import load_ahead
-from carnet.preprocess import Images
+from carnet.preprocess import Images, load_image
+from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation, Change
-from carnet.training.schedule import View
+from carnet.training.distributed import Processes
+from carnet.training.schedule import View, first_view
 
 Key = tuple[int, int]
 """(epoch, index): what a sample's randomness depends on, besides the seed."""
@@ -209,3 +225,149 @@ def load_batches(images: PreparedImages[Item], batches: EpochBatches[Item], thre
         pixels, labels, changes = zip(*items, strict=True)
         wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
         yield Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, images.prepare.view.side)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Prepared training images, in batches.
+
+    Attributes:
+        batches: which images each batch of an epoch has.
+        is_decoded: whether images only have to be changed.
+    """
+
+    batches: EpochBatches[Any]
+    _images: PreparedImages[Any]
+    is_decoded: bool = False
+
+    def read(self, epoch: int, first_step: int, workers: int, view: View) -> Iterator[Batch]:
+        """This process's share of an epoch's batches, from a step on, prepared ahead and shown as `view` says.
+
+        Raises:
+            DataError: if an image cannot be read any more.
+        """
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        self._images.prepare.view = view
+        return load_batches(self._images, self.batches, workers)
+
+
+def make_feed(
+    config: TrainingConfig,
+    spec: ModelSpec,
+    train: Sequence[Sample],
+    decoded: DecodedImages | None,
+    stream: Source | None,
+    *,
+    device: str,
+    processes: Processes,
+) -> Feed:
+    """Join images, their changes and their order.
+
+    Args:
+        config: the recipe.
+        spec: what images are made into.
+        train: the training images.
+        decoded: what is decoded already; None: nothing.
+        stream: where training images are read from while training; None: they are files.
+        device: where training happens; on a GPU, so do the changes.
+        processes: whose share this is.
+    """
+    load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
+    augmentation = Augmentation.from_config(config)
+    prepare = Preparation(load, augmentation, first_view(config), config.seed, apply=device != "cuda")
+    place = {"rank": processes.rank, "num_processes": processes.size}
+    if stream is None:
+        batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
+        return Feed(batches, TrainingImages(train, prepare), decoded is not None)
+    from carnet.data.stream import ImageStream
+
+    streamed = StreamedBatches(ImageStream(stream), train, config.batch_size, config.seed, **place)
+    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare))
+
+
+def pixels_from(decoded: DecodedImages | None, spec: ModelSpec) -> Callable[[Path], Images]:
+    """Reads a file's pixels (S, S, C), from the cache where they are there."""
+    return decoded.load if decoded is not None else lambda path: load_image(path, spec)
+
+
+StreamItem = tuple[int, StreamedImage]
+"""Epoch and image."""
+
+
+class StreamedBatches(EpochBatches[StreamItem]):
+    """Batches of one epoch, in the order in which a stream is mixed.
+
+    Several processes each read the whole stream and decode their own share. A run that is taken up inside an epoch
+    reads past what it has had already.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        samples: Sequence[Sample],
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        super().__init__(len(samples), batch_size, seed, rank=rank, num_processes=num_processes)
+        self.stream = stream
+        # What is held back, ignored or unreadable is in the stream as well.
+        self.wanted = {int(sample.path.stem) for sample in samples}
+
+    def __iter__(self) -> Iterator[list[StreamItem]]:
+        """This process's share of every batch.
+
+        Raises:
+            DataError: if the stream cannot be read, or is not what it was when it was looked at.
+        """
+        images = self.stream.read("train", order=order_seed(self.seed, self.epoch))
+        wanted = (image for image in images if image.position in self.wanted)
+        bounds = self.bounds()
+        rest = islice(wanted, bounds[0][0] if bounds else 0, None)
+        for start, end in bounds:
+            batch = list(islice(rest, end - start))
+            if len(batch) < end - start:
+                raise DataError(f"{self.stream.source.data} has fewer images than before; has it changed?")
+            yield [(self.epoch, image) for image in batch[self.rank :: self.num_processes]]
+
+
+class StreamedTrainingImages:
+    """Prepared images of a stream."""
+
+    def __init__(self, classes: Sequence[str], prepare: Preparation) -> None:
+        self.number = {name: label for label, name in enumerate(classes)}
+        self.prepare = prepare
+
+    def __getitem__(self, item: StreamItem) -> Prepared:
+        """(epoch, image) -> image, label and change
+
+        Raises:
+            ImageError: if it cannot be decoded.
+        """
+        epoch, image = item
+        return self.prepare(image.content, self.number[image.label], epoch, image.position)
+
+
+def cut_mix(batch: Batch, probability: float, rng: np.random.Generator) -> Batch:
+    """Replace, in a share of the batches, a random box of every image by the one of the image before it.
+
+    Source: Yun et al., "CutMix: Regularization strategy to train strong classifiers", 2019.
+
+    Args:
+        batch: images (N, S, S, C), as they are otherwise ready.
+        probability: of doing so.
+        rng: what it, and the box, are drawn from.
+    """
+    if not probability or len(batch) < 2 or rng.random() >= probability:
+        return batch
+    size = batch.images.shape[1]
+    side = size * math.sqrt(1 - rng.random())
+    y, x = rng.integers(0, size, 2)
+    top, bottom = max(0, round(y - side / 2)), min(size, round(y + side / 2))
+    left, right = max(0, round(x - side / 2)), min(size, round(x + side / 2))
+    images = batch.images.clone()
+    images[:, top:bottom, left:right] = batch.images.roll(1, 0)[:, top:bottom, left:right]
+    share = 1 - (bottom - top) * (right - left) / size**2
+    return replace(batch, images=images, other_labels=batch.labels.roll(1, 0), label_share=share)

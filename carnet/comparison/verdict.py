@@ -1,7 +1,11 @@
-"""From finished runs to an answer."""
+"""From finished runs to an answer.
+
+Two networks at a time: which is better, by how much, and how sure is that.
+"""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +16,17 @@ from typing import Any
 import numpy as np
 
 from carnet import files, metrics
-from carnet.comparison.benchmark import PYTORCH, answerer
-from carnet.comparison.groups import Group, group_runs, require_comparable
-from carnet.comparison.notes import notes_on
-from carnet.comparison.pairs import judge_pairs
+from carnet.comparison.groups import Group, group_runs, notes_on, require_comparable
+from carnet.comparison.latency import PYTORCH, answerer
 from carnet.comparison.runs import ComparedRun, check_finished, read_run
 from carnet.errors import ConfigError
-from carnet.machine import instruction_set, processor_name, versions
+from carnet.machine import instruction_set, processor_name, take_turns, versions
 from carnet.models.device import on_threads
 from carnet.models.summary import summarize
-from carnet.progress import Progress, Silent
 from carnet.report.comparison import comparison_html, draw_comparison, table_of
-from carnet.significance import accuracy_over_seeds
-from carnet.timing import take_turns
-from carnet.training.matrix_rates import measure_matrix_rates
+from carnet.significance import accuracy_over_seeds, difference_of_single_runs, difference_over_seeds, enough, holm
+from carnet.text import Progress, Silent
+from carnet.training.measurements import measure_matrix_rates
 
 
 @dataclass(frozen=True)
@@ -234,3 +235,86 @@ def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:
         "seconds": [row["seconds"] for row in run.history],
         "valid_top1": [row["valid_top1"] for row in run.history],
     }
+
+
+SURE = 0.05
+"""Differences that chance would make less often than this count as differences."""
+_SMALL = 0.001
+"""How much smaller a p-value is says nothing to anybody."""
+
+
+def judge_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Every two networks: their difference, its interval, and a sentence; p-values are adjusted for their number."""
+    both = list(itertools.combinations(groups, 2))
+    pairs = [_pair(one, other, SURE / len(both)) for one, other in both]
+    for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
+        pair["p_value_adjusted"] = adjusted
+        pair["sentence"] = _sentence(pair, len(pairs))
+    return pairs
+
+
+def _pair(one: Group, other: Group, alarm: float) -> dict[str, Any]:
+    number, seeds = one.correct.shape[1], sorted((len(one.runs), len(other.runs)))
+    if seeds[1] > 1:
+        found = difference_over_seeds(one.correct, other.correct)
+    else:
+        found = difference_of_single_runs(one.correct[0], other.correct[0])
+    images, more_seeds = enough(found, number, seeds[0], alarm)
+    return {
+        "one": one.label,
+        "other": other.label,
+        "images": number,
+        "seeds": [len(one.runs), len(other.runs)],
+        "difference": found.mean,
+        "ci95": [found.low, found.high],
+        "p_value": found.p_value,
+        "enough_images": images,
+        "enough_seeds": more_seeds,
+    }
+
+
+def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
+    """What a pair comes to, for someone who has to choose."""
+    better, worse, sign = pair["one"], pair["other"], 1
+    if pair["difference"] < 0:
+        better, worse, sign = worse, better, -1
+    low, high = sorted(100 * sign * end for end in pair["ci95"])
+    alone, several = (" of this pair alone", f", adjusted for {num_pairs} pairs") if num_pairs > 1 else ("", "")
+    sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {_p(pair['p_value_adjusted'])}{several}"
+    points = f"{abs(100 * pair['difference']):.1f} points"
+    if pair["p_value_adjusted"] < SURE:
+        return f"{better} is better than {worse}, by {points} ({sure}).{_of_few_seeds(pair)}"
+    apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
+    return f"{apart} {_what_would(pair)}"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= _SMALL else f"p below {_SMALL:g}"
+
+
+def _of_few_seeds(pair: dict[str, Any]) -> str:
+    """What a single run leaves open."""
+    match sorted(pair["seeds"]):
+        case [1, 1]:
+            return " That is so of these two runs; other seeds were not tried."
+        case [1, _]:
+            single = pair["one"] if pair["seeds"][0] == 1 else pair["other"]
+            return f" {single} has one run, which is taken to vary with the seed as the other does."
+        case _:
+            return ""
+
+
+def _what_would(pair: dict[str, Any]) -> str:
+    images, seeds = pair["enough_images"], pair["enough_seeds"]
+    ways = [] if images is None else [f"{images - pair['images']:,} more images"]
+    if pair["seeds"] == [1, 1]:
+        # How much seeds differ cannot be told from one of each.
+        if not ways:
+            return "More than one seed of each would say more."
+        return f"If the difference is what it seems, about {ways[0]} would; so may more seeds."
+    if seeds is not None:
+        one, other = pair["seeds"]
+        ways.append(f"{seeds - one:,} more seeds" if one == other else f"{seeds:,} seeds of each")
+    if not ways:
+        return "Only more images and more seeds together would, if there is a difference at all."
+    return f"If the difference is what it seems, about {' or '.join(ways)} would."

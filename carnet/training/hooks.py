@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from carnet.config import TrainingConfig
 from carnet.errors import NonFiniteLossError
-from carnet.progress import counted, duration, quoted
-from carnet.training.config import TrainingConfig
+from carnet.text import counted, duration, quoted
+from carnet.training.checkpoint import EpochMetrics, TrainingState
 from carnet.training.preparation import Job
 from carnet.training.schedule import first_side, mean_cost, side_at, step_cost
-from carnet.training.state import EpochMetrics, TrainingState
 
 
 def num_epochs(state: TrainingState, steps_per_epoch: int) -> int:

@@ -19,11 +19,11 @@ from carnet.export.gate import Judgement, judge
 from carnet.export.graph import Graph, to_graph
 from carnet.export.quantize import Quantized, quantize
 from carnet.machine import versions
-from carnet.models.trained import TrainedModel, load
+from carnet.models.weights import TrainedModel, load
 from carnet.prediction import load_batches
-from carnet.progress import Progress, Silent, counted
 from carnet.report.export import export_html
 from carnet.run_folder import RunFolder
+from carnet.text import Progress, Silent, counted
 
 CALIBRATION_IMAGES = 512
 """Training images that ranges are taken from and variants compared on, half of them each."""

@@ -1,29 +1,37 @@
-"""Weights on disk: save them with what they need, load them, predict and be judged with them."""
+"""Weights on disk: save them with what they need, load them, predict and be judged with them.
+
+Files of tensors: safetensors with a checksum of their own in the header, over everything else in them.
+
+Loading such a file executes nothing from it, unlike a pickle.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from carnet import files, metrics
 from carnet.data.samples import Layout
-from carnet.documents import CHECKSUM, DocumentError, unsealed
+from carnet.documents import CHECKSUM, DocumentError, conform, parse, unsealed
 from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport, select_samples
 from carnet.models.device import choose_device, compute_exactly
 from carnet.models.registry import create_model, head_names
-from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.prediction import Predictor
 from carnet.preprocess import Images
-from carnet.progress import OnProgress, quoted
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
+from carnet.text import OnProgress, quoted
 
 _WEIGHTS_METADATA = {"format": "pt"}
 _INFO = {"params", "epoch", "metrics"}
@@ -209,14 +217,14 @@ def evaluate(
 
     Args:
         run: the run folder.
-        data: the images, in any form `carnet.data.sources` describes. What the run itself divided, a flat folder or
+        data: the images, in any form `carnet.data.find` describes. What the run itself divided, a flat folder or
             a `train` without `valid`, is divided the same way, by content.
         split: train, valid, test, or all for every image of a flat folder.
         device: where to compute.
         batch_size: images at a time.
         skip_unreadable: leave out, and count, images that cannot be decoded.
         layout: what the data's folders are, classes or splits, where that cannot be told.
-        ignore: paths of images to leave out and count, as `carnet.data.ignore.read_ignore_file` gives them.
+        ignore: paths of images to leave out and count, as `carnet.data.samples.read_ignore_file` gives them.
         progress: told how many images are done, of how many.
 
     Raises:
@@ -232,3 +240,70 @@ def evaluate(
     return chosen.judge(
         model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )
+
+
+_DIGEST = f'"{CHECKSUM}":"%s"'.encode()
+_NO_DIGEST = b"0" * 64
+_LENGTH_BYTES = 8
+"""Of the number with which a file begins: how long its header is."""
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a file with these tensors, whatever their device and layout, and its checksum.
+
+    Args:
+        tensors: by name.
+        metadata: text by name.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    document = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    # The library writes these in any order. In one order, equal tensors give equal files.
+    document["__metadata__"] = dict(sorted(document["__metadata__"].items()))
+    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    # As the library does it, so that tensors begin where processors like them to.
+    header += b" " * (-len(header) % 8)
+    begin, rest = len(header).to_bytes(_LENGTH_BYTES, "little"), memoryview(content)[_LENGTH_BYTES + length :]
+    digest = hashlib.sha256(begin + header)
+    digest.update(rest)
+    # The checksum counts as zeros while it is computed.
+    sealed = header.replace(_DIGEST % _NO_DIGEST, _DIGEST % digest.hexdigest().encode(), 1)
+    return b"".join((begin, sealed, rest))
+
+
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The text in the header of a file of tensors; a checksum among it is right.
+
+    Raises:
+        DocumentError: if it is no such file, or its checksum is wrong.
+    """
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    if len(content) < _LENGTH_BYTES + length:
+        raise DocumentError("it is cut off or not a file of tensors")
+    header = content[_LENGTH_BYTES : _LENGTH_BYTES + length]
+    document: dict[str, Any] = conform(parse(header), dict[str, Any])
+    metadata: dict[str, str] = conform(document.get("__metadata__", {}), dict[str, str], "its metadata")
+    if CHECKSUM in metadata and _digest(content, header, metadata[CHECKSUM]) != metadata[CHECKSUM]:
+        raise DocumentError("its checksum is wrong")
+    return metadata
+
+
+def _digest(content: bytes, header: bytes, recorded: str) -> str:
+    digest = hashlib.sha256(content[:_LENGTH_BYTES])
+    recorded_bytes = recorded.encode(errors="backslashreplace")
+    digest.update(header.replace(_DIGEST % recorded_bytes, _DIGEST % _NO_DIGEST, 1))
+    digest.update(memoryview(content)[_LENGTH_BYTES + len(header) :])
+    return digest.hexdigest()
+
+
+def unpack(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        DocumentError: if they cannot be read.
+    """
+    try:
+        return dict(safetensors.torch.load(content))
+    except (SafetensorError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise DocumentError(f"its tensors cannot be read: {error}") from error

@@ -1,16 +1,33 @@
-"""What turns gradients into new weights."""
+"""What turns gradients into new weights.
+
+The average of the weights over the last part of training, which judges better than the weights themselves.
+
+First filters that tell apart what a patch of an image consists of, taken from the training images themselves.
+
+Neighbouring pixels are much alike, so random filters nearly all answer with a patch's brightness. These answer with the
+patch's principal components, each as strongly as the others, and training need not find them first.
+Sources: Coates and Ng, "Learning feature representations with k-means", 2012 (whitening of patches); Jordan, "94% on
+CIFAR-10 in 3.29 seconds on a single GPU", 2024 (as the first layer of a network that is trained).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from carnet.training.config import MuonPrecision, TrainingConfig
+from carnet.config import MuonPrecision, TrainingConfig
+from carnet.models.device import on_threads
+from carnet.models.residual_carnet import ResidualCARNet
+from carnet.models.weights import normalize_on
+from carnet.spec import ModelSpec
+from carnet.training.pipeline import Batch
 
 _POLYNOMIALS = (7.711, -22.114, 16.249), (3.215, -2.411, 0.501)
 """Of x, x^3 and x^5, for one step each: of all two such steps these bring singular values between 1/50 of the bound and
@@ -190,3 +207,92 @@ def set_lr(optimizer: Optimizer, share: float) -> None:
     """Give every group of parameters that share of the learning rate it began with."""
     for group in optimizer.param_groups:
         group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+
+
+class WeightAverage:
+    """An exponential moving average of a network's weights and batch-norm statistics.
+
+    Args:
+        network: the one that learns, already on its device.
+        decay: see below.
+
+    Attributes:
+        network: with averaged weights, ready to judge.
+        decay: weight of the average against the newest weights; early in the run it is smaller, so that random weights
+            are forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        # Looked up once, since there are many; optimizers and checkpoints change tensors in place.
+        self._averages, self._news = _floats(self.network), _floats(network)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step.
+
+        Args:
+            step: how many steps there were before, in the whole run.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._news, 1 - decay)
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+
+
+NUM_IMAGES = 512
+_AT_A_TIME = 8
+"""Images, since patches take several times the memory of a batch."""
+_FAINTEST = 1e-3
+"""Variance that is added to every component, so that noise is not made as strong as the rest."""
+_NOTHING = 1e-6
+"""Less variance than the rounding of pixels gives: differences between the channels of grey images have none."""
+
+
+def has_patches(network: nn.Module) -> bool:
+    """Whether a network begins with patches of the image."""
+    return isinstance(network, ResidualCARNet)
+
+
+@torch.no_grad()
+def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> None:
+    """Set the filters of a network that `has_patches`: each component twice, as it is and negated, strongest first.
+
+    Where there are more filters than components that vary, the others stay as they are.
+
+    Args:
+        network: on the processor.
+        batches: training images, as they are shown; the first `NUM_IMAGES` count.
+        spec: of the network.
+    """
+    assert isinstance(network, ResidualCARNet)
+    stem = network.stem[0]
+    assert isinstance(stem, nn.Conv2d)
+    size = stem.weight[0].numel()
+    sums, moments = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    number, seen = 0, 0
+    # A resumed run may begin with another number of threads, which would change the last digits.
+    with on_threads(1):
+        for batch in batches:
+            for images in torch.split(batch.images, _AT_A_TIME):
+                patches = _patches(normalize_on(torch.device("cpu"), images, spec), stem).double()
+                sums += patches.sum(0)
+                moments += patches.T @ patches
+                number += len(patches)
+            seen += len(batch)
+            if seen >= NUM_IMAGES:
+                break
+        mean = sums / number
+        variances, components = torch.linalg.eigh(moments / number - torch.outer(mean, mean))
+    filters = (components / (variances + _FAINTEST).sqrt())[:, variances > _NOTHING].T.flip(0)
+    filters = torch.cat([filters, -filters])[: stem.out_channels]
+    stem.weight[: len(filters)] = filters.view(-1, *stem.weight.shape[1:])
+
+
+def _patches(images: Tensor, stem: nn.Conv2d) -> Tensor:
+    """(N, C, S, S) -> (patches, C x K x K)"""
+    columns = F.unfold(images, stem.kernel_size, stride=stem.stride)
+    return columns.transpose(1, 2).flatten(0, 1)

@@ -15,15 +15,14 @@ import numpy as np
 from carnet.edge.model_file import ModelFile, is_model_file
 from carnet.edge.runtimes import Runtime, open_runtime
 from carnet.errors import ConfigError
-from carnet.machine import instruction_set, processor_name, versions
+from carnet.machine import instruction_set, processor_name, take_turns, versions
 from carnet.prefetch import available_cores
 from carnet.preprocess import Images
-from carnet.progress import Progress, Silent
 from carnet.spec import ModelSpec
-from carnet.timing import take_turns
+from carnet.text import Progress, Silent
 
 if TYPE_CHECKING:
-    from carnet.models.trained import TrainedModel
+    from carnet.models.weights import TrainedModel
 
 PYTORCH = "pytorch"
 RUNTIMES = (PYTORCH, *get_args(Runtime))
@@ -213,7 +212,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     if is_model_file(path):
         return ModelFile.read(path)
     from carnet.models.device import choose_device, compute_exactly
-    from carnet.models.trained import TrainedModel, load
+    from carnet.models.weights import TrainedModel, load
 
     if path.is_dir():
         return load(path, device=device)
@@ -248,7 +247,7 @@ def _device(wish: str) -> tuple[str, str]:
 
 
 def _matrix_gflops(device: str) -> dict[str, float]:
-    from carnet.training.matrix_rates import measure_matrix_rates
+    from carnet.training.measurements import measure_matrix_rates
 
     return measure_matrix_rates(device, side=512).to_json()
 

@@ -1,6 +1,6 @@
-"""Look at images that are streamed: what `carnet.data.check` does for files, in one pass over the data.
+"""Look at images that are streamed: what `carnet.data.scan` does for files, in one pass over the data.
 
-Training images are never stored; their paths are those that `carnet.data.stored.store` would give them. Images to
+Training images are never stored; their paths are those that `carnet.data.stream.store` would give them. Images to
 validate or test with are few, and read again every epoch, so they are kept as files. Of every image its name, class
 and facts stay in memory, about a kilobyte.
 """
@@ -15,13 +15,11 @@ from itertools import islice
 from pathlib import Path
 
 from carnet.data.cache import cache_root, cached_folder
-from carnet.data.check import CheckedImages, ImageFacts, check_images, hash_files, inspect_bytes
-from carnet.data.ignore import about_strange, named_images
-from carnet.data.samples import LabeledImages, Sample, expanded
-from carnet.data.stored import extension_of
-from carnet.data.stream import ImageStream, StreamedImage
+from carnet.data.samples import LabeledImages, Sample, about_strange, expanded, named_images
+from carnet.data.scan import CheckedImages, ImageFacts, check_images, hash_files, inspect_bytes
+from carnet.data.stream import ImageStream, StreamedImage, extension_of
 from carnet.prefetch import load_ahead, loading_threads
-from carnet.progress import OnProgress
+from carnet.text import OnProgress
 
 _BATCH = 64
 """Images that are looked at side by side."""
@@ -49,7 +47,7 @@ def check_stream(
         progress: told how many images are done, of how many.
 
     Raises:
-        DataError: as `carnet.data.check.check_images`, or if the data cannot be read.
+        DataError: as `carnet.data.scan.check_images`, or if the data cannot be read.
         OutputError: if the cache cannot be written.
     """
     choice = f"{stream.content_hash} {seed} {valid_fraction} {skip_unreadable} {sorted(ignore)}"

@@ -14,9 +14,8 @@ from carnet.data.cache import CacheWish
 from carnet.data.samples import Layout
 from carnet.documents import DocumentError, build
 from carnet.errors import ConfigError, RunError
-from carnet.progress import first_few
-from carnet.quantities import parse_bytes, parse_seconds
 from carnet.spec import CHANNELS, MAX_IMAGE_SIZE, ResizeRule
+from carnet.text import first_few, parse_bytes, parse_seconds
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MuonPrecision = Literal["fp32", "bf16"]

@@ -15,18 +15,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from carnet import files
-from carnet.data.sources import Sample
+from carnet.data.samples import Sample
 from carnet.errors import DataError, LostProcessError, OutputError, RunError, StoppedError
 from carnet.evaluation import EvaluationReport, evaluate
-from carnet.models.trained import TrainedModel, save_model
+from carnet.models.weights import TrainedModel, save_model
 from carnet.preprocess import Images
-from carnet.progress import Progress
 from carnet.report.plots import draw_curves
-from carnet.training import narration
-from carnet.training.average import WeightAverage
-from carnet.training.checkpoint import save_checkpoint
-from carnet.training.dataset import Batch, step_seed
-from carnet.training.feed import pixels_from
+from carnet.text import Progress
+from carnet.training import hooks as narration
+from carnet.training.checkpoint import EpochMetrics, TrainingState, save_checkpoint
+from carnet.training.distributed import Processes
 from carnet.training.memory import (
     forget_peak_device_bytes,
     hold_memory_below,
@@ -34,10 +32,10 @@ from carnet.training.memory import (
     peak_device_bytes,
     peak_resident_bytes,
 )
+from carnet.training.optim import WeightAverage
+from carnet.training.pipeline import Batch, pixels_from, step_seed
 from carnet.training.preparation import Job
-from carnet.training.processes import Processes
 from carnet.training.schedule import View, lr_share, mean_cost, step_cost, view_at
-from carnet.training.state import EpochMetrics, TrainingState
 from carnet.training.step import StepResult, TrainingStep, explaining_out_of_memory
 from carnet.training.stop import StopFlag, StopRequestError
 

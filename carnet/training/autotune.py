@@ -13,18 +13,23 @@ from dataclasses import replace
 
 import numpy as np
 
+from carnet.config import TrainingConfig
 from carnet.errors import CarnetError, ConfigError
 from carnet.models.device import on_threads
 from carnet.prefetch import available_cores
-from carnet.progress import Progress, counted, duration
-from carnet.quantities import parse_bytes, parse_seconds, show_bytes
-from carnet.training.compile_cost import expected_seconds, known_speedup, remember_compiling
-from carnet.training.config import TrainingConfig
-from carnet.training.matrix_rates import MARGIN, kept_matrix_rates
-from carnet.training.measurements import recall, remember
+from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds, show_bytes
+from carnet.training.measurements import (
+    MARGIN,
+    expected_seconds,
+    kept_matrix_rates,
+    known_speedup,
+    recall,
+    remember,
+    remember_compiling,
+)
 from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory, trim_memory
-from carnet.training.plan import DECIDING, Plan, physical_cores, whole_micro_batch
 from carnet.training.rehearsal import Rehearsal
+from carnet.training.resolve import DECIDING, Plan, physical_cores, whole_micro_batch
 from carnet.training.schedule import first_side, mean_cost
 from carnet.training.step import compiler_problem, end_compiling
 

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carnet.data.sources import LabeledImages, Sample
-from carnet.data.split import hold_out
+from carnet.data.samples import LabeledImages, Sample, hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import digest_of
 from carnet.image_files import has_lost_data, without_end
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
-from carnet.progress import OnProgress, counted, first_few
+from carnet.text import OnProgress, counted, first_few
 
 _EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
