@@ -1,8 +1,8 @@
 """Batch norm whose compiled code is fast on processors: statistics as sums, and a gradient of its own.
 
 The compiler computes mean and variance by an update for every value (Welford's), which keeps a processor's vector units
-waiting. Sums of values and of squares, taken image by image, vectorise. The squares are of differences to the mean of
-the first image, so that nothing is lost where a channel is far from zero.
+waiting. Sums of values and of squares vectorise. The squares are of differences to the mean of the first image, so that
+nothing is lost where a channel is far from zero.
 
 Only a compiled network in float32 uses this: elsewhere the module computes as an `nn.BatchNorm2d`, also in evaluation
 and in everything exported.
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from carnet.training.channel_sums import channel_sums
 
 
 class SummedBatchNorm2d(nn.BatchNorm2d):
@@ -80,8 +82,8 @@ class _SummedBatchNorm(torch.autograd.Function):
 
 
 def _sum(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (C,), image by image: the compiler makes each a loop over vectors, on several threads."""
-    return x.sum((1, 2)).sum(0)
+    """(N, H, W, C) -> (C,)"""
+    return channel_sums(x.permute(0, 3, 1, 2))
 
 
 def _is_supported(module: nn.Module) -> bool:

@@ -4,8 +4,8 @@ PyTorch's kernels for processors compute the bf16 gradient of a strided depthwis
 than that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel; in
 float32 the library is fast by itself. At a stride of one the gradient is a convolution with the weights turned round,
 whose kernel is the faster one. The gradient of the weights is fast for 3x3 alone, and so larger kernels are computed in
-pieces of that size. A compiler makes one pass of the products and sums that the gradient of the weights is, which is
-faster still where they are added up image by image; in float32 it leaves 3x3 to the library.
+pieces of that size. A compiler makes one pass of the products and sums that the gradient of the weights is; where
+images are small, it leaves that of 3x3 in float32 to the library.
 
 Only training uses this: elsewhere the network is made of `nn.Conv2d`, and so are evaluation and everything exported.
 """
@@ -18,6 +18,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from carnet.training.channel_sums import channel_sums, is_large
 
 Pair = tuple[int, int]
 
@@ -113,7 +115,8 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, p
     """(N, C, H', W') -> (C, 1, K, L)"""
     kernel = tuple(weight.shape[2:])
     in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE
-    is_generated = torch.compiler.is_compiling() and (grad.dtype != torch.float32 or kernel != (_PIECE, _PIECE))
+    library_is_fast = grad.dtype == torch.float32 and kernel == (_PIECE, _PIECE) and not is_large(grad)
+    is_generated = torch.compiler.is_compiling() and not library_is_fast
     if not (is_generated or in_pieces):
         return _gradients(grad, x, weight, (stride, padding), [False, True, False])[1].to(weight.dtype)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
@@ -125,7 +128,7 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, p
         for j in range(weight.shape[3]):
             rows = slice(i, i + stride[0] * (height - 1) + 1, stride[0])
             columns = slice(j, j + stride[1] * (width - 1) + 1, stride[1])
-            sums.append((_widened(padded[:, :, rows, columns]) * _widened(grad)).sum((2, 3)).sum(0))
+            sums.append(channel_sums(_widened(padded[:, :, rows, columns]) * _widened(grad)))
     return torch.stack(sums, dim=1).view(weight.shape).to(weight.dtype)
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import step_parts
 import steps_in_turns
 from steps_in_turns import OTHER, PLAIN, PRESENT, compare, in_turns
 
@@ -40,3 +41,12 @@ def test_a_commit_against_itself() -> None:
     assert set(numbers["milliseconds"]) == {PRESENT, OTHER, PLAIN}
     assert {name: len(values) for name, values in numbers["seconds"].items()} == {PRESENT: 2, OTHER: 2, PLAIN: 2}
     assert numbers["share_of_matrix_rate"][PRESENT] > 0
+
+
+def test_parts_of_a_step_agree() -> None:
+    times = [
+        step_parts.in_turns(part, ways, rounds=1)
+        for parts in (step_parts.pointwise(4, 8, 6), step_parts.stem())
+        for part, ways in parts.items()
+    ]
+    assert all(value > 0 for found in times for value in found.values())
