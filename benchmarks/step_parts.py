@@ -17,12 +17,20 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from environment import HELD_TO_AVX2, write_result
 from torch import Tensor
 
-from carnet.training.batch_norm import _SummedBatchNorm
-from carnet.training.depthwise import _gradient_in_pieces, _gradient_of_input, _gradient_of_weight, _gradients
+from carnet.models.registry import create_model
+from carnet.training.batch_norm import sum_batch_norms
+from carnet.training.depthwise import (
+    _gradient_in_pieces,
+    _gradient_of_input,
+    _gradient_of_weight,
+    _gradients,
+    speed_up_depthwise,
+)
 from carnet.training.memory import keep_freed_memory
 
 IMAGES = 64
@@ -42,13 +50,15 @@ def main() -> None:
         # Before PyTorch is imported.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
     keep_freed_memory()
+    # One function is compiled for many shapes; beyond the limit it would silently not be.
+    torch._dynamo.config.recompile_limit = 64
     torch.manual_seed(0)
     parts: dict[str, Ways] = {}
     for channels, side, kernel, stride in DEPTHWISE:
         parts |= depthwise(channels, side, kernel, stride)
     for inputs, outputs, side in POINTWISE:
         parts |= pointwise(inputs, outputs, side)
-    parts |= stem() | batch_norm_and_relu()
+    parts |= stem() | networks()
     milliseconds = {}
     for part, ways in parts.items():
         milliseconds[part] = in_turns(part, ways, options.rounds)
@@ -174,27 +184,25 @@ def stem() -> dict[str, Ways]:
     return {"forward of the stem": {"convolution": lambda: rows(F.conv2d(x, weight, None, 4)), "product": patches}}
 
 
-def batch_norm_and_relu() -> dict[str, Ways]:
-    """Forward and backward in the first stage: PyTorch's, what the compiler makes of that, and of sums."""
-    x, grad = random(IMAGES, 64, 32, 32).requires_grad_(), random(IMAGES, 64, 32, 32)
-    weight, bias = torch.rand(64), torch.randn(64)
+def networks() -> dict[str, Ways]:
+    """Forward and backward through the whole network; gives the gradient of its last layer."""
+    images, labels = random(IMAGES, 3, 128, 128), torch.randint(0, 100, (IMAGES,))
 
-    def library(x: Tensor) -> Tensor:
-        return F.relu(F.batch_norm(x, None, None, weight, bias, training=True))
+    def gradient(compiled: bool, sums: bool) -> Callable[[], Tensor]:
+        torch.manual_seed(0)
+        network = create_model("carnet_s", num_classes=100).to(memory_format=torch.channels_last).train()
+        speed_up_depthwise(network)
+        sum_batch_norms(network, compiled=sums)
+        forward = torch.compile(network.forward, dynamic=False) if compiled else network.forward
+        weights = list(network.parameters())
+        return lambda: torch.autograd.grad(F.cross_entropy(forward(images), labels), weights)[-2]
 
-    def sums(x: Tensor) -> Tensor:
-        output: Tensor = _SummedBatchNorm.apply(x.permute(0, 2, 3, 1), weight, bias, 1e-5)[0]
-        return F.relu(output.permute(0, 3, 1, 2))
-
-    def both(function: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        return lambda: torch.autograd.grad(function(x), x, grad)[0]
-
-    ways: Ways = {
-        "library": both(library),
-        "library, compiled": both(torch.compile(library, dynamic=False)),
-        "sums, compiled": both(torch.compile(sums, dynamic=False)),
+    ways = {
+        "not compiled": gradient(compiled=False, sums=False),
+        "compiled": gradient(compiled=True, sums=False),
+        "compiled, batch norm as sums": gradient(compiled=True, sums=True),
     }
-    return {"batch norm and ReLU, forward and backward, 64 channels, 32 px": ways}
+    return {"the whole network, forward and backward": ways}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 PyTorch's kernels for processors compute the bf16 gradient of a strided depthwise convolution some fifteen times slower
 than that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel; in
 float32 the library is fast by itself. At a stride of one the gradient is a convolution with the weights turned round,
-whose kernel is the faster one. The gradient of the weights is fast for 3x3 alone, and so larger kernels are computed in
-pieces of that size. A compiler makes one pass of the products and sums that the gradient of the weights is; where
+whose kernel is the faster one. The gradient of the weights is fast for 3x3, and in float32 for any stride but one, and
+so other larger kernels are computed in pieces of that size. A compiler makes one pass of the products and sums that the gradient of the weights is; where
 images are small, it leaves that of 3x3 in float32 to the library.
 
 Only training uses this: elsewhere the network is made of `nn.Conv2d`, and so are evaluation and everything exported.
@@ -114,7 +114,8 @@ def _gradient_of_input(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, pa
 def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """(N, C, H', W') -> (C, 1, K, L)"""
     kernel = tuple(weight.shape[2:])
-    in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE
+    is_strided_float = stride != (1, 1) and grad.dtype == torch.float32
+    in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE and not is_strided_float
     library_is_fast = grad.dtype == torch.float32 and kernel == (_PIECE, _PIECE) and not is_large(grad)
     is_generated = torch.compiler.is_compiling() and not library_is_fast
     if not (is_generated or in_pieces):
