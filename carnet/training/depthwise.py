@@ -1,9 +1,12 @@
 """Depthwise convolutions whose gradient does not take the slow way.
 
-PyTorch's kernels for processors compute the gradient of a strided depthwise convolution some fifteen times slower than
-that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel. That of
-the weights is fast for 3x3 alone, and so larger kernels are computed in pieces of that size. A compiler, which cannot
-look into the library, makes one pass of the products and sums that the gradient of the weights is.
+PyTorch's kernels for processors compute the bf16 gradient of a strided depthwise convolution some fifteen times
+slower than that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast
+kernel; in float32 the library is fast by itself. At a stride of one the gradient is a convolution with the weights
+turned round, whose kernel is the faster one. The gradient of the weights is fast for 3x3, and in float32 for any
+stride but one, and so other larger kernels are computed in pieces of that size. A compiler makes one pass of the
+products and sums that the gradient of the weights is; where images are small, it leaves that of 3x3 in float32 to the
+library.
 
 Only training uses this: elsewhere the network is made of `nn.Conv2d`, and so are evaluation and everything exported.
 """
@@ -16,6 +19,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from carnet.training.channel_sums import channel_sums, is_large
 
 Pair = tuple[int, int]
 
@@ -93,24 +98,31 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 def _gradient_of_input(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """(N, C, H', W') -> (N, C, H, W)"""
+    kernel = cast(Pair, tuple(weight.shape[2:]))
+    around = cast(Pair, tuple(size - 1 - pad for size, pad in zip(kernel, padding, strict=True)))
+    if min(around) < 0 or (stride != (1, 1) and grad.dtype == torch.float32):
+        return _gradients(grad, x, weight, (stride, padding), [True, False, False])[0]
     if stride != (1, 1):
         # What a stride of one would have given, had every position that was left out a gradient of zero.
-        height, width = (x.shape[d + 2] + 2 * padding[d] - weight.shape[d + 2] + 1 for d in (0, 1))
+        height, width = (x.shape[d + 2] + 2 * padding[d] - kernel[d] + 1 for d in (0, 1))
         shape = (*grad.shape[:2], height, width)
         spread = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=_layout_of(x)).zero_()
         spread[:, :, :: stride[0], :: stride[1]] = grad
         grad = spread
-    return _gradients(grad, x, weight, ((1, 1), padding), [True, False, False])[0]
+    return F.conv2d(grad, weight.to(x.dtype).flip(2, 3), None, 1, around, groups=x.shape[1])
 
 
 def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """(N, C, H', W') -> (C, 1, K, L)"""
-    kernel = weight.shape[2:]
-    in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE
-    if not (torch.compiler.is_compiling() or in_pieces):
+    kernel = tuple(weight.shape[2:])
+    is_strided_float = stride != (1, 1) and grad.dtype == torch.float32
+    in_pieces = min(kernel) >= _PIECE and max(kernel) > _PIECE and not is_strided_float
+    library_is_fast = grad.dtype == torch.float32 and kernel == (_PIECE, _PIECE) and not is_large(grad)
+    is_generated = torch.compiler.is_compiling() and not library_is_fast
+    if not (is_generated or in_pieces):
         return _gradients(grad, x, weight, (stride, padding), [False, True, False])[1].to(weight.dtype)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
-    if not torch.compiler.is_compiling():
+    if not is_generated:
         return _gradient_in_pieces(grad, padded, weight, stride)
     height, width = grad.shape[2:]
     sums = []
@@ -118,7 +130,7 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, p
         for j in range(weight.shape[3]):
             rows = slice(i, i + stride[0] * (height - 1) + 1, stride[0])
             columns = slice(j, j + stride[1] * (width - 1) + 1, stride[1])
-            sums.append((_widened(padded[:, :, rows, columns]) * _widened(grad)).sum((0, 2, 3)))
+            sums.append(channel_sums(_widened(padded[:, :, rows, columns]) * _widened(grad)))
     return torch.stack(sums, dim=1).view(weight.shape).to(weight.dtype)
 
 

@@ -79,7 +79,8 @@ def _is_measurement(numbers: object) -> bool:
 
 PRIOR_SECONDS = 65.0
 """Where nothing was compiled on this machine yet: the usual time on two processor cores, see docs/speed.md."""
-_COMPILING = "compiling "
+_COMPILING = "compiling with summed batch norms "
+"""What was measured of other compiled code does not count."""
 
 
 def expected_seconds(what: str) -> float:

@@ -22,6 +22,7 @@ from carnet.errors import CarnetError, OutOfMemoryError, is_out_of_memory
 from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
+from carnet.training.batch_norm import sum_batch_norms
 from carnet.training.depthwise import speed_up_depthwise
 from carnet.training.distributed import Processes
 from carnet.training.memory import trim_memory
@@ -163,6 +164,7 @@ def arrange(network: nn.Module, plan: Plan) -> None:
     torch.set_num_threads(plan.threads)
     network.to(memory_format=_LAYOUTS[plan.memory_format])
     speed_up_depthwise(network, fast=plan.fast_depthwise)
+    sum_batch_norms(network, compiled=plan.compile and plan.device == "cpu")
 
 
 class _Forward(nn.Module):

@@ -68,15 +68,20 @@ def test_equal_to_pytorchs(
 
 
 @pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
-@pytest.mark.parametrize(("size", "stride", "padding"), [(9, 1, 0), (10, 2, 0), (11, 2, 1), (8, 1, 1)])
-def test_compiled_equal_to_pytorchs(size: int, stride: int, padding: int) -> None:
-    inputs = tensors((2, 16, size, size), (3, 3), 0, torch.float32)
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    # The last image is larger than a core's own cache.
+    [(9, 3, 1, 0), (10, 3, 2, 0), (11, 3, 2, 1), (8, 3, 1, 1), (8, 5, 1, 2), (9, 5, 2, 2), (150, 3, 1, 1)],
+)
+def test_compiled_equal_to_pytorchs(size: int, kernel: int, stride: int, padding: int) -> None:
+    inputs = tensors((2, 16, size, size), (kernel, kernel), 0, torch.float32)
     geometry = (stride, stride), (padding, padding)
     compiled = torch.compile(depthwise_conv2d, dynamic=False)
     for ours, theirs in zip(
         differentiated(compiled, inputs, *geometry), differentiated(reference, inputs, *geometry), strict=True
     ):
-        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+        scale = max(1.0, float(theirs.abs().max()))
+        assert torch.allclose(ours, theirs, atol=1e-4 * scale, rtol=1e-4)
 
 
 def test_a_network_learns_alike_and_keeps_its_names() -> None:

@@ -1,0 +1,249 @@
+"""Compare the training steps of this code with those of another commit, in turns, on the same pixels.
+
+Each code trains the same network in a long-lived process of its own and takes a few steps while the others wait. A step
+is the whole of it: CutMix, forward and backward pass, optimizer. The other code comes from a git worktree that is
+removed afterwards. `--plain` adds the loop of the published scripts: eager, fp32, contiguous, Adam, freed memory given
+back.
+
+Example:
+  python benchmarks/steps_in_turns.py --held-to-avx2
+  python benchmarks/steps_in_turns.py --model carnet18 --image-size 244 --batch-size 16 --rounds 3 --plain
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+TREE = Path(__file__).resolve().parents[1]
+BEFORE = "3f2ed14"
+"""Where the first training on processors without bf16 instructions was fast."""
+PRESENT, OTHER, COMPILED, PLAIN = "present", "other", "present, compiled", "published loop"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", default=BEFORE, help="the other code")
+    parser.add_argument("--model", default="carnet_s")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=3, help="that each takes when it is its turn")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of our steps; otherwise the faster one")
+    parser.add_argument("--compiled", action="store_true", help="also take the present steps compiled")
+    parser.add_argument("--plain", action="store_true", help="also take the steps of the published loop")
+    parser.add_argument("--held-to-avx2", action="store_true", help="keep PyTorch's kernels from newer instructions")
+    parser.add_argument("--child", choices=[PRESENT, OTHER, COMPILED, PLAIN], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        work(options.child, options)
+        return
+    # Not in a child, whose code may be older.
+    from environment import HELD_TO_AVX2, write_result
+
+    if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
+        # Before PyTorch is imported, also for what the result says of the machine.
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
+    from carnet.training.measurements import measure_matrix_rates
+
+    rates = measure_matrix_rates(side=1024)
+    options.precision = options.precision or rates.faster_precision
+    numbers: dict[str, Any] = {
+        "other_commit": options.commit,
+        "precision": options.precision,
+        "matrix_gflops_of_1024": rates.to_json(),
+        **compare(options, gflops=getattr(rates, options.precision)),
+    }
+    print(json.dumps({key: value for key, value in numbers.items() if key != "seconds"}, indent=2))
+    name = f"steps-in-turns-{options.model}-{options.image_size}px" + ("-avx2" if options.held_to_avx2 else "")
+    print(write_result(name, " ".join(["python benchmarks/steps_in_turns.py", *sys.argv[1:]]), numbers))
+
+
+def compare(options: argparse.Namespace, *, gflops: float) -> dict[str, Any]:
+    """Seconds of every step, their medians, images per second, and ratios to the other code."""
+    names = [PRESENT, OTHER, *[COMPILED] * options.compiled, *[PLAIN] * options.plain]
+    with ExitStack() as stack:
+        other = stack.enter_context(checked_out(options.commit))
+        ask = {name: stack.enter_context(child(name, other if name == OTHER else TREE, options)) for name in names}
+        losses = {name: [step["loss"] for step in call()] for name, call in ask.items()}
+        take = {name: partial(seconds_of, call) for name, call in ask.items()}
+        seconds = in_turns(take, options.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    operations = 6 * macs(options) * options.batch_size
+    return {
+        "milliseconds": {name: round(1000 * median, 1) for name, median in medians.items()},
+        "images_per_second": {name: round(options.batch_size / median, 1) for name, median in medians.items()},
+        "present_is_times_as_fast_as": {
+            name: round(medians[name] / medians[PRESENT], 3) for name in names if name != PRESENT
+        },
+        # A multiply-accumulate is two operations, and the backward pass takes twice those of the forward pass.
+        "share_of_matrix_rate": {
+            name: float(f"{operations / (1e9 * gflops * median):.3g}") for name, median in medians.items()
+        },
+        "first_losses": losses,
+        "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+    }
+
+
+def seconds_of(ask: Callable[[], list[dict[str, float]]]) -> list[float]:
+    """Of the steps that a child takes at one call."""
+    return [step["seconds"] for step in ask()]
+
+
+def in_turns(calls: Mapping[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
+    """What each call gives in every round. The order is reversed from round to round."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            found[name] += calls[name]()
+    return found
+
+
+def macs(options: argparse.Namespace) -> int:
+    """Multiply-accumulates of one image, forward."""
+    from carnet.models.registry import create_model
+    from carnet.models.summary import summarize
+
+    network = create_model(options.model, num_classes=100)
+    return summarize(network, options.model, num_classes=100, image_size=options.image_size).macs
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """A git worktree of a commit, as long as the block runs."""
+    git = ["git", "-C", str(TREE), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True, capture_output=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True, capture_output=True)
+
+
+@contextmanager
+def child(name: str, tree: Path, options: argparse.Namespace) -> Iterator[Callable[[], list[dict[str, float]]]]:
+    """A process that takes some steps at each call of what this gives, and answers with their seconds and losses."""
+    arguments = ["--child", name, "--model", options.model, "--precision", options.precision]
+    for option in ("image_size", "batch_size", "steps"):
+        arguments += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+    process = subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        env=os.environ | {"PYTHONPATH": str(tree)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    stdin: IO[str] = process.stdin
+    stdout: IO[str] = process.stdout
+
+    def ask() -> list[dict[str, float]]:
+        stdin.write("\n")
+        stdin.flush()
+        answer: list[dict[str, float]] = json.loads(stdout.readline())
+        return answer
+
+    try:
+        yield ask
+    finally:
+        stdin.close()
+        process.wait()
+
+
+def work(name: str, options: argparse.Namespace) -> None:
+    """Take steps whenever a line comes in, until none does; the first steps are for warming up."""
+    take = (published_step if name == PLAIN else our_step)(options, compiled=name == COMPILED)
+    number = 0
+    for _ in sys.stdin:
+        steps = []
+        for _ in range(options.steps):
+            started = time.perf_counter()
+            loss = take(number)
+            steps.append({"seconds": time.perf_counter() - started, "loss": round(loss, 5)})
+            number += 1
+        print(json.dumps(steps), flush=True)
+
+
+def our_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], float]:
+    """A step of the `carnet` that is imported, by its number."""
+    import torch
+
+    from carnet import TrainingConfig
+    from carnet.models.registry import create_model
+    from carnet.spec import ModelSpec
+    from carnet.training.distributed import Processes
+    from carnet.training.memory import keep_freed_memory
+    from carnet.training.pipeline import Batch
+    from carnet.training.resolve import resolve
+    from carnet.training.step import TrainingStep
+
+    keep_freed_memory()
+    images, labels = pixels(options)
+    config = TrainingConfig(
+        model=options.model,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        epochs=1,
+        device="cpu",
+        precision=options.precision,
+        muon_precision=options.precision,
+        compile="off",
+    )
+    spec = ModelSpec(model=options.model, classes=tuple(map(str, range(100))), image_size=options.image_size)
+    plan, processes = replace(resolve(config), compile=compiled, muon_precision=options.precision), Processes()
+    torch.manual_seed(0)
+    network = create_model(options.model, num_classes=100)
+    step = TrainingStep(network, spec, config, plan=plan, processes=processes, fabric=processes.fabric(plan, []))
+    network.train()
+    batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), size=options.image_size)
+    return lambda number: step(batch, number, lambda _: None).loss
+
+
+def published_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], float]:
+    """A step as the published scripts take it, with pixels that are ready."""
+    import torch
+    import torch.nn.functional as F
+
+    from carnet.models.registry import create_model
+
+    assert not compiled
+    images, labels = (torch.from_numpy(values) for values in pixels(options))
+    inputs = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - 0.45) / 0.225
+    torch.manual_seed(0)
+    network = create_model(options.model, num_classes=100)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+
+    def take(_: int) -> float:
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return take
+
+
+def pixels(options: argparse.Namespace) -> tuple[Any, Any]:
+    """uint8 (N, S, S, 3) and labels (N,): the same for all."""
+    import numpy as np
+
+    rng, size, number = np.random.default_rng(0), options.image_size, options.batch_size
+    return rng.integers(0, 256, (number, size, size, 3), np.uint8), rng.integers(0, 100, number)
+
+
+if __name__ == "__main__":
+    main()
