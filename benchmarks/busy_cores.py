@@ -89,19 +89,19 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from carnet.training.distributed import Processes
     from carnet.training.memory import keep_freed_memory
     from carnet.training.pipeline import Batch
-    from carnet.training.resolve import resolve
+    from carnet.training.resolve import first_guess
     from carnet.training.step import TrainingStep
 
     keep_freed_memory()
     torch.manual_seed(0)
     size, number = options.image_size, options.batch_size
-    config = TrainingConfig(
-        model=options.model, image_size=size, batch_size=number, epochs=1, device="cpu", cutmix=0.0, compile="off"
+    asked = TrainingConfig(
+        model=options.model, image_size=size, batch_size=number, epochs=1, device="cpu", cutmix=0.0, compile=False
     )
     spec = ModelSpec(model=options.model, classes=tuple(f"class {k}" for k in range(100)), image_size=size)
-    plan, processes = resolve(config), Processes()
+    config, processes = first_guess(asked, num_train=number, image_size=size), Processes()
     network = create_model(options.model, num_classes=100)
-    step = TrainingStep(network, spec, config, plan=plan, processes=processes, fabric=processes.fabric(plan, []))
+    step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
     network.train()
     batch = Batch(torch.randint(0, 256, (number, size, size, 3), dtype=torch.uint8), torch.randint(0, 100, (number,)))
 

@@ -15,8 +15,7 @@ from typing import Any
 from carnet import files
 from carnet.machine import processor_name, versions
 from carnet.prefetch import available_cores
-from carnet.training.measurements import measure_matrix_rates
-from carnet.training.resolve import processor_features
+from carnet.training.measurements import measure_matrix_rates, processor_features
 
 RESULTS = Path(__file__).parent / "results"
 HELD_TO_AVX2 = {

@@ -44,7 +44,7 @@ def time_demo(held: dict[str, str]) -> dict[str, Any]:
     seconds, _ = make("demo", held)
     (folder,) = set(ROOT.glob("carnet-demo*")) - before
     result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
-    plan = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))["plan"]
+    resolved = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))["resolved"]
     shutil.rmtree(folder)
     return {
         "seconds": seconds,
@@ -52,7 +52,7 @@ def time_demo(held: dict[str, str]) -> dict[str, Any]:
         "epochs": result["epochs"],
         "top1": result["valid"]["top1"],
         "notes": result["notes"],
-        "plan": plan,
+        "resolved": resolved,
     }
 
 

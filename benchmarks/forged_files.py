@@ -43,7 +43,7 @@ from carnet.text import Silent
 from carnet.training.memory import peak_resident_bytes
 
 CONFIG = carnet.TrainingConfig(
-    model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off", checkpoint_steps=1, min_crop=1.0
+    model="carnet_n", image_size=32, epochs=2, batch_size=8, compile=False, checkpoint_steps=1, min_crop=1.0
 )
 SECONDS = 60
 """Within which a file has to be opened or refused."""

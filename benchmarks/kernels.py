@@ -26,8 +26,8 @@ from carnet.training.augment import Augmentation
 from carnet.training.depthwise import _gradient_of_input, _gradient_of_weight, _gradients
 from carnet.training.distributed import Processes
 from carnet.training.memory import keep_freed_memory
-from carnet.training.pipeline import Preparation, ShuffledBatches, TrainingImages, load_batches
-from carnet.training.resolve import resolve
+from carnet.training.pipeline import ImageFiles, Pipeline
+from carnet.training.resolve import first_guess
 from carnet.training.schedule import View
 from carnet.training.step import TrainingStep
 
@@ -102,19 +102,18 @@ def augmentation() -> dict[str, dict[str, float]]:
 
 def preparation() -> dict[str, dict[str, float]]:
     """Ten steps of `carnet_s`, each on 64 decoded images, changed between the steps or by one or two threads."""
-    config = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
+    asked = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
     spec = ModelSpec(model="carnet_s", classes=tuple(map(str, range(100))), image_size=128)
-    plan, processes = resolve(config), Processes()
+    config, processes = first_guess(asked, num_train=640, image_size=128), Processes()
     network = create_model("carnet_s", num_classes=100)
-    step = TrainingStep(network, spec, config, plan=plan, processes=processes, fabric=processes.fabric(plan, []))
+    step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     samples = [Sample(Path(str(number)), number % 100) for number in range(640)]
-    prepare = Preparation(lambda _: pixels, Augmentation.from_config(config), View(128, 0.35), seed=0)
+    pipeline = Pipeline(ImageFiles(samples, 0), lambda _: pixels, Augmentation.from_config(config), 0, batch_size=64)
     network.train()
 
     def steps(side: int, threads: int) -> None:
-        prepare.view = View(side, 0.35)
-        for batch in load_batches(TrainingImages(samples, prepare), ShuffledBatches(640, 64, seed=0), threads):
+        for batch in pipeline.batches(0, 0, lambda _: View(side, 0.35), threads=threads):
             step(batch, 0, lambda _: None)
 
     return {

@@ -49,7 +49,7 @@ CONFIGS = {
     "bf16": TrainingConfig(**SMALL, precision="bf16", patience=2),
 }
 # What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
-ENGINE = replace(CONFIGS["bf16"], patience=0, compile="on", micro_batch=4, cache="disk")
+ENGINE = replace(CONFIGS["bf16"], patience=0, compile=True, micro_batch=4, cache="disk")
 STAGES = ("half filled", "filled", "first name", "last name")
 OF_THE_PROCESS = ("seconds", "peak_memory_bytes", "run")
 CLOCK = ("seconds", "images_per_second", "step_seconds")

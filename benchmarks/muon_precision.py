@@ -75,7 +75,7 @@ def main() -> None:
                     epochs=options.epochs,
                     precision="fp32",
                     muon_precision=precision,
-                    compile="off",
+                    compile=False,
                     seed=seed,
                 )
                 result = train(pictures, config, output=Path(folder) / f"{precision}-{seed}", progress=Silent())

@@ -71,13 +71,13 @@ def collect(run: Path) -> dict[str, Any]:
     log.Reload()
     steps = log.Scalars("loss/step")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    batch_size = config["recipe"]["batch_size"]
+    batch_size = config["resolved"]["batch_size"]
     step_seconds = float(np.median(np.diff([step.wall_time for step in steps])))
     losses = [step.value for step in steps]
     tenth = max(1, len(losses) // 10)
     numbers: dict[str, Any] = {
-        "recipe": config["recipe"],
-        "plan": config["plan"],
+        "requested": config["requested"],
+        "resolved": config["resolved"],
         "num_images": config["data"]["num_images"],
         "steps": len(losses),
         "median_seconds_per_step": round(step_seconds, 4),

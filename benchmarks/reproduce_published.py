@@ -46,8 +46,7 @@ from carnet.report.comparison import draw_comparison
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, show_bytes
-from carnet.training.preparation import look_at
-from carnet.training.resolve import resolve, with_size
+from carnet.training.preparation import scan_data
 
 MODELS = ("carnet18", "resnet18")
 REACH = (0.6, 0.7, 0.8)
@@ -121,10 +120,10 @@ def main(
                 show()
                 return 0
             sizes = {"image_size": options.image_size, "epochs": options.epochs}
-            config = with_size(replace(recipe, **sizes, device=options.device, cache="disk"))
+            config = replace(recipe, **sizes, device=options.device, cache="disk")
             if not options.prepare:
                 choose_device(config.device)
-            data = find(options.data, options.batches, config.batch_size, options.output)
+            data = find(options.data, options.batches, config.batch_size or 1, options.output)
             if options.prepare:
                 prepare(data, config, progress)
                 return 0
@@ -212,7 +211,7 @@ def prepare(data: Path, config: TrainingConfig, progress: Progress) -> None:
         CarnetError: if photos cannot be read, or the cache cannot be written.
     """
     # The machine that prepares need not be one that trains.
-    decoded = look_at(data, config, resolve(replace(config, device="cpu")), (), progress).decoded
+    decoded = scan_data(data, replace(config, device="cpu"), (), progress).decoded
     assert decoded is not None
     pixels = decoded.pixels
     assert isinstance(pixels, np.memmap), "a cache on the disk is mapped"
@@ -270,14 +269,14 @@ def so_far(folder: Path) -> dict[str, Any]:
     """
     run = RunFolder.open(folder)
     config = run.read_config()
-    recipe = config["recipe"]
+    recipe = config["resolved"]
     return {
         "run": folder.name,
         "model": recipe["model"],
         "seed": recipe["seed"],
         "image_size": recipe["image_size"],
         "num_classes": len(config["data"]["classes"]),
-        "plan": config["plan"],
+        "resolved": config["resolved"],
         "epochs_planned": recipe["epochs"],
         "epochs": list(read_history(run)) if run.metrics.exists() else [],
         "result": files.read_json(run.result) if run.result.exists() else None,
@@ -299,7 +298,7 @@ def row_of(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "model": model,
         "seeds": [run["seed"] for run in runs],
         "epochs": [len(run["epochs"]) for run in runs],
-        "devices": sorted({str(run["plan"].get("device_name")) for run in runs}),
+        "devices": sorted({str(run["resolved"].get("device_name")) for run in runs}),
         "params": summary.params,
         "published_mult_adds": summary.published_mult_adds,
         # As the published tables count: the input in float32 as well.

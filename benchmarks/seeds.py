@@ -63,8 +63,8 @@ def train(arguments: list[str], seed: int, run: Path, *, caches: Path) -> dict[s
         "top1": round(100 * result["valid"]["top1"], 2),
         "top1_without_leaked": round(100 * result["valid"]["top1_without_leaked"], 2),
         "result": result,
-        "recipe": config["recipe"],
-        "plan": config["plan"],
+        "requested": config["requested"],
+        "resolved": config["resolved"],
         "epochs": epochs,
     }
 

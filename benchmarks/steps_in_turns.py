@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,32 +187,48 @@ def our_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], 
     from carnet import TrainingConfig
     from carnet.models.registry import create_model
     from carnet.spec import ModelSpec
-    from carnet.training.distributed import Processes
     from carnet.training.memory import keep_freed_memory
-    from carnet.training.pipeline import Batch
-    from carnet.training.resolve import resolve
-    from carnet.training.step import TrainingStep
 
     keep_freed_memory()
     images, labels = pixels(options)
-    config = TrainingConfig(
-        model=options.model,
-        image_size=options.image_size,
-        batch_size=options.batch_size,
-        epochs=1,
-        device="cpu",
-        precision=options.precision,
-        muon_precision=options.precision,
-        compile="off",
-    )
+    wishes: dict[str, Any] = {
+        "model": options.model,
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "epochs": 1,
+        "device": "cpu",
+        "precision": options.precision,
+        "muon_precision": options.precision,
+    }
     spec = ModelSpec(model=options.model, classes=tuple(map(str, range(100))), image_size=options.image_size)
-    plan, processes = replace(resolve(config), compile=compiled, muon_precision=options.precision), Processes()
     torch.manual_seed(0)
     network = create_model(options.model, num_classes=100)
-    step = TrainingStep(network, spec, config, plan=plan, processes=processes, fabric=processes.fabric(plan, []))
+    if find_spec("carnet.training.plan"):
+        make_batch, step = step_of_version_0_1(network, spec, TrainingConfig(**wishes), compiled=compiled)
+    else:
+        from carnet.training.distributed import Processes
+        from carnet.training.pipeline import Batch
+        from carnet.training.resolve import first_guess
+        from carnet.training.step import TrainingStep
+
+        asked = TrainingConfig(**wishes)
+        guess = first_guess(asked, num_train=options.batch_size, image_size=options.image_size)
+        config, processes = replace(guess, compile=compiled), Processes()
+        make_batch = Batch
+        step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
     network.train()
-    batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), size=options.image_size)
-    return lambda number: step(batch, number, lambda _: None).loss
+    batch = make_batch(torch.from_numpy(images), torch.from_numpy(labels), size=options.image_size)
+    return lambda number: float(step(batch, number, lambda _: None).loss)
+
+
+def step_of_version_0_1(network: Any, spec: Any, config: Any, *, compiled: bool) -> tuple[Any, Any]:
+    """The class of batches, and a step, of code from before there was one resolved config."""
+    modules = [import_module(f"carnet.training.{name}") for name in ("dataset", "plan", "processes", "step")]
+    dataset, plans, processes, steps = modules
+    plan = replace(plans.resolve(config), compile=compiled, muon_precision=config.muon_precision)
+    alone = processes.Processes()
+    step = steps.TrainingStep(network, spec, config, plan=plan, processes=alone, fabric=alone.fabric(plan, []))
+    return dataset.Batch, step
 
 
 def published_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], float]:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
     from carnet.models.device import compute_exactly
     from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
-    config, samples, batches, augmentation = recipe(options)
+    config, samples, pipeline, augmentation = recipe(options)
     from carnet.training.pipeline import augmenting_rng
 
     class Photos(Dataset[Any]):
@@ -235,66 +236,54 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
         learner = network.to(options.device)
         optimizer = torch.optim.Adam(learner.parameters(), lr=config.lr)
         learner.train()
-        while True:
-            for images, labels in DataLoader(Photos(), batch_sampler=batches):
+        for epoch in count():
+            keys = [[(epoch, item.place) for item in items] for items in pipeline.items(epoch, 0)]
+            for images, labels in DataLoader(Photos(), batch_sampler=keys):
                 loss = F.cross_entropy(learner(images.to(options.device)), labels.to(options.device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
                 yield loss.item()
-            batches.epoch += 1
 
     return steps(), dict
 
 
 def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple[Iterator[float], About]:
     """What `carnet train` does, with the choices it comes to."""
-    from carnet.data.cache import Target, inspect_and_keep
-    from carnet.data.find import find_images
     from carnet.spec import ModelSpec
     from carnet.text import Silent
-    from carnet.training.autotune import tune
     from carnet.training.distributed import Processes
-    from carnet.training.memory import forget_peak_device_bytes, free_bytes
-    from carnet.training.pipeline import make_feed, step_seed
-    from carnet.training.rehearsal import Rehearsal
-    from carnet.training.resolve import resolve
-    from carnet.training.schedule import first_view
+    from carnet.training.memory import forget_peak_device_bytes
+    from carnet.training.pipeline import step_seed
+    from carnet.training.preparation import rehearse, scan_data
+    from carnet.training.resolve import first_guess, resolve
+    from carnet.training.schedule import initial_view
     from carnet.training.step import TrainingStep
 
-    config, samples, _, _ = recipe(options, max_memory=options_memory(options) if lean else "")
-    found = find_images(options.data)
-    spec = ModelSpec(model=options.model, classes=found.classes, image_size=options.image_size)
-    decoded = inspect_and_keep(
-        [sample.path for sample in samples], Target(options.image_size), "disk", free_memory=free_bytes()
-    ).decoded
-    plan, processes = resolve(config), Processes()
-    feed = make_feed(config, spec, samples, decoded, None, device=plan.device, processes=processes)
-    tuned: list[Any] = []
+    asked, _, _, _ = recipe(options, max_memory=options_memory(options) if lean else None, cache="disk")
+    scan = scan_data(options.data, asked, (), Silent())
+    spec = ModelSpec(model=options.model, classes=scan.images.data.classes, image_size=options.image_size)
+    guess, processes = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size), Processes()
+    pipeline = scan.pipeline(guess, spec)
+    resolved: list[Any] = []
 
     def begin() -> dict[str, Any]:
         started = time.perf_counter()
-        answer = tune(
-            config,
-            plan,
-            lambda: Rehearsal.begin(network, spec, config, feed),
-            steps_per_epoch=feed.batches.steps_per_epoch,
-            num_valid=0,
-            started=time.monotonic(),
-            progress=Silent(),
-        )
-        tuned.append(answer[1])
-        forget_peak_device_bytes(plan.device)
-        return {"reasons": answer[1].reasons, "seconds_to_choose": round(time.perf_counter() - started, 2)}
+        first = pipeline.load_step(0, 0)
+        measure = rehearse(guess, network, spec, pipeline, first, loading_seconds=0.0, started=time.monotonic())
+        resolved.append(resolve(asked, scan, measure))
+        measure.undo()
+        forget_peak_device_bytes(guess.device)
+        return {"reasons": resolved[0].reasons, "seconds_to_choose": round(time.perf_counter() - started, 2)}
 
     def steps() -> Iterator[float]:
-        chosen = tuned[0]
-        fabric = processes.fabric(chosen, [])
-        step = TrainingStep(network, spec, config, plan=chosen, processes=processes, fabric=fabric)
+        (config,) = resolved
+        step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
         number = epoch = 0
         network.train()
+        view, augment = initial_view(config), config.device != "cuda"
         while True:
-            for batch in feed.read(epoch, 0, chosen.workers, first_view(config)):
+            for batch in pipeline.batches(epoch, 0, lambda _: view, threads=config.workers, augment=augment):
                 yield step(batch, step_seed(config.seed, epoch, number, 0), lambda _: None).loss
                 number += 1
             epoch += 1
@@ -311,12 +300,14 @@ def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, 
     """The published recipe, with the arithmetic and the images that both sides share."""
     from carnet.config import published
     from carnet.data.find import find_images
+    from carnet.preprocess import Images, load_image
+    from carnet.spec import ModelSpec
     from carnet.training.augment import Augmentation
-    from carnet.training.pipeline import ShuffledBatches
+    from carnet.training.pipeline import ImageFiles, Pipeline
 
     config = replace(
         published(),
-        precision="auto",
+        precision=None,
         model=options.model,
         image_size=options.image_size,
         batch_size=options.batch_size,
@@ -324,9 +315,14 @@ def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, 
         **changes,
     )
     samples = find_images(options.data).splits["train"]
-    return (
-        config, samples, ShuffledBatches(len(samples), config.batch_size, config.seed), Augmentation.from_config(config)
-    )  # fmt: skip
+    augmentation = Augmentation.from_config(config)
+    spec = ModelSpec(model=options.model, classes=("any",), image_size=options.image_size)
+
+    def load(source: Any) -> Images:
+        return load_image(source, spec)
+
+    pipeline = Pipeline(ImageFiles(samples, config.seed), load, augmentation, config.seed, options.batch_size)
+    return config, samples, pipeline, augmentation
 
 
 # --- what the machine could do at most ---------------------------------------------------------------------------

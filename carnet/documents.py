@@ -39,16 +39,31 @@ class DocumentError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be, both ends included; a list, how many entries it may have. Stands in `Annotated`."""
+    """What a finite number may be; of a list or text, how many entries it may have. Stands in `Annotated`."""
 
     low: float
     high: float = math.inf
+    above: bool = False
+    """Whether `low` itself is left out."""
+    below: bool = False
+    """Whether `high` itself is left out."""
+    unit: str = ""
+    """Follows the numbers in messages."""
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+        above = self.low < value if self.above else self.low <= value
+        return above and (value < self.high if self.below or self.high == math.inf else value <= self.high)
 
     def __str__(self) -> str:
-        return f"{self.low:g} or more" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        if self.high == math.inf:
+            words = f"above {low}" if self.above else f"{low} or more"
+        elif self.above or self.below:
+            words = f"above {low}" if self.above else f"{low} or more"
+            words += f" and below {high}" if self.below else f" and up to {high}"
+        else:
+            words = f"between {low} and {high}"
+        return f"{words} {self.unit}".strip()
 
 
 Count = Annotated[int, Range(0, 2**62)]
@@ -93,6 +108,16 @@ def _short(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise DocumentError(f"it holds a number of {len(text):,} digits")
     return int(text)
+
+
+def phrase(kind: Any) -> str:
+    """What a value of a type may be, for messages: "above 0", "one of crop, pad, stretch"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return next((str(allowed) for allowed in arguments[1:] if isinstance(allowed, Range)), phrase(arguments[0]))
+    if origin in (Union, UnionType):
+        return " or ".join(phrase(option) for option in arguments if option is not NoneType)
+    return f"one of {', '.join(map(str, arguments))}" if origin is Literal else _NAMES[kind]
 
 
 def _require_flat(document: Any) -> None:
@@ -195,7 +220,7 @@ def _fields(kind: Hashable) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _require_in_range(value: Any, conditions: Sequence[Any], where: str) -> None:
     for allowed in conditions:
-        if not isinstance(allowed, Range):
+        if value is None or not isinstance(allowed, Range):
             continue
         if isinstance(value, list | tuple | str):
             if len(value) not in allowed:

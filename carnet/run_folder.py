@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
+from carnet.config import FORMAT, from_format_1
 from carnet.data.samples import Layout
-from carnet.documents import MAX_BYTES, Count, DocumentError, conform
+from carnet.documents import MAX_BYTES, Count, DocumentError, Range, conform
 from carnet.errors import OutputError, RunError
 from carnet.inputs import open_text, state_of
 from carnet.text import first_few, quoted
@@ -40,25 +41,39 @@ class RecordedData(TypedDict):
     """Runs from before there was an ignore list have none."""
 
 
-class RecordedRecipe(TypedDict):
-    """The part of the recipe that is needed without PyTorch; `TrainingConfig.from_json` reads the whole."""
+class RecordedConfig(TypedDict):
+    """The part of a config that is needed without PyTorch; `TrainingConfig.from_json` reads the whole."""
 
     seed: int
+    layout: NotRequired[Layout | None]
 
 
 class Record(TypedDict):
     """What `config.json` says, and every checkpoint."""
 
-    recipe: RecordedRecipe
-    asked: NotRequired[dict[str, Any]]
-    """Runs from before there was this part have what it came to."""
-    plan: dict[str, Any]
+    format: Annotated[int, Range(FORMAT, FORMAT)]
+    requested: RecordedConfig
+    resolved: RecordedConfig
     init: str | None
     versions: dict[str, str]
     processor_features: str
     data: RecordedData
     checksums: NotRequired[dict[str, str]]
     """SHA-256 of files that are written once, by name; older runs have none."""
+
+
+def current_record(values: Any) -> dict[str, Any]:
+    """What a `config.json` or a checkpoint of any version says, as this version would have written it.
+
+    Raises:
+        DocumentError: if it is damaged.
+    """
+    if isinstance(values, Mapping) and "recipe" in values:
+        try:
+            values = from_format_1(values)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise DocumentError(f"its entry {error} is missing or of another kind") from error
+    return dict(conform(values, Record))
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Recipe, plan, versions and data, as they were before the first step."""
+        """Config, versions and data, as they were before the first step."""
         return self.path / "config.json"
 
     @property
@@ -157,7 +172,7 @@ class RunFolder:
 
         Args:
             data: one record per image.
-            config: recipe, plan, versions and what else `config.json` says.
+            config: config, versions and what else `config.json` says.
 
         Returns:
             What `config.json` says, the checksum of `data.csv` included.
@@ -266,14 +281,14 @@ class RunFolder:
         return run
 
     def read_config(self) -> dict[str, Any]:
-        """The recorded recipe, plan, versions and data.
+        """The recorded config, versions and data.
 
         Raises:
             RunError: if it is missing or damaged.
         """
         document = files.read_json(self.config)
         try:
-            return dict(conform(document, Record))
+            return current_record(document)
         except DocumentError as error:
             raise RunError(f"{self.config} does not describe a run: {error}") from error
 
@@ -284,8 +299,7 @@ class RunFolder:
             RunError: if the record is missing or damaged.
         """
         config = self.read_config()
-        # Runs from before there was this choice took what they could tell.
-        return config["data"]["path"], config["recipe"].get("layout", "auto"), config["data"].get("ignore", ())
+        return config["data"]["path"], config["requested"].get("layout") or "auto", config["data"].get("ignore", ())
 
     def digests(self) -> dict[str, set[str]] | None:
         """Content hashes of the run's images by split, or None where the run keeps no record of its data.

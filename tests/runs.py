@@ -5,12 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from carnet import TrainingConfig
+from carnet.config import ResolvedConfig
 from carnet.text import Silent
+from carnet.training.resolve import first_guess
+
+
+def resolved(asked: TrainingConfig | None = None, num_train: int = 1000, **changes: Any) -> ResolvedConfig:
+    """A config with nothing left open, as it would be without measuring, on a processor; with some changes."""
+    asked = asked or TrainingConfig()
+    guess = first_guess(replace(asked, device="cpu"), num_train=num_train, image_size=asked.image_size or 128)
+    return replace(guess, **changes)
 
 
 class StopAt(Silent):

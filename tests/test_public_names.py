@@ -5,6 +5,7 @@ import carnet
 
 def test_public_names() -> None:
     assert sorted(carnet.__all__) == [
+        "Callback",
         "CarnetError",
         "Classifier",
         "EvaluationReport",

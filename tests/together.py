@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from carnet.text import Progress
 from carnet.training.checkpoint import TrainingState
 from carnet.training.distributed import Processes
-from carnet.training.loop import Trainer
+from carnet.training.hooks import Callback
+from carnet.training.loop import Training, fit
 from carnet.training.preparation import Job
-from carnet.training.stop import StopFlag
+from carnet.training.step import StepResult
+from carnet.training.stop import StopFlag, StopRequestError
 
 
 def losses_with_frozen_batch_norm(
@@ -24,27 +26,38 @@ def losses_with_frozen_batch_norm(
         if isinstance(module, _BatchNorm):
             module.eval()
             module.train = lambda mode=True, module=module: module  # type: ignore[assignment, misc]
-    trainer = Trainer(job, processes, progress)
-    losses: list[float] = []
-    after_step = trainer._after_step
+    losses = Losses()
+    state = fit(job, processes, progress, stop, [losses])
+    return losses.seen, state
 
-    def recording(loss: float, seconds: float) -> None:
-        losses.append(loss)
-        after_step(loss, seconds)
 
-    trainer._after_step = recording  # type: ignore[method-assign]
-    return losses, trainer.fit(stop)
+class Losses(Callback):
+    """Every step's."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        """Remember it."""
+        self.seen.append(result.loss)
+
+
+class DyingAt(StopFlag):
+    """A flag that kills the process which asks it for the third time, before its third step."""
+
+    def __init__(self, dies: bool) -> None:
+        super().__init__()
+        self.dies, self.asked = dies, 0
+
+    @property
+    def request(self) -> StopRequestError | None:
+        """Nobody asks for a stop."""
+        self.asked += 1
+        if self.dies and self.asked == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
 
 def die(job: tuple[Job, int], processes: Processes, progress: Progress, stop: StopFlag) -> Any:
     """Train, and kill the process of a given rank before its third step."""
-    trainer = Trainer(job[0], processes, progress)
-    train_step = trainer._train_step
-
-    def dying(*arguments: Any) -> Any:
-        if processes.rank == job[1] and trainer.state.step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return train_step(*arguments)
-
-    trainer._train_step = dying  # type: ignore[method-assign]
-    return trainer.fit(stop)
+    return fit(job[0], processes, progress, DyingAt(processes.rank == job[1]))

@@ -29,7 +29,7 @@ def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConf
         epochs=40,
         batch_size=32,
         budget="2m",
-        compile="off",
+        compile=False,
         seed=seed,
         skip_unreadable=skip_unreadable,
     )

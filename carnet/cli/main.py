@@ -17,7 +17,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Never
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Never, Union, get_args, get_origin
 
 from carnet import __version__
 from carnet.errors import (
@@ -49,6 +50,7 @@ COMMANDS = {
 }
 """Name -> what it does; each is a file in this folder."""
 
+_RENAMED_FLAGS = {"--start-share": "--initial-size-ratio", "--adam-share": "--adamw-lr-ratio"}
 _SMALLER = {
     "train": "--micro-batch or --image-size",
     "compare": "--micro-batch or --image-size",
@@ -140,7 +142,60 @@ def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any 
         args=arguments,
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.FlagCreatePairsOff,),
+        registry=_registry(),
     )
+
+
+def _registry() -> Any:
+    """How values are written: `auto` is None, which leaves a choice open; switches are on and off."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def auto_is_none(info: Any) -> Any:
+        kind = _one_or_none(info.type)
+        if kind is bool or get_origin(kind) is Literal:
+            values = {"on": True, "off": False} if kind is bool else {str(value): value for value in get_args(kind)}
+            values = {"auto": None} | values
+            words = {value: word for word, value in values.items()}
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="{" + ",".join(values) + "}",
+                choices=tuple(values),
+                instance_from_str=lambda given: values[given[0]],
+                is_instance=lambda value: value in words,
+                str_from_instance=lambda value: [words[value]],
+            )
+        if kind in (int, float):
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="INT" if kind is int else "FLOAT",
+                instance_from_str=lambda given: None if given[0] == "auto" else kind(given[0]),
+                is_instance=lambda value: value is None or isinstance(value, kind),
+                str_from_instance=lambda value: ["auto" if value is None else str(value)],
+            )
+        if kind is str:
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="STR",
+                instance_from_str=lambda given: given[0],
+                is_instance=lambda value: value is None or isinstance(value, str),
+                str_from_instance=lambda value: ["none" if value is None else value],
+            )
+        return None
+
+    return registry
+
+
+def _one_or_none(kind: Any) -> Any:
+    """The type beside None in a union of two; None for any other type."""
+    if get_origin(kind) not in (Union, UnionType):
+        return None
+    kinds = [option for option in get_args(kind) if option is not NoneType]
+    if len(kinds) != 1 or len(get_args(kind)) != 2:
+        return None
+    return get_args(kinds[0])[0] if get_origin(kinds[0]) is Annotated else kinds[0]
 
 
 def parse_with_recipe(
@@ -154,9 +209,16 @@ def parse_with_recipe(
         arguments: its flags.
         recipe_of: the recipe, given the command as read with the recommended one.
     """
+    arguments = [_renamed(word) for word in arguments]
     first = parse(command, name, arguments)
     recipe = recipe_of(first)
     return first if recipe == type(recipe)() else parse(command, name, arguments, command(recipe=recipe))
+
+
+def _renamed(word: str) -> str:
+    """A flag of version 0.1 as it is called now; any other word as it is."""
+    flag, equals, value = word.partition("=")
+    return _RENAMED_FLAGS.get(flag, flag) + equals + value
 
 
 def _answer(name: str) -> str | None:

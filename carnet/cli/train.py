@@ -67,7 +67,7 @@ class Command:
         from carnet.run_folder import RunFolder
 
         run = RunFolder.open(self.resume)
-        return TrainingConfig.from_json(run.read_config()["recipe"], run.config)
+        return TrainingConfig.from_json(run.read_config()["requested"], run.config)
 
     def run(self) -> int:
         from carnet.data.samples import read_ignore_file

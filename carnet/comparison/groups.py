@@ -62,17 +62,17 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
     found: list[list[ComparedRun]] = []
     for run in runs:
         for group in found:
-            if group[0].recipe.model == run.recipe.model and not differences(group[0], run):
+            if group[0].requested.model == run.requested.model and not differences(group[0], run):
                 group.append(run)
                 break
         else:
             found.append([run])
-    names = [group[0].recipe.model for group in found]
+    names = [group[0].requested.model for group in found]
     groups = []
     for place, (name, members) in enumerate(zip(names, found, strict=True)):
-        members.sort(key=lambda run: run.recipe.seed)
+        members.sort(key=lambda run: run.requested.seed)
         for one, other in pairwise(members):
-            if one.recipe.seed == other.recipe.seed:
+            if one.requested.seed == other.requested.seed:
                 raise RunError(f"{one.path} and {other.path} were trained alike, with one seed; leave one of them out")
         label = f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
         recipe = ", ".join(differences(found[0][0], members[0]))
@@ -82,7 +82,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
 
 def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
     """What sets another run's training apart, besides its network and its seed."""
-    found = recipe_differences(one.recipe, replace(other.recipe, model=one.recipe.model))
+    found = recipe_differences(one.requested, replace(other.requested, model=one.requested.model))
     if one.start != other.start:
         found.append(f"--init {other.start or 'none'} (was {one.start or 'none'})")
     if one.content_hash != other.content_hash:
@@ -118,7 +118,7 @@ def _about_images(first: ComparedRun) -> Iterator[str]:
 
 def _about_machines(groups: Sequence[Group]) -> Iterator[str]:
     runs = [run for group in groups for run in group.runs]
-    machines = sorted({str(run.plan.get("device_name")) for run in runs})
+    machines = sorted({str(run.resolved.device_name) for run in runs})
     if len(machines) > 1:
         yield f"these runs were trained on {first_few(machines)}, so their seconds cannot be compared"
     for package in _PACKAGES:
@@ -129,11 +129,20 @@ def _about_machines(groups: Sequence[Group]) -> Iterator[str]:
 
 def _about_group(group: Group) -> Iterator[str]:
     first, *others = group.runs
-    unlike = [name for name in _COMPUTED_BY if any(run.plan.get(name) != first.plan.get(name) for run in others)]
+    unlike = [
+        name
+        for name in _COMPUTED_BY
+        if any(getattr(run.resolved, name) != getattr(first.resolved, name) for run in others)
+    ]
     if unlike:
         named = first_few([name.replace("_", " ") for name in unlike])
         yield f"runs of {group.label} were not computed alike ({named}), so their mean seconds are of several kinds"
-    came_to = {difference for run in others for difference in recipe_differences(first.came_to, run.came_to)}
+    # The seed divides the images where nothing else was asked for, and time decides the epochs of a budget.
+    names = ["seed", "valid_seed"] + (["epochs"] if first.requested.budget else [])
+    alike = {name: getattr(first.resolved, name) for name in names}
+    came_to = {
+        difference for run in others for difference in first.resolved.differences(replace(run.resolved, **alike))
+    }
     if came_to:
         yield f"runs of {group.label} were asked for alike and came to other recipes: {first_few(sorted(came_to))}"
     if any(run.document.get("kept") == "best" for run in group.runs):

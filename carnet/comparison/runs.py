@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
-from carnet.config import TrainingConfig
+from carnet.config import ResolvedConfig, TrainingConfig, change
 from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages
 from carnet.data.scan import UNREADABLE, hash_files
@@ -30,11 +30,12 @@ from carnet.errors import (
     StoppedError,
 )
 from carnet.evaluation import EvaluationReport, select_samples
+from carnet.models.registry import default_image_size
 from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, quoted
+from carnet.training.budget import budget_chooses_size
 from carnet.training.preparation import check_early
-from carnet.training.resolve import recorded_recipe, with_size
 from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
@@ -74,9 +75,8 @@ class ComparedRun:
 
     Attributes:
         path: its folder.
-        recipe: how it was to be trained, with open what followed from the data, the machine or the time.
-        came_to: the same, with nothing open.
-        plan: how it was computed, as `config.json` says.
+        requested: how it was to be trained, with open what followed from the data, the machine or the time.
+        resolved: the same, with nothing open, and how it was computed.
         versions: of what trained it.
         start: the run whose weights it started from, or nothing.
         content_hash: of all images.
@@ -87,9 +87,8 @@ class ComparedRun:
     """
 
     path: Path
-    recipe: TrainingConfig
-    came_to: TrainingConfig
-    plan: Mapping[str, Any]
+    requested: TrainingConfig
+    resolved: ResolvedConfig
     versions: Mapping[str, str]
     start: str
     content_hash: str
@@ -134,8 +133,8 @@ def train_runs(
         CarnetError: what else training raises; what a network alone met, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
-    images = find_images(data, layout=config.layout)
-    if "valid" not in images.splits and config.valid_seed < 0:
+    images = find_images(data, layout=config.layout or "auto")
+    if "valid" not in images.splits and config.valid_seed is None:
         # All runs have to be judged by the same images.
         config = replace(config, valid_seed=0)
     wanted = {
@@ -224,9 +223,8 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
         report = report.without(report.leaked)
     return ComparedRun(
         path,
-        _asked(config, run),
-        recorded_recipe(config["recipe"], run.config),
-        config["plan"],
+        TrainingConfig.from_json(config["requested"], run.config),
+        ResolvedConfig.from_json(config["resolved"], run.config),
         config.get("versions", {}),
         config.get("init") or "",
         config["data"]["content_hash"],
@@ -271,17 +269,19 @@ def read_history(run: RunFolder) -> tuple[dict[str, float], ...]:
 
 
 def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
-    """What sets a recipe apart besides its seed: `--budget 30m (was 5m)`. With a budget, time decides the epochs."""
+    """What sets a config apart besides its seed: `--budget 30m (was 5m)`. With a budget, time decides the epochs."""
+    one, other = _sized(one), _sized(other)
     epochs = one.epochs if one.budget and other.budget else other.epochs
     found = one.differences(replace(other, seed=one.seed, epochs=epochs))
     if one.precision != other.precision:
-        found.append(f"--precision {other.precision} (was {one.precision})")
+        found.append(change("precision", one.precision, other.precision))
     return found
 
 
-def _asked(config: Mapping[str, Any], run: RunFolder) -> TrainingConfig:
-    # Runs from before there was this part have what it came to.
-    return TrainingConfig.from_json(config.get("asked", config["recipe"]), run.config)
+def _sized(config: TrainingConfig) -> TrainingConfig:
+    # The first versions recorded the network's own side as if it had been asked for.
+    own = None if budget_chooses_size(config) else default_image_size(config.model)
+    return config if config.image_size or own is None else replace(config, image_size=own)
 
 
 def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
@@ -295,7 +295,7 @@ def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
     if len(models) * seeds < 2:
         raise ConfigError("one run has nothing to be compared with; name more --models, or more --seeds")
     for name in models:
-        check_early(with_size(replace(config, model=name)))
+        check_early(replace(config, model=name))
 
 
 def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> bool:
@@ -303,7 +303,7 @@ def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> b
         return False
     run = RunFolder.open(path)
     config = run.read_config()
-    if differences := recipe_differences(_asked(config, run), with_size(wanted)):
+    if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
         raise RunError(f"{path} was trained otherwise: {', '.join(differences)}; choose another --output")
     data = config["data"]
     number = sum(data["num_images"].values()) + data["num_unreadable"]

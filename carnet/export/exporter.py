@@ -206,7 +206,7 @@ class _Export:
             "training": {
                 "data_hash": config["data"]["content_hash"],
                 "num_images": config["data"]["num_images"],
-                "seed": config["recipe"]["seed"],
+                "seed": config["requested"]["seed"],
                 "epoch": model.info.get("epoch"),
             },
             "judged_with": self.runtime,

@@ -8,23 +8,27 @@ from contextlib import contextmanager
 
 import torch
 
+from carnet.config import Device
 from carnet.errors import ConfigError
 from carnet.machine import processor_name
 
 
-def choose_device(wish: str) -> str:
-    """auto, cpu, cuda or mps -> a device that is there; auto takes a GPU before the processor.
+def choose_device(wish: str | None) -> Device:
+    """cpu, cuda or mps -> the device, if it is there; None and auto take a GPU before the processor.
 
     Raises:
         ConfigError: if the device is not to be had here.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available: dict[Device, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     usable = [name for name, there in available.items() if there]
-    if wish == "auto":
-        return usable[0]
-    if wish not in usable:
-        raise ConfigError(f"--device {wish} is not available here; PyTorch sees: {', '.join(usable)}")
-    return wish
+    for name in usable:
+        if wish in (None, "auto", name):
+            return name
+    raise ConfigError(f"--device {wish} is not available here; PyTorch sees: {', '.join(usable)}")
 
 
 def device_name(device: str) -> str:

@@ -1,37 +1,29 @@
-"""What is chosen by measuring, before the first step: Muon's precision, micro-batch, threads, compiling, epochs.
+"""What is chosen by measuring, before the first step: precision, micro-batch, kernels, threads, compiling, epochs.
 
-A rehearsal takes real steps on a real batch, and then puts the weights back. Everything chosen is frozen in the plan
-and the recipe of the run, so that it can be repeated and resumed; every choice is told with its reason.
+Each choice is a function of the config so far, of what was asked for, of the data and of what measures this machine; it
+returns the config with its choice and the reason. The true measure takes real steps on a real batch
+(`carnet.training.rehearsal`).
 """
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import ceil
+from typing import Any, Protocol
 
-import numpy as np
-
-from carnet.config import TrainingConfig
+from carnet.config import ResolvedConfig, TrainingConfig, steps_per_epoch
 from carnet.errors import CarnetError, ConfigError
-from carnet.models.device import on_threads
-from carnet.prefetch import available_cores
-from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds, show_bytes
+from carnet.text import counted, duration, parse_bytes, parse_seconds, show_bytes
 from carnet.training.measurements import (
     MARGIN,
+    MatrixRates,
+    Numbers,
+    compiling,
     expected_seconds,
-    kept_matrix_rates,
     known_speedup,
-    recall,
-    remember,
-    remember_compiling,
 )
-from carnet.training.memory import anonymous_bytes, free_bytes, hold_memory_below, keep_freed_memory, trim_memory
-from carnet.training.rehearsal import Rehearsal
-from carnet.training.resolve import DECIDING, Plan, physical_cores, whole_micro_batch
-from carnet.training.schedule import first_side, mean_cost
-from carnet.training.step import compiler_problem, end_compiling
+from carnet.training.schedule import initial_side, mean_cost
 
 SHORT_RUN_SECONDS = 30.0
 """A shorter run is over before a choice could repay its measuring."""
@@ -44,6 +36,8 @@ FEWEST_STEPS = 100
 FEW_THREADS = 2
 """Of the arithmetic, up to which threads that change decoded images cost the steps more than they save them: one that
 waits for a core makes all wait. `benchmarks/kernels.py` compares."""
+LONG_RUN_EPOCHS = 30
+"""Epochs from which a network sees enough of every image to need more variety."""
 _LEAN_RECOMPUTE = 0.3
 _COMPILING_BYTES = 600 * 10**6
 """What compiling takes besides: the C++ compiler, and PyTorch's own."""
@@ -53,381 +47,183 @@ _KEPT_MEMORY = 1.6
 """How much more a step takes where freed memory is kept, because of the gaps."""
 _TRIAL_SECONDS = 0.25
 """What a step may take that is tried in turns with others."""
+_LAST_SECONDS = 3.0
+"""For the report, after a budget's last step."""
 
 
-def tune(
-    config: TrainingConfig,
-    plan: Plan,
-    rehearse: Callable[[], Rehearsal],
-    *,
-    steps_per_epoch: int,
-    num_valid: int,
-    started: float,
-    progress: Progress,
-) -> tuple[TrainingConfig, Plan]:
-    """Fill in what only this machine can tell.
-
-    Args:
-        config: the recipe; a budget decides its epochs.
-        plan: as `resolve` gives it.
-        rehearse: begins the rehearsal.
-        steps_per_epoch: optimizer steps of an epoch.
-        num_valid: validation images, judged after each epoch.
-        started: when the command began, by `time.monotonic`.
-        progress: shown what is measured.
-
-    Raises:
-        ConfigError: if the memory allowed is too little, or compiling was asked for and fails.
-    """
-    progress.say("Measures this machine …")
-    rehearsal = rehearse()
-    try:
-        tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
-        tuning.choose_step()
-        tuning.measure_growth()
-        tuning.choose_compiling()
-        tuning.choose_workers()
-        if config.budget:
-            tuning.choose_epochs(num_valid)
-        else:
-            tuning.foretell(num_valid)
-        return tuning.config, replace(tuning.plan, reasons=(*plan.reasons, *tuning.reasons))
-    finally:
-        rehearsal.undo()
-
-
-def seconds_of_step(
-    config: TrainingConfig, plan: Plan, rehearsal: Rehearsal, *, steps_per_epoch: int, started: float
-) -> float:
-    """What a step takes once precision, layout, gradients and threads are chosen.
-
-    Args:
-        config: the recipe.
-        plan: as `resolve` gives it.
-        rehearsal: which is undone at the end.
-        steps_per_epoch: optimizer steps of an epoch.
-        started: when the command began, by `time.monotonic`.
-    """
-    try:
-        tuning = _Tuning(config, plan, rehearsal, steps_per_epoch, started)
-        tuning.choose_step()
-        return tuning.step_seconds
-    finally:
-        rehearsal.undo()
-
-
-class _Tuning:
-    """Choices so far. Each method makes one, and says why."""
-
-    def __init__(self, config: TrainingConfig, plan: Plan, rehearsal: Rehearsal, steps: int, started: float) -> None:
-        self.config, self.plan, self.rehearsal = config, plan, rehearsal
-        self.steps_per_epoch, self.started = steps, started
-        self.step_seconds = 0.0
-        self.reasons: list[str] = []
+class Images(Protocol):
+    """What the choices need to know of the data."""
 
     @property
-    def run_seconds(self) -> float:
-        """What the steps of the run take, as measured so far."""
-        asked = self.step_seconds * self.steps_per_epoch * self.config.epochs
-        if self.config.budget:
-            return min(self._left(), asked or self._left())
-        return asked
+    def num_train(self) -> int:
+        """Training images."""
 
-    def choose_step(self) -> None:
-        """Everything but compiling, and time it."""
-        self.choose_muon_precision()
-        if self.plan.devices > 1 and self.plan.device == "cpu" and self.config.precision == "auto":
-            # Steps of several processes are not tried in turns.
-            self.plan = replace(self.plan, precision=self.rates.faster_precision)
-            self.reasons.append(f"{self.plan.precision}: {self.rates}")
-        self.fit_memory()
-        self.measure_step()
-        if self.plan.devices == 1:
-            self.choose_kernels()
+    @property
+    def num_valid(self) -> int:
+        """Validation images."""
 
-    def choose_muon_precision(self) -> None:
-        """Let Muon multiply in the precision that this device multiplies fastest."""
-        with on_threads(self.plan.threads):
-            rates = self.rates = kept_matrix_rates(self.plan.device)
-        self.plan = replace(self.plan, matrix_gflops=rates.to_json())
-        if self.config.optimizer == "muon" and self.config.muon_precision == "auto":
-            self.plan = replace(self.plan, muon_precision=rates.faster_precision)
-            self.reasons.append(f"Muon in {rates.faster_precision}: {rates}")
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded images, in pixels."""
 
-    def fit_memory(self) -> None:
-        """Choose how many images go through the network at a time."""
-        plan, config = self.plan, self.config
-        if plan.device == "cuda":
-            if config.max_memory:
-                hold_memory_below(config.max_memory, plan.device)
-                self.reasons.append(f"at most {config.max_memory} of the GPU's memory")
-            return
-        limit = anonymous_bytes() + free_bytes() // plan.devices
-        if config.max_memory:
-            limit = min(limit, parse_bytes(config.max_memory) // plan.devices)
-        smallest = min(2, plan.micro_batch)
-        self._require_room(anonymous_bytes() + smallest * self.rehearsal.least_bytes(plan), smallest, limit)
-        fixed, each = self._memory_of(smallest, limit)
-        fitting = int((_SPARE_MEMORY * limit - fixed) / each) if each else plan.micro_batch
-        if fitting < smallest:
-            self._require_room((fixed + smallest * each) / _SPARE_MEMORY, smallest, limit)
-        if fitting < plan.micro_batch and not config.micro_batch:
-            size = _part_of(plan.micro_batch, fitting)
-            self.plan = replace(plan, micro_batch=size)
-            self.reasons.append(
-                f"{counted(size, 'image')} at a time, so that a step stays below {show_bytes(limit)}: gradients are "
-                f"those of {config.batch_size}, batch-norm statistics those of {size}"
-            )
-        elif config.max_memory:
-            needed = fixed + plan.micro_batch * each
-            self.reasons.append(f"a step takes about {show_bytes(needed)} of the {show_bytes(limit)} allowed")
-        if self.plan.keep_memory:
-            self.plan = replace(self.plan, keep_memory=keep_freed_memory())
-            self.reasons += ["freed memory is kept for the next step"] if self.plan.keep_memory else []
 
-    def _require_room(self, needed: float, num_images: int, limit: int) -> None:
-        if needed > limit:
-            raise ConfigError(
-                f"a step of {counted(num_images, 'image')} of {self.config.image_size} px takes at least "
-                f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; "
-                f"{'raise --max-memory' if self.config.max_memory else 'free some memory'}, or take a smaller "
-                "--image-size"
-            )
+class Measure(Protocol):
+    """What tells how fast this machine is, and what it has. Seconds are those of a step with images of full side."""
 
-    def _memory_of(self, smallest: int, limit: int) -> tuple[float, float]:
-        """What a step takes: bytes whatever the number of images, and bytes for each."""
-        # Memory that earlier steps have freed and this process has kept would hide what these take.
-        gc.collect()
-        trim_memory()
-        before = anonymous_bytes()
-        peak = self.rehearsal.peak_bytes(self.plan, smallest)
-        twice = min(2 * smallest, self.plan.micro_batch)
-        if twice == smallest or peak + (peak - before) > limit:
-            # Measuring more might exceed the limit; all that has come with the first step counts as the images'.
-            return before, max(0, peak - before) / smallest
-        each = max(0, self.rehearsal.peak_bytes(self.plan, twice) - peak) / (twice - smallest)
-        return peak - smallest * each, each * (_KEPT_MEMORY if self.plan.keep_memory else 1.0)
+    cores: int
+    physical_cores: int
+    has_depthwise: bool
+    """Whether the network has convolutions whose gradient can be computed in two ways."""
+    is_decoded: bool
+    """Whether images only have to be changed."""
+    seconds_to_prepare: float
+    """What one thread takes to prepare one image."""
+    micro_batch: int | None
+    """What a step came down to where a GPU's memory ran out; None: it never did."""
 
-    def measure_step(self) -> None:
-        """Time a step as planned so far."""
-        self.step_seconds = self.rehearsal.seconds(self.plan)
-        if size := self.rehearsal.micro_batch:
-            self.plan = replace(self.plan, micro_batch=size)
-            self.reasons.append(f"{counted(size, 'image')} at a time, for memory ran out with more")
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
 
-    def choose_kernels(self) -> None:
-        """Choose precision, layout, gradient of depthwise convolutions and threads: each by steps timed in turns."""
-        before, num_reasons = self.plan, len(self.reasons)
-        precisions = {name: replace(self.plan, precision=name) for name in ("fp32", "bf16")}
-        # Emulated bf16 is slow in whatever is computed, so that the network need not be tried.
-        is_fast = self.rates.bf16 > self.rates.fp32
-        if self.plan.device == "cpu" and self.config.precision == "auto" and is_fast:
-            self._choose("precision", precisions)
-        if self.plan.device != "mps" and self.config.memory_format == "auto":
-            layouts = ("channels_last", "contiguous")
-            self._choose("layout", {_words(name): replace(self.plan, memory_format=name) for name in layouts})
-        if self.config.fast_depthwise == "auto" and self.rehearsal.has_depthwise:
-            ours = self.plan.fast_depthwise
-            names = {True: "our gradient of depthwise convolutions", False: "PyTorch's"}
-            self._choose(
-                "gradient of depthwise convolutions",
-                {names[way]: replace(self.plan, fast_depthwise=way) for way in (ours, not ours)},
-            )
-        if self.plan.device == "cpu" and not self.config.threads and physical_cores() < self.plan.threads:
-            # Where two threads share a core.
-            numbers = (self.plan.threads, physical_cores())
-            self._choose("threads", {counted(n, "thread"): replace(self.plan, threads=n) for n in numbers})
-        if len(self.reasons) == num_reasons:
-            layout = _words(self.plan.memory_format)
-            self.reasons.append(f"{self.plan.precision}, {layout} layout; other ways to compute were not measured")
-        if self.plan == before:
-            return
-        whole = whole_micro_batch(self.config, self.plan.devices)
-        if replace(self.plan, threads=before.threads) != before:
-            # Another way to compute takes more memory, or less.
-            self.plan = replace(self.plan, micro_batch=whole)
-            self.fit_memory()
-        self.measure_step()
+    def used_bytes(self, *, settled: bool = False) -> int:
+        """Anonymous memory of this process; `settled`: once what is free was given back."""
 
-    def _choose(self, what: str, plans: Mapping[str, Plan]) -> None:
-        """Take the plan that is the fastest by the margin, or else the first one.
+    def free_bytes(self) -> int:
+        """Memory that may still be taken."""
 
-        What was measured on this machine before counts again, so that equal runs choose the same. A run that is too
-        short to repay measuring takes the first one, also after longer ones have measured.
-        """
-        if self.run_seconds < SHORT_RUN_SECONDS:
-            return
-        config, (usual, first) = self.config, next(iter(plans.items()))
-        key = f"{what} of {config.model} at {config.image_size} px, {circumstances(config, first)}"
-        seconds = recall().get(key, {})
-        if set(seconds) != set(plans):
-            share = first.micro_batch * first.devices / config.batch_size
-            num_images = _few(first.micro_batch, self.step_seconds * share)
-            measured = self.rehearsal.seconds_in_turns(plans, num_images)
-            seconds = {name: float(f"{measured[name] / num_images:.3g}") for name in plans}
-            remember(key, seconds)
-        best = min(plans, key=lambda name: seconds[name])
-        chosen = best if seconds[best] * MARGIN <= seconds[usual] else usual
-        self.plan = plans[chosen]
-        others = [f"{name} {1000 * seconds[name]:.3g}" for name in plans if name != chosen]
-        self.reasons.append(f"{chosen}: {1000 * seconds[chosen]:.3g} ms an image, {', '.join(others)} ms")
+    def keep_freed_memory(self) -> bool:
+        """Let freed memory stay with the process from now on; whether that is possible."""
 
-    def choose_compiling(self) -> None:
-        """Compile where that is asked for, or the run is long enough to repay it, and it works."""
-        wish, plan = self.config.compile, self.plan
-        if wish == "off" or (wish == "auto" and plan.devices > 1):
-            return
-        network = f"{self.config.model} at {self.config.image_size} px, {circumstances(self.config, plan)}"
-        if wish == "auto" and (reason := self._reason_not_to_compile(network)):
-            self.reasons.append(f"not compiled: {reason}")
-            return
-        if problem := compiler_problem(plan.device):
-            raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
-        recompute = _LEAN_RECOMPUTE if self.config.max_memory else 1.0
-        compiled = replace(plan, compile=True, recompute=recompute)
-        started = time.perf_counter()
-        try:
-            times = self.rehearsal.seconds_in_turns({"plain": plan, "compiled": compiled}, plan.micro_batch)
-        # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
-        except Exception as error:
-            end_compiling()
-            remember_compiling(network, time.perf_counter() - started)
-            if wish == "on" or isinstance(error, CarnetError):
-                raise ConfigError(f"--compile on: {_first_line(error)}") from error
-            self.reasons.append(f"not compiled: that failed ({_first_line(error)})")
-            return
-        took = time.perf_counter() - started
-        # What was measured first counts, so that equal runs choose the same.
-        speedup = known_speedup(network) or times["plain"] / times["compiled"]
-        remember_compiling(network, took, speedup)
-        gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
-        if wish == "on" or speedup >= MARGIN:
-            first_seconds = plan.first_cost * self.step_seconds
-            self.plan, self.step_seconds = compiled, self.step_seconds / speedup
-            self._set_first_cost(first_seconds)
-            self.reasons.append(f"compiled: {gain}")
-        else:
-            self.reasons.append(f"not compiled: that is not {MARGIN} times as fast, {gain}")
+    def hold_memory_below(self, limit: str, device: str) -> None:
+        """Take no more of a device's memory from now on."""
 
-    def _reason_not_to_compile(self, network: str) -> str:
-        """Why compiling is not even tried: a clause; empty where it is."""
-        device, limit = self.plan.device, self.config.max_memory
-        if device == "mps":
-            return "that is not reliable on Apple's GPUs yet"
-        speedup = known_speedup(network)
-        if speedup is not None and speedup < MARGIN:
-            return f"a compiled network was {speedup:.2f} times as fast here before, which is less than {MARGIN}"
-        seconds = expected_seconds(network)
-        if seconds > COMPILING_SHARE * self.run_seconds:
-            return f"it takes about {duration(seconds)}, too long for a run of {duration(self.run_seconds)}"
-        if problem := compiler_problem(device):
-            return problem
-        if (
-            limit
-            and device != "cuda"
-            and parse_bytes(limit) // self.plan.devices - anonymous_bytes() < _COMPILING_BYTES
-        ):
-            return f"it takes about {show_bytes(_COMPILING_BYTES)} of memory, more than the limit leaves"
-        return ""
+    def compiler_problem(self, device: str) -> str:
+        """Why compiling cannot work here: a phrase; empty where nothing is known."""
 
-    def measure_growth(self) -> None:
-        """Learn how much less a step takes at the beginning, where images grow."""
-        if first_side(self.config) < self.config.image_size and self.run_seconds >= SHORT_RUN_SECONDS:
-            self._set_first_cost(self.rehearsal.seconds(self.plan, first=True))
+    def matrix_rates(self, config: ResolvedConfig) -> MatrixRates:
+        """Rates of matrix products, as they were measured first."""
 
-    def _set_first_cost(self, seconds: float) -> None:
-        self.plan = replace(self.plan, first_cost=round(min(1.0, seconds / self.step_seconds), 3))
+    def recall(self) -> Mapping[str, Numbers]:
+        """What was measured on this machine before, by its name."""
 
-    def choose_workers(self) -> None:
-        """As many threads to prepare images as keep up with the steps; none where they would only be in the way."""
-        plan = self.plan
-        if (
-            self.config.workers < 0
-            and plan.device == "cpu"
-            and plan.threads <= FEW_THREADS
-            and self.rehearsal.is_decoded
-        ):
-            self.plan = replace(plan, workers=0)
-        elif self.config.workers < 0:
-            rate = self.config.batch_size / plan.devices / self.step_seconds
-            needed = int(np.ceil(1.5 * self.rehearsal.seconds_to_load * rate))
-            self.plan = replace(plan, workers=max(1, min(needed, plan.workers)))
-        workers = self.plan.workers
-        threads = f"{counted(plan.threads, 'thread')} of {counted(available_cores(), 'core')}"
-        prepared = f"{counted(workers, 'thread')} to prepare images" if workers else "images prepared between the steps"
-        self.reasons.append(f"{threads}, {prepared}")
+    def remember(self, what: str, numbers: Numbers) -> None:
+        """Keep a measurement."""
 
-    def foretell(self, num_valid: int) -> None:
-        """Say how long the epochs take, and what to do where that is long."""
-        step, judging = self._seconds_of_step(), self._seconds_to_evaluate(num_valid)
-        cost = mean_cost(0, self.config, self.plan.first_cost)
-        seconds = self.config.epochs * (self.steps_per_epoch * step * cost + judging) + judging
-        told = f"{counted(self.config.epochs, 'epoch')} take about {duration(seconds)}"
-        if seconds > LONG_RUN_SECONDS:
-            told += "; --budget 30m takes half an hour"
-        self.reasons.append(told)
+    def seconds(self, config: ResolvedConfig, *, initial: bool = False) -> float:
+        """Of a step; `initial`: with images as the run begins."""
 
-    def _seconds_to_evaluate(self, num_valid: int) -> float:
-        return num_valid * self.rehearsal.seconds_to_judge(self.plan.judging_batch)
+    def seconds_in_turns(self, configs: Mapping[str, ResolvedConfig], num_images: int) -> Mapping[str, float]:
+        """Of steps of so many images in several ways, in turns, by name."""
 
-    def _seconds_of_step(self) -> float:
-        """With the preparation of its images, which a rehearsal has not seen where the same cores do it."""
-        if self.plan.device != "cpu":
-            return self.step_seconds
-        threads = self.plan.threads if self.plan.workers else 1
-        preparing = self.config.batch_size * self.rehearsal.seconds_to_load / (threads * self.plan.devices)
-        return self.step_seconds + preparing
+    def peak_bytes(self, config: ResolvedConfig, num_images: int) -> int:
+        """The most anonymous memory during a step of so many images."""
 
-    def choose_epochs(self, num_valid: int) -> None:
-        """As many as fit into what is left of the budget, and no more than were asked for."""
-        judging = self._seconds_to_evaluate(num_valid)
-        step = self._seconds_of_step()
-        epoch = self.steps_per_epoch * step * mean_cost(0, self.config, self.plan.first_cost) + judging
-        # The end judges once more, and writes the report.
-        left = max(1.0, self._left() - judging - 3.0)
-        # Where not even one fits, its images have their full side, as at the end of every run.
-        of_one = min(self.steps_per_epoch, max(1, int(left / step)))
-        steps = int(self.steps_per_epoch * left / epoch) if left >= epoch else of_one
-        if steps < min(FEWEST_STEPS, self.steps_per_epoch):
-            spent = time.monotonic() - self.started
-            raise ConfigError(
-                f"--budget {self.config.budget} leaves time for {counted(steps, 'step')} of training, after "
-                f"{duration(spent)} of looking at the images and measuring; give at least "
-                f"{duration(spent + judging + 3.0 + FEWEST_STEPS * step)}"
-            )
-        asked, fitting = self.config.epochs, max(1, steps // self.steps_per_epoch)
-        most_steps = asked * self.steps_per_epoch
-        if asked:
-            steps = min(steps, most_steps)
-        self.config = replace(self.config, epochs=min(fitting, asked or fitting))
-        self.plan = replace(self.plan, training_seconds=round(left, 1), training_steps=steps, most_steps=most_steps)
-        instead = f", of the {asked} asked for" if asked else ""
-        self.reasons.append(
-            f"{counted(fitting, 'epoch')} of about {duration(epoch)} fit into {self.config.budget}{instead}"
-            if steps >= self.steps_per_epoch
-            else f"an epoch takes about {duration(epoch)}, so training ends inside the first, after {steps:,} steps"
+    def least_bytes(self, config: ResolvedConfig) -> int:
+        """What a step holds of one image at least."""
+
+    def seconds_to_evaluate(self, num_images: int) -> float:
+        """Of one image in validation, of so many at a time."""
+
+
+Choice = Callable[[ResolvedConfig, TrainingConfig, Images, Measure], ResolvedConfig]
+
+
+def whole_micro_batch(batch_size: int, devices: int, asked: int | None) -> int:
+    """Images that go through the network at a time in each process, where memory does not matter."""
+    whole = -(-batch_size // devices)
+    return min(asked or whole, whole)
+
+
+def augmentation_for(asked: TrainingConfig, epochs: int) -> dict[str, Any]:
+    """How much images are changed: more in a long run, which would learn them by heart otherwise."""
+    is_long = epochs >= LONG_RUN_EPOCHS
+    return {
+        "min_crop": asked.min_crop or (0.25 if is_long else 0.35),
+        "cutmix": (0.5 if is_long else 0.0) if asked.cutmix is None else asked.cutmix,
+    }
+
+
+def circumstances(config: ResolvedConfig) -> str:
+    """What a measurement depends on besides network and side."""
+    names = (
+        *("device_name", "device", "devices", "precision", "threads", "memory_format", "micro_batch", "compile"),
+        *("fast_depthwise", "muon_precision", "keep_memory"),
+    )
+    return ", ".join((config.optimizer, *(f"{name} {getattr(config, name)}" for name in names)))
+
+
+def seconds_left(asked: TrainingConfig, measure: Measure) -> float:
+    """What is left of the budget."""
+    assert asked.budget is not None
+    return parse_seconds(asked.budget) - measure.elapsed()
+
+
+def choose_matrix_precision(
+    config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure
+) -> ResolvedConfig:
+    """Let Muon multiply in the precision that this device multiplies fastest; several processes train in it."""
+    rates = measure.matrix_rates(config)
+    config = replace(config, matrix_gflops=rates.to_json())
+    if asked.optimizer == "muon" and asked.muon_precision is None:
+        config = config.because(f"Muon in {rates.faster_precision}: {rates}", muon_precision=rates.faster_precision)
+    if config.devices > 1 and config.device == "cpu" and asked.precision is None:
+        # Steps of several processes are not tried in turns.
+        config = config.because(f"{rates.faster_precision}: {rates}", precision=rates.faster_precision)
+    return config
+
+
+def fit_memory(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Choose how many images go through the network at a time."""
+    if config.device == "cuda":
+        if asked.max_memory is None:
+            return config
+        measure.hold_memory_below(asked.max_memory, config.device)
+        return config.because(f"at most {asked.max_memory} of the GPU's memory")
+    limit = measure.used_bytes() + measure.free_bytes() // config.devices
+    if asked.max_memory is not None:
+        limit = min(limit, parse_bytes(asked.max_memory) // config.devices)
+    smallest = min(2, config.micro_batch)
+    _require_room(measure.used_bytes() + smallest * measure.least_bytes(config), smallest, limit, config)
+    fixed, each = _memory_of(smallest, limit, config, measure)
+    fitting = int((_SPARE_MEMORY * limit - fixed) / each) if each else config.micro_batch
+    if fitting < smallest:
+        _require_room((fixed + smallest * each) / _SPARE_MEMORY, smallest, limit, config)
+    if fitting < config.micro_batch and asked.micro_batch is None:
+        size = _part_of(config.micro_batch, fitting)
+        config = config.because(
+            f"{counted(size, 'image')} at a time, so that a step stays below {show_bytes(limit)}: gradients are "
+            f"those of {config.batch_size}, batch-norm statistics those of {size}",
+            micro_batch=size,
+        )
+    elif asked.max_memory is not None:
+        needed = fixed + config.micro_batch * each
+        config = config.because(f"a step takes about {show_bytes(needed)} of the {show_bytes(limit)} allowed")
+    if config.keep_memory:
+        if not measure.keep_freed_memory():
+            return replace(config, keep_memory=False)
+        config = config.because("freed memory is kept for the next step")
+    return config
+
+
+def _require_room(needed: float, num_images: int, limit: int, config: ResolvedConfig) -> None:
+    if needed > limit:
+        raise ConfigError(
+            f"a step of {counted(num_images, 'image')} of {config.image_size} px takes at least "
+            f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; "
+            f"{'raise --max-memory' if config.max_memory else 'free some memory'}, or take a smaller --image-size"
         )
 
-    def _left(self) -> float:
-        return parse_seconds(self.config.budget) - (time.monotonic() - self.started)
 
-
-def _few(num_images: int, seconds: float) -> int:
-    """Half of a batch, because another way to compute may take more memory, or as many as make a step short."""
-    num_images, seconds = max(min(2, num_images), num_images // 2), seconds / 2
-    while seconds > _TRIAL_SECONDS and num_images >= 8:
-        num_images, seconds = num_images // 2, seconds / 2
-    return num_images
-
-
-def circumstances(config: TrainingConfig, plan: Plan) -> str:
-    """What a measurement depends on besides network and side."""
-    names = ("device_name", *DECIDING, "keep_memory")
-    return ", ".join((config.optimizer, *(f"{name} {getattr(plan, name)}" for name in names)))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _memory_of(smallest: int, limit: int, config: ResolvedConfig, measure: Measure) -> tuple[float, float]:
+    """What a step takes: bytes whatever the number of images, and bytes for each."""
+    # Memory that earlier steps have freed and this process has kept would hide what these take.
+    before = measure.used_bytes(settled=True)
+    peak = measure.peak_bytes(config, smallest)
+    twice = min(2 * smallest, config.micro_batch)
+    if twice == smallest or peak + (peak - before) > limit:
+        # Measuring more might exceed the limit; all that has come with the first step counts as the images'.
+        return before, max(0, peak - before) / smallest
+    each = max(0, measure.peak_bytes(config, twice) - peak) / (twice - smallest)
+    return peak - smallest * each, each * (_KEPT_MEMORY if config.keep_memory else 1.0)
 
 
 def _part_of(whole: int, limit: int) -> int:
@@ -438,6 +234,254 @@ def _part_of(whole: int, limit: int) -> int:
     return best if 2 * best > limit or best == limit else -(-whole // -(-whole // limit))
 
 
+def time_step(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Time a step as it is planned so far."""
+    config = replace(config, step_seconds=measure.seconds(config))
+    if size := measure.micro_batch:
+        config = config.because(f"{counted(size, 'image')} at a time, for memory ran out with more", micro_batch=size)
+    return config
+
+
+def choose_kernels(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Choose precision, layout, gradient of depthwise convolutions and threads: each by steps timed in turns."""
+    if config.devices > 1:
+        return config
+    before = config
+    for what, ways in _ways_to_compute(asked, measure):
+        # Each is tried with what was chosen before it.
+        configs = {name: replace(config, **way) for name, way in ways(config).items()}
+        # A run that is too short to repay measuring takes the first one, also after longer ones have measured.
+        if configs and _run_seconds(config, asked, data, measure) >= SHORT_RUN_SECONDS:
+            config = _fastest(what, configs, measure)
+    if config.reasons == before.reasons:
+        layout = _words(config.memory_format)
+        return config.because(f"{config.precision}, {layout} layout; other ways to compute were not measured")
+    if replace(config, reasons=before.reasons) == before:
+        return config
+    if replace(config, reasons=before.reasons, threads=before.threads) != before:
+        # Another way to compute takes more memory, or less.
+        whole = whole_micro_batch(config.batch_size, config.devices, asked.micro_batch)
+        config = fit_memory(replace(config, micro_batch=whole), asked, data, measure)
+    return time_step(config, asked, data, measure)
+
+
+Ways = Callable[[ResolvedConfig], Mapping[str, Mapping[str, Any]]]
+
+
+def _ways_to_compute(asked: TrainingConfig, measure: Measure) -> list[tuple[str, Ways]]:
+    """What is tried, in this order, each with its ways by name, the usual one first; only one: nothing is tried."""
+
+    def precisions(config: ResolvedConfig) -> Mapping[str, Mapping[str, Any]]:
+        # Emulated bf16 is slow in whatever is computed, so that the network need not be tried.
+        rates = config.matrix_gflops or {}
+        is_fast = config.device == "cpu" and asked.precision is None and rates["bf16"] > rates["fp32"]
+        return {name: {"precision": name} for name in ("fp32", "bf16")} if is_fast else {}
+
+    def layouts(config: ResolvedConfig) -> Mapping[str, Mapping[str, Any]]:
+        is_open = config.device != "mps" and asked.memory_format is None
+        names = ("channels_last", "contiguous") if is_open else ()
+        return {_words(name): {"memory_format": name} for name in names}
+
+    def gradients(config: ResolvedConfig) -> Mapping[str, Mapping[str, Any]]:
+        ours = config.fast_depthwise
+        names = {True: "our gradient of depthwise convolutions", False: "PyTorch's"}
+        ways = (ours, not ours) if asked.fast_depthwise is None and measure.has_depthwise else ()
+        return {names[way]: {"fast_depthwise": way} for way in ways}
+
+    def threads(config: ResolvedConfig) -> Mapping[str, Mapping[str, Any]]:
+        # Where two threads share a core.
+        is_open = config.device == "cpu" and asked.threads is None and measure.physical_cores < config.threads
+        numbers = (config.threads, measure.physical_cores) if is_open else ()
+        return {counted(number, "thread"): {"threads": number} for number in numbers}
+
+    return [
+        ("precision", precisions),
+        ("layout", layouts),
+        ("gradient of depthwise convolutions", gradients),
+        ("threads", threads),
+    ]
+
+
+def _fastest(what: str, configs: Mapping[str, ResolvedConfig], measure: Measure) -> ResolvedConfig:
+    """The one that is the fastest by the margin, or else the first one.
+
+    What was measured on this machine before counts again, so that equal runs choose the same.
+    """
+    usual, first = next(iter(configs.items()))
+    key = f"{what} of {first.model} at {first.image_size} px, {circumstances(first)}"
+    seconds = measure.recall().get(key, {})
+    if set(seconds) != set(configs):
+        share = first.micro_batch * first.devices / first.batch_size
+        num_images = _few(first.micro_batch, first.step_seconds * share)
+        measured = measure.seconds_in_turns(configs, num_images)
+        seconds = {name: float(f"{measured[name] / num_images:.3g}") for name in configs}
+        measure.remember(key, seconds)
+    best = min(configs, key=lambda name: seconds[name])
+    chosen = best if seconds[best] * MARGIN <= seconds[usual] else usual
+    others = [f"{name} {1000 * seconds[name]:.3g}" for name in configs if name != chosen]
+    return configs[chosen].because(f"{chosen}: {1000 * seconds[chosen]:.3g} ms an image, {', '.join(others)} ms")
+
+
+def _run_seconds(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> float:
+    """What the steps of the run take, as measured so far."""
+    of_epoch = config.step_seconds * steps_per_epoch(data.num_train, config.batch_size, config.devices)
+    if asked.budget is None:
+        return of_epoch * config.epochs
+    left = seconds_left(asked, measure)
+    return min(left, of_epoch * (asked.epochs or 0) or left)
+
+
+def _few(num_images: int, seconds: float) -> int:
+    """Half of a batch, because another way to compute may take more memory, or as many as make a step short."""
+    num_images, seconds = max(min(2, num_images), num_images // 2), seconds / 2
+    while seconds > _TRIAL_SECONDS and num_images >= 8:
+        num_images, seconds = num_images // 2, seconds / 2
+    return num_images
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def time_initial_step(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Learn how much less a step takes at the beginning, where images grow."""
+    is_long = _run_seconds(config, asked, data, measure) >= SHORT_RUN_SECONDS
+    if initial_side(config) == config.image_size or not is_long:
+        return config
+    return _with_initial_cost(config, measure.seconds(config, initial=True))
+
+
+def _with_initial_cost(config: ResolvedConfig, seconds: float) -> ResolvedConfig:
+    return replace(config, initial_step_cost=round(min(1.0, seconds / config.step_seconds), 3))
+
+
+def choose_compiling(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Compile where that is asked for, or the run is long enough to repay it, and it works."""
+    if asked.compile is False or (asked.compile is None and config.devices > 1):
+        return config
+    network = f"{config.model} at {config.image_size} px, {circumstances(config)}"
+    if asked.compile is None and (reason := _reason_not_to_compile(network, config, asked, data, measure)):
+        return config.because(f"not compiled: {reason}")
+    if problem := measure.compiler_problem(config.device):
+        raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
+    compiled = replace(config, compile=True, recompute=_LEAN_RECOMPUTE if asked.max_memory else 1.0)
+    started = measure.elapsed()
+    try:
+        times = measure.seconds_in_turns({"plain": config, "compiled": compiled}, config.micro_batch)
+    # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
+    except Exception as error:
+        measure.remember(compiling(network), {"seconds": round(measure.elapsed() - started, 1)})
+        if asked.compile or isinstance(error, CarnetError):
+            raise ConfigError(f"--compile on: {_first_line(error)}") from error
+        return config.because(f"not compiled: that failed ({_first_line(error)})")
+    took = measure.elapsed() - started
+    # What was measured first counts, so that equal runs choose the same.
+    speedup = known_speedup(measure.recall(), network) or times["plain"] / times["compiled"]
+    measure.remember(compiling(network), {"seconds": round(took, 1), "speedup": round(speedup, 3)})
+    gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
+    if not (asked.compile or speedup >= MARGIN):
+        return config.because(f"not compiled: that is not {MARGIN} times as fast, {gain}")
+    initial_seconds = config.initial_step_cost * config.step_seconds
+    compiled = replace(compiled, step_seconds=config.step_seconds / speedup)
+    return _with_initial_cost(compiled, initial_seconds).because(f"compiled: {gain}")
+
+
+def _reason_not_to_compile(
+    network: str, config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure
+) -> str:
+    """Why compiling is not even tried: a clause; empty where it is."""
+    if config.device == "mps":
+        return "that is not reliable on Apple's GPUs yet"
+    known = measure.recall()
+    speedup = known_speedup(known, network)
+    if speedup is not None and speedup < MARGIN:
+        return f"a compiled network was {speedup:.2f} times as fast here before, which is less than {MARGIN}"
+    seconds, run_seconds = expected_seconds(known, network), _run_seconds(config, asked, data, measure)
+    if seconds > COMPILING_SHARE * run_seconds:
+        return f"it takes about {duration(seconds)}, too long for a run of {duration(run_seconds)}"
+    if problem := measure.compiler_problem(config.device):
+        return problem
+    if asked.max_memory is not None and config.device != "cuda":
+        left = parse_bytes(asked.max_memory) // config.devices - measure.used_bytes()
+        if left < _COMPILING_BYTES:
+            return f"it takes about {show_bytes(_COMPILING_BYTES)} of memory, more than the limit leaves"
+    return ""
+
+
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def choose_workers(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """As many threads to prepare images as keep up with the steps; none where they would only be in the way."""
+    workers = config.workers
+    if asked.workers is None and config.device == "cpu" and config.threads <= FEW_THREADS and measure.is_decoded:
+        workers = 0
+    elif asked.workers is None:
+        rate = config.batch_size / config.devices / config.step_seconds
+        workers = max(1, min(ceil(1.5 * measure.seconds_to_prepare * rate), workers))
+    threads = f"{counted(config.threads, 'thread')} of {counted(measure.cores, 'core')}"
+    prepared = f"{counted(workers, 'thread')} to prepare images" if workers else "images prepared between the steps"
+    return config.because(f"{threads}, {prepared}", workers=workers)
+
+
+def choose_length(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """As many epochs as fit into what is left of the budget, at most those asked for; or say how long they take."""
+    steps_of_epoch = steps_per_epoch(data.num_train, config.batch_size, config.devices)
+    num_valid = data.num_valid // config.devices
+    evaluating = num_valid * measure.seconds_to_evaluate(config.evaluation_batch)
+    step = config.step_seconds
+    if config.device == "cpu":
+        # With the preparation of its images, which a measured step has not seen where the same cores do it.
+        threads = config.threads if config.workers else 1
+        step += config.batch_size * measure.seconds_to_prepare / (threads * config.devices)
+    epoch = steps_of_epoch * step * mean_cost(config) + evaluating
+    if asked.budget is None:
+        seconds = config.epochs * epoch + evaluating
+        told = f"{counted(config.epochs, 'epoch')} take about {duration(seconds)}"
+        return config.because(told + ("; --budget 30m takes half an hour" if seconds > LONG_RUN_SECONDS else ""))
+    # The end evaluates once more, and writes the report.
+    left = max(1.0, seconds_left(asked, measure) - evaluating - _LAST_SECONDS)
+    # A run that ends inside its first epoch evaluates once.
+    of_one = int(max(0.0, left) / (step * mean_cost(config)))
+    steps = int(steps_of_epoch * left / epoch) if left >= epoch else max(1, min(of_one, steps_of_epoch))
+    if steps < min(FEWEST_STEPS, steps_of_epoch):
+        spent = measure.elapsed()
+        raise ConfigError(
+            f"--budget {asked.budget} leaves time for {counted(steps, 'step')} of training, after "
+            f"{duration(spent)} of looking at the images and measuring; give at least "
+            f"{duration(spent + evaluating + _LAST_SECONDS + FEWEST_STEPS * step)}"
+        )
+    fitting = max(1, steps // steps_of_epoch)
+    max_steps = asked.epochs and asked.epochs * steps_of_epoch
+    instead = f", of the {asked.epochs} asked for" if asked.epochs else ""
+    return config.because(
+        f"{counted(fitting, 'epoch')} of about {duration(epoch)} fit into {asked.budget}{instead}"
+        if steps >= steps_of_epoch
+        else f"an epoch takes about {duration(epoch)}, so training ends inside the first, after {steps:,} steps",
+        epochs=min(fitting, asked.epochs or fitting),
+        num_steps=min(steps, max_steps or steps),
+        max_steps=max_steps,
+        training_seconds=round(left, 1),
+    )
+
+
+def choose_augmentation(
+    config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure
+) -> ResolvedConfig:
+    """How much images are changed, which depends on the epochs that a budget may have chosen."""
+    return replace(config, **augmentation_for(asked, config.epochs))
+
+
+CHOICES_OF_STEP: tuple[Choice, ...] = (choose_matrix_precision, fit_memory, time_step, choose_kernels)
+"""Everything but compiling."""
+CHOICES: tuple[Choice, ...] = (
+    *CHOICES_OF_STEP,
+    time_initial_step,
+    choose_compiling,
+    choose_workers,
+    choose_length,
+    choose_augmentation,
+)
+"""In this order, because each needs what was chosen before it."""

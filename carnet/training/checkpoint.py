@@ -24,10 +24,12 @@ from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
 from carnet.inputs import read_file
 from carnet.models.weights import pack, read_metadata, unpack
-from carnet.run_folder import Record
+from carnet.run_folder import current_record
 from carnet.training.optim import state_names
 
-FORMAT = "carnet checkpoint 6"
+FORMAT = "carnet checkpoint 7"
+_READABLE = (FORMAT, "carnet checkpoint 6")
+"""The last one of version 0.1 says the same in older words, see `carnet.config.from_format_1`."""
 _MAX_BYTES = 32 * 2**30
 """Of a checkpoint, which holds weights, their average, and what the optimizer keeps of each of them."""
 
@@ -124,14 +126,14 @@ class Checkpoint:
         """
         try:
             metadata = read_metadata(content)
-            if (found := metadata.get("format")) != FORMAT:
+            if (found := metadata.get("format")) not in _READABLE:
                 raise DamagedCheckpointError(f"written by another version of carnet ({found})")
             if CHECKSUM not in metadata:
                 raise DamagedCheckpointError("it has no checksum")
             state, record, param_groups = (parse(metadata.get(key, "")) for key in ("state", "record", "optimizer"))
             conform(state, _SavedState, "state")
             TrainingState.from_json(state)
-            conform(record, Record, "record")
+            record = current_record(record)
             conform(param_groups, list[dict[str, Any]], "optimizer")
         except (DocumentError, RunError) as error:
             raise DamagedCheckpointError(str(error)) from error
@@ -254,14 +256,12 @@ class TrainingState:
     epochs_since_best: Count = 0
     """Since the highest validation accuracy was reached first: patience does not wait for the loss."""
     history: list[EpochMetrics] = field(default_factory=list)
-    finished: bool = False
-    """Ended before the last epoch."""
     num_steps: Count = 0
-    """Steps of the whole run: all of its epochs, or fewer where a budget leaves no time for them."""
-    began_at: _Progress = 0.0
-    """What `progress` was when this epoch began: images are shown as it says."""
-    progress: _Progress = 0.0
-    """Share of the run that is done, which the learning rate follows."""
+    """Steps of the whole run: those of the config, or what a budget or patience has made of them."""
+    planned_at: Count = 0
+    """Steps that were done when `num_steps` was planned anew."""
+    planned_progress: _Progress = 0.0
+    """What `progress` was then, so that nothing jumps where a run is made shorter or longer."""
     micro_batch: Count = 0
     """Where a GPU's memory ran out: images at a time from then on; 0: as planned."""
     peak_memory_bytes: Count = 0
@@ -270,6 +270,18 @@ class TrainingState:
     """The same of a GPU's memory."""
     notes: list[str] = field(default_factory=list)
     """What went otherwise than planned, a sentence each."""
+
+    def progress(self, num_steps: float) -> float:
+        """Share of the run that is done after so many steps of it; learning rate and views follow it."""
+        if num_steps < self.planned_at:
+            return self.planned_progress * num_steps / self.planned_at
+        share = (num_steps - self.planned_at) / max(1, self.num_steps - self.planned_at)
+        return self.planned_progress + (1 - self.planned_progress) * share
+
+    def plan(self, num_steps: int, steps_done: int) -> None:
+        """Let the run have another length from here on."""
+        progress = self.progress(steps_done)
+        self.num_steps, self.planned_at, self.planned_progress = num_steps, steps_done, progress
 
     def add_step(self, loss: float, num_correct: int, num_images: int, seconds: float) -> None:
         """Count a step; `loss` is the mean over its images."""
@@ -326,7 +338,7 @@ class TrainingState:
             bool(state.step) != bool(state.step_seconds),
             state.num_correct > state.num_images,
             state.epoch > 0 and state.best is None,
-            state.finished and not state.history,
+            state.planned_at > state.num_steps,
             state.epochs_since_best > state.epoch,
             state.num_steps == 0,
         )

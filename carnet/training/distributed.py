@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.queues import Queue
 from queue import Empty
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,10 +36,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
 
+from carnet.config import Precision, ResolvedConfig
 from carnet.errors import CarnetError, LostProcessError
 from carnet.models.device import compute_exactly
 from carnet.text import Progress, Silent
-from carnet.training.resolve import Plan
 from carnet.training.stop import STOP_SIGNALS, StopFlag, StopRequestError, catch_stop_signals, how_it_ended
 
 Item = TypeVar("Item")
@@ -47,6 +47,18 @@ Answer = TypeVar("Answer")
 
 PATIENCE = timedelta(hours=2)
 """How long one process waits for another that is alive, for example while the first looks at all images."""
+
+
+_FABRIC_PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+def num_launched() -> int:
+    """How many processes torchrun has started for one run, here and elsewhere; 1: we start them ourselves."""
+    return int(os.environ["WORLD_SIZE"]) if launched_together() else 1
 
 
 def launched_together() -> bool:
@@ -159,22 +171,23 @@ class Processes:
                 raise
             raise LostProcessError(f"another of the {self.size} processes of this run has ended") from error
 
-    def fabric(self, plan: Plan, loggers: list[Logger]) -> Fabric:
+    def fabric(self, config: ResolvedConfig, loggers: list[Logger]) -> Fabric:
         """Lightning Fabric for this process: places the network, sets its precision, sums gradients over all."""
-        # It would name the precision on standard error each time; the plan has said it.
+        # It would name the precision on standard error each time; carnet has said it.
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(config.threads)
         torch.backends.cudnn.deterministic = True
         compute_exactly()
+        precision = _FABRIC_PRECISIONS[config.precision]
         if self.size == 1:
-            return Fabric(accelerator=plan.device, devices=1, precision=plan.fabric_precision, loggers=loggers)
+            return Fabric(accelerator=config.device, devices=1, precision=precision, loggers=loggers)
         fabric = Fabric(
-            accelerator=plan.device,
+            accelerator=config.device,
             devices=self.local_size,
             num_nodes=self.size // self.local_size,
             strategy=DDPStrategy(timeout=PATIENCE),
-            precision=plan.fabric_precision,
+            precision=precision,
             plugins=[TorchElasticEnvironment()],
             loggers=loggers,
         )

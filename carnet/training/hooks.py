@@ -1,113 +1,258 @@
-"""What training says on its way: epoch lines, the time left, why it ended and how to go on."""
+"""What looks on while a network is trained: progress lines, checkpoints, tables, curves, loggers; and users' callbacks.
+
+Callbacks are told what has happened, in the first process alone, and change nothing. What decides is in the loop.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from torch import nn
 
-from carnet.config import TrainingConfig
-from carnet.errors import NonFiniteLossError
-from carnet.text import counted, duration, quoted
-from carnet.training.checkpoint import EpochMetrics, TrainingState
-from carnet.training.preparation import Job
-from carnet.training.schedule import first_side, mean_cost, side_at, step_cost
+from carnet import files
+from carnet.errors import OutputError
+from carnet.models.weights import save_model
+from carnet.report.plots import draw_curves
+from carnet.training import narration
+from carnet.training.checkpoint import EpochMetrics, save_checkpoint
+from carnet.training.step import StepResult
 
+if TYPE_CHECKING:
+    from carnet.training.loop import Training
 
-def num_epochs(state: TrainingState, steps_per_epoch: int) -> int:
-    """Epochs of the run as it is planned now; the last one may be cut short."""
-    return -(-state.num_steps // steps_per_epoch)
-
-
-def epoch_line(
-    epoch: EpochMetrics, num_epochs: int, config: TrainingConfig, state: TrainingState, *, seconds_left: float
-) -> str:
-    """How an epoch went, as the last of the state, and how long the rest of the run takes, validation counted."""
-    left = f", about {duration(seconds_left)} left" if seconds_left > 0 else ""
-    best = f" (best so far, by {'the loss' if state.epochs_since_best else 'top-1'})" if state.best is epoch else ""
-    growing = f"{epoch['image_size']:.0f} px, " if first_side(config) < config.image_size else ""
-    return (
-        f"epoch {epoch['epoch']:.0f}/{num_epochs}: "
-        f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
-        f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
-        f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
-    )
+MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
+"""Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
+Event = Literal["on_fit_start", "on_step_end", "on_epoch_end", "on_interrupt", "on_fit_end"]
+_DRAW_SECONDS = 10.0
+"""Between drawings of the curves, which take as long as an epoch of few images."""
 
 
-def forecast(session_steps: Sequence[float], job: Job, state: TrainingState, steps_per_epoch: int) -> str:
-    """How long it will take, from the seconds of the steps so far; the first ones are slower and do not count."""
-    step_seconds = float(np.median(session_steps[len(session_steps) // 2 :]))
-    left = state.num_steps - state.epoch * steps_per_epoch - state.step
-    # Images may still grow.
-    cost = step_cost(side_at(state.began_at, job.config), job.config, job.plan.first_cost)
-    rest = left * step_seconds * mean_cost(state.progress, job.config, job.plan.first_cost) / cost
-    return (
-        f"{step_seconds:.2f} s a step, {job.config.batch_size / step_seconds:.1f} images/s: "
-        f"about {duration(steps_per_epoch * step_seconds)} an epoch and {duration(rest)} to the end, "
-        f"validation not counted"
-    )
+class Callback:
+    """Told what happens in a run. Each method does nothing unless a subclass says otherwise.
+
+    `run` has `config`, `state`, `folder` and `network`, to be read only. With several processes, callbacks live in the
+    first one: they have to survive pickling, and what they keep stays there.
+    """
+
+    def on_fit_start(self, run: Training) -> None:
+        """Before the first step of this session."""
+
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        """After an update of the weights, which took so many seconds."""
+
+    def on_epoch_end(self, run: Training) -> None:
+        """After an epoch's validation; its metrics are the last of `run.state.history`."""
+
+    def on_interrupt(self, run: Training) -> None:
+        """Before a run ends that was asked to stop, or cannot read an image, between two steps."""
+
+    def on_fit_end(self, run: Training) -> None:
+        """After the last epoch."""
 
 
-def stopped(job: Job, state: TrainingState, steps_per_epoch: int) -> str:
-    """Where a run was when it was asked to stop."""
-    return f"stopped in {_where(state, steps_per_epoch)}; {go_on(job)}"
+class Callbacks:
+    """Tells all callbacks, in their order; nobody in any process but the first."""
+
+    def __init__(self, run: Training, callbacks: Sequence[Callback]) -> None:
+        self.run = run
+        self.callbacks = callbacks if run.processes.is_first else ()
+
+    def tell(self, event: Event, *about: Any) -> None:
+        """Call one method of every callback.
+
+        Args:
+            event: its name.
+            about: what it takes besides the run.
+        """
+        for callback in self.callbacks:
+            getattr(callback, event)(self.run, *about)
 
 
-def less_at_a_time(state: TrainingState) -> str:
-    """That a GPU's memory ran out in the step just done, and what became of it."""
-    return (
-        f"out of memory in epoch {state.epoch + 1}, step {state.step}: from there on {state.micro_batch} images go "
-        f"through the network at a time, and batch-norm statistics are those of {state.micro_batch}"
-    )
+def built_in_callbacks() -> list[Callback]:
+    """Those that every run has, in the order in which they are told.
+
+    The weights are kept before the checkpoint, which says that they are; the table and the curves come after it,
+    because it holds them as well, should they not be written.
+    """
+    return [StepLines(), KeptWeights(), TensorBoard(), Checkpoints(), History(), EpochLines()]
 
 
-def time_is_up(config: TrainingConfig, state: TrainingState, steps_per_epoch: int) -> str:
-    """That the budget is spent before the epochs are."""
-    return f"the budget of {config.budget} was spent in {_where(state, steps_per_epoch)}"
+class StepLines(Callback):
+    """A bar that moves with every step, and once the time that is left."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] | None = []
+
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        """Move the bar; say what the first steps of this session let expect."""
+        state = run.state
+        what = f"epoch {state.epoch + 1}/{run.num_epochs}"
+        top1 = 100 * state.num_correct / state.num_images
+        run.progress.bar(
+            what, state.step, run.steps_per_epoch, f"loss {state.loss_sum / state.num_images:.3f}, top-1 {top1:.1f} %"
+        )
+        if self.seconds is None:
+            return
+        self.seconds.append(seconds)
+        if len(self.seconds) >= MEASURED_STEPS and sum(self.seconds) >= MEASURED_SECONDS:
+            run.progress.say(narration.forecast(self.seconds, run.job, state, run.steps_per_epoch))
+            self.seconds = None
 
 
-def other_length(config: TrainingConfig, state: TrainingState, steps_per_epoch: int) -> str:
-    """That the run was made shorter or longer than planned, to end in time."""
-    return (
-        f"{counted(config.epochs, 'epoch')} were planned from a short measurement; at the pace of the run "
-        f"{state.num_steps / steps_per_epoch:.1f} fitted into {config.budget}"
-    )
+class EpochLines(Callback):
+    """A line for every epoch."""
+
+    def on_epoch_end(self, run: Training) -> None:
+        """Say how it went, and how long the rest takes."""
+        state = run.state
+        left = run.steps_left * run.seconds_per_step
+        run.progress.say(narration.epoch_line(state.history[-1], run.num_epochs, run.config, state, seconds_left=left))
 
 
-def patience_is_over(config: TrainingConfig, state: TrainingState) -> str:
-    """Why the run ends before its last epoch, and which epoch is kept."""
-    assert state.best is not None
-    first, kept = state.epoch - state.epochs_since_best, round(state.best["epoch"])
-    return (
-        f"stopped early: {counted(config.patience, 'epoch')} without a better validation accuracy than the "
-        f"{100 * state.best['valid_top1']:.1f} % of epoch {first}"
-        + (f"; kept is epoch {kept}, as accurate and with a lower loss" if kept != first else ", which is kept")
-    )
+class KeptWeights(Callback):
+    """The model of the last epoch, or with patience that of the best."""
+
+    def on_epoch_end(self, run: Training) -> None:
+        """Write it into the run's folder."""
+        epoch = run.state.history[-1]
+        if not run.config.patience or run.state.best is epoch:
+            with explaining_lost_output(run):
+                save_model(run.folder, run.evaluated, run.spec, model_info(run.network, epoch))
 
 
-def _where(state: TrainingState, steps_per_epoch: int) -> str:
-    epochs = num_epochs(state, steps_per_epoch)
-    return f"epoch {state.epoch + 1} of {epochs}, step {state.step} of {steps_per_epoch}"
+class Checkpoints(Callback):
+    """A checkpoint at the end of every epoch and stop, and between them by time or by steps."""
+
+    def __init__(self) -> None:
+        self.written, self.micro_batch = time.monotonic(), 0
+
+    def on_fit_start(self, run: Training) -> None:
+        """A new run begins with one."""
+        self.micro_batch = run.state.micro_batch
+        if run.job.checkpoint is None:
+            self._write(run)
+
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        """Where one is due, or a GPU's memory ran out, which a later session need not find out again."""
+        every = run.config.checkpoint_steps
+        late = time.monotonic() - self.written > 60 * run.config.checkpoint_minutes
+        shrunk = run.state.micro_batch != self.micro_batch
+        if shrunk:
+            run.progress.say(f"Note: {run.state.notes[-1]}.")
+            self.micro_batch = run.state.micro_batch
+        if late or shrunk or (every and run.steps_done % every == 0):
+            self._write(run)
+
+    def on_epoch_end(self, run: Training) -> None:
+        """Every epoch ends with one."""
+        self._write(run)
+
+    def on_interrupt(self, run: Training) -> None:
+        """So that nothing is lost."""
+        self._write(run)
+
+    def _write(self, run: Training) -> None:
+        # Mixed fp16 scales the loss by a factor that adapts; the other precisions have no state.
+        state = run.state.to_json() | {"precision": run.step.fabric.strategy.precision.state_dict()}
+        with explaining_lost_output(run):
+            save_checkpoint(
+                run.folder.checkpoint,
+                run.network,
+                run.step.optimizer,
+                state,
+                run.job.record,
+                previous=run.folder.previous_checkpoint,
+                average=None if run.average is None else run.average.network,
+            )
+        self.written = time.monotonic()
 
 
-def go_on(job: Job) -> str:
-    """The command that takes the run up again."""
-    return f"go on with carnet train --resume {quoted(job.run.path)}"
+class History(Callback):
+    """The table of the epochs, and their curves."""
+
+    def __init__(self) -> None:
+        self.drawn, self.epochs_drawn = -_DRAW_SECONDS, 0
+
+    def on_fit_start(self, run: Training) -> None:
+        """Cut off what a later, damaged checkpoint has left behind."""
+        if run.job.checkpoint is not None:
+            self._write(run)
+
+    def on_epoch_end(self, run: Training) -> None:
+        """Add the epoch; the curves wait where epochs are short."""
+        self._write(run, draw_every=_DRAW_SECONDS, spare=True)
+
+    def on_fit_end(self, run: Training) -> None:
+        """Draw what has waited."""
+        self._write(run)
+
+    def _write(self, run: Training, *, draw_every: float = 0.0, spare: bool = False) -> None:
+        history = run.state.history
+        with explaining_lost_output(run, spare=spare):
+            if not history:
+                run.folder.metrics.unlink(missing_ok=True)
+                run.folder.curves.unlink(missing_ok=True)
+                return
+            files.write_csv(run.folder.metrics, history)
+            if time.monotonic() - self.drawn >= draw_every and self.epochs_drawn != len(history):
+                title = f"{run.spec.model}, {run.folder.path.name}"
+                files.write_bytes(run.folder.curves, draw_curves(history, title=title))
+                self.drawn, self.epochs_drawn = time.monotonic(), len(history)
 
 
-def require_finite(loss: float, where: str, job: Job, state: TrainingState) -> None:
-    """End a run that diverges, while its last checkpoint is good.
+class TensorBoard(Callback):
+    """The same numbers for TensorBoard, where that is asked for."""
+
+    def __init__(self) -> None:
+        self.logger: TensorBoardLogger | None = None
+
+    def on_fit_start(self, run: Training) -> None:
+        """Open the log."""
+        if run.config.logger == "tensorboard":
+            self.logger = TensorBoardLogger(run.folder.path, name="tensorboard", version="")
+
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        """The loss of the step."""
+        if self.logger is not None:
+            self.logger.log_metrics({"loss/step": result.loss}, step=run.steps_done)
+
+    def on_epoch_end(self, run: Training) -> None:
+        """Losses and accuracies of the epoch."""
+        if self.logger is None:
+            return
+        epoch = run.state.history[-1]
+        metrics = {"loss/train": "train_loss", "loss/valid": "valid_loss"}
+        metrics |= {"top1/train": "train_top1", "top1/valid": "valid_top1"}
+        step = int(epoch["epoch"]) * run.steps_per_epoch
+        self.logger.log_metrics({name: epoch[key] for name, key in metrics.items()}, step=step)
+
+
+@contextmanager
+def explaining_lost_output(run: Training, *, spare: bool = False) -> Iterator[None]:
+    """Say how to go on where the run's folder cannot be written; `spare`: the checkpoint holds it as well.
 
     Raises:
-        NonFiniteLossError: if the loss is infinite or not a number.
+        OutputError: instead of the one that names the file alone.
     """
-    if math.isfinite(loss):
-        return
-    lr = job.config.lr
-    raise NonFiniteLossError(
-        f"the loss became {loss} in epoch {state.epoch + 1}, {where}, at learning rate {lr:g}; "
-        f"try a smaller one, --lr {lr / 10:g}"
-        + (", or --precision fp32" if job.plan.precision != "fp32" else "")
-        + f"; the last good checkpoint is {job.run.checkpoint}"
-    )
+    try:
+        yield
+    except OutputError as error:
+        if spare and os.name == "nt" and isinstance(error.__cause__, PermissionError):
+            # Windows writes nothing that a spreadsheet has open.
+            run.progress.say(f"Note: {error}; close it, and the next epoch writes it.")
+            return
+        if not run.folder.path.exists():
+            raise OutputError(f"the run folder {run.folder.path} has gone, and what it held with it") from error
+        way_out = f"what was there is whole: mend that, then {narration.go_on(run.job)}"
+        raise OutputError(f"{error}; {way_out}") from error
+
+
+def model_info(network: nn.Module, epoch: EpochMetrics) -> dict[str, Any]:
+    """What `model.json` says beside the spec."""
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return {"params": params, "epoch": epoch["epoch"], "metrics": epoch}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,15 @@ from carnet.config import MuonPrecision
 from carnet.data.cache import cache_root
 from carnet.errors import OutputError, RunError
 from carnet.machine import processor_name, take_turns
+from carnet.prefetch import available_cores
 from carnet.text import counted
-from carnet.training.resolve import processor_features
 
 Numbers = dict[str, float]
+
+
+def processor_features() -> str:
+    """The instruction set PyTorch's kernels use here, for example AVX512."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def recall() -> dict[str, Numbers]:
@@ -83,25 +88,25 @@ _COMPILING = "compiling with summed batch norms "
 """What was measured of other compiled code does not count."""
 
 
-def expected_seconds(what: str) -> float:
+def compiling(what: str) -> str:
+    """Name of the measurement of how long compiling took, and how many times as fast the network was then."""
+    return _COMPILING + what
+
+
+def expected_seconds(known: Mapping[str, Numbers], what: str) -> float:
     """Seconds that compiling takes, as far as is known.
 
     Args:
+        known: what was measured on this machine.
         what: names network and batch. If it was never compiled here, the longest time of others counts.
     """
-    known = {name: numbers.get("seconds", 0.0) for name, numbers in recall().items() if name.startswith(_COMPILING)}
-    return known.get(_COMPILING + what) or max(known.values(), default=0.0) or PRIOR_SECONDS
+    seconds = {name: numbers.get("seconds", 0.0) for name, numbers in known.items() if name.startswith(_COMPILING)}
+    return seconds.get(compiling(what)) or max(seconds.values(), default=0.0) or PRIOR_SECONDS
 
 
-def known_speedup(what: str) -> float | None:
+def known_speedup(known: Mapping[str, Numbers], what: str) -> float | None:
     """How many times as fast the compiled network was on this machine; None: that was never measured."""
-    return recall().get(_COMPILING + what, {}).get("speedup")
-
-
-def remember_compiling(what: str, seconds: float, speedup: float | None = None) -> None:
-    """Keep how long compiling took, and how many times as fast the network was then."""
-    numbers = {"seconds": round(seconds, 1)}
-    remember(_COMPILING + what, numbers if speedup is None else numbers | {"speedup": round(speedup, 3)})
+    return known.get(compiling(what), {}).get("speedup")
 
 
 MARGIN = 1.1
@@ -177,3 +182,10 @@ def _product(matrix: torch.Tensor, device: str) -> Callable[[], object]:
         wait()
 
     return multiply
+
+
+def physical_cores() -> int:
+    """Cores of the machine, each counted once even if it runs two threads; as many as this process may use at most."""
+    import psutil
+
+    return min(available_cores(), psutil.cpu_count(logical=False) or available_cores())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from carnet.config import MuonPrecision, TrainingConfig
+from carnet.config import MuonPrecision, ResolvedConfig
 from carnet.models.device import on_threads
 from carnet.models.residual_carnet import ResidualCARNet
 from carnet.models.weights import normalize_on
@@ -48,7 +48,7 @@ class Muon(Optimizer):
     Args:
         network: whose parameters are trained.
         lr: of the matrices.
-        adam_share: learning rate of the others, as a share of it.
+        adamw_lr_ratio: learning rate of the others, as a share of it.
         weight_decay: times the learning rate, taken off matrices and other weights at each step; not off vectors.
         momentum: of the matrices.
         precision: fp32 or bf16, in which matrices are made orthogonal; the weights stay as they are.
@@ -59,7 +59,7 @@ class Muon(Optimizer):
         network: nn.Module,
         *,
         lr: float,
-        adam_share: float,
+        adamw_lr_ratio: float,
         weight_decay: float,
         momentum: float = 0.95,
         precision: MuonPrecision = "fp32",
@@ -73,13 +73,13 @@ class Muon(Optimizer):
             {
                 "params": [parameter for parameter in others if parameter.ndim > 1],
                 "kind": "adamw",
-                "lr": lr * adam_share,
+                "lr": lr * adamw_lr_ratio,
                 "weight_decay": weight_decay,
             },
             {
                 "params": [parameter for parameter in others if parameter.ndim <= 1],
                 "kind": "adamw",
-                "lr": lr * adam_share,
+                "lr": lr * adamw_lr_ratio,
                 "weight_decay": 0.0,
             },
         ]
@@ -177,13 +177,12 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return (x.mT if is_tall else x).to(matrix.dtype)
 
 
-def make_optimizer(network: nn.Module, config: TrainingConfig, muon_precision: MuonPrecision = "fp32") -> Optimizer:
+def make_optimizer(network: nn.Module, config: ResolvedConfig) -> Optimizer:
     """The optimizer that the recipe names.
 
     Args:
         network: whose parameters are trained.
-        config: the recipe.
-        muon_precision: as the plan has it.
+        config: names optimizer, rates and precision.
     """
     match config.optimizer:
         case "adam":
@@ -192,9 +191,9 @@ def make_optimizer(network: nn.Module, config: TrainingConfig, muon_precision: M
             return Muon(
                 network,
                 lr=config.lr,
-                adam_share=config.adam_share,
+                adamw_lr_ratio=config.adamw_lr_ratio,
                 weight_decay=config.weight_decay,
-                precision=muon_precision,
+                precision=config.muon_precision,
             )
 
 

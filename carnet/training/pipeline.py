@@ -1,12 +1,8 @@
-"""Training images in an order, and with changes, that follow from (seed, epoch, place) alone.
+"""The input pipeline: training images in an order, and with changes, that follow from (seed, epoch, place) alone.
 
-Neither the number of threads nor how far they read ahead can alter a run, and it can be taken up at any step.
-
-What training is fed with: images from files, from the cache of decoded ones, or from a stream.
-
-Training images that are read while training, from data that may be larger than the disk.
-
-CutMix: a piece of another image in an image, and of its label in the label.
+Images come from files, from the cache of decoded ones, or from a stream that may be larger than the disk. Neither the
+number of threads nor how far they read ahead can alter a run, and it can be taken up at any step: what a thread needs
+to prepare an image, the view at its step included, is fixed when the step's images are chosen.
 """
 
 from __future__ import annotations
@@ -16,29 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from carnet.config import TrainingConfig
+from carnet.config import steps_per_epoch
 from carnet.data.cache import DecodedImages
 from carnet.data.hub import Source
 from carnet.data.samples import Sample
-from carnet.data.stream import ImageStream, StreamedImage
+from carnet.data.stream import ImageStream
 from carnet.errors import DataError
 from carnet.prefetch import load_ahead
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation, Change
-from carnet.training.distributed import Processes
-from carnet.training.schedule import View, first_view
-
-Key = tuple[int, int]
-"""(epoch, index): what a sample's randomness depends on, besides the seed."""
-Item = TypeVar("Item")
-Named_contra = TypeVar("Named_contra", contravariant=True)
+from carnet.training.schedule import View
 
 _ORDER, _AUGMENT, _STEP = 1, 2, 3
 
@@ -87,103 +77,172 @@ class Batch:
             )
 
 
-Prepared = tuple[Images, int, Change | None]
-"""uint8 image (S, S, C), its label, and how it is still to be changed; None: it is."""
+class Item(NamedTuple):
+    """One training image before it is loaded."""
+
+    source: Any
+    """A file, or the bytes of one."""
+    label: int
+    place: int
+    """In the data: what its changes depend on, besides seed and epoch."""
 
 
-class Preparation:
-    """What is done to every training image on the threads that prepare them.
+class Loaded(NamedTuple):
+    """One training image before it is changed."""
 
-    Attributes:
-        load: reads the pixels of a file, or of an encoded image.
-        augmentation: how images are changed.
-        view: how images are shown.
-        seed: of the changes.
-        apply: whether changes are made here; or later, to the whole batch, on a GPU.
-    """
-
-    def __init__(
-        self, load: Callable[[Any], Images], augmentation: Augmentation, view: View, seed: int, *, apply: bool = True
-    ) -> None:
-        self.load, self.augmentation, self.view, self.seed, self.apply = load, augmentation, view, seed, apply
-
-    def __call__(self, source: Any, label: int, epoch: int, index: int) -> Prepared:
-        """A source of pixels -> the image and its label
-
-        Raises:
-            ImageError: if the file cannot be decoded (any more); nothing stands in for it.
-        """
-        change = self.augmentation.draw(augmenting_rng(self.seed, epoch, index), self.view.min_crop)
-        pixels = self.load(source)
-        if not self.apply:
-            return pixels, label, change
-        return self.augmentation.apply(pixels, change, self.view.side), label, None
+    pixels: Images
+    label: int
+    place: int
 
 
-class TrainingImages:
-    """Prepared images of files, by (epoch, index)."""
+@dataclass(frozen=True)
+class ImageFiles:
+    """Training images that are files, in an order of their own in every epoch."""
 
-    def __init__(self, samples: Sequence[Sample], prepare: Preparation) -> None:
-        self.samples = samples
-        self.prepare = prepare
-
-    def __getitem__(self, key: Key) -> Prepared:
-        """(epoch, index) -> image, label and change
-
-        Raises:
-            ImageError: as `Preparation`.
-        """
-        epoch, index = key
-        sample = self.samples[index]
-        return self.prepare(sample.path, sample.label, epoch, index)
-
-
-class EpochBatches(Generic[Item]):
-    """Batches of one epoch, in its random order, from a given step on.
-
-    The last batch holds what is left; too few leftover images join the batch before it, because batch norm cannot learn
-    from one value per channel, and every one of several processes needs some.
-
-    Attributes:
-        epoch: which one comes next.
-        first_step: batches of it to leave out.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, *, rank: int = 0, num_processes: int = 1) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank, self.num_processes = rank, num_processes
-        self.epoch = 0
-        self.first_step = 0
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        """This process's share of every batch."""
-        raise NotImplementedError
-
-    def bounds(self) -> list[tuple[int, int]]:
-        """Where each batch that is left begins and ends in the epoch's order."""
-        starts = [step * self.batch_size for step in range(self.steps_per_epoch)]
-        return list(zip(starts, [*starts[1:], self.num_images], strict=True))[self.first_step :]
+    samples: Sequence[Sample]
+    seed: int
 
     def __len__(self) -> int:
-        return self.steps_per_epoch - self.first_step
+        return len(self.samples)
 
-    @property
-    def steps_per_epoch(self) -> int:
+    def in_order(self, epoch: int, start: int) -> Iterator[Item]:
+        """An epoch's images, from a place in its order on."""
+        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self)).tolist()
+        for index in order[start:]:
+            yield Item(self.samples[index].path, self.samples[index].label, index)
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """Training images that are read while training, in the order in which a stream is mixed.
+
+    A run that is taken up inside an epoch reads past what it has had already.
+    """
+
+    stream: Source
+    samples: Sequence[Sample]
+    classes: Sequence[str]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def in_order(self, epoch: int, start: int) -> Iterator[Item]:
+        """An epoch's images, from a place in its order on.
+
+        Raises:
+            DataError: if the stream cannot be read, or is not what it was when it was looked at.
+        """
+        # What is held back, ignored or unreadable is in the stream as well.
+        wanted = {int(sample.path.stem) for sample in self.samples}
+        number = {name: label for label, name in enumerate(self.classes)}
+        found = 0
+        for image in ImageStream(self.stream).read("train", order=order_seed(self.seed, epoch)):
+            if image.position in wanted:
+                found += 1
+                if found > start:
+                    yield Item(image.content, number[image.label], image.position)
+                if found == len(wanted):
+                    return
+        if found < len(wanted):
+            raise DataError(f"{self.stream.data} has fewer images than before; has it changed?")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Prepared training images, in batches.
+
+    The last batch of an epoch holds what is left; too few leftover images join the batch before it, because batch norm
+    cannot learn from one value per channel, and every one of several processes needs some.
+
+    Attributes:
+        images: in the order of an epoch.
+        load: reads the pixels of an image's source.
+        augmentation: how images are changed.
+        seed: of the changes.
+        batch_size: images of a step, over all processes.
+        is_decoded: whether images only have to be changed.
+    """
+
+    images: ImageFiles | StreamedImages
+    load: Callable[[Any], Images]
+    augmentation: Augmentation
+    seed: int
+    batch_size: int
+    is_decoded: bool = False
+
+    def steps_per_epoch(self, num_processes: int = 1) -> int:
         """Number of batches of a whole epoch."""
-        full, left = divmod(self.num_images, self.batch_size)
-        return max(1, full + (left >= 2 * self.num_processes))
+        return steps_per_epoch(len(self.images), self.batch_size, num_processes)
+
+    def items(self, epoch: int, first_step: int, rank: int = 0, num_processes: int = 1) -> Iterator[list[Item]]:
+        """One process's share of every batch: the image at place `rank`, and each `num_processes`-th after it.
+
+        Raises:
+            DataError: as `StreamedImages.in_order`.
+        """
+        num_steps = self.steps_per_epoch(num_processes)
+        rest = self.images.in_order(epoch, min(first_step * self.batch_size, len(self.images)))
+        for step in range(first_step, num_steps):
+            items = list(rest if step == num_steps - 1 else islice(rest, self.batch_size))
+            yield items[rank::num_processes]
+
+    def batches(
+        self,
+        epoch: int,
+        first_step: int,
+        view: Callable[[int], View],
+        *,
+        rank: int = 0,
+        num_processes: int = 1,
+        threads: int = 0,
+        augment: bool = True,
+    ) -> Iterator[Batch]:
+        """One process's share of an epoch's batches, from a step on, prepared ahead.
+
+        Args:
+            epoch: which one.
+            first_step: of it.
+            view: how the images of each of its steps are shown.
+            rank: this process's number.
+            num_processes: among how many each batch is shared.
+            threads: that prepare images ahead; 0 prepares each batch when it is due.
+            augment: False leaves the changes to `Augmentation.apply_to_batch`, on a GPU.
+
+        Raises:
+            DataError: if an image cannot be read any more; nothing stands in for it.
+        """
+        shares = self.items(epoch, first_step, rank, num_processes)
+        work = ([(item, view(step)) for item in items] for step, items in enumerate(shares, start=first_step))
+
+        def prepare(task: tuple[Item, View]) -> tuple[Images, int, Change | None, View]:
+            item, shown = task
+            loaded = Loaded(self.load(item.source), item.label, item.place)
+            return (*self._changed(loaded, epoch, shown, augment=augment), shown)
+
+        for images in load_ahead(prepare, work, threads=threads):
+            yield _batch([image[:3] for image in images], images[0][3].side)
+
+    def load_step(self, epoch: int, step: int) -> list[Loaded]:
+        """The images of one step before they are changed, so that they can be shown in several ways."""
+        items = next(self.items(epoch, step))
+        return [Loaded(self.load(item.source), item.label, item.place) for item in items]
+
+    def changed(self, images: Sequence[Loaded], epoch: int, view: View, *, augment: bool = True) -> Batch:
+        """Images of one step as `batches` would give them."""
+        return _batch([self._changed(image, epoch, view, augment=augment) for image in images], view.side)
+
+    def _changed(self, image: Loaded, epoch: int, view: View, *, augment: bool) -> tuple[Images, int, Change | None]:
+        change = self.augmentation.draw(augmenting_rng(self.seed, epoch, image.place), view.min_crop)
+        if not augment:
+            return image.pixels, image.label, change
+        return self.augmentation.apply(image.pixels, change, view.side), image.label, None
 
 
-class ShuffledBatches(EpochBatches[Key]):
-    """Batches of keys, in the epoch's random order."""
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """This process's share of every batch: the first image, and each `num_processes`-th after it."""
-        order = np.random.default_rng([self.seed, _ORDER, self.epoch]).permutation(self.num_images).tolist()
-        for start, end in self.bounds():
-            yield [(self.epoch, index) for index in order[start + self.rank : end : self.num_processes]]
+def _batch(images: Sequence[tuple[Images, int, Change | None]], side: int) -> Batch:
+    pixels, labels, changes = zip(*images, strict=True)
+    wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
+    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, side)
 
 
 def augmenting_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -201,153 +260,15 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, _STEP, epoch, step, rank]).generate_state(1, np.uint64)[0])
 
 
-class PreparedImages(Protocol[Named_contra]):
-    """Images as they are trained on, by what names them."""
+class PixelsFrom:
+    """Reads a file's or an encoded image's pixels (S, S, C), from the cache where they are there."""
 
-    prepare: Preparation
+    def __init__(self, decoded: DecodedImages | None, spec: ModelSpec) -> None:
+        self.decoded, self.spec = decoded, spec
 
-    def __getitem__(self, item: Named_contra, /) -> Prepared:
-        """Prepare one."""
-
-
-def load_batches(images: PreparedImages[Item], batches: EpochBatches[Item], threads: int) -> Iterator[Batch]:
-    """Batches prepared ahead on `threads` threads.
-
-    Args:
-        images: where an item's image comes from.
-        batches: the items.
-        threads: 0 prepares each batch when it is due.
-
-    Raises:
-        ImageError: if a file cannot be decoded any more.
-    """
-    for items in load_ahead(images.__getitem__, batches, threads=threads):
-        pixels, labels, changes = zip(*items, strict=True)
-        wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
-        yield Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, images.prepare.view.side)
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Prepared training images, in batches.
-
-    Attributes:
-        batches: which images each batch of an epoch has.
-        is_decoded: whether images only have to be changed.
-    """
-
-    batches: EpochBatches[Any]
-    _images: PreparedImages[Any]
-    is_decoded: bool = False
-
-    def read(self, epoch: int, first_step: int, workers: int, view: View) -> Iterator[Batch]:
-        """This process's share of an epoch's batches, from a step on, prepared ahead and shown as `view` says.
-
-        Raises:
-            DataError: if an image cannot be read any more.
-        """
-        self.batches.epoch, self.batches.first_step = epoch, first_step
-        self._images.prepare.view = view
-        return load_batches(self._images, self.batches, workers)
-
-
-def make_feed(
-    config: TrainingConfig,
-    spec: ModelSpec,
-    train: Sequence[Sample],
-    decoded: DecodedImages | None,
-    stream: Source | None,
-    *,
-    device: str,
-    processes: Processes,
-) -> Feed:
-    """Join images, their changes and their order.
-
-    Args:
-        config: the recipe.
-        spec: what images are made into.
-        train: the training images.
-        decoded: what is decoded already; None: nothing.
-        stream: where training images are read from while training; None: they are files.
-        device: where training happens; on a GPU, so do the changes.
-        processes: whose share this is.
-    """
-    load = pixels_from(decoded, spec) if stream is None else lambda content: load_image(content, spec)
-    augmentation = Augmentation.from_config(config)
-    prepare = Preparation(load, augmentation, first_view(config), config.seed, apply=device != "cuda")
-    place = {"rank": processes.rank, "num_processes": processes.size}
-    if stream is None:
-        batches = ShuffledBatches(len(train), config.batch_size, config.seed, **place)
-        return Feed(batches, TrainingImages(train, prepare), decoded is not None)
-    from carnet.data.stream import ImageStream
-
-    streamed = StreamedBatches(ImageStream(stream), train, config.batch_size, config.seed, **place)
-    return Feed(streamed, StreamedTrainingImages(spec.classes, prepare))
-
-
-def pixels_from(decoded: DecodedImages | None, spec: ModelSpec) -> Callable[[Path], Images]:
-    """Reads a file's pixels (S, S, C), from the cache where they are there."""
-    return decoded.load if decoded is not None else lambda path: load_image(path, spec)
-
-
-StreamItem = tuple[int, StreamedImage]
-"""Epoch and image."""
-
-
-class StreamedBatches(EpochBatches[StreamItem]):
-    """Batches of one epoch, in the order in which a stream is mixed.
-
-    Several processes each read the whole stream and decode their own share. A run that is taken up inside an epoch
-    reads past what it has had already.
-    """
-
-    def __init__(
-        self,
-        stream: ImageStream,
-        samples: Sequence[Sample],
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        super().__init__(len(samples), batch_size, seed, rank=rank, num_processes=num_processes)
-        self.stream = stream
-        # What is held back, ignored or unreadable is in the stream as well.
-        self.wanted = {int(sample.path.stem) for sample in samples}
-
-    def __iter__(self) -> Iterator[list[StreamItem]]:
-        """This process's share of every batch.
-
-        Raises:
-            DataError: if the stream cannot be read, or is not what it was when it was looked at.
-        """
-        images = self.stream.read("train", order=order_seed(self.seed, self.epoch))
-        wanted = (image for image in images if image.position in self.wanted)
-        bounds = self.bounds()
-        rest = islice(wanted, bounds[0][0] if bounds else 0, None)
-        for start, end in bounds:
-            batch = list(islice(rest, end - start))
-            if len(batch) < end - start:
-                raise DataError(f"{self.stream.source.data} has fewer images than before; has it changed?")
-            yield [(self.epoch, image) for image in batch[self.rank :: self.num_processes]]
-
-
-class StreamedTrainingImages:
-    """Prepared images of a stream."""
-
-    def __init__(self, classes: Sequence[str], prepare: Preparation) -> None:
-        self.number = {name: label for label, name in enumerate(classes)}
-        self.prepare = prepare
-
-    def __getitem__(self, item: StreamItem) -> Prepared:
-        """(epoch, image) -> image, label and change
-
-        Raises:
-            ImageError: if it cannot be decoded.
-        """
-        epoch, image = item
-        return self.prepare(image.content, self.number[image.label], epoch, image.position)
+    def __call__(self, source: Path) -> Images:
+        """File or bytes -> pixels"""
+        return load_image(source, self.spec) if self.decoded is None else self.decoded.load(source)
 
 
 def cut_mix(batch: Batch, probability: float, rng: np.random.Generator) -> Batch:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ import torch
 from torch import nn
 
 from carnet import files
-from carnet.config import TrainingConfig
+from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
 from carnet.data.cache import DecodedImages, Target, inspect_and_keep
 from carnet.data.find import find_images, form_of
 from carnet.data.hub import Source
-from carnet.data.samples import LabeledImages
 from carnet.data.scan import CheckedImages, check_images, describe
-from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError
+from carnet.errors import ConfigError, MissingExtraError, ModelError
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size, normalization
 from carnet.models.summary import check_image_size, check_single_image
@@ -32,24 +32,17 @@ from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, counted, duration, parse_seconds
-from carnet.training.autotune import tune
-from carnet.training.budget import size_in_budget
+from carnet.training.augment import Augmentation
+from carnet.training.budget import choose_size
 from carnet.training.checkpoint import Checkpoint
-from carnet.training.distributed import Processes
+from carnet.training.distributed import num_launched
+from carnet.training.measurements import processor_features
 from carnet.training.memory import free_bytes
 from carnet.training.optim import has_patches, whiten
-from carnet.training.pipeline import Feed, make_feed
+from carnet.training.pipeline import ImageFiles, Loaded, Pipeline, PixelsFrom, StreamedImages
 from carnet.training.rehearsal import Rehearsal
-from carnet.training.resolve import (
-    Plan,
-    processor_features,
-    whole_micro_batch,
-    with_augmentation,
-    with_batch_size,
-    with_epochs,
-    with_size,
-)
-from carnet.training.schedule import View, first_side, first_view, last_view
+from carnet.training.resolve import device_and_number, first_guess, resolve
+from carnet.training.schedule import View, final_view, initial_side, initial_side_of, initial_view, view_at
 from carnet.training.step import explaining_out_of_memory
 
 _SHOWN = 16
@@ -61,36 +54,35 @@ class Job:
     """Everything a trainer needs, in a form that passes between processes.
 
     Attributes:
-        found: the images, and how they are read.
+        config: what is done, with nothing left open.
+        scan: the images.
+        pipeline: prepares them for training.
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
+        seconds: of the budget that were spent since its last plan.
         notes: what the result shall say of how it was trained.
     """
 
     run: RunFolder
-    config: TrainingConfig
-    plan: Plan
+    config: ResolvedConfig
     spec: ModelSpec
-    found: Found
+    scan: DataScan
+    pipeline: Pipeline
     network: nn.Module
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> CheckedImages:
         """As they were checked."""
-        return self.found.images
-
-    def feed(self, processes: Processes) -> Feed:
-        """One process's share of the training images."""
-        return self.found.feed(self.config, self.spec, self.plan, processes)
+        return self.scan.images
 
 
 def prepare(
     data: Path | str,
-    config: TrainingConfig,
-    plan: Plan,
+    asked: TrainingConfig,
     *,
     output: Path | str | None,
     init: Path | str | None,
@@ -98,7 +90,7 @@ def prepare(
     started: float,
     progress: Progress,
 ) -> Job:
-    """Check everything a new run needs, measure what the plan leaves open, then make the run's folder.
+    """Check everything a new run needs, resolve what was left open, then make the run's folder.
 
     Raises:
         CarnetError: one of its kinds, before anything is written.
@@ -109,136 +101,126 @@ def prepare(
     files.check_folder(where)
     if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
-    config = asked = with_size(config)
-    check_early(config, init)
-    found = look_at(
-        data,
-        config,
-        plan,
-        ignore,
-        progress,
-        started=started,
-        choose_size=lambda images: size_in_budget(asked, plan, images, started, progress),
-    )
-    images, config = found.images, replace(config, image_size=found.image_size)
-    num_train = len(images.data.splits["train"])
-    _check_shares(num_train, plan)
-    config = with_epochs(with_batch_size(config, num_train, plan.devices), num_train)
-    plan = replace(plan, micro_batch=whole_micro_batch(config, plan.devices))
-    network, spec = new_network(config, images.data.classes)
-    start = start_weights(network, spec, config, init)
-    config, plan = _tune(config, plan, network, spec, found=found, started=started, progress=progress)
-    if init is None:
-        whiten_first(network, spec, config, plan, found)
+    check_early(asked, init)
+    scan = scan_data(data, asked, ignore, progress, started=started)
+    images = scan.images
+    network, spec = new_network(asked, scan.image_size, images.data.classes)
+    start = start_weights(network, spec, asked, init)
+    guess = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
+    pipeline = scan.pipeline(guess, spec)
+    progress.say("Measures this machine …")
     begun = time.perf_counter()
-    picture, view = drawn_batch(found, config, spec, plan)
-    if plan.training_seconds:
-        # The budget was planned before.
-        plan = replace(plan, training_seconds=max(1e-9, plan.training_seconds - (time.perf_counter() - begun)))
-    record = _record(asked, config, plan, images, init=init)
+    first = pipeline.load_step(0, 0)
+    loading = (time.perf_counter() - begun) / len(first)
+    measure = rehearse(guess, network, spec, pipeline, first, loading_seconds=loading, started=started)
+    try:
+        with explaining_out_of_memory(guess.image_size, guess.micro_batch):
+            config = resolve(asked, scan, measure)
+    finally:
+        measure.undo()
+    config = config.because(scan.reason) if scan.reason else config
+    resolved_at = time.monotonic()
+    if init is None:
+        whiten_first(network, spec, config, pipeline, first)
+    picture, view = drawn_batch(config, spec, pipeline, first)
+    record = _record(asked, config, images, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
     record = run.create(images.rows(), record)
     files.write_bytes(run.batch, picture)
-    progress.say(_intention(run, config, plan, network, start=start, view=view))
+    progress.say(_intention(run, config, network, start=start, view=view))
+    seconds = 0.0 if config.training_seconds is None else time.monotonic() - resolved_at
     return Job(
         run=run,
         config=config,
-        plan=plan,
         spec=spec,
-        found=found,
+        scan=scan,
+        pipeline=pipeline,
         network=network,
         record=record,
+        seconds=seconds,
     )
 
 
-def check_early(config: TrainingConfig, init: Path | str | None = None) -> None:
+def check_early(asked: TrainingConfig, init: Path | str | None = None) -> None:
     """Fail on a wrong name, size, start or logger before thousands of images are looked at.
 
     Raises:
         CarnetError: one of its kinds.
     """
-    config = replace(config, image_size=config.image_size or default_image_size(config.model))
-    network = create_model(config.model, num_classes=2, in_channels=config.in_channels)
-    check_image_size(network, config.model, config.image_size, config.in_channels)
-    if (first := first_side(config)) < config.image_size:
+    device_and_number(asked)
+    image_size = asked.image_size or default_image_size(asked.model)
+    network = create_model(asked.model, num_classes=2, in_channels=asked.in_channels)
+    check_image_size(network, asked.model, image_size, asked.in_channels)
+    if (initial := initial_side_of(image_size, asked.initial_size_ratio)) < image_size:
         try:
-            check_image_size(network, config.model, first, config.in_channels)
+            check_image_size(network, asked.model, initial, asked.in_channels)
         except ModelError as error:
-            raise ConfigError(f"--start-share {config.start_share:g}: {error}; take --start-share 1") from error
+            ratio = f"--initial-size-ratio {asked.initial_size_ratio:g}"
+            raise ConfigError(f"{ratio}: {error}; take --initial-size-ratio 1") from error
     for name in ("batch_size", "micro_batch"):
-        if getattr(config, name) == 1:
-            check_single_image(network, config.image_size, config.in_channels, f"--{name.replace('_', '-')} 1")
+        if getattr(asked, name) == 1:
+            check_single_image(network, image_size, asked.in_channels, f"--{name.replace('_', '-')} 1")
     if init is not None:
-        check_start(config.model, config.in_channels, init)
-    if init is not None and config.pretrained:
+        check_start(asked.model, asked.in_channels, init)
+    if init is not None and asked.pretrained:
         raise ConfigError("--init and --pretrained both give the weights to start from; choose one")
-    if config.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+    if asked.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
-def _tune(
-    config: TrainingConfig,
-    plan: Plan,
+def rehearse(
+    guess: ResolvedConfig,
     network: nn.Module,
     spec: ModelSpec,
+    pipeline: Pipeline,
+    first: Sequence[Loaded],
     *,
-    found: Found,
+    loading_seconds: float,
     started: float,
-    progress: Progress,
-) -> tuple[TrainingConfig, Plan]:
-    splits = found.images.data.splits
-    first = Processes(0, plan.devices)
-    # A budget may still choose the epochs, on which it depends how much images are changed; that takes no time.
-    tried = with_augmentation(config)
-    feed = found.feed(tried, spec, plan, first)
-    with explaining_out_of_memory(config, plan.micro_batch):
-        config, plan = tune(
-            config,
-            plan,
-            lambda: Rehearsal.begin(network, spec, tried, feed),
-            steps_per_epoch=feed.batches.steps_per_epoch,
-            num_valid=len(splits["valid"]) // plan.devices,
-            started=started,
-            progress=progress,
-        )
-    config = with_augmentation(config)
-    return config, replace(plan, reasons=(*plan.reasons, found.reason) if found.reason else plan.reasons)
+) -> Rehearsal:
+    """Measure on the first process's share of the first batch, as the run ends and as it begins."""
+    share, augment = first[:: guess.devices], guess.device != "cuda"
+    begun = time.perf_counter()
+    batch = pipeline.changed(share, 0, final_view(guess), augment=augment)
+    changing_seconds = (time.perf_counter() - begun) / len(batch)
+    grows = initial_side(guess) < guess.image_size
+    initial = pipeline.changed(share, 0, initial_view(guess), augment=augment) if grows else batch
+    return Rehearsal(
+        network,
+        spec,
+        batch,
+        initial,
+        started=started,
+        seconds_to_prepare=loading_seconds + changing_seconds,
+        is_decoded=pipeline.is_decoded,
+    )
 
 
-def whiten_first(network: nn.Module, spec: ModelSpec, config: TrainingConfig, plan: Plan, found: Found) -> None:
+def whiten_first(
+    network: nn.Module, spec: ModelSpec, config: ResolvedConfig, pipeline: Pipeline, first: Sequence[Loaded]
+) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
-        batches = _feed_as_shown(found, config, spec, plan).read(0, 0, workers=0, view=first_view(config))
-        whiten(network, batches, spec)
+        view = initial_view(config)
+        batch = pipeline.changed(first, 0, view)
+        whiten(network, chain([batch], pipeline.batches(0, 1, lambda _: view)), spec)
 
 
-def drawn_batch(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> tuple[bytes, View]:
+def drawn_batch(
+    config: ResolvedConfig, spec: ModelSpec, pipeline: Pipeline, first: Sequence[Loaded]
+) -> tuple[bytes, View]:
     """Images of the first batch as they go in, as a PNG file, and how they are shown.
 
     For people to see before hours are spent: wrong labels, or changes that no photo of theirs would have.
     """
-    feed = _feed_as_shown(found, config, spec, plan)
-    steps_per_epoch = feed.batches.steps_per_epoch
-    # An only epoch shows images as a run's last one does.
-    is_last = (plan.training_steps or config.epochs * steps_per_epoch) <= steps_per_epoch
-    view = last_view(config) if is_last else first_view(config)
-    batch = next(feed.read(0, 0, workers=0, view=view))
-    names = [spec.classes[label] for label in batch.labels[:_SHOWN].tolist()]
-    return draw_batch(batch.images[:_SHOWN].numpy(), names), view
+    view = view_at(0, config, config.num_steps)
+    batch = pipeline.changed(first[:_SHOWN], 0, view)
+    names = [spec.classes[label] for label in batch.labels.tolist()]
+    return draw_batch(batch.images.numpy(), names), view
 
 
-def _feed_as_shown(found: Found, config: TrainingConfig, spec: ModelSpec, plan: Plan) -> Feed:
-    """Batches whose images are changed already; for a GPU they would be changed there, and later."""
-    return found.feed(config, spec, replace(plan, device="cpu"), Processes())
-
-
-def _check_shares(num_train: int, plan: Plan) -> None:
-    if plan.devices > 1 and num_train < 2 * plan.devices:
-        raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {plan.devices} devices; use fewer")
-
-
-def new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
+def new_network(config: TrainingConfig, image_size: int, classes: tuple[str, ...]) -> tuple[nn.Module, ModelSpec]:
     """The network of a recipe, with random or published weights, and what images have to be made into for it."""
     torch.manual_seed(config.seed)
     network = create_model(
@@ -248,7 +230,7 @@ def new_network(config: TrainingConfig, classes: tuple[str, ...]) -> tuple[nn.Mo
     spec = ModelSpec(
         model=config.model,
         classes=classes,
-        image_size=config.image_size,
+        image_size=image_size,
         resize=config.resize,
         in_channels=config.in_channels,
         mean=mean,
@@ -268,19 +250,14 @@ def start_weights(network: nn.Module, spec: ModelSpec, config: TrainingConfig, i
 
 
 def _record(
-    asked: TrainingConfig,
-    config: TrainingConfig,
-    plan: Plan,
-    images: CheckedImages,
-    *,
-    init: Path | str | None,
+    asked: TrainingConfig, config: ResolvedConfig, images: CheckedImages, *, init: Path | str | None
 ) -> dict[str, Any]:
     """What `config.json` says: enough to repeat the run, written before its first step."""
     return {
-        "recipe": config.to_json(),
+        "format": FORMAT,
         # With what was left open still open: runs that were asked for alike belong together, whatever it came to.
-        "asked": asked.to_json(),
-        "plan": plan.to_json(),
+        "requested": asked.to_json(),
+        "resolved": config.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
         "versions": versions(),
         "processor_features": processor_features(),
@@ -297,21 +274,20 @@ def _record(
     }
 
 
-def _intention(
-    run: RunFolder, config: TrainingConfig, plan: Plan, network: nn.Module, *, start: str, view: View
-) -> str:
+def _intention(run: RunFolder, config: ResolvedConfig, network: nn.Module, *, start: str, view: View) -> str:
     params = sum(parameter.numel() for parameter in network.parameters())
-    growing = f" that grow from {first_side(config)}," if first_side(config) < config.image_size else ""
+    initial = initial_side(config)
+    growing = f" that grow from {initial}," if initial < config.image_size else ""
     return (
         f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
         f"{config.image_size} px images{growing} in batches of {config.batch_size}, seed {config.seed}.\n"
-        f"On {plan.device} ({plan.device_name}):\n"
-        + "".join(f"- {reason}\n" for reason in plan.reasons)
+        f"On {config.device} ({config.device_name}):\n"
+        + "".join(f"- {reason}\n" for reason in config.reasons)
         + f"Keeps everything in {run.path}; its {run.batch.name} shows images as they go in: {_shown(config, view)}."
     )
 
 
-def _shown(config: TrainingConfig, view: View) -> str:
+def _shown(config: ResolvedConfig, view: View) -> str:
     """What becomes of them first that a person may not want."""
     words = "whole" if view.min_crop == 1 else f"pieces of at least {100 * view.min_crop:.0f} % of each"
     if config.flip:
@@ -320,7 +296,7 @@ def _shown(config: TrainingConfig, view: View) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class DataScan:
     """The images, and how they are read.
 
     Attributes:
@@ -337,42 +313,54 @@ class Found:
     decoded: DecodedImages | None = None
     reason: str = ""
 
-    def feed(self, config: TrainingConfig, spec: ModelSpec, plan: Plan, processes: Processes) -> Feed:
-        """Training images in batches, for one of several processes."""
-        train = self.images.data.splits["train"]
-        return make_feed(config, spec, train, self.decoded, self.stream, device=plan.device, processes=processes)
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.images.data.splits["train"])
+
+    @property
+    def num_valid(self) -> int:
+        """Validation images."""
+        return len(self.images.data.splits["valid"])
+
+    def pipeline(self, config: ResolvedConfig, spec: ModelSpec) -> Pipeline:
+        """Prepares the training images."""
+        train, seed = self.images.data.splits["train"], config.seed
+        return Pipeline(
+            StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
+            PixelsFrom(self.decoded, spec),
+            Augmentation.from_config(config),
+            seed,
+            config.batch_size,
+            is_decoded=self.decoded is not None,
+        )
 
 
-def look_at(
+def scan_data(
     data: Path | str,
     config: TrainingConfig,
-    plan: Plan,
     ignore: Sequence[str],
     progress: Progress,
     *,
     started: float | None = None,
-    choose_size: Callable[[LabeledImages], int] | None = None,
-) -> Found:
+) -> DataScan:
     """Find the images, look inside each, and say what there is.
 
     Args:
         data: as `find_images` takes it.
-        config: the recipe.
-        plan: how it is done here.
+        config: as asked, or of a run that goes on.
         ignore: images to leave out.
         progress: shown what is found.
         started: when the run's budget began, by `time.monotonic`; None: it has been planned already.
-        choose_size: gives the side of the images where the recipe leaves it open, before they are decoded.
 
     Raises:
         CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
     """
     budget = parse_seconds(config.budget) if config.budget and started is not None else math.inf
     check: dict[str, Any] = {
-        "image_size": config.image_size,
         "skip_unreadable": config.skip_unreadable,
         "valid_fraction": config.valid_fraction,
-        "seed": config.seed if config.valid_seed < 0 else config.valid_seed,
+        "seed": config.seed if config.valid_seed is None else config.valid_seed,
     }
 
     def bar(what: str) -> OnProgress:
@@ -387,32 +375,33 @@ def look_at(
         return show
 
     if config.stream:
-        images, stream = _look_at_stream(str(data), {**check, "progress": bar("looking at")}, ignore, progress)
+        image_size = config.image_size or default_image_size(config.model)
+        check |= {"image_size": image_size, "progress": bar("looking at")}
+        images, stream = _scan_stream(str(data), check, ignore, progress)
         progress.say("\n".join(describe(images)))
-        return Found(images, config.image_size, stream)
+        return DataScan(images, image_size, stream)
     found = find_images(
         data,
-        layout=config.layout,
+        layout=config.layout or "auto",
         ignore=ignore,
         progress=lambda done, total: progress.bar("unpacking", done, total),
     )
-    if not config.image_size and choose_size is not None:
-        check["image_size"] = choose_size(found)
+    image_size = choose_size(config, found, progress, started=started or 0.0)
     inspected = inspect_and_keep(
         [sample.path for sample in found.samples],
-        Target(check["image_size"], config.resize, config.in_channels),
-        config.cache,
+        Target(image_size, config.resize, config.in_channels),
+        config.cache or "auto",
         free_memory=free_bytes(),
-        shared=plan.devices > 1,
+        shared=max(config.devices, num_launched()) > 1,
         reading=bar("reading"),
         progress=bar("looking at"),
     )
-    images = check_images(found, facts=inspected.facts, **check)
+    images = check_images(found, facts=inspected.facts, image_size=image_size, **check)
     progress.say("\n".join(describe(images)))
-    return Found(images, check["image_size"], None, inspected.decoded, inspected.reason)
+    return DataScan(images, image_size, None, inspected.decoded, inspected.reason)
 
 
-def _look_at_stream(
+def _scan_stream(
     data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
 ) -> tuple[CheckedImages, Source]:
     if (form := form_of(Path(data))) != "dataset":

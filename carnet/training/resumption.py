@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from carnet import files
-from carnet.config import TrainingConfig
+from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
 from carnet.data.scan import CheckedImages
-from carnet.errors import DataError, RunError
+from carnet.errors import ConfigError, DataError, RunError
 from carnet.machine import versions
+from carnet.models.device import device_name
 from carnet.prefetch import available_cores
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, first_few, quoted
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
-from carnet.training.preparation import Job, drawn_batch, look_at, new_network, start_weights, whiten_first
-from carnet.training.resolve import Plan, filled_from, processor_features, recorded_recipe
+from carnet.training.measurements import processor_features
+from carnet.training.preparation import Job, drawn_batch, new_network, scan_data, start_weights, whiten_first
+from carnet.training.resolve import device_and_number
 from carnet.training.step import compiler_problem
 
 
 def prepare_resumed(
     run: RunFolder,
     data: Path | str | None,
-    config: TrainingConfig,
-    plan: Plan,
+    asked: TrainingConfig,
     *,
     ignore: Sequence[str],
     progress: Progress,
@@ -33,54 +34,57 @@ def prepare_resumed(
     """Take up a run where its last good checkpoint left it, and nothing else than that run.
 
     Raises:
-        RunError: if recipe, plan or images are not the run's, or no checkpoint can be read.
+        RunError: if config or images are not the run's, this machine cannot go on with it, or no checkpoint is whole.
         DataError: if the images are gone.
     """
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
     source = run.config if checkpoint is None else run.checkpoint
-    recorded = recorded_recipe(record["recipe"], source)
-    config = filled_from(config, recorded)
-    if differences := recorded.differences(config):
-        raise RunError(
-            f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(differences)}; "
-            + _another_run(run, recorded, config)
-        )
-    then, now = Plan.from_json(record["plan"], source), plan
-    plan = _take_up_plan(run, now, then, recorded, config)
+    requested = TrainingConfig.from_json(record["requested"], source)
+    resolved = ResolvedConfig.from_json(record["resolved"], source)
+    _require_same(run, asked, requested, resolved)
+    _require_possible(run, asked, resolved)
+    kept = {name: getattr(asked if name != "workers" else resolved, name) for name in FREE}
+    if asked.workers is not None:
+        kept["workers"] = asked.workers
+    config = replace(resolved, **kept)
     # A run that has no checkpoint begins here, and of one that is finished the report alone may be missing.
-    moved = checkpoint is not None and not run.result.exists() and now.device_name != then.device_name
-    notes = (f"begun on {then.device_name}, continued on {now.device_name}",) if moved else ()
+    here = device_name(config.device)
+    moved = checkpoint is not None and not run.result.exists() and here != config.device_name
+    notes = (f"begun on {config.device_name}, continued on {here}",) if moved else ()
     there, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
-        found = look_at(there, config, plan, ignore, progress)
+        scan = scan_data(there, config, ignore, progress)
     except DataError as error:
         if data or not Path(there).is_absolute() or Path(there).exists():
             raise
         way_out = f"say where the images are: carnet train DATA --resume {quoted(run.path)}"
         raise DataError(f"{error}; {way_out}") from error
-    images = found.images
+    images = scan.images
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(
             f"the images are not those of {run.path}, {_what_changed(run, images)}; --init starts from its weights"
         )
     # A checkpoint brings all weights; published ones need not be fetched again.
     begun = checkpoint is not None
-    network, spec = new_network(replace(config, pretrained=config.pretrained and not begun), images.data.classes)
+    started = replace(config, pretrained=config.pretrained and not begun)
+    network, spec = new_network(started, config.image_size, images.data.classes)
+    pipeline = scan.pipeline(config, spec)
     if not begun:
         start_weights(network, spec, config, record["init"])
+        first = pipeline.load_step(0, 0)
         if record["init"] is None:
-            whiten_first(network, spec, config, plan, found)
+            whiten_first(network, spec, config, pipeline, first)
         # A kill may have come before it was written.
-        picture, _ = drawn_batch(found, config, spec, plan)
+        picture, _ = drawn_batch(config, spec, pipeline, first)
         files.write_bytes(run.batch, picture)
     progress.say("\n".join([_continuation(run, config, checkpoint, record), *(f"Note: {note}." for note in notes)]))
     return Job(
         run=run,
         config=config,
-        plan=plan,
         spec=spec,
-        found=found,
+        scan=scan,
+        pipeline=pipeline,
         network=network,
         record=record,
         checkpoint=checkpoint,
@@ -88,11 +92,50 @@ def prepare_resumed(
     )
 
 
-def _another_run(run: RunFolder, recorded: TrainingConfig, config: TrainingConfig) -> str:
-    """How to train by a recipe that is not the run's: a clause."""
-    if (config.model, config.in_channels) != (recorded.model, recorded.in_channels):
-        return "without --resume, a new run trains so"
-    return f"carnet train DATA --init {quoted(run.path)} trains a new run so, from its weights"
+def _require_same(run: RunFolder, asked: TrainingConfig, requested: TrainingConfig, resolved: ResolvedConfig) -> None:
+    """Whether nothing is asked for that is not the run's, as it was requested or as it was resolved.
+
+    Raises:
+        RunError: naming what is.
+    """
+    others = [
+        name
+        for name in (field.name for field in fields(TrainingConfig))
+        if name not in FREE and getattr(asked, name) not in (None, getattr(requested, name), getattr(resolved, name))
+    ]
+    changes = {name: change(name, getattr(resolved, name), getattr(asked, name)) for name in others}
+    if recipe := [told for name, told in changes.items() if name not in OF_MACHINE]:
+        way_out = f"carnet train DATA --init {quoted(run.path)} trains a new run so, from its weights"
+        if {"model", "in_channels"} & set(others):
+            way_out = "without --resume, a new run trains so"
+        raise RunError(
+            f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(recipe)}; {way_out}"
+        )
+    if changes:
+        raise RunError(
+            f"{run.path} was planned otherwise: {', '.join(changes.values())}; --init starts from its weights"
+        )
+
+
+def _require_possible(run: RunFolder, asked: TrainingConfig, resolved: ResolvedConfig) -> None:
+    """Whether this machine can compute as the run was computed so far.
+
+    Raises:
+        RunError: if it cannot.
+    """
+    problems = []
+    try:
+        _, devices = device_and_number(replace(asked, device=resolved.device))
+        if devices != resolved.devices:
+            problems.append(change("devices", resolved.devices, devices))
+    except ConfigError as error:
+        problems.append(str(error))
+    if resolved.threads > (cores := available_cores()):
+        problems.append(f"{cores} cores (was --threads {resolved.threads})")
+    if problems:
+        raise RunError(f"{run.path} was planned otherwise: {', '.join(problems)}; --init starts from its weights")
+    if resolved.compile and (problem := compiler_problem(resolved.device)):
+        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
 
 
 def _what_changed(run: RunFolder, images: CheckedImages) -> str:
@@ -110,27 +153,6 @@ def _what_changed(run: RunFolder, images: CheckedImages) -> str:
         return "of which its data.csv is gone"
     told = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
     return ", ".join(told) or "as its data.csv lists them"
-
-
-def _take_up_plan(run: RunFolder, now: Plan, then: Plan, recorded: TrainingConfig, config: TrainingConfig) -> Plan:
-    """The plan of the run, with what may change; measured choices stay, unless they are asked for otherwise.
-
-    Raises:
-        RunError: if this machine, or a flag, wants another plan.
-    """
-    names = ("precision", "memory_format", "threads", "micro_batch", "compile", "fast_depthwise", "muon_precision")
-    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(recorded, name)}
-    words = {"on": True, "off": False}
-    asked = {name: words.get(flag, flag) for name, flag in changed.items() if flag not in ("auto", 0)}
-    expected = replace(now, **{name: getattr(then, name) for name in names} | asked)
-    differences = expected.differences(then)
-    if then.threads > (cores := available_cores()):
-        differences.append(f"{cores} cores (was --threads {then.threads})")
-    if differences:
-        raise RunError(f"{run.path} was planned otherwise: {', '.join(differences)}; --init starts from its weights")
-    if then.compile and (problem := compiler_problem(then.device)):
-        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
-    return replace(then, workers=now.workers if config.workers != recorded.workers else then.workers)
 
 
 def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
@@ -159,7 +181,7 @@ def _last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | No
 
 
 def _continuation(
-    run: RunFolder, config: TrainingConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
+    run: RunFolder, config: ResolvedConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
 ) -> str:
     if checkpoint is None:
         lines = [f"Goes on with {run.path}: it has no checkpoint yet and starts at the beginning."]

@@ -6,11 +6,13 @@ What comes after the last step: judge the kept weights, say it, and leave it in 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, Silent, duration, first_few, quoted
+from carnet.training import loop
 from carnet.training.checkpoint import EpochMetrics, TrainingState
 from carnet.training.distributed import Processes, launch, launched_together
-from carnet.training.loop import Trainer
+from carnet.training.hooks import Callback
 from carnet.training.memory import return_freed_memory
 from carnet.training.preparation import Job, prepare
-from carnet.training.resolve import resolve
+from carnet.training.resolve import device_and_number
 from carnet.training.resumption import prepare_resumed
 from carnet.training.stop import StopFlag, catch_stop_signals
 
@@ -44,6 +47,7 @@ def train(
     init: Path | str | None = None,
     resume: Path | str | None = None,
     ignore: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a classifier on labelled images.
@@ -59,6 +63,7 @@ def train(
         init: another run whose weights to start from.
         resume: a run to go on with, from its last checkpoint.
         ignore: paths of images to leave out, below the data's folder or whole; with `resume`, none is those of the run.
+        callbacks: told of every step and epoch, after the built-in ones.
         progress: shown what happens; None: standard error; `carnet.text.Silent()`: nobody.
 
     Returns:
@@ -74,58 +79,82 @@ def train(
         progress = Silent()
     if progress is None:
         with Console(sys.stderr) as console:
-            return train(data, config, output=output, init=init, resume=resume, ignore=ignore, progress=console)
+            return train(
+                data,
+                config,
+                output=output,
+                init=init,
+                resume=resume,
+                ignore=ignore,
+                callbacks=callbacks,
+                progress=console,
+            )
     started = time.monotonic()
     if resume is not None and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
-    config = config or _recipe(resume)
-    if config.max_memory:
+    asked = config or _recipe(resume)
+    if asked.max_memory:
         return_freed_memory()
-    # torchrun says how many processes it has started, here and in all.
-    num_launched, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    together = launched_together()
-    plan = resolve(config, num_launched=num_launched if together else 1, on_this_machine=here)
+    _require_portable(callbacks, asked)
+    device, _ = device_and_number(asked)
 
     def begin() -> Job:
         if resume is None:
             assert data is not None
-            job = prepare(
-                data, config, plan, output=output, init=init, ignore=ignore, started=started, progress=progress
-            )
+            job = prepare(data, asked, output=output, init=init, ignore=ignore, started=started, progress=progress)
             holding.enter_context(job.run.held())
             return job
         run = RunFolder.open(resume)
         if output is not None:
             run = run.copy_to(Path(output))
         holding.enter_context(run.held())
-        return prepare_resumed(run, data, config, plan, ignore=ignore, progress=progress)
+        return prepare_resumed(run, data, asked, ignore=ignore, progress=progress)
 
     with ExitStack() as holding, _explaining_lack_of_memory():
-        if together:
-            with Processes.join(plan.device) as processes:
+        if launched_together():
+            with Processes.join(device) as processes:
                 job = processes.from_first(begin)
                 with catch_stop_signals() as stop:
-                    state = fit(job, processes, progress, stop)
+                    state = fit(job, processes, progress, stop, callbacks=callbacks)
                 return processes.from_first(lambda: _finish(job, state, progress))
         job = begin()
-        if plan.devices > 1:
-            state = launch(fit, job, size=plan.devices, device=plan.device, progress=progress)
+        if job.config.devices > 1:
+            work = partial(fit, callbacks=callbacks)
+            state = launch(work, job, size=job.config.devices, device=job.config.device, progress=progress)
         else:
             with catch_stop_signals() as stop:
-                state = fit(job, Processes(), progress, stop)
+                state = fit(job, Processes(), progress, stop, callbacks=callbacks)
         return _finish(job, state, progress)
 
 
-def fit(job: Job, processes: Processes, progress: Progress, stop: StopFlag) -> TrainingState:
+def fit(
+    job: Job, processes: Processes, progress: Progress, stop: StopFlag, *, callbacks: Sequence[Callback] = ()
+) -> TrainingState:
     """Train, as one of the processes.
 
     Raises:
-        CarnetError: what `Trainer.fit` raises.
+        CarnetError: what `carnet.training.loop.fit` raises.
     """
     with _explaining_lack_of_memory():
-        return Trainer(job, processes, progress).fit(stop)
+        return loop.fit(job, processes, progress, stop, callbacks)
+
+
+def _require_portable(callbacks: Sequence[Callback], asked: TrainingConfig) -> None:
+    """Whether callbacks can live in the processes that are started for several devices.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
+    if asked.devices > 1:
+        try:
+            pickle.dumps(list(callbacks))
+        except Exception as error:
+            raise ConfigError(
+                f"with --devices {asked.devices}, callbacks move to another process, which these cannot ({error}); "
+                "define their classes in a module, and let them hold plain values"
+            ) from error
 
 
 def _explaining_lack_of_memory() -> AbstractContextManager[None]:
@@ -151,7 +180,7 @@ def _recipe(resume: Path | str | None) -> TrainingConfig:
     if resume is None:
         return TrainingConfig()
     run = RunFolder.open(resume)
-    return TrainingConfig.from_json(run.read_config()["recipe"], run.config)
+    return TrainingConfig.from_json(run.read_config()["requested"], run.config)
 
 
 @dataclass(frozen=True)
@@ -183,13 +212,13 @@ def finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult
         OutputError: if report or result cannot be written.
     """
     run, images = job.run, job.images
-    model = load(run.path, device=job.plan.device)
+    model = load(run.path, device=job.config.device)
     valid = images.data.splits["valid"]
     report = evaluate(
         model.logits,
         valid,
         model.spec,
-        batch_size=job.plan.judging_batch,
+        batch_size=job.config.evaluation_batch,
         progress=lambda done, total: progress.bar("final validation", done, total),
     )
     report = report.with_leaks({sample.path for sample in images.leaked("valid")})
@@ -217,7 +246,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "params": sum(parameter.numel() for parameter in job.network.parameters()),
         "seed": job.config.seed,
         "epochs": len(state.history),
-        "stopped_early": state.finished,
+        "stopped_early": state.num_steps < job.config.num_steps,
         "notes": state.notes,
         "kept": "best" if job.config.patience else "final",
         "final": {key: final[key] for key in keys},
@@ -233,8 +262,8 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
 
 
 def _facts(job: Job, state: TrainingState, document: dict[str, Any]) -> list[tuple[str, str]]:
-    plan, spec = job.plan, job.spec
-    together = f" in each of {plan.devices} processes" if plan.devices > 1 else ""
+    config, spec = job.config, job.spec
+    together = f" in each of {config.devices} processes" if config.devices > 1 else ""
     counts = ", ".join(f"{count:,} {split}" for split, count in document["num_images"].items())
     return [
         ("model", f"{spec.model}, {document['params']:,} parameters"),
@@ -243,7 +272,7 @@ def _facts(job: Job, state: TrainingState, document: dict[str, Any]) -> list[tup
         ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
         ("weights", f"{document['kept']} epoch of {document['epochs']}"),
         ("training time", duration(document["seconds"])),
-        ("device", f"{plan.device} ({plan.device_name}), {plan.precision}, {plan.threads} threads{together}"),
+        ("device", f"{config.device} ({config.device_name}), {config.precision}, {config.threads} threads{together}"),
         ("seed", str(job.config.seed)),
         *(("note", note) for note in state.notes),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),

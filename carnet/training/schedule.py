@@ -8,7 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import NamedTuple
 
-from carnet.config import TrainingConfig
+from carnet.config import ResolvedConfig
 
 _MULTIPLE = 32
 """Of sides on the way: in others, positions at the edge of a stage see less than the rest."""
@@ -24,7 +24,7 @@ _LAST_CROP = 0.9
 
 
 class View(NamedTuple):
-    """How training images are shown in an epoch."""
+    """How training images are shown in a step."""
 
     side: int
     """In pixels."""
@@ -32,7 +32,7 @@ class View(NamedTuple):
     """Share of their area that is cut out at least."""
 
 
-def lr_share(progress: float, config: TrainingConfig) -> float:
+def lr_ratio(progress: float, config: ResolvedConfig) -> float:
     """Share of the learning rate: constant, or up in a line and down to zero in another.
 
     Source: Defazio et al., "Optimal linear decay learning rate schedules and further refinements", 2023.
@@ -48,16 +48,20 @@ def lr_share(progress: float, config: TrainingConfig) -> float:
     return (1 - progress) / (1 - config.warmup)
 
 
-def first_side(config: TrainingConfig) -> int:
+def initial_side(config: ResolvedConfig) -> int:
     """Side of the images, in pixels, at the beginning."""
-    if config.start_share == 1:
-        return config.image_size
-    share = int(config.start_share * config.image_size) // _MULTIPLE * _MULTIPLE
-    return min(config.image_size, max(_SMALLEST, share))
+    return initial_side_of(config.image_size, config.initial_size_ratio)
 
 
-def view_at(progress: float, config: TrainingConfig, num_steps: int) -> View:
-    """How images are shown in an epoch that begins when this share of the run is done.
+def initial_side_of(image_size: int, ratio: float) -> int:
+    """Side at the beginning of images that grow to `image_size` pixels."""
+    if ratio == 1:
+        return image_size
+    return min(image_size, max(_SMALLEST, int(ratio * image_size) // _MULTIPLE * _MULTIPLE))
+
+
+def view_at(progress: float, config: ResolvedConfig, num_steps: int) -> View:
+    """How images are shown in the step that begins when this share of the run is done.
 
     Small images cost less, and are enough for what a network learns first. Pieces look larger than whole images, which
     are what it will be judged by; so it ends with nearly whole ones.
@@ -74,40 +78,39 @@ def view_at(progress: float, config: TrainingConfig, num_steps: int) -> View:
     return View(side_at(progress, config), min_crop)
 
 
-def first_view(config: TrainingConfig) -> View:
+def initial_view(config: ResolvedConfig) -> View:
     """How images are shown where the run begins."""
-    return View(first_side(config), config.min_crop)
+    return View(initial_side(config), config.min_crop)
 
 
-def last_view(config: TrainingConfig) -> View:
+def final_view(config: ResolvedConfig) -> View:
     """How they are shown where it ends."""
     return View(config.image_size, max(config.min_crop, _LAST_CROP))
 
 
-def side_at(progress: float, config: TrainingConfig) -> int:
+def side_at(progress: float, config: ResolvedConfig) -> int:
     """Side of the images, in pixels, when this share of the run is done."""
-    first, last = first_side(config), config.image_size
+    first, last = initial_side(config), config.image_size
     if progress >= _GROWN or first == last:
         return last
     side = first + (last - first) * progress / _GROWN
     return min(last, max(first, round(side / _MULTIPLE) * _MULTIPLE))
 
 
-def step_cost(side: int, config: TrainingConfig, first_cost: float) -> float:
+def step_cost(side: int, config: ResolvedConfig) -> float:
     """What a step takes, as a share of one with images of full side.
 
     Args:
         side: of its images.
-        config: names the first side and the last.
-        first_cost: the same, measured, of a step with the first images.
+        config: names the first side and the last, and what a step with the first images takes.
     """
-    if first_side(config) == config.image_size:
+    if initial_side(config) == config.image_size:
         return 1.0
-    smallest, largest = first_side(config) ** 2, config.image_size**2
-    return first_cost + (1 - first_cost) * (side**2 - smallest) / (largest - smallest)
+    smallest, largest = initial_side(config) ** 2, config.image_size**2
+    return config.initial_step_cost + (1 - config.initial_step_cost) * (side**2 - smallest) / (largest - smallest)
 
 
-def mean_cost(progress: float, config: TrainingConfig, first_cost: float) -> float:
-    """The mean of `step_cost` over the rest of the run."""
-    moments = (progress + (1 - progress) * (place + 0.5) / 100 for place in range(100))
-    return fmean(step_cost(side_at(moment, config), config, first_cost) for moment in moments)
+def mean_cost(config: ResolvedConfig, start: float = 0.0, end: float = 1.0) -> float:
+    """The mean of `step_cost` over a part of the run, from one progress to another."""
+    moments = (start + (end - start) * (place + 0.5) / 100 for place in range(100))
+    return fmean(step_cost(side_at(moment, config), config) for moment in moments)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from carnet.config import TrainingConfig
+from carnet.config import ResolvedConfig
 from carnet.errors import CarnetError, OutOfMemoryError, is_out_of_memory
 from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
@@ -28,7 +28,6 @@ from carnet.training.distributed import Processes
 from carnet.training.memory import trim_memory
 from carnet.training.optim import make_optimizer, set_lr
 from carnet.training.pipeline import Batch, cut_mix
-from carnet.training.resolve import Plan
 
 
 @dataclass(frozen=True)
@@ -55,29 +54,28 @@ class TrainingStep:
         self,
         network: nn.Module,
         spec: ModelSpec,
-        config: TrainingConfig,
+        config: ResolvedConfig,
         *,
-        plan: Plan,
         processes: Processes,
         fabric: Fabric,
     ) -> None:
         self.spec, self.processes, self.fabric = spec, processes, fabric
         self.augmentation = Augmentation.from_config(config)
         self.network = network
-        arrange(self.network, plan)
-        if processes.size > 1 and plan.device == "cuda":
+        arrange(self.network, config)
+        if processes.size > 1 and config.device == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
-        self.micro_batch = plan.micro_batch
-        self._is_compiled = plan.compile
+        self.micro_batch = config.micro_batch
+        self._is_compiled = config.compile
         self._sides: set[int] = set()
-        compiled = (plan.micro_batch, config.image_size) if plan.compile else None
-        forward = _Forward(self.network, compiled, plan.recompute)
+        compiled = (config.micro_batch, config.image_size) if config.compile else None
+        forward = _Forward(self.network, compiled, config.recompute)
         self.config = config
-        optimizer = make_optimizer(self.network, config, plan.muon_precision)
+        optimizer = make_optimizer(self.network, config)
         self.forward, self.optimizer = fabric.setup(forward, optimizer)
 
     def __call__(
-        self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_share: float = 1.0
+        self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_ratio: float = 1.0
     ) -> StepResult:
         """Learn from this process's share of a batch.
 
@@ -85,7 +83,7 @@ class TrainingStep:
             batch: uint8 images and labels.
             seed: of what is mixed, and of what the network draws, such as dropout.
             require_finite: given the mean loss before the update; raises if the update would spoil the weights.
-            lr_share: of the recipe's learning rate.
+            lr_ratio: share of the recipe's learning rate.
 
         Raises:
             OutOfMemoryError: if the smallest micro-batch does not fit.
@@ -109,7 +107,7 @@ class TrainingStep:
                 empty()
         loss, num_correct = self.processes.sum(*sums.tolist())
         require_finite(loss / num_images)
-        set_lr(self.optimizer, lr_share)
+        set_lr(self.optimizer, lr_ratio)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if batch.size not in self._sides:
@@ -159,12 +157,12 @@ class TrainingStep:
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-def arrange(network: nn.Module, plan: Plan) -> None:
-    """Lay a network's weights out, and compute its gradients, as the plan has it; on as many threads."""
-    torch.set_num_threads(plan.threads)
-    network.to(memory_format=_LAYOUTS[plan.memory_format])
-    speed_up_depthwise(network, fast=plan.fast_depthwise)
-    sum_batch_norms(network, compiled=plan.compile and plan.device == "cpu")
+def arrange(network: nn.Module, config: ResolvedConfig) -> None:
+    """Lay a network's weights out, and compute its gradients, as the config has it; on as many threads."""
+    torch.set_num_threads(config.threads)
+    network.to(memory_format=_LAYOUTS[config.memory_format])
+    speed_up_depthwise(network, fast=config.fast_depthwise)
+    sum_batch_norms(network, compiled=config.compile and config.device == "cpu")
 
 
 class _Forward(nn.Module):
@@ -221,7 +219,7 @@ def is_device_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterator[None]:
+def explaining_out_of_memory(image_size: int, micro_batch: int) -> Iterator[None]:
     """Say in one sentence that memory ran out.
 
     Raises:
@@ -234,5 +232,5 @@ def explaining_out_of_memory(config: TrainingConfig, micro_batch: int) -> Iterat
             raise
         way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
         raise OutOfMemoryError(
-            f"a step of {micro_batch} images of {config.image_size} px does not fit into memory; try {way_out}"
+            f"a step of {micro_batch} images of {image_size} px does not fit into memory; try {way_out}"
         ) from error

@@ -26,7 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_trains_for_two_minutes_at_most_and_never_compiles() -> None:
-    assert (RECIPE.budget, RECIPE.compile, RECIPE.image_size) == ("2m", "off", PICTURE_SIZE)
+    assert (RECIPE.budget, RECIPE.compile, RECIPE.image_size) == ("2m", False, PICTURE_SIZE)
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from carnet.run_folder import RunFolder
 from carnet.text import Silent
 from carnet.training.checkpoint import read_checkpoint
 
-SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
+SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile=False)
 MODELS = ("carnet_n", "carnet_s")
 
 
@@ -150,9 +150,8 @@ def test_what_is_not_alike_is_noted(folder: Path) -> None:
     assert notes == ["the interval of carnet_s is that of one run, and leaves out what other seeds would give"]
     runs[1] = replace(
         runs[1],
-        plan={**runs[1].plan, "device_name": "another one", "compile": True},
+        resolved=replace(runs[1].resolved, device_name="another one", compile=True, cutmix=0.5),
         versions={**runs[1].versions, "torch": "3.0"},
-        came_to=replace(runs[1].came_to, cutmix=0.5),
         document={**runs[1].document, "kept": "best", "notes": ["smaller pieces from epoch 2 on"]},
     )
     notes = notes_on(group_runs(runs))
@@ -283,8 +282,8 @@ def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
     with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
         train_runs(str(photos), MODELS, seeds=1, config=other, folder=folder, progress=Silent())
     # What is left open is not what it came to.
-    longer = replace(SMALL, epochs=0, budget="10m")
-    with pytest.raises(RunError, match=r"--epochs 0 \(was 2\), --budget 10m \(was none\)"):
+    longer = replace(SMALL, epochs=None, budget="10m")
+    with pytest.raises(RunError, match=r"--epochs auto \(was 2\), --budget 10m \(was none\)"):
         train_runs(str(photos), MODELS, seeds=1, config=longer, folder=folder, progress=Silent())
 
 
@@ -369,7 +368,7 @@ def test_what_comes_out(folder: Path, tmp_path: Path) -> None:
 def test_one_network_by_two_recipes(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["asked"]["lr"] = 0.5
+    config["requested"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(config))
     answer = compare([folder / "carnet_n-seed-0", other], tmp_path / "answer")
     assert [row["label"] for row in answer.document["models"]] == ["carnet_n #1", "carnet_n #2"]
@@ -428,9 +427,9 @@ def test_runs_of_another_start_or_of_other_images_are_no_seeds_of_one(folder: Pa
 
 def test_what_a_budget_came_to_does_not_set_runs_apart(folder: Path) -> None:
     runs = [read_run(folder / f"carnet_n-seed-{seed}", Silent()) for seed in (0, 1)]
-    runs = [replace(run, recipe=replace(run.recipe, epochs=0, budget="10m")) for run in runs]
+    runs = [replace(run, requested=replace(run.requested, epochs=None, budget="10m")) for run in runs]
     assert [len(group.runs) for group in group_runs(runs)] == [2]
-    runs[1] = replace(runs[1], recipe=replace(runs[1].recipe, budget="5m"))
+    runs[1] = replace(runs[1], requested=replace(runs[1].requested, budget="5m"))
     assert [group.recipe for group in group_runs(runs)] == ["", "--budget 5m (was 10m)"]
 
 

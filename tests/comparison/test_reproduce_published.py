@@ -89,7 +89,8 @@ def test_a_piece_ends_with_what_is_there(
     def copy(name: str, **recipe: Any) -> Path:
         run = Path(shutil.copytree(trained_run, tmp_path / name))
         config = json.loads((run / "config.json").read_text())
-        config["recipe"] |= recipe
+        config["resolved"] |= recipe
+        config["requested"] |= recipe
         (run / "config.json").write_text(json.dumps(config))
         return run
 

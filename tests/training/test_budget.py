@@ -1,20 +1,24 @@
 """A budget is spent on small images where there is time for few passes over them, and on larger ones where for many."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
+from made_up import MadeUp
 
 from carnet import TrainingConfig
+from carnet.config import ResolvedConfig
 from carnet.data.find import find_images
+from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training import budget
-from carnet.training.budget import size_in_budget
+from carnet.training.autotune import Measure
+from carnet.training.budget import SIDES_BY_STEPS, budget_chooses_size, choose_size, size_for
 from carnet.training.preparation import prepare
-from carnet.training.resolve import SIDES_BY_PASSES, resolve, size_for, with_size
 
-SIDES = [side for _, side in SIDES_BY_PASSES]
+SIDES = [side for _, side in SIDES_BY_STEPS]
 OPEN = TrainingConfig(model="carnet_n", budget="10m", device="cpu")
 
 
@@ -31,75 +35,99 @@ class Listening(Silent):
         self.said.append(text)
 
 
-def test_the_more_passes_the_larger() -> None:
+def steps_of(seconds: float, **machine: Any) -> Callable[[ResolvedConfig, ModelSpec], Measure]:
+    """A machine on which every step takes so long."""
+    return lambda guess, spec: MadeUp(of_step=lambda _: seconds, **machine)
+
+
+def never(*_: object) -> Never:
+    raise AssertionError("steps were measured")
+
+
+def test_the_more_steps_the_larger() -> None:
     assert sorted(SIDES) == SIDES
     assert (SIDES[0], SIDES[-1]) == (64, 160)
-    for most, side in SIDES_BY_PASSES[:-1]:
-        assert size_for(most) == side < size_for(most + 0.01)
+    for most, side in SIDES_BY_STEPS[:-1]:
+        assert size_for(most) == side < size_for(most + 1)
     assert (size_for(0), size_for(1e9)) == (64, 160)
 
 
 @pytest.mark.parametrize(
     ("changes", "side"),
     [
-        ({}, 0),
-        ({"budget": ""}, 128),
+        ({}, None),
+        ({"budget": None}, 128),
         ({"epochs": 5}, 128),
         ({"image_size": 96}, 96),
         ({"stream": True}, 128),
         ({"model": "carnet18"}, 244),
     ],
 )
-def test_a_budget_chooses_only_what_nobody_did(changes: dict[str, Any], side: int) -> None:
-    assert with_size(replace(OPEN, **changes)).image_size == side
+def test_a_budget_chooses_only_what_nobody_did(changes: dict[str, Any], side: int | None, photos: Path) -> None:
+    asked = replace(OPEN, **changes)
+    assert budget_chooses_size(asked) == (side is None)
+    if side is not None:
+        listening = Listening()
+        assert choose_size(asked, find_images(photos), listening, started=0.0, rehearse=never) == side
+        assert not listening.said
 
 
-@pytest.mark.parametrize("seconds", [200.0, 60.0, 10.0, 0.001])
-def test_speed_images_and_budget_decide(seconds: float, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seconds", [200.0, 0.9, 0.2, 0.001])
+def test_speed_images_and_budget_decide(seconds: float, photos: Path) -> None:
     """24 training images are three steps; 600 s hold so many of them, less what decoding takes."""
-    monkeypatch.setattr(budget, "seconds_of_step", lambda *_, **__: seconds)
-    monkeypatch.setattr(budget, "seconds_to_decode", lambda *_: 60.0)
     listening = Listening()
-    images = find_images(photos)
-    side = size_in_budget(OPEN, resolve(OPEN), images, budget.time.monotonic(), listening)
-    assert side == size_for(540 / (3 * seconds))
+    side = choose_size(
+        OPEN, find_images(photos), listening, started=0.0, rehearse=steps_of(seconds), decoding_seconds=60.0
+    )
+    assert side == size_for(540 / seconds)
     (said,) = listening.said
     assert f"{side} px, because --budget 10m" in said
     assert "24 training images" in said
 
 
-def test_the_speed_that_was_measured_first_counts(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "seconds_to_decode", lambda *_: 60.0)
-    sides = []
-    for seconds in (60.0, 0.001):
-        monkeypatch.setattr(budget, "seconds_of_step", lambda *_, seconds=seconds, **__: seconds)
-        sides.append(size_in_budget(OPEN, resolve(OPEN), find_images(photos), budget.time.monotonic(), Silent()))
-    assert sides == [size_for(3), size_for(3)]
+def test_what_is_spent_already_is_not_left(photos: Path) -> None:
+    side = choose_size(
+        OPEN, find_images(photos), Silent(), started=0.0, rehearse=steps_of(0.1, spent=520.0), decoding_seconds=60.0
+    )
+    assert side == size_for(20 / 0.1) < size_for(540 / 0.1)
 
 
-def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "seconds_of_step", lambda *_, **__: 0.001)
-    monkeypatch.setattr(budget, "seconds_to_decode", lambda *_: 100.0)
-    for cache, passes in (("disk", 500 / 0.003), ("off", 600 / 100.003)):
+def test_the_speed_that_was_measured_first_counts(photos: Path) -> None:
+    known: dict[str, dict[str, float]] = {}
+    sides = [
+        choose_size(
+            OPEN,
+            find_images(photos),
+            Silent(),
+            started=0.0,
+            rehearse=steps_of(seconds, known=known),
+            decoding_seconds=60.0,
+        )
+        for seconds in (60.0, 0.001)
+    ]
+    assert sides == [size_for(9), size_for(9)]
+
+
+def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path) -> None:
+    for cache, steps in (("disk", 500 / 0.001), ("off", 3 * 600 / 100.003)):
         config = replace(OPEN, cache=cache)
-        side = size_in_budget(config, resolve(config), find_images(photos), budget.time.monotonic(), Silent())
-        assert side == size_for(passes)
+        side = choose_size(
+            config, find_images(photos), Silent(), started=0.0, rehearse=steps_of(0.001), decoding_seconds=100.0
+        )
+        assert side == size_for(steps)
 
 
-def test_a_folder_without_splits_counts_what_is_left_to_train_on(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "seconds_of_step", lambda *_, **__: 1.0)
+def test_a_folder_without_splits_counts_what_is_left_to_train_on(flat: Path) -> None:
     listening = Listening()
-    size_in_budget(OPEN, resolve(OPEN), find_images(flat), budget.time.monotonic(), listening)
+    choose_size(OPEN, find_images(flat), listening, started=0.0, rehearse=steps_of(1.0))
     assert "24 training images" in listening.said[0]
 
 
 def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_path: Path) -> None:
     """Measured for real; small pictures are seen often."""
-    config = replace(OPEN, compile="off", threads=1)
     job = prepare(
         photos,
-        config,
-        resolve(config),
+        replace(OPEN, compile=False, threads=1),
         output=tmp_path / "run",
         init=None,
         ignore=(),
@@ -107,5 +135,5 @@ def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_pa
         progress=Silent(),
     )
     assert job.config.image_size == job.spec.image_size == SIDES[-1]
-    assert job.record["recipe"]["image_size"] == SIDES[-1]
-    assert job.record["asked"]["image_size"] == 0
+    assert job.record["resolved"]["image_size"] == SIDES[-1]
+    assert job.record["requested"]["image_size"] is None

@@ -1,17 +1,24 @@
 import json
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
 
 import pytest
 
-from carnet.config import PRESETS, TrainingConfig, published
+from carnet.cli.main import parse_with_recipe
+from carnet.cli.train import Command
+from carnet.config import PRESETS, ResolvedConfig, TrainingConfig, from_format_1, published
 from carnet.errors import ConfigError, RunError
 
 
 def test_published_recipe() -> None:
     recipe = published()
     assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0, 16, 50)
-    assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.start_share) == ("carnet18", "adam", "constant", 1)
+    assert (recipe.model, recipe.optimizer, recipe.schedule, recipe.initial_size_ratio) == (
+        "carnet18",
+        "adam",
+        "constant",
+        1,
+    )
     assert (recipe.label_smoothing, recipe.cutmix, recipe.color, recipe.ema, recipe.min_crop) == (0, 0, 0, 0, 1)
     assert (recipe.image_size, recipe.resize, recipe.precision, recipe.pretrained) == (244, "crop", "fp32", False)
     assert (recipe.brightness, recipe.flip, recipe.rotation) == (0.2, 0.5, 15)
@@ -54,10 +61,14 @@ def test_survives_json() -> None:
         ("workers", -2),
         ("micro_batch", -1),
         ("compile", "yes"),
+        ("precision", "auto"),
+        ("image_size", 0),
+        ("budget", ""),
+        ("epochs", 2.5),
         ("cache", "gpu"),
-        ("start_share", 0),
+        ("initial_size_ratio", 0),
         ("optimizer", "lion"),
-        ("adam_share", 0),
+        ("adamw_lr_ratio", 0),
         ("schedule", "step"),
         ("warmup", 1.0),
         ("label_smoothing", 1.0),
@@ -82,6 +93,44 @@ def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
 
 def test_differences_leave_out_what_does_not_change_the_result() -> None:
     recipe = TrainingConfig()
-    assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard", compile="on")) == []
+    assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard", compile=True)) == []
     assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.08)", "--seed 7 (was 0)"]
     assert len(fields(recipe)) == len(recipe.to_json())
+
+
+def test_what_is_left_open_is_said_to_be() -> None:
+    with pytest.raises(ConfigError, match="--epochs must be 1 or more epochs, got 0; leave it out to have it chosen"):
+        TrainingConfig(epochs=0)
+
+
+def test_nothing_is_left_open_in_a_resolved_config() -> None:
+    """What it redeclares has no default, and the type of the one that was asked for, without None."""
+    asked, resolved = (get_type_hints(kind, include_extras=True) for kind in (TrainingConfig, ResolvedConfig))
+    redeclared = [name for name in ResolvedConfig.__annotations__ if name in asked]
+    assert len(redeclared) == 16
+    for name in redeclared:
+        assert resolved[name] | None == asked[name] or resolved[name] == asked[name]
+    may_stay_open = {"layout", "cache", "max_memory", "budget"}
+    left = {field.name for field in fields(TrainingConfig) if field.default is None}
+    assert left - set(redeclared) == may_stay_open
+    assert all(field.default is MISSING for field in fields(ResolvedConfig) if field.name in redeclared)
+
+
+def test_flags_of_a_resolved_config_are_those_of_one_that_was_asked_for() -> None:
+    parsed = parse_with_recipe(Command, "train", ["x", "--compile", "off", "--epochs", "auto"], lambda _: published())
+    assert (parsed.recipe.compile, parsed.recipe.epochs, parsed.recipe.workers) == (False, None, None)
+    older = parse_with_recipe(Command, "train", ["x", "--start-share=1", "--adam-share", "0.5"], lambda _: published())
+    assert (older.recipe.initial_size_ratio, older.recipe.adamw_lr_ratio) == (1, 0.5)
+
+
+def test_what_the_first_versions_recorded_is_translated() -> None:
+    data = {"num_images": {"train": 100, "valid": 20}}
+    recipe = {"batch_size": 32, "epochs": 3, "seed": 5, "valid_seed": -1, "start_share": 0.25, "compile": "auto"}
+    plan = {"device": "cpu", "threads": 2, "first_cost": 0.5, "training_seconds": 0.0}
+    record = from_format_1({"recipe": recipe, "asked": recipe | {"epochs": 0}, "plan": plan, "data": data})
+    requested, resolved = record["requested"], record["resolved"]
+    assert (requested["epochs"], requested["valid_seed"], requested["initial_size_ratio"]) == (None, None, 0.25)
+    assert (resolved["valid_seed"], resolved["num_steps"], resolved["initial_step_cost"]) == (5, 12, 0.5)
+    # Plans from before these were measured meant them so.
+    assert (resolved["muon_precision"], resolved["compile"], resolved["max_steps"]) == ("bf16", False, None)
+    assert record["data"] == data

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from carnet import TrainingConfig
 from carnet.data.find import find_images
 from carnet.data.samples import Sample
 from carnet.errors import ImageError
-from carnet.preprocess import Images, load_image
+from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.pipeline import Batch, Preparation, ShuffledBatches, TrainingImages, load_batches
+from carnet.training.pipeline import Batch, ImageFiles, Pipeline, PixelsFrom
 from carnet.training.schedule import View
 
 
@@ -24,64 +25,81 @@ from carnet.training.schedule import View
     first_step=st.integers(0, 120),
 )
 def test_every_image_once_and_never_alone(num_images: int, batch_size: int, epoch: int, first_step: int) -> None:
-    batches = ShuffledBatches(num_images, batch_size, seed=3)
-    batches.epoch = epoch
-    whole = list(batches)
-    assert sorted(index for batch in whole for _, index in batch) == list(range(num_images))
-    assert len(whole) == len(batches) == batches.steps_per_epoch
+    pipeline = of_nothing(num_images, batch_size, seed=3)
+    whole = places(pipeline, epoch)
+    assert sorted(place for batch in whole for place in batch) == list(range(num_images))
+    assert len(whole) == pipeline.steps_per_epoch()
     assert all(len(batch) == batch_size for batch in whole[:-1])
     assert batch_size == 1 or num_images == 1 or len(whole[-1]) > 1
-    batches.first_step = min(first_step, len(whole))
-    assert list(batches) == whole[batches.first_step :]
+    assert places(pipeline, epoch, first_step) == whole[first_step:]
+
+
+def of_nothing(num_images: int, batch_size: int, seed: int) -> Pipeline:
+    files = ImageFiles([Sample(Path(str(number)), 0) for number in range(num_images)], seed)
+    return Pipeline(files, lambda _: np.zeros((8, 8, 3), np.uint8), Augmentation(0, 0, 0), seed, batch_size)
+
+
+def places(pipeline: Pipeline, epoch: int, first_step: int = 0) -> list[list[int]]:
+    return [[item.place for item in items] for items in pipeline.items(epoch, first_step)]
 
 
 def test_order_differs_between_epochs_and_seeds() -> None:
-    batches = ShuffledBatches(50, 50, seed=0)
-    (first,) = batches
-    batches.epoch = 1
-    (second,) = batches
-    (other,) = ShuffledBatches(50, 50, seed=1)
-    assert len({tuple(i for _, i in batch) for batch in (first, second, other)}) == 3
+    orders = [places(of_nothing(50, 50, seed), epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert len({tuple(order) for (order,) in orders}) == 3
 
 
 @pytest.fixture
-def images(photos: Path) -> TrainingImages:
+def pipeline(photos: Path) -> Pipeline:
     found = find_images(photos)
     spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
-    prepare = Preparation(lambda path: load_image(path, spec), Augmentation(0.2, 0.5, 15), View(48), seed=5)
-    return TrainingImages(found.splits["train"], prepare)
+    files = ImageFiles(found.splits["train"], seed=0)
+    return Pipeline(files, PixelsFrom(None, spec), Augmentation(0.2, 0.5, 15), seed=5, batch_size=7)
+
+
+def whole_view(_: int) -> View:
+    return View(48)
 
 
 def changed(augmentation: Augmentation, image: Images, seed: int) -> Images:
     return augmentation.apply(image, augmentation.draw(np.random.default_rng(seed)), len(image))
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index(images: TrainingImages) -> None:
-    first, label, _ = images[0, 3]
-    assert (first.shape, first.dtype) == ((48, 48, 3), np.uint8)
-    assert label == images.samples[3].label
-    assert np.array_equal(first, images[0, 3][0])
-    assert not np.array_equal(first, images[1, 3][0])
-    images.prepare.seed = 6
-    assert not np.array_equal(first, images[0, 3][0])
+def test_a_sample_is_a_function_of_seed_epoch_and_place(pipeline: Pipeline) -> None:
+    loaded = pipeline.load_step(0, 0)
+
+    def first(epoch: int, seed: int = 5) -> torch.Tensor:
+        return replace(pipeline, seed=seed).changed(loaded, epoch, View(48)).images[0]
+
+    batch = next(pipeline.batches(0, 0, whole_view))
+    assert (batch.images.shape, batch.images.dtype, batch.size) == ((7, 48, 48, 3), torch.uint8, 48)
+    assert [int(label) for label in batch.labels] == [pipeline.images.samples[image.place].label for image in loaded]
+    assert torch.equal(batch.images[0], first(0))
+    assert not torch.equal(first(0), first(1))
+    assert not torch.equal(first(0), first(0, seed=6))
 
 
-def test_threads_do_not_change_anything(images: TrainingImages) -> None:
-    batches = ShuffledBatches(len(images.samples), 7, seed=0)
-    alone = list(load_batches(images, batches, threads=0))
-    helped = list(load_batches(images, batches, threads=3))
-    assert len(alone) == len(helped) == 4
+def test_threads_do_not_change_anything(pipeline: Pipeline) -> None:
+    """Neither do they when the view changes inside an epoch, while later images are prepared already."""
+
+    def view(step: int) -> View:
+        return View(32 + 8 * step, 1 - step / 10)
+
+    alone = list(pipeline.batches(0, 0, view))
+    helped = list(pipeline.batches(0, 0, view, threads=3))
+    assert [batch.size for batch in alone] == [32, 40, 48, 56]
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
+    (later,) = pipeline.batches(0, 3, view)
+    assert torch.equal(later.images, alone[3].images)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_file_that_goes_under_way_is_named(threads: int, images: TrainingImages, tmp_path: Path) -> None:
-    gone = Sample(tmp_path / "gone.jpg", 0)
-    images.samples = [*images.samples[:3], gone]
+def test_a_file_that_goes_under_way_is_named(threads: int, pipeline: Pipeline, tmp_path: Path) -> None:
+    samples = [*pipeline.images.samples[:3], Sample(tmp_path / "gone.jpg", 0)]
+    broken = replace(pipeline, images=ImageFiles(samples, seed=0), batch_size=2)
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
-        list(load_batches(images, ShuffledBatches(4, 2, seed=0), threads))
+        list(broken.batches(0, 0, whole_view, threads=threads))
 
 
 def test_each_flag_changes_what_it_says() -> None:
@@ -194,15 +212,13 @@ def test_pieces_have_the_stated_areas_and_lie_inside() -> None:
     assert whole[:4] == (0, 0, 1, 1)
 
 
-def test_changes_can_be_left_to_the_gpu(images: TrainingImages) -> None:
-    batches = ShuffledBatches(len(images.samples), 7, seed=0)
-    here = list(load_batches(images, batches, threads=0))
-    images.prepare.apply = False
-    later = list(load_batches(images, batches, threads=0))
+def test_changes_can_be_left_to_the_gpu(pipeline: Pipeline) -> None:
+    here = pipeline.batches(0, 0, whole_view)
+    later = pipeline.batches(0, 0, whole_view, augment=False)
     for done, raw in zip(here, later, strict=True):
         assert done.changes is None
         assert raw.changes is not None
-        assert torch.equal(images.prepare.augmentation.apply_to_batch(raw.images, raw.changes, raw.size), done.images)
+        assert torch.equal(pipeline.augmentation.apply_to_batch(raw.images, raw.changes, raw.size), done.images)
 
 
 @pytest.mark.parametrize(

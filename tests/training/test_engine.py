@@ -16,30 +16,30 @@ from safetensors.torch import load_file
 from torch import nn
 
 from carnet import TrainingConfig, train
+from carnet.config import ResolvedConfig
 from carnet.errors import RunError, StoppedError
 from carnet.spec import ModelSpec
 from carnet.text import Silent
-from carnet.training import autotune as tuning
-from carnet.training import preparation, resumption, step
+from carnet.training import preparation, rehearsal, resumption, step
 from carnet.training.distributed import Processes
 from carnet.training.pipeline import Batch, cut_mix
-from carnet.training.resolve import Plan, resolve
+from carnet.training.preparation import DataScan
+from carnet.training.resolve import first_guess
 from carnet.training.step import TrainingStep, compiler_problem
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
 
 
-def run_with(plan_changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **keywords: Any) -> Any:
-    """Train with a plan that was tuned to something else."""
-    original = preparation.tune
+def run_with(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **keywords: Any) -> Any:
+    """Train with a config that was resolved otherwise."""
+    original = preparation.resolve
 
-    def retuned(*args: Any, **kwargs: Any) -> Any:
-        config, plan = original(*args, **kwargs)
-        return config, replace(plan, **plan_changes)
+    def resolved_otherwise(*args: Any) -> ResolvedConfig:
+        return replace(original(*args), **changes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "tune", retuned)
+        patch.setattr(preparation, "resolve", resolved_otherwise)
         return train(*arguments, progress=Silent(), **keywords)
 
 
@@ -50,29 +50,29 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_the_rehearsal_leaves_no_trace(
     photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = Plan.from_json(json.loads((trained_run / "config.json").read_text())["plan"])
-    monkeypatch.setattr(preparation, "tune", lambda config, *_, **__: (config, recorded))
+    recorded = ResolvedConfig.from_json(json.loads((trained_run / "config.json").read_text())["resolved"])
+    monkeypatch.setattr(preparation, "resolve", lambda *_: recorded)
     train(photos, SMALL, output=tmp_path / "unrehearsed", progress=Silent())
     assert same_weights(trained_run, tmp_path / "unrehearsed")
 
 
 def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    recipe = replace(SMALL, epochs=0, budget="10m", compile="off")
+    recipe = replace(SMALL, epochs=None, budget="10m", compile=False)
     document = run_with({"training_seconds": 1e-9}, monkeypatch, photos, recipe, output=run).document
     assert document["stopped_early"]
     assert document["epochs"] == 1
     assert any("the budget of 10m was spent in epoch 1" in note for note in document["notes"])
     assert "was spent in" in (run / "report.html").read_text()
     recorded = json.loads((run / "config.json").read_text())
-    assert recorded["recipe"]["epochs"] > 2
+    assert recorded["resolved"]["epochs"] > 2
     train(resume=run, progress=Silent())
 
 
 def test_a_slower_machine_gets_a_shorter_schedule(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = replace(SMALL, epochs=0, budget="10m", compile="off")
+    planned = replace(SMALL, epochs=None, budget="10m", compile=False)
     slow = iter(range(1, 10**6))
     monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: float(next(slow)))
     # A reading of that clock takes a second, and so does a step: 100 seconds hold fewer steps than the recipe's epochs.
@@ -87,13 +87,14 @@ def test_a_slower_machine_gets_a_shorter_schedule(
 
 def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 1000)
+    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 10)
 
-    def two_epochs(config: TrainingConfig, plan: Plan, *_: object, **__: object) -> tuple[TrainingConfig, Plan]:
-        return replace(config, epochs=2), replace(plan, training_seconds=0.05)
+    def two_epochs(asked: TrainingConfig, scan: DataScan, measure: object) -> ResolvedConfig:
+        guess = first_guess(replace(asked, epochs=2), num_train=scan.num_train, image_size=scan.image_size)
+        return replace(guess, training_seconds=6.0)
 
-    monkeypatch.setattr(preparation, "tune", two_epochs)
-    result = train(photos, replace(SMALL, epochs=0, budget="1s"), output=tmp_path / "run", progress=Silent())
+    monkeypatch.setattr(preparation, "resolve", two_epochs)
+    result = train(photos, replace(SMALL, epochs=None, budget="1s"), output=tmp_path / "run", progress=Silent())
     assert result.document["epochs"] > 2
     assert not result.document["stopped_early"]
     assert any("2 epochs were planned" in note and "fitted into 1s" in note for note in result.document["notes"])
@@ -105,7 +106,7 @@ def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(
 ) -> None:
     quick = iter(range(1, 10**6))
     monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 1000)
-    planned = {"training_seconds": 10.0, "training_steps": 4, "most_steps": 6}
+    planned = {"training_seconds": 10.0, "num_steps": 4, "max_steps": 6}
     result = run_with(planned, monkeypatch, photos, replace(SMALL, budget="10s"), output=tmp_path / "run")
     assert result.document["epochs"] == 2
     assert result.history[-1]["lr"] < 0.2 * max(epoch["lr"] for epoch in result.history)
@@ -123,11 +124,11 @@ def test_exact_resume_with_everything_on(
 ) -> None:
     """The network is traced here; generating code for it takes minutes, and is a slow test."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(tuning, "compiler_problem", lambda _: "")
+    monkeypatch.setattr(rehearsal, "compiler_problem", lambda _: "")
     monkeypatch.setattr(resumption, "compiler_problem", lambda _: "")
-    recipe = replace(SMALL, compile="on", precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
+    recipe = replace(SMALL, compile=True, precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())
-    plan = json.loads((tmp_path / "whole" / "config.json").read_text())["plan"]
+    plan = json.loads((tmp_path / "whole" / "config.json").read_text())["resolved"]
     assert (plan["compile"], plan["precision"], plan["micro_batch"]) == (True, "bf16", 4)
     for number, moment in enumerate(moments):
         run = tmp_path / f"run{number}"
@@ -138,16 +139,16 @@ def test_exact_resume_with_everything_on(
         assert same_weights(run, tmp_path / "whole")
     with pytest.raises(RunError, match=r"planned otherwise: --micro-batch 2 \(was 4\)"):
         train(resume=run, config=replace(recipe, micro_batch=2))
-    with pytest.raises(RunError, match=r"planned otherwise: --compile False \(was True\)"):
-        train(resume=run, config=replace(recipe, compile="off"))
+    with pytest.raises(RunError, match=r"planned otherwise: --compile off \(was on\)"):
+        train(resume=run, config=replace(recipe, compile=False))
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_learns_like_plain(photos: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, precision="fp32", epochs=1)
-    train(photos, replace(recipe, compile="on"), output=tmp_path / "compiled", progress=Silent())
-    train(photos, replace(recipe, fast_depthwise="off"), output=tmp_path / "plain", progress=Silent())
+    train(photos, replace(recipe, compile=True), output=tmp_path / "compiled", progress=Silent())
+    train(photos, replace(recipe, fast_depthwise=False), output=tmp_path / "plain", progress=Silent())
     one, other = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
     # Adam turns rounding of a vanishing gradient, as a bias before batch norm has, into a whole step.
     names = [name for name in one if not name.endswith("conv1.bias") and "num_batches" not in name]
@@ -160,24 +161,24 @@ def test_compiled_learns_like_plain(photos: Path, tmp_path: Path) -> None:
 def test_either_layout_trains(layout: Any, photos: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, epochs=1, memory_format=layout, precision="fp32")
     train(photos, recipe, output=tmp_path / "run", progress=Silent())
-    plan = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
+    plan = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
     assert plan["memory_format"] == layout
 
 
 def test_gradients_add_up_over_micro_batches() -> None:
     """Without batch norm, parts of a batch learn what the batch does."""
-    config = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32")
+    asked = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32")
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
     torch.manual_seed(0)
     batch = Batch(torch.randint(0, 256, (10, 9, 9, 3), dtype=torch.uint8), torch.randint(0, 3, (10,)))
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 3))
     ends = {}
     for micro_batch in (10, 5, 4, 1):
-        plan = replace(resolve(config), micro_batch=micro_batch)
+        config = replace(first_guess(asked, num_train=10, image_size=9), micro_batch=micro_batch)
         learner = copy.deepcopy(network)
         processes = Processes()
-        fabric = processes.fabric(plan, [])
-        take = TrainingStep(learner, spec, config, plan=plan, processes=processes, fabric=fabric)
+        fabric = processes.fabric(config, [])
+        take = TrainingStep(learner, spec, config, processes=processes, fabric=fabric)
         results = [take(batch, 0, lambda _: None) for _ in range(3)]
         ends[micro_batch] = (
             [result.loss for result in results],
@@ -191,11 +192,11 @@ def test_gradients_add_up_over_micro_batches() -> None:
 
 def take_step(network: nn.Module, batch: Batch, seed: int, **changes: Any) -> float:
     """The loss of one step, of which nothing is left."""
-    config = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32", **changes)
+    asked = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32", **changes)
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
-    plan, processes = replace(resolve(config), micro_batch=10), Processes()
-    fabric = processes.fabric(plan, [])
-    step = TrainingStep(copy.deepcopy(network), spec, config, plan=plan, processes=processes, fabric=fabric)
+    config, processes = first_guess(asked, num_train=10, image_size=9), Processes()
+    fabric = processes.fabric(config, [])
+    step = TrainingStep(copy.deepcopy(network), spec, config, processes=processes, fabric=fabric)
     return step(batch, seed, lambda _: None).loss
 
 

@@ -19,13 +19,13 @@ from carnet.text import Silent
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CARNET_TEST_GPU=1")
 
 SMALL = TrainingConfig(
-    model="carnet_n", image_size=64, epochs=2, batch_size=8, device="cuda", precision="fp32", compile="off"
+    model="carnet_n", image_size=64, epochs=2, batch_size=8, device="cuda", precision="fp32", compile=False
 )
 
 
 def test_it_trains_there_and_says_what_that_took(photos: Path, tmp_path: Path) -> None:
     result = train(photos, SMALL, output=tmp_path / "run", progress=Silent())
-    plan = json.loads((tmp_path / "run" / "config.json").read_text())["plan"]
+    plan = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
     assert (plan["device"], plan["device_name"]) == ("cuda", torch.cuda.get_device_name())
     assert result.document["peak_device_bytes"] > 2**20
     assert (tmp_path / "run" / "batch.png").stat().st_size > 0
@@ -34,7 +34,7 @@ def test_it_trains_there_and_says_what_that_took(photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", ["carnet_n", "carnet18"])
 def test_a_stopped_run_ends_with_the_same_weights(model: str, precision: str, photos: Path, tmp_path: Path) -> None:
-    recipe = replace(SMALL, model=model, precision=precision, fast_depthwise="on")
+    recipe = replace(SMALL, model=model, precision=precision, fast_depthwise=True)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())
     with pytest.raises(StoppedError):
         train(photos, recipe, output=tmp_path / "run", progress=StopAt("epoch 2/2", 1))
@@ -59,5 +59,5 @@ def test_it_judges_the_same_as_on_a_processor(photos: Path, tmp_path: Path) -> N
 
 
 def test_a_compiled_network_trains_there(photos: Path, tmp_path: Path) -> None:
-    run = train(photos, replace(SMALL, compile="on"), output=tmp_path / "run", progress=Silent()).run
-    assert json.loads((run / "config.json").read_text())["plan"]["compile"] is True
+    run = train(photos, replace(SMALL, compile=True), output=tmp_path / "run", progress=Silent()).run
+    assert json.loads((run / "config.json").read_text())["resolved"]["compile"] is True

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from runs import resolved
 from torch import nn
 
 from carnet import TrainingConfig, create_model
@@ -46,7 +47,7 @@ def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere(monkeypatch: pytes
     monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", lambda matrix, *_: orthogonalized(matrix))
     network = Matrices()
     reference = copy.deepcopy(network)
-    ours = Muon(network, lr=0.02, adam_share=0.1, weight_decay=0.05)
+    ours = Muon(network, lr=0.02, adamw_lr_ratio=0.1, weight_decay=0.05)
     matrix = nn.Parameter(reference.hidden.weight.detach().flatten(1).clone())
     muon = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
     weights = [reference.first.weight, reference.head.weight]
@@ -78,13 +79,15 @@ def test_which_weights_are_hidden_matrices() -> None:
 
 
 def test_the_published_optimizer_is_adam() -> None:
-    optimizer = make_optimizer(create_model("carnet18", num_classes=3), published())
+    optimizer = make_optimizer(create_model("carnet18", num_classes=3), resolved(published()))
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.defaults["lr"] == 5e-4
 
 
 def test_every_group_keeps_its_own_rate() -> None:
-    optimizer = make_optimizer(create_model("carnet_n", num_classes=3), TrainingConfig(lr=0.02, adam_share=0.5))
+    optimizer = make_optimizer(
+        create_model("carnet_n", num_classes=3), resolved(TrainingConfig(lr=0.02, adamw_lr_ratio=0.5))
+    )
     set_lr(optimizer, 0.1)
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.005, 0.005])
@@ -92,7 +95,7 @@ def test_every_group_keeps_its_own_rate() -> None:
 
 def test_weights_shrink_as_the_recipe_says() -> None:
     network = create_model("carnet_n", num_classes=3)
-    muon = make_optimizer(network, TrainingConfig(weight_decay=0.3))
+    muon = make_optimizer(network, resolved(TrainingConfig(weight_decay=0.3)))
     assert [group["weight_decay"] for group in muon.param_groups] == [0.3, 0.3, 0.0]
-    adam = make_optimizer(network, TrainingConfig(optimizer="adam", weight_decay=0.3))
+    adam = make_optimizer(network, resolved(TrainingConfig(optimizer="adam", weight_decay=0.3)))
     assert [group["weight_decay"] for group in adam.param_groups] == [0.3]

@@ -7,17 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from children import finished
 from together import die, losses_with_frozen_batch_norm
 
 from carnet import TrainingConfig, train
+from carnet.data.samples import Sample
 from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
 from carnet.text import Silent
+from carnet.training.augment import Augmentation
 from carnet.training.distributed import Processes, launch
-from carnet.training.pipeline import ShuffledBatches
+from carnet.training.pipeline import ImageFiles, Pipeline
 from carnet.training.preparation import Job, prepare
-from carnet.training.resolve import resolve
+from carnet.training.resolve import device_and_number
 from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.
@@ -36,16 +39,18 @@ def processes(request: pytest.FixtureRequest) -> None:
 
 
 def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
-    return prepare(data, recipe, resolve(recipe), output=run, init=None, ignore=(), started=0.0, progress=Silent())
+    return prepare(data, recipe, output=run, init=None, ignore=(), started=time.monotonic(), progress=Silent())
 
 
 @pytest.mark.parametrize(("num_images", "steps"), [(24, 3), (22, 3), (21, 2), (20, 2), (9, 1), (4, 1)])
 def test_every_image_belongs_to_one_process(num_images: int, steps: int) -> None:
-    shares = [ShuffledBatches(num_images, 9, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
-    assert [share.steps_per_epoch for share in shares] == [steps, steps]
-    whole = list(ShuffledBatches(num_images, 9, seed=0))
+    files = ImageFiles([Sample(Path(str(number)), 0) for number in range(num_images)], seed=0)
+    pipeline = Pipeline(files, lambda _: np.zeros((8, 8, 3), np.uint8), Augmentation(0, 0, 0), 0, batch_size=9)
+    shares = [[[item.place for item in items] for items in pipeline.items(0, 0, rank, 2)] for rank in (0, 1)]
+    assert [len(share) for share in shares] == [steps, steps] == [pipeline.steps_per_epoch(2)] * 2
+    whole = [[item.place for item in items] for items in pipeline.items(0, 0)]
     batches = [sorted([*one, *other]) for one, other in zip(*shares, strict=True)]
-    assert sorted(key for batch in batches for key in batch) == [(0, index) for index in range(num_images)]
+    assert sorted(place for batch in batches for place in batch) == list(range(num_images))
     assert all(len(part) >= 2 for share in shares for part in share)
     if len(whole) == steps:
         assert batches == [sorted(batch) for batch in whole]
@@ -96,8 +101,8 @@ def test_a_dead_process_ends_the_others(rank: int, photos: Path, tmp_path: Path)
 
 def test_an_error_in_one_process_is_everyones(photos: Path, tmp_path: Path) -> None:
     job = new_job(photos, tmp_path / "run", config(cache="off"))
-    order = next(iter(ShuffledBatches(24, 9, seed=0, rank=1, num_processes=2)))
-    missing = job.images.data.splits["train"][order[0][1]]
+    item = next(job.pipeline.items(0, 0, 1, 2))[0]
+    missing = job.images.data.splits["train"][item.place]
     object.__setattr__(missing, "path", missing.path.with_name("gone.jpg"))
     with pytest.raises(ImageError, match=r"gone\.jpg: no such file") as error:
         launch(die, (job, -1), size=2, device="cpu", progress=Silent())
@@ -105,11 +110,14 @@ def test_an_error_in_one_process_is_everyones(photos: Path, tmp_path: Path) -> N
     assert job.run.checkpoint.exists()
 
 
-def test_refusals(photos: Path, tmp_path: Path) -> None:
+def test_refusals(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--batch-size must be at least 2 images for each of the 8 devices"):
         config(devices=8)
-    with pytest.raises(ConfigError, match="--devices 2 contradicts the 4 processes of torchrun"):
-        resolve(TWO, num_launched=4)
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
+            patch.setenv(name, value)
+        with pytest.raises(ConfigError, match="--devices 2 contradicts the 4 processes of torchrun"):
+            device_and_number(TWO)
     with pytest.raises(DataError, match="24 training images cannot be shared by 16 devices"):
         new_job(photos, tmp_path / "run", config(devices=16, batch_size=32))
 

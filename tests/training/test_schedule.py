@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from runs import resolved
 
-from carnet import TrainingConfig
 from carnet.config import published
 from carnet.training.schedule import (
-    first_side,
-    first_view,
-    last_view,
-    lr_share,
+    final_view,
+    initial_side,
+    initial_view,
+    lr_ratio,
     mean_cost,
     step_cost,
     view_at,
@@ -19,60 +19,65 @@ from carnet.training.schedule import (
 
 
 def test_learning_rate_over_the_run() -> None:
-    config = TrainingConfig(warmup=0.2)
-    shares = [lr_share((step + 0.5) / 100, config) for step in range(100)]
+    config = resolved(warmup=0.2)
+    shares = [lr_ratio((step + 0.5) / 100, config) for step in range(100)]
     assert int(np.argmax(shares)) in (19, 20)
     assert max(shares) > 0.97
     assert shares[0] < 0.05
     assert 0 < shares[-1] < 0.01
     assert shares[59] == pytest.approx(40.5 / 80)
-    assert {lr_share(step / 100, published()) for step in range(100)} == {1.0}
-    assert lr_share(0.5, TrainingConfig(warmup=0)) == pytest.approx(0.5)
+    assert {lr_ratio(step / 100, resolved(published())) for step in range(100)} == {1.0}
+    assert lr_ratio(0.5, resolved(warmup=0)) == pytest.approx(0.5)
 
 
 def test_images_grow_and_end_at_their_full_side() -> None:
-    config = TrainingConfig(image_size=128)
+    config = resolved(image_size=128)
     sides = [view_at(epoch / 20, config, 1000).side for epoch in range(20)]
     assert sides == sorted(sides)
     assert set(sides) == {64, 96, 128}
-    assert sides[0] == first_side(config) == 64
+    assert sides[0] == initial_side(config) == 64
     assert sides[15:] == [128] * 5
-    odd = TrainingConfig(image_size=110)
-    assert [first_side(odd), *sorted({view_at(step / 100, odd, 1000).side for step in range(100)})] == [64, 64, 96, 110]
+    odd = resolved(image_size=110)
+    assert [initial_side(odd), *sorted({view_at(step / 100, odd, 1000).side for step in range(100)})] == [
+        64,
+        64,
+        96,
+        110,
+    ]
 
 
 @pytest.mark.parametrize(("size", "first"), [(16, 16), (64, 64), (96, 64), (128, 64), (160, 64), (224, 96), (384, 192)])
 def test_small_images_have_nothing_to_spare(size: int, first: int) -> None:
-    assert first_side(TrainingConfig(image_size=size)) == first
+    assert initial_side(resolved(image_size=size)) == first
 
 
 def test_images_end_nearly_whole() -> None:
-    config = TrainingConfig(image_size=128, min_crop=0.4)
+    config = resolved(image_size=128, min_crop=0.4)
     assert [view_at(progress, config, 8000).min_crop for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0.9, 0.9]
-    assert view_at(1, TrainingConfig(image_size=128, min_crop=0.95), 8000).min_crop == 0.95
-    assert (view_at(0, config, 8000), view_at(1, config, 8000)) == (first_view(config), last_view(config))
+    assert view_at(1, resolved(image_size=128, min_crop=0.95), 8000).min_crop == 0.95
+    assert (view_at(0, config, 8000), view_at(1, config, 8000)) == (initial_view(config), final_view(config))
 
 
 @pytest.mark.parametrize(("steps", "whole"), [(100, 25), (8000, 25), (10_000, 20), (20_000, 10), (100_000, 2)])
 def test_long_runs_show_nearly_whole_images_for_some_time_only(steps: int, whole: int) -> None:
-    config = TrainingConfig(image_size=128, min_crop=0.25)
+    config = resolved(image_size=128, min_crop=0.25)
     pieces = [view_at((part + 0.5) / 100, config, steps).min_crop for part in range(100)]
     assert pieces == [0.25] * (100 - whole) + [0.9] * whole
 
 
 def test_where_images_do_not_grow() -> None:
-    assert {view_at(step / 10, published(), 1000) for step in range(10)} == {(244, 1)}
-    assert first_side(TrainingConfig(image_size=101, start_share=1.0)) == 101
-    small = TrainingConfig(image_size=32)
-    assert mean_cost(0, small, 0.5) == step_cost(32, small, 0.5) == 1
+    assert {view_at(step / 10, resolved(published()), 1000) for step in range(10)} == {(244, 1)}
+    assert initial_side(resolved(image_size=101, initial_size_ratio=1.0)) == 101
+    small = resolved(image_size=32, initial_step_cost=0.5)
+    assert mean_cost(small) == step_cost(32, small) == 1
 
 
 def test_the_cost_of_a_step_lies_between_the_first_and_the_last() -> None:
-    config = TrainingConfig(image_size=128)
-    assert step_cost(64, config, 0.4) == pytest.approx(0.4)
-    assert step_cost(128, config, 0.4) == pytest.approx(1)
+    config = resolved(image_size=128, initial_step_cost=0.4)
+    assert step_cost(64, config) == pytest.approx(0.4)
+    assert step_cost(128, config) == pytest.approx(1)
     # Half of what is between, at the side whose area is in the middle.
-    assert step_cost(round(math.sqrt((64**2 + 128**2) / 2)), config, 0.4) == pytest.approx(0.7, abs=0.01)
-    whole, second_half = mean_cost(0, config, 0.4), mean_cost(0.5, config, 0.4)
+    assert step_cost(round(math.sqrt((64**2 + 128**2) / 2)), config) == pytest.approx(0.7, abs=0.01)
+    whole, second_half = mean_cost(config), mean_cost(config, 0.5)
     assert 0.4 < whole < second_half < 1
-    assert mean_cost(0.75, config, 0.4) == pytest.approx(1)
+    assert mean_cost(config, 0.75) == pytest.approx(1)

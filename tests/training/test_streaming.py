@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 from runs import StopAt
 
 from carnet import TrainingConfig, evaluate, load, train
+from carnet.data.samples import Sample
 from carnet.data.scan import hash_files
+from carnet.data.stream import ImageStream
+from carnet.data.stream_scan import check_stream
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
 from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training.augment import Augmentation
-from carnet.training.pipeline import Preparation, augmenting_rng
+from carnet.training.pipeline import Pipeline, PixelsFrom, StreamedImages, augmenting_rng
 from carnet.training.run import TrainingResult
 from carnet.training.schedule import View
 
@@ -87,37 +91,40 @@ def test_streamed_stops_and_resumes_to_the_same_weights(photos: Path, tmp_path: 
 
 
 def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path, tmp_path: Path) -> None:
-    from carnet.data.stream import ImageStream
-    from carnet.data.stream_scan import check_stream
-    from carnet.training.pipeline import StreamedBatches
-
     stream = ImageStream(str(shards(photos, tmp_path / "shards")))
     checked = check_stream(stream, image_size=48, ignore=("images/train/0000003.jpg",))
     train = checked.data.splits["train"]
     assert (len(train), len(checked.data.ignored)) == (23, 1)
-    shares = [StreamedBatches(stream, train, 6, seed=0, rank=rank, num_processes=2) for rank in (0, 1)]
-    positions = [[image.position for batch in share for _, image in batch] for share in shares]
-    assert sorted(positions[0] + positions[1]) == [number for number in range(24) if number != 3]
-    shares[0].first_step = 2
-    assert [image.position for batch in shares[0] for _, image in batch] == positions[0][6:]
-    shares[0].epoch = 1
-    assert [image.position for batch in shares[0] for _, image in batch] != positions[0][6:]
+    pipeline = streamed(stream, train)
+
+    def places(epoch: int, first_step: int, rank: int) -> list[int]:
+        return [item.place for items in pipeline.items(epoch, first_step, rank, 2) for item in items]
+
+    whole = places(0, 0, 0)
+    assert sorted(whole + places(0, 0, 1)) == [number for number in range(24) if number != 3]
+    assert places(0, 2, 0) == whole[6:]
+    assert places(1, 2, 0) != whole[6:]
+
+
+def streamed(stream: ImageStream, train: Sequence[Sample], batch_size: int = 6) -> Pipeline:
+    spec = ModelSpec(model="carnet_s", classes=stream.classes, image_size=48)
+    images = StreamedImages(stream.source, train, stream.classes, seed=0)
+    return Pipeline(images, PixelsFrom(None, spec), Augmentation(0.2, 0.5, 15), 5, batch_size)
 
 
 def test_streamed_images_keep_their_labels_and_change_with_the_epoch(photos: Path, tmp_path: Path) -> None:
-    from carnet.data.stream import ImageStream
-    from carnet.training.pipeline import StreamedTrainingImages
-
     stream = ImageStream(str(shards(photos, tmp_path / "shards")))
     spec = ModelSpec(model="carnet_s", classes=stream.classes, image_size=48)
-    augmentation = Augmentation(0.2, 0.5, 15)
-    prepare = Preparation(lambda content: load_image(content, spec), augmentation, View(48), seed=5)
-    images = StreamedTrainingImages(stream.classes, prepare)
-    for image in stream.read("train", order=None):
-        pixels, label, _ = images[1, image]
-        assert stream.classes[label] == image.label
-        change = augmentation.draw(augmenting_rng(5, 1, image.position))
-        assert np.array_equal(pixels, augmentation.apply(load_image(image.content, spec), change, 48))
+    train = check_stream(stream, image_size=48, ignore=()).data.splits["train"]
+    pipeline = streamed(stream, train, batch_size=24)
+    there = {image.position: image for image in stream.read("train", order=None)}
+    (items,), (batch,) = pipeline.items(1, 0), pipeline.batches(1, 0, lambda _: View(48))
+    assert len(items) == len(there) == 24
+    for item, pixels, label in zip(items, batch.images.numpy(), batch.labels.tolist(), strict=True):
+        assert stream.classes[label] == there[item.place].label
+        change = pipeline.augmentation.draw(augmenting_rng(5, 1, item.place))
+        changed = pipeline.augmentation.apply(load_image(there[item.place].content, spec), change, 48)
+        assert np.array_equal(pixels, changed)
 
 
 def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) -> None:
@@ -130,9 +137,6 @@ def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) 
 
 
 def test_other_images_in_shards_of_the_same_size(photos: Path, tmp_path: Path) -> None:
-    from carnet.data.stream import ImageStream
-    from carnet.data.stream_scan import check_stream
-
     data = shards(photos, tmp_path / "shards")
 
     def kept() -> dict[str, str]:

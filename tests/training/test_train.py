@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from carnet import TrainingConfig, create_model, evaluate, files, load, train
+from carnet.config import ResolvedConfig
 from carnet.errors import (
     ConfigError,
     DataError,
@@ -37,13 +38,11 @@ from carnet.errors import (
 from carnet.prefetch import available_cores
 from carnet.run_folder import RunFolder
 from carnet.text import Silent
-from carnet.training import loop as trainer_module
-from carnet.training import preparation, resumption
+from carnet.training import hooks, loop, preparation, resumption
 from carnet.training import run as session_module
 from carnet.training import step as step_module
 from carnet.training.augment import Augmentation, Change
-from carnet.training.preparation import look_at
-from carnet.training.resolve import resolve, with_augmentation, with_size
+from carnet.training.preparation import scan_data
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 
@@ -85,8 +84,12 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert [row["epoch"] for row in metrics(trained_run)] == ["1", "2"]
     assert float(metrics(trained_run)[1]["valid_top1"]) == result["final"]["valid_top1"] == result["valid"]["top1"]
     record = json.loads((trained_run / "config.json").read_text())
-    assert TrainingConfig.from_json(record["recipe"]) == with_augmentation(with_size(SMALL))
-    assert record["plan"]["device"] == "cpu"
+    assert TrainingConfig.from_json(record["requested"]) == SMALL
+    resolved = ResolvedConfig.from_json(record["resolved"])
+    assert (resolved.device, resolved.cutmix, resolved.min_crop, resolved.num_steps) == ("cpu", 0, 0.35, 6)
+    assert SMALL.differences(resolved) == [
+        "--cutmix 0.0 (was auto)", "--min-crop 0.35 (was auto)", "--valid-seed 0 (was auto)"
+    ]  # fmt: skip
     model = json.loads((trained_run / "model.json").read_text())
     network = create_model("carnet_n", num_classes=3)
     params = sum(parameter.numel() for parameter in network.parameters())
@@ -125,7 +128,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_images_are_shown_as_the_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small and in pieces at first, at full side and nearly whole in the end; an only epoch is the last one."""
+    """Small and in pieces at first, at full side and nearly whole in the last quarter, also inside an epoch."""
     shown: list[int] = []
     pieces: list[float] = []
     normalize_on, draw = step_module.normalize_on, Augmentation.draw
@@ -141,10 +144,10 @@ def test_images_are_shown_as_the_run_goes_on(photos: Path, tmp_path: Path, monke
     monkeypatch.setattr(step_module, "normalize_on", looking)
     monkeypatch.setattr(Augmentation, "draw", drawing)
     train(photos, config(image_size=128, epochs=3, workers=0), output=tmp_path / "three")
-    assert shown[-9:] == [64] * 3 + [96] * 3 + [128] * 3
+    assert shown[-9:] == [64, 64, 96, 96, 96, 96, 128, 128, 128]
     assert (pieces[-72], pieces[-1]) == (0.35, 0.9)
-    train(photos, config(image_size=128, epochs=1, workers=0), output=tmp_path / "one")
-    assert shown[-3:] == [128] * 3
+    train(photos, config(image_size=128, epochs=1, batch_size=4, workers=0), output=tmp_path / "one")
+    assert shown[-6:] == [64, 64, 96, 96, 128, 128]
 
 
 def test_the_drawn_batch_is_what_goes_in(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +200,7 @@ def test_seconds_are_those_of_all_sessions(photos: Path, tmp_path: Path, monkeyp
             return [float(row["seconds"]) for row in csv.DictReader(file)]
 
     def train_by(clock: Clock, **arguments: Any) -> None:
-        monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock, monotonic=time.monotonic))
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock, monotonic=time.monotonic))
         train(progress=clock, **arguments)
 
     train_by(Clock(10**9), data=photos, config=SMALL, output=tmp_path / "whole")
@@ -214,7 +217,7 @@ def test_images_that_grow_are_taken_up_at_their_side(photos: Path, tmp_path: Pat
     growing = config(image_size=128, epochs=3, cutmix=1.0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(photos, growing, output=whole)
-    assert [row["image_size"] for row in metrics(whole)] == ["64", "96", "128"]
+    assert [row["image_size"] for row in metrics(whole)] == ["96", "96", "128"]
     for during in ("epoch 2/3", "epoch 3/3"):
         with pytest.raises(StoppedError):
             train(photos, growing, output=stopped, progress=StopAfter(2, during=during))
@@ -263,7 +266,7 @@ def test_resume_refuses_what_would_change_the_result(photos: Path, tmp_path: Pat
 
 def test_as_many_are_held_back_as_asked(flat: Path) -> None:
     recipe = config(valid_fraction=0.5)
-    splits = look_at(flat, recipe, resolve(recipe), (), Silent()).images.data.splits
+    splits = scan_data(flat, recipe, (), Silent()).images.data.splits
     assert {name: len(samples) for name, samples in splits.items()} == {"train": 15, "valid": 15}
 
 
@@ -287,9 +290,9 @@ def test_images_are_made_square_as_asked(cache: str, tmp_path: Path) -> None:
 def test_a_budget_that_is_spent_on_looking(photos: Path) -> None:
     recipe = config(budget="3s", cache="off")
     with pytest.raises(ConfigError, match=r"images took all of --budget 3s; all of them take about .*, so give more"):
-        look_at(photos, recipe, resolve(recipe), (), Silent(), started=time.monotonic() - 3)
+        scan_data(photos, recipe, (), Silent(), started=time.monotonic() - 3)
     # A run that goes on has been planned.
-    look_at(photos, recipe, resolve(recipe), (), Silent())
+    scan_data(photos, recipe, (), Silent())
 
 
 @pytest.mark.parametrize("flag", ["batch_size", "micro_batch"])
@@ -402,8 +405,8 @@ def test_another_machine_is_said_and_recorded(photos: Path, tmp_path: Path, monk
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(photos, SMALL, output=run, progress=StopAfter(1))
-    first = json.loads((run / "config.json").read_text())["plan"]["device_name"]
-    monkeypatch.setattr("carnet.training.resolve.device_name", lambda device: "another card")
+    first = json.loads((run / "config.json").read_text())["resolved"]["device_name"]
+    monkeypatch.setattr(resumption, "device_name", lambda device: "another card")
     heard = StopAfter(1, during="epoch 2/2")
     with pytest.raises(StoppedError):
         train(resume=run, progress=heard)
@@ -604,7 +607,7 @@ def test_python_callers_see_progress_unless_they_do_not_want_to(
 
 
 def test_the_remaining_time_is_foretold_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(hooks, "MEASURED_SECONDS", 0.0)
     heard = StopAfter(-1)
     train(photos, config(batch_size=4), output=tmp_path / "run", progress=heard)
     forecasts = [text for text in heard.said if " s a step, " in text]
@@ -699,13 +702,13 @@ def test_a_failure_after_the_last_step_says_that_training_is_done(
 
 def test_checkpoints_inside_an_epoch(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    original = trainer_module.save_checkpoint
+    original = hooks.save_checkpoint
 
     def recording(path: Path, network: Any, optimizer: Any, state: Any, *arguments: Any, **keywords: Any) -> None:
         saved.append((state["epoch"], state["step"]))
         original(path, network, optimizer, state, *arguments, **keywords)
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", recording)
+    monkeypatch.setattr(hooks, "save_checkpoint", recording)
     train(photos, config(epochs=1, checkpoint_minutes=1e-9), output=tmp_path / "by time")
     assert saved == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
     saved.clear()
@@ -718,7 +721,7 @@ def test_bf16_trains_and_is_evaluated_in_fp32(photos: Path, tmp_path: Path) -> N
     train(photos, config(epochs=1, precision="bf16"), output=run)
     assert {tensor.dtype for tensor in load_file(run / "model.safetensors").values()} == {torch.float32, torch.int64}
     assert float(metrics(run)[0]["valid_loss"]) == pytest.approx(evaluate(run, photos).loss, rel=1e-5)
-    assert json.loads((run / "config.json").read_text())["plan"]["precision"] == "bf16"
+    assert json.loads((run / "config.json").read_text())["resolved"]["precision"] == "bf16"
 
 
 def test_flat_folder_and_its_split_on_evaluation(flat: Path, tmp_path: Path) -> None:
@@ -822,7 +825,9 @@ def test_tensorboard(photos: Path, tmp_path: Path) -> None:
 
 def test_a_network_of_one_size_says_how_to_train_it(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    with pytest.raises(ConfigError, match=r"--start-share 0.5: timm/vit_tiny.* cannot take .*; take --start-share 1"):
+    with pytest.raises(
+        ConfigError, match=r"--initial-size-ratio 0.5: timm/vit_tiny.* cannot take .*; take --initial-size-ratio 1"
+    ):
         train(photos, config(model="timm/vit_tiny_patch16_224", image_size=224), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -56,7 +56,7 @@ def test_answers_of_different_filters_have_nothing_to_do_with_each_other(
 
 def test_killed_before_the_first_checkpoint(photos: Path, tmp_path: Path) -> None:
     """The run begins again, with the same filters for any number of threads, and leaves nothing lying about."""
-    recipe = TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8, compile="off")
+    recipe = TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8, compile=False)
     whole = train(photos, recipe, output=tmp_path / "whole").run
     killed = shutil.copytree(whole, tmp_path / "killed")
     for path in killed.iterdir():
@@ -93,7 +93,7 @@ def test_only_new_weights_of_networks_with_patches(photos: Path, tmp_path: Path)
     ]
     # Without learning anything, what a run begins with is what it ends with.
     still = TrainingConfig(
-        model="carnet_n", image_size=32, epochs=1, batch_size=8, lr=1e-30, weight_decay=0.0, compile="off"
+        model="carnet_n", image_size=32, epochs=1, batch_size=8, lr=1e-30, weight_decay=0.0, compile=False
     )
     first = train(photos, still, output=tmp_path / "first").run
     again = train(photos, replace(still, seed=1), output=tmp_path / "again", init=first).run

@@ -16,11 +16,20 @@ from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
 from carnet.models.device import on_threads
 from carnet.text import Silent
-from carnet.training import autotune as tuning
-from carnet.training.measurements import MatrixRates, kept_matrix_rates, measure_matrix_rates
-from carnet.training.resolve import Plan
+from carnet.training import measurements, rehearsal
+from carnet.training.measurements import (
+    PRIOR_SECONDS,
+    MatrixRates,
+    compiling,
+    expected_seconds,
+    kept_matrix_rates,
+    known_speedup,
+    measure_matrix_rates,
+    recall,
+    remember,
+)
 
-SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile="off")
+SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile=False)
 
 
 @pytest.mark.parametrize(("bf16", "faster"), [(0.85, "fp32"), (82.0, "fp32"), (90.0, "fp32"), (91.0, "bf16")])
@@ -72,8 +81,8 @@ train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1,
     assert rates["bf16"] < rates["fp32"] / 2, "the variables have no effect"
     record = json.loads((run / "config.json").read_text())
     assert record["processor_features"] == "AVX2"
-    assert record["plan"]["matrix_gflops"]["bf16"] < record["plan"]["matrix_gflops"]["fp32"] / 2
-    assert record["plan"]["muon_precision"] == "fp32"
+    assert record["resolved"]["matrix_gflops"]["bf16"] < record["resolved"]["matrix_gflops"]["fp32"] / 2
+    assert record["resolved"]["muon_precision"] == "fp32"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -81,12 +90,12 @@ def test_a_resumed_run_keeps_to_its_precision(
     precision: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = MatrixRates(fp32=1.0, bf16={"fp32": 0.1, "bf16": 10.0}[precision])
-    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: chosen)
+    monkeypatch.setattr(rehearsal, "kept_matrix_rates", lambda _: chosen)
     train(photos, SMALL, output=tmp_path / "whole", progress=Silent())
     with pytest.raises(StoppedError):
         train(photos, SMALL, output=tmp_path / "run", progress=StopAt("epoch 2/2", 1))
     # On a machine where the other one is faster.
-    monkeypatch.setattr(tuning, "kept_matrix_rates", lambda _: MatrixRates(fp32=chosen.bf16, bf16=chosen.fp32))
+    monkeypatch.setattr(rehearsal, "kept_matrix_rates", lambda _: MatrixRates(fp32=chosen.bf16, bf16=chosen.fp32))
     asked = replace(SMALL, muon_precision={"fp32": "bf16", "bf16": "fp32"}[precision])
     with pytest.raises(RunError, match=r"--muon-precision"):
         train(config=asked, resume=tmp_path / "run", progress=Silent())
@@ -96,7 +105,52 @@ def test_a_resumed_run_keeps_to_its_precision(
     assert not same_weights(tmp_path / "whole", tmp_path / "other")
 
 
-def test_plans_from_before_this_was_measured_meant_bf16(trained_run: Path) -> None:
-    plan = json.loads((trained_run / "config.json").read_text())["plan"]
-    del plan["muon_precision"]
-    assert Plan.from_json(plan).muon_precision == "bf16"
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_it_took_before_is_expected_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expected_seconds(recall(), "carnet_s") == PRIOR_SECONDS
+    remember(compiling("carnet_s"), {"seconds": 21.0})
+    remember(compiling("carnet_m"), {"seconds": 93.0})
+    assert expected_seconds(recall(), "carnet_s") == 21.0
+    assert expected_seconds(recall(), "carnet_n") == 93.0
+    assert known_speedup(recall(), "carnet_s") is None
+    remember(compiling("carnet_s"), {"seconds": 40.0, "speedup": 1.25})
+    assert expected_seconds(recall(), "carnet_s") == 40.0
+    assert known_speedup(recall(), "carnet_s") == 1.25
+    monkeypatch.setattr(measurements, "processor_features", lambda: "another instruction set")
+    assert expected_seconds(recall(), "carnet_s") == PRIOR_SECONDS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"a": 3}',
+        '{"%s": [1]}',
+        '{"%s": {"compiling with summed batch norms n": 5}}',
+        '{"%s": {"compiling with summed batch norms n": {}}}',
+        '{"%s": {"compiling with summed batch norms n": {"seconds": "long"}}}',
+        '{"%s": {"compiling with summed batch norms n": {"seconds": -1}}}',
+        '{"%s": {"compiling with summed batch norms n": {"seconds": 1e999}}}',
+    ],
+)
+def test_a_file_that_says_nothing_of_use(content: str, empty_cache: Path) -> None:
+    remember(compiling("n"), {"seconds": 1.0})
+    (file,) = empty_cache.iterdir()
+    file.write_text(content.replace("%s", measurements._machine()))
+    assert expected_seconds(recall(), "n") == PRIOR_SECONDS
+    remember(compiling("n"), {"seconds": 7.0})
+    assert expected_seconds(recall(), "n") == 7.0
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "file" / "cache"))
+    remember(compiling("n"), {"seconds": 7.0})
+    assert expected_seconds(recall(), "n") == PRIOR_SECONDS

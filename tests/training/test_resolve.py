@@ -1,0 +1,99 @@
+"""What is left open follows from the data, the budget and the machine, and what is asked for stays."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from made_up import Images, MadeUp
+
+from carnet import TrainingConfig, published
+from carnet.config import OF_MACHINE, ResolvedConfig
+from carnet.errors import ConfigError, DataError
+from carnet.training.autotune import CHOICES, LONG_RUN_EPOCHS
+from carnet.training.resolve import batch_size_for, first_guess, resolve
+
+
+def guess(asked: TrainingConfig, num_train: int) -> ResolvedConfig:
+    return first_guess(replace(asked, device="cpu"), num_train=num_train, image_size=asked.image_size or 128)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "batch_size"), [(5, 8), (131, 8), (300, 16), (600, 32), (1023, 32), (1024, 64), (1_000_000, 64)]
+)
+def test_few_images_come_in_small_batches(num_train: int, batch_size: int) -> None:
+    assert guess(TrainingConfig(), num_train).batch_size == batch_size
+    assert guess(TrainingConfig(batch_size=7), num_train).batch_size == 7
+
+
+@pytest.mark.parametrize(("num_train", "epochs"), [(24, 200), (2_000, 200), (13_572, 29), (1_000_000, 5)])
+def test_few_images_are_seen_often(num_train: int, epochs: int) -> None:
+    assert guess(TrainingConfig(), num_train).epochs == epochs
+    assert guess(TrainingConfig(epochs=7), num_train).epochs == 7
+    assert guess(TrainingConfig(epochs=7, budget="1m"), num_train).epochs == 7
+    # Time decides later.
+    assert guess(TrainingConfig(budget="1m"), num_train).epochs == 1
+
+
+def test_every_device_gets_two_images() -> None:
+    assert batch_size_for(20, devices=16) == 32
+    # 12 at least, of which a power of two must not fall short.
+    assert batch_size_for(100, devices=6) == 16
+    assert guess(TrainingConfig(devices=6), 100).batch_size == 16
+    with pytest.raises(DataError, match="11 training images cannot be shared by 6 devices; use fewer"):
+        guess(TrainingConfig(devices=6), 11)
+
+
+def test_long_runs_change_images_more() -> None:
+    short, long = (guess(TrainingConfig(epochs=epochs), 100) for epochs in (LONG_RUN_EPOCHS - 1, LONG_RUN_EPOCHS))
+    assert (short.min_crop, short.cutmix) == (0.35, 0.0)
+    assert (long.min_crop, long.cutmix) == (0.25, 0.5)
+    asked = guess(TrainingConfig(epochs=LONG_RUN_EPOCHS, min_crop=1.0, cutmix=0.0), 100)
+    assert (asked.min_crop, asked.cutmix) == (1.0, 0.0)
+
+
+def test_images_are_divided_by_the_seed_unless_another_number_is_given() -> None:
+    assert guess(TrainingConfig(seed=7), 100).valid_seed == 7
+    assert guess(TrainingConfig(seed=7, valid_seed=0), 100).valid_seed == 0
+
+
+def test_the_published_recipe_leaves_nothing_to_the_data() -> None:
+    recipe = published()
+    resolved = guess(recipe, 50)
+    of_recipe = {field.name for field in fields(TrainingConfig)} - OF_MACHINE - {"workers", "valid_seed"}
+    assert {name: getattr(resolved, name) for name in of_recipe} == {name: getattr(recipe, name) for name in of_recipe}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"batch_size": 4, "epochs": 3, "min_crop": 0.5, "cutmix": 0.25, "valid_seed": 3, "threads": 1, "workers": 2},
+        {"precision": "bf16", "muon_precision": "bf16", "memory_format": "contiguous", "fast_depthwise": False},
+        {"compile": True, "keep_memory": False, "micro_batch": 2},
+        {"compile": False, "keep_memory": True, "micro_batch": 8, "workers": 0},
+    ],
+)
+def test_what_is_asked_for_stays(asked: dict[str, Any]) -> None:
+    config = TrainingConfig(device="cpu", image_size=64, **({"batch_size": 8} | asked))
+    resolved = resolve(config, Images(800, image_size=64), MadeUp())
+    assert {name: getattr(resolved, name) for name in asked} == asked
+
+
+def test_equal_measurements_resolve_equally_and_nothing_is_left_open() -> None:
+    asked, images = TrainingConfig(device="cpu"), Images(5000, image_size=128)
+    one, other = (resolve(asked, images, MadeUp()) for _ in range(2))
+    assert one == other
+    chosen = {field.name for field in fields(ResolvedConfig) if getattr(one, field.name) is None}
+    assert chosen == {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds"}
+    by_hand = first_guess(asked, num_train=5000, image_size=128)
+    measure = MadeUp()
+    for choose in CHOICES:
+        by_hand = choose(by_hand, asked, images, measure)
+    assert by_hand == one
+    assert one.reasons
+
+
+def test_a_device_that_is_not_there_and_a_precision_that_it_lacks() -> None:
+    with pytest.raises(ConfigError, match="--precision fp16 needs a GPU"):
+        guess(TrainingConfig(precision="fp16"), 100)
