@@ -8,43 +8,77 @@ Colour, place, size and mirroring do not depend on the class, so that only the s
 """
 
 import json
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from carnet.data.drawing import THINGS, Array, Canvas, Colour, Paints, Pen, direction, disc
 from carnet.files import patiently
 
-CLASSES: tuple[str, ...] = tuple(sorted(THINGS))
+Canvas = ImageDraw.ImageDraw
+Colour = tuple[int, int, int]
+Places = NDArray[np.complex128]
+"""Points: x to the right is real, y down imaginary."""
+Paints = dict[str, Colour]
+"""The colours of body, accent and ink; with an edge, every area is edged in that colour."""
 Faults = dict[str, list[dict[str, str]]]
-
 PICTURE_SIZE = 96
 """Side of a picture, in pixels."""
 _SUPERSAMPLING = 4
 _GREY_SHARE = 0.08
 _STREAMS = {"train": 0, "valid": 1, "planted": 2}
 _PAPER, _NIGHT = (250, 246, 238), (34, 32, 44)
-_PALETTES = (
-    "264653 2a9d8f e9c46a f4a261 e76f51",
-    "3d405b 84a59d f7ede2 f6bd60 f28482",
-    "003049 d62828 f77f00 fcbf49 eae2b7",
-    "22223b 4a4e69 9a8c98 c9ada7 f2e9e4",
-    "283618 606c38 fefae0 dda15e bc6c25",
-    "023047 219ebc 8ecae6 ffb703 fb8500",
-    "6d6875 b5838d e5989b ffb4a2 ffe5d9",
-    "3a3a5c 8f7fc0 cdb4db ffafcc bde0fe",
-    "1d3557 457b9d a8dadc f1faee e63946",
-    "5f0f40 9a031e fb8b24 f2e8cf 0f4c5c",
-    "2d6a4f 52b788 b7e4c7 ffe8d6 cb997e",
+_PALETTES = bytes.fromhex(
+    "264653 2a9d8f e9c46a f4a261 e76f51  3d405b 84a59d f7ede2 f6bd60 f28482  003049 d62828 f77f00 fcbf49 eae2b7"
+    "22223b 4a4e69 9a8c98 c9ada7 f2e9e4  283618 606c38 fefae0 dda15e bc6c25  023047 219ebc 8ecae6 ffb703 fb8500"
+    "6d6875 b5838d e5989b ffb4a2 ffe5d9  3a3a5c 8f7fc0 cdb4db ffafcc bde0fe  1d3557 457b9d a8dadc f1faee e63946"
+    "5f0f40 9a031e fb8b24 f2e8cf 0f4c5c  2d6a4f 52b788 b7e4c7 ffe8d6 cb997e"
 )
+"""Five colours each."""
+_SHAPES = """
+bicycle: ink/40?60 -89,0 -17,42 -53,21 -17,0 -89,42; ink/40?60 17,0 89,42 53,21 89,0 17,42; accent/10 -53,21,41,41;
+ accent/10 53,21,41,41; body/10 -6,25 -53,21 -22,-34 34,-34 -6,25 -26,-48; body/10 53,21 34,-34 28,-58;
+ accent/10 28,-58 48,-62; accent/14 -40,-49 -12,-49
+boat: accent/8 0,30 0,-90; body -7,-82 -7,20 -68,20; accent?75 8,-68 75,20 8,20; body -80,32 85,28 52,78 -58,78;
+ ink/100?50 -62,49 63,46; accent?40 0,-100 -26,-93 0,-86
+cup: accent?40 0,71,85,16; body/15 50,5,40,30,-110,110; body -57,-45 0,57,46,16,180,0 57,-45; body 0,-45,57,13;
+ accent?50 -50,2 50,2 48,24 -48,24; accent 0,-43,47,9; ink/100?60 -4,-65 2,-75 -8,-85 -2,-95
+fish: accent -35,0 -98,-38 -76,0 -98,38; accent 45,-26 0,-26,35,45,-60,-150; accent?60 10,30 -30,63 -25,22;
+ body 30,0,60,43,-90,90 -5,37 -40,18 -64,0 -40,-18 -5,-37; ink 60,-10,8,8; ink/100 20,0,14,27,-80,80;
+ accent?50 8,4 -24,-8 -20,20; ink/100?50 -2,0,10,17,-80,80; ink/100?50 -22,0,10,14,-80,80
+house: body?60 25,-80 45,-80 45,-5 25,-5; body -65,-10 65,-10 65,78 -65,78; accent -80,-8 0,-85 80,-8;
+ accent -45,31 -18,31 -18,78 -45,78; accent 26,7 52,7 52,33 26,33; ink/60 39,7 39,33; ink/60 26,20 52,20
+key: body/14 85,0 85,31; body/14 65,0 65,28; body/14?50 45,0 45,35; body/16 -29,0 90,0; body/17 -60,0,31,32;
+ accent/10?50 -10,-14 -10,14
+mushroom: accent -21,2 21,2 0,72,31,16,0,180; accent?50 -21,19 21,19 31,36 -31,36;
+ body 0,8,80,78,180,360 0,8,80,12,0,180; accent -40,-15,14,11; accent 2,-44,15,12; accent?60 40,-13,13,11
+star: body 0,-95 28,-38 90,-29 45,15 56,77 0,47 -56,77 -45,15 -90,-29 -28,-38; accent?40 0,-52 15,-21 50,-16 25,8
+ 31,42 0,26 -31,42 -25,8 -50,-16 -15,-21; ink/60?30 0,-76 0,0 72,-23 0,0 45,62 0,0 -45,62 0,0 -72,-23
+tree: accent -13,20 13,20 18,95 -18,95; body 0,-12 67,53 -67,53; body?80 0,-53 55,4 -55,4; body 0,-95 42,-46 -42,-46
+ | accent -12,20 12,20 17,95 -17,95; body -38,-28,28,28,105,255 -20,-60,28,28,165,315 20,-60,28,28,225,375
+ 38,-28,28,28,285,435 20,2,28,28,-15,135 -20,2,28,28,45,195; accent?40 -35,-20,7,7; accent?40 5,-25,7,7
+umbrella: accent/9 0,-87 0,72 15,72,15,15,180,0; body 0,0,-90,75,-90,0 -68,0,22,12,180,360 0,0,-45,75,0,-90;
+ accent 0,0,-45,75,-90,0 -22,0,22,12,180,360 0,0,0,75,0,-90; body 0,0,0,75,-90,0 22,0,22,12,180,360 0,0,45,75,0,-90;
+ accent 0,0,45,75,-90,0 68,0,22,12,180,360 0,0,90,75,0,-90
+"""
+"""Each thing, in hundredths of its reach: x right and y down, each from about -100 to 100; | stands between two ways.
+
+A part is `COLOUR[/THICKNESS][?PERCENT] POINTS`: a polygon, or with a thickness a line (of ink: in percent of the
+outlines), drawn so often. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse, with degrees clockwise from
+the right.
+"""
+_THINGS = {name: parts.split("|") for name, parts in re.findall(r"^(\w+): ((?:.*\n )*.*)", _SHAPES, re.MULTILINE)}
+CLASSES: tuple[str, ...] = tuple(sorted(_THINGS))
 
 
 @dataclass(frozen=True)
@@ -75,34 +109,32 @@ def draw_image(label: int, rng: Generator, size: int = PICTURE_SIZE) -> Image.Im
     side = size * _SUPERSAMPLING
     tones = _palette(rng)
     tones[1] = _blend(tones[0], tones[1], rng.uniform(0.1, 0.5))  # else no colour stands out everywhere
-    picture = _backdrop(rng, side, tones)
+    # A soft gradient in two directions between the first two tones.
+    knots = np.array(tones[0]) + rng.uniform(0, 1, (3, 3, 1)) * np.subtract(tones[1], tones[0])
+    picture = Image.fromarray(knots.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
     _clutter(canvas, rng, side, tones)
-    for _ in range(rng.integers(0, 3)):
-        _stray_part(canvas, rng, side, tones)
     share = rng.uniform(0.58, 0.92)
-    reach, centre = side * share / 2, side / 2 * (1 + rng.uniform(-1.0, 1.0, 2) * (1.06 - share))
-    _draw_thing(canvas, CLASSES[label], rng, centre=centre, reach=reach, paints=_paints(rng, tones))
+    reach, centre = side * share / 2, side / 2 * (1 + 1j + (1.06 - share) * complex(*rng.uniform(-1, 1, 2)))
+    _draw_thing(canvas, CLASSES[label], rng, (centre, reach), _paints(rng, tones))
     if rng.random() < 0.25:
-        _occlude(canvas, rng, centre, reach, tones[int(rng.integers(len(tones)))])
+        # A blob or a bar hides a small part of the thing.
+        along, width = (0, rng.uniform(0.3, 0.6)) if rng.random() < 0.5 else (4j, rng.uniform(0.1, 0.22))
+        ends = 0.7 * complex(*rng.uniform(-1, 1, 2)) + np.array((along, -along)) * np.exp(1j * rng.uniform(0, np.pi))
+        _polyline(canvas, centre + reach * ends, reach * width, tones[int(rng.integers(len(tones)))])
     return _photograph(picture.reduce(_SUPERSAMPLING), rng)
 
 
 def _palette(rng: Generator) -> list[Colour]:
     """The five colours of a palette in random order, each slightly off so that no exact value recurs."""
-    chosen = np.frombuffer(bytes.fromhex(_PALETTES[rng.integers(len(_PALETTES))]), np.uint8).reshape(5, 3)
-    shifted = np.clip(rng.permutation(chosen) + rng.integers(-14, 15, chosen.shape), 0, 255)
+    chosen = rng.permutation(rng.choice(np.frombuffer(_PALETTES, np.uint8).reshape(-1, 5, 3)))
+    shifted = np.clip(chosen + rng.integers(-14, 15, chosen.shape), 0, 255)
     return [(red, green, blue) for red, green, blue in shifted.tolist()]
 
 
 def _blend(first: Colour, second: Colour, share: float) -> Colour:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
-
-
-def _ground(tones: Sequence[Colour]) -> Colour:
-    """The middle colour of the backdrop, which runs between the first two tones."""
-    return _blend(tones[0], tones[1], 0.5)
 
 
 def _contrast(first: Colour, second: Colour) -> float:
@@ -113,91 +145,90 @@ def _contrast(first: Colour, second: Colour) -> float:
 
 def _paints(rng: Generator, tones: Sequence[Colour]) -> Paints:
     """Colours that stand out from the backdrop, mostly of the same palette."""
-    ground, needed = _ground(tones), rng.uniform(55, 85)
+    ground, needed = _blend(tones[0], tones[1], 0.5), rng.uniform(55, 85)
     colours = [*tones[2:], *_palette(rng), _PAPER, _NIGHT]
     strong = [colour for colour in colours if _contrast(colour, ground) > needed]  # paper or night at least
     body = strong[0]
-    visible = [colour for colour in colours if _contrast(colour, ground) > 25]
-    accent = next((colour for colour in visible if _contrast(colour, body) > 40), _blend(body, ground, 0.4))
+    others = (colour for colour in colours if min(_contrast(colour, ground) + 15, _contrast(colour, body)) > 40)
+    accent = next(others, _blend(body, ground, 0.4))
     style = rng.random()
     if style < 0.2:  # a line drawing: the backdrop shows through, and only the ink stands out
         ink = max(strong, key=lambda colour: _contrast(colour, ground))
-        return Paints(_blend(ground, body, 0.15), _blend(ground, body, 0.3), ink, True)
+        return {"body": _blend(ground, body, 0.15), "accent": _blend(ground, body, 0.3), "ink": ink, "edge": ink}
     ink = max(_PAPER, _NIGHT, key=lambda colour: _contrast(colour, body))
-    return Paints(body, accent, ink, style < 0.6)
-
-
-def _backdrop(rng: Generator, side: int, tones: Sequence[Colour]) -> Image.Image:
-    """A soft gradient in two directions between the first two tones."""
-    shares = rng.uniform(0.0, 1.0, (3, 3, 1))
-    knots = np.array(tones[0]) * (1 - shares) + np.array(tones[1]) * shares
-    return Image.fromarray(knots.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return {"body": body, "accent": accent, "ink": ink, **({"edge": ink} if style < 0.6 else {})}
 
 
 def _muted(rng: Generator, tones: Sequence[Colour]) -> Colour:
     """Some tone mixed into the backdrop, so that clutter stays behind the thing."""
-    return _blend(_ground(tones), tones[int(rng.integers(len(tones)))], rng.uniform(0.15, 0.45))
+    return _blend(_blend(tones[0], tones[1], 0.5), tones[int(rng.integers(len(tones)))], rng.uniform(0.15, 0.45))
 
 
 def _clutter(canvas: Canvas, rng: Generator, side: int, tones: Sequence[Colour]) -> None:
-    """Stripes, blobs, splinters or nothing over the whole backdrop, and a few lines across it."""
-    kind = rng.integers(4)
+    """Stripes, blobs or nothing over the whole backdrop, and on it some lines and pieces of things."""
+    kind = rng.integers(3)
     if kind == 0:
-        _stripes(canvas, rng, side, _muted(rng, tones))
+        colour, period, turn = _muted(rng, tones), side * rng.uniform(0.08, 0.25), np.exp(1j * rng.uniform(0, np.pi))
+        for offset in np.arange(-side, side, period):
+            _polyline(canvas, side * (0.5 + 0.5j + turn * np.array((1j, -1j))) + offset * turn, period * 0.45, colour)
     elif kind == 1:
         for x, y in rng.uniform(0, side, (rng.integers(4, 14), 2)):
-            disc(canvas, x, y, side * rng.uniform(0.03, 0.22), _muted(rng, tones))
-    elif kind == 2:
-        for middle in rng.uniform(0, side, (rng.integers(3, 9), 2)):
-            corners = middle + rng.uniform(-0.3, 0.3, (rng.integers(3, 6), 2)) * side
-            canvas.polygon(corners.ravel().tolist(), fill=_muted(rng, tones))
+            canvas.circle((x, y), side * rng.uniform(0.03, 0.22), _muted(rng, tones))
     for ends in rng.uniform(0, side, (rng.integers(0, 5), 4)):
         canvas.line(ends.tolist(), fill=_muted(rng, tones), width=round(side * rng.uniform(0.008, 0.03)))
+    for _ in range(rng.integers(0, 3)):
+        # Cut off by the border, so that a single detail does not give the class.
+        centre = side * (0.5 + 0.5j + rng.uniform(0.5, 0.62) * np.exp(1j * rng.uniform(0, 2 * np.pi)))
+        paints = {what: _muted(rng, tones) for what in ("body", "accent", "ink")}
+        _draw_thing(canvas, str(rng.choice(CLASSES)), rng, (centre, side * rng.uniform(0.12, 0.24)), paints)
 
 
-def _stripes(canvas: Canvas, rng: Generator, side: int, colour: Colour) -> None:
-    angle, period = rng.uniform(0, np.pi), side * rng.uniform(0.08, 0.25)
-    dx, dy = side * direction(angle)
-    for offset in np.arange(-side, side, period):
-        x, y = side / 2 + offset * direction(angle + np.pi / 2)
-        canvas.line((x - dx, y - dy, x + dx, y + dy), fill=colour, width=round(period * 0.45))
+@cache
+def _parts(shape: str) -> list[tuple[str, float, float, Places]]:
+    """Colour, thickness, chance and points of each part of a way in which `_SHAPES` draws a thing."""
+    parts = []
+    for colour, thickness, chance, places in re.findall(r"(\w+)(?:/(\d+))?(?:\?(\d+))? ([-\d,\s]+)", shape):
+        points = np.concatenate([_points(*map(int, place.split(","))) for place in places.split()])
+        parts.append((colour, int(thickness or 0) / 100, int(chance or 100) / 100, points))
+    return parts
 
 
-def _stray_part(canvas: Canvas, rng: Generator, side: int, tones: Sequence[Colour]) -> None:
-    """A piece of some thing, cut off by the border, so that a single detail does not give the class."""
-    centre = side * (0.5 + rng.uniform(0.5, 0.62) * direction(rng.uniform(0, 2 * np.pi)))
-    paints = Paints(_muted(rng, tones), _muted(rng, tones), _muted(rng, tones), False)
-    name, reach = str(rng.choice(CLASSES)), side * rng.uniform(0.12, 0.24)
-    _draw_thing(canvas, name, rng, centre=centre, reach=reach, paints=paints)
+def _points(x: float, y: float, *ellipse: float) -> Places:
+    """One point, or 25 on an ellipse: its two reaches and perhaps a span in degrees, clockwise from the right."""
+    rx, ry, start, end = (*ellipse, 0, 360)[:4] if ellipse else (0, 0, 0, 0)
+    angles = np.radians(np.linspace(start, end, 25 if ellipse else 1))
+    return np.asarray((x + rx * np.cos(angles) + 1j * (y + ry * np.sin(angles))) / 100)
 
 
-def _draw_thing(
-    canvas: Canvas,
-    name: str,
-    rng: Generator,
-    *,
-    centre: Array,
-    reach: float,
-    paints: Paints,
-) -> None:
-    """Draw a thing mirrored half of the time, turned by up to 25 degrees, slightly stretched and slanted."""
-    turn = np.radians(rng.uniform(-25, 25))
-    rotation = np.stack([direction(turn), direction(turn + np.pi / 2)], axis=1)
-    stretch = np.array([(rng.uniform(0.85, 1.1), rng.uniform(-0.12, 0.12)), (0.0, rng.uniform(0.85, 1.1))])
-    mirror = np.diag((rng.choice((-1.0, 1.0)), 1.0))
-    pen = Pen(canvas, reach * rotation @ stretch @ mirror, centre, rng.uniform(0.04, 0.09), *paints)
-    THINGS[name](pen, rng)
+def _draw_thing(canvas: Canvas, name: str, rng: Generator, place: tuple[complex, float], paints: Paints) -> None:
+    """Draw a thing mirrored half of the time, turned by up to 25 degrees, slightly stretched and bent."""
+    centre, reach = place
+    turn, (wide, high), mirror = rng.uniform(-25, 25), rng.uniform(0.85, 1.1, 2), rng.choice((-1, 1))
+    line, swell = reach * rng.uniform(0.04, 0.09), reach * rng.uniform(0.8, 1.25)
+    # Each coordinate moves by a wave of the other, so that proportions differ and parts stay together.
+    bend, phase = rng.uniform(-0.13, 0.13, 2), rng.uniform(0, 2 * np.pi, 2)
+    parts = [part for part in _parts(str(rng.choice(_THINGS[name]))) if rng.random() < part[2]]
+    for colour, thickness, _, points in parts:
+        x = points.real + bend[0] * np.sin(2.5 * points.imag + phase[0])
+        y = points.imag + bend[1] * np.sin(2.5 * points.real + phase[1])
+        placed = centre + reach * np.exp(1j * np.radians(turn)) * (mirror * wide * x + 1j * high * y)
+        edge = line if "edge" in paints and colour != "ink" else 0.0
+        if thickness:
+            width = thickness * (line if colour == "ink" else swell)
+            if edge:
+                _polyline(canvas, placed, width + edge, paints["edge"])
+            _polyline(canvas, placed, width - edge, paints[colour])
+        else:
+            canvas.polygon(placed.view(np.float64).tolist(), fill=paints[colour])
+            if edge:
+                _polyline(canvas, np.append(placed, placed[:2]), edge, paints["edge"])
 
 
-def _occlude(canvas: Canvas, rng: Generator, centre: Array, reach: float, colour: Colour) -> None:
-    """Hide a small part of the thing behind a blob or a bar."""
-    x, y = centre + rng.uniform(-0.7, 0.7, 2) * reach
-    if rng.random() < 0.5:
-        disc(canvas, x, y, reach * rng.uniform(0.15, 0.3), colour)
-        return
-    dx, dy = 4 * reach * direction(rng.uniform(0, np.pi))
-    width = round(reach * rng.uniform(0.1, 0.22))
-    canvas.line((x - dx, y - dy, x + dx, y + dy), fill=colour, width=width)
+def _polyline(canvas: Canvas, places: Places, width: float, colour: Colour) -> None:
+    pixels = places.view(np.float64).tolist()
+    canvas.line(pixels, fill=colour, width=max(1, round(width)), joint="curve")
+    for end in (pixels[:2], pixels[-2:]):  # Pillow ends its lines bluntly
+        canvas.circle(end, max(1.0, width) / 2, colour)
 
 
 def _photograph(picture: Image.Image, rng: Generator) -> Image.Image:
@@ -277,8 +308,9 @@ def write_dataset(
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         staged = Path(scratch) / root.name
-        files = chain(_clean_files(counts, size, seed), planted.items())
-        for done, (name, content) in enumerate(files, start=1):
+        places = [(s, label, i + 1) for s in counts for label in range(len(CLASSES)) for i in range(counts[s])]
+        clean = ((_file_name(*place), _jpeg(seed, *place, size)) for place in places)
+        for done, (name, content) in enumerate(chain(clean, planted.items()), start=1):
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(content)
             if progress is not None:
@@ -292,46 +324,33 @@ def write_dataset(
     return SyntheticSummary(num_train, num_valid, **paths)
 
 
-def _clean_files(counts: dict[str, int], size: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    for split, count in counts.items():
-        for label in range(len(CLASSES)):
-            for index in range(1, count + 1):
-                yield _file_name(split, label, index), _jpeg(seed, split, label, index, size)
-
-
 def _plant(counts: dict[str, int], size: int, seed: int) -> tuple[Faults, dict[str, bytes]]:
     """The faults by kind, as planted.json lists them, and the content of the planted files by name."""
     rng = _image_rng(seed, "planted", 0, 0)
     labels = rng.permutation(len(CLASSES)).tolist()
     files: dict[str, bytes] = {}
+    faults: Faults = {}
 
-    def add(split: str, label: int, content: bytes) -> str:
-        index = counts[split] + 1
-        while _file_name(split, label, index) in files:
-            index += 1
-        files[_file_name(split, label, index)] = content
-        return _file_name(split, label, index)
+    def plant(kind_of_fault: str, split: str, label: int, content: bytes, **about: str) -> None:
+        names = (_file_name(split, label, index) for index in count(counts[split] + 1))
+        name = next(name for name in names if name not in files)
+        files[name] = content
+        faults.setdefault(kind_of_fault, []).append({"path": name, **about})
 
     picture = _jpeg(seed, "planted", labels[0], 1, size)
     broken = {"truncated": picture[: len(picture) // 2], "empty": b"", "text": b"This is not a picture.\n"}
-    unreadable = [
-        {"path": add("train", label, content), "fault": fault}
-        for label, (fault, content) in zip(labels[:3], broken.items(), strict=True)
-    ]
-
+    for label, (fault, content) in zip(labels, broken.items(), strict=False):
+        plant("unreadable", "train", label, content, fault=fault)
     first, second = (rng.permutation(counts["train"])[:2] + 1).tolist()
-    duplicates = []
     for kind, label, index, split, filed_as in (
         ("within_class", labels[3], first, "train", labels[3]),
         ("within_class", labels[3], second, "train", labels[3]),
         ("across_splits", labels[4], first, "valid", labels[4]),
         ("across_classes", labels[5], second, "train", labels[6]),
     ):
-        copy = add(split, filed_as, _jpeg(seed, "train", label, index, size))
-        duplicates.append({"path": copy, "copy_of": _file_name("train", label, index), "kind": kind})
-
-    mislabelled = []
+        content = _jpeg(seed, "train", label, index, size)
+        plant("duplicates", split, filed_as, content, copy_of=_file_name("train", label, index), kind=kind)
     for filed_as, drawn_as in zip(labels[4:], [*labels[5:], labels[0]], strict=True):
-        path = add("train", filed_as, _jpeg(seed, "planted", drawn_as, 2, size))
-        mislabelled.append({"path": path, "filed_as": CLASSES[filed_as], "drawn_as": CLASSES[drawn_as]})
-    return {"unreadable": unreadable, "duplicates": duplicates, "mislabelled": mislabelled}, files
+        content = _jpeg(seed, "planted", drawn_as, 2, size)
+        plant("mislabelled", "train", filed_as, content, filed_as=CLASSES[filed_as], drawn_as=CLASSES[drawn_as])
+    return faults, files
