@@ -28,8 +28,7 @@ from pathlib import Path
 
 from carnet.data.folder import is_folder, is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.tar import TarReader
-from carnet.data.unpacking import READ_ERRORS
+from carnet.data.tar import READ_ERRORS, TarReader
 from carnet.errors import DataError
 from carnet.files import digest_of
 from carnet.inputs import MAX_IMAGE_BYTES, check_listed, open_file, read_file, state_of

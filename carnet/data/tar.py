@@ -13,14 +13,16 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from carnet.data.unpacking import READ_ERRORS, ArchiveReadError, damaged, quoted_member, ratio_limit, reading
-from carnet.errors import DataError
+from carnet.errors import DataError, is_out_of_memory
 from carnet.inputs import open_file
 
 BLOCK = 512
@@ -37,6 +39,52 @@ _MORE_HOLES, _STILL_MORE_HOLES = 482, 504
 """Where the first block of a sparse file, and each further one, says that another one follows."""
 _CHUNK = 2**20
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+MAX_RATIO = 100
+"""How many times its own size an archive may unpack to; images hardly shrink."""
+SMALL_BYTES = 256 * 2**20
+"""What any archive may unpack to, whatever the ratio: drawings without compression shrink well."""
+WAY_OUT = "unpack it yourself if you trust it, and name the folder"
+READ_ERRORS = (
+    *(OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, AttributeError, RecursionError),
+    *(zlib.error, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile),
+)
+"""What Python's readers let through for damaged archives."""
+
+
+class ArchiveReadError(Exception):
+    """An archive could not be read; its cause says why."""
+
+
+class reading:  # noqa: N801 - written like the function it could be, if that were not slow for each of many members
+    """Inside `with reading():`, whatever goes wrong is the archive's fault.
+
+    Raises:
+        ArchiveReadError: in place of the reader's own error.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, READ_ERRORS) and not isinstance(error, DataError) and not is_out_of_memory(error):
+            raise ArchiveReadError(str(error)) from error
+
+
+def damaged(path: Path, reason: object) -> DataError:
+    """The error for an archive that is not what it was."""
+    what = " ".join(str(reason).split())[:120] or type(reason).__name__
+    return DataError(f"{path} is damaged or incomplete ({what}); fetch it again")
+
+
+def quoted_member(member: str) -> str:
+    """A member's name as it may stand in a line."""
+    return repr(member if len(member) <= 100 else f"{member[:50]}…{member[-49:]}")
+
+
+def ratio_limit(archive: Path) -> tuple[int, str]:
+    """How many bytes may come out of an archive of that size, and what to say if they are not enough."""
+    limit = max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size)
+    return limit, f"more than {limit / 1e9:,.1f} GB, far more than images of that size could; {WAY_OUT}"
 
 
 def is_tar(path: Path) -> bool:
@@ -96,7 +144,7 @@ class TarReader:
     def members(self) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
         """Each member's header with its bytes; None where it has none, or is no plain file.
 
-        The bytes have to be read before the next member, inside `carnet.data.unpacking.reading()`.
+        The bytes have to be read before the next member, inside `reading()`.
         """
         while True:
             with reading():

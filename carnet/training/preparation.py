@@ -408,8 +408,7 @@ def _scan_stream(
         raise ConfigError(
             f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
         )
-    from carnet.data.stream import ImageStream
-    from carnet.data.stream_scan import check_stream
+    from carnet.data.stream import ImageStream, check_stream
 
     stream = ImageStream(data, progress=lambda done, total: progress.bar("counting the images", done, total))
     return check_stream(stream, ignore=ignore, **check), stream.source

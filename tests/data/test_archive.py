@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar, write_zip
 
-from carnet.data import unpacking
+from carnet.data import archive, tar
 from carnet.data.archive import num_hidden, unpack
 from carnet.data.cache import cache_root
 from carnet.errors import DataError, OutputError
@@ -70,7 +70,7 @@ def test_a_zip_that_says_less_than_it_holds(tmp_path: Path) -> None:
 
 
 def test_bombs_are_counted_while_they_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "SMALL_BYTES", 20_000)
+    monkeypatch.setattr(tar, "SMALL_BYTES", 20_000)
     for name, content in (("a.jpg", bytes(5_000_000)), ("b.jpg", IMAGE + bytes(5_000_000))):
         with pytest.raises(DataError, match=rf"with '{name}' it unpacks to more than 0.[0-9] GB, far more than images"):
             unpack(write_tar(tmp_path / "x.tar.xz", images("1.jpg") | {name: content}, packed="xz"))
@@ -80,7 +80,7 @@ def test_bombs_are_counted_while_they_unfold(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_disk_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "SPARE_BYTES", 2**62)
+    monkeypatch.setattr(archive, "SPARE_BYTES", 2**62)
     with pytest.raises(DataError, match=r"can spare; free some space, or name another place in .* CARNET_CACHE"):
         unpack(write_zip(tmp_path / "x.zip", images("1.jpg")))
 

@@ -32,7 +32,7 @@ from packing import (
     write_zip,
 )
 
-from carnet.data import unpacking
+from carnet.data import tar
 from carnet.data.find import find_images
 from carnet.data.samples import read_ignore_file
 from carnet.errors import CarnetError
@@ -342,7 +342,7 @@ FORMS = {"folder": FOLDERS, "table": TABLES, "archive": ARCHIVES, "ignore": IGNO
 def test_what_becomes_of_it(
     make: Make, outcome: Works | Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "SMALL_BYTES", 20_000)
+    monkeypatch.setattr(tar, "SMALL_BYTES", 20_000)
     monkeypatch.chdir(tmp_path)
     data, ignore = make(tmp_path)
     if isinstance(outcome, Refused):

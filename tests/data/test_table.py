@@ -5,8 +5,7 @@ import pytest
 from packing import tree
 
 from carnet.data.find import find_images
-from carnet.data.locate import Locator
-from carnet.data.table import fits, list_table
+from carnet.data.table import Locator, fits, list_table
 from carnet.errors import DataError
 
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import CATS_AND_DOGS, IMAGE, images, write_tar, write_zip
 
-from carnet.data import unpacking
-from carnet.data.archive import unpack
-from carnet.data.unpacking import SafeFolder
+from carnet.data import archive
+from carnet.data.archive import SafeFolder, unpack
 from carnet.errors import CarnetError, DataError
 
 PIECES = (
@@ -114,7 +113,7 @@ def test_damaged_anywhere_it_is_read_or_refused(kind: str, changes: list[tuple[f
 def test_names_that_are_refused(
     names: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "tells_capitals", lambda _: False)
+    monkeypatch.setattr(archive, "tells_capitals", lambda _: False)
     (tmp_path / "archive").touch()
     safe = SafeFolder(tmp_path, tmp_path / "archive")
     for name in names[:-1]:
@@ -128,7 +127,7 @@ def test_names_that_are_refused(
 @pytest.mark.parametrize("tells", [True, False])
 def test_capitals_count_where_the_disk_tells_them(tells: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "archive").touch()
-    monkeypatch.setattr(unpacking, "tells_capitals", lambda _: tells)
+    monkeypatch.setattr(archive, "tells_capitals", lambda _: tells)
     safe = SafeFolder(tmp_path, tmp_path / "archive")
     assert safe.place("cat/1.jpg") == tmp_path / "cat" / "1.jpg"
     with contextlib.nullcontext() if tells else pytest.raises(DataError, match=r"twice .*capitals do not count"):
@@ -139,7 +138,7 @@ def test_capitals_count_where_the_disk_tells_them(tells: bool, tmp_path: Path, m
 
 def test_the_disk_is_asked_about_capitals(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert unpacking.tells_capitals(tmp_path) == (not (tmp_path / "A").exists())
+    assert archive.tells_capitals(tmp_path) == (not (tmp_path / "A").exists())
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

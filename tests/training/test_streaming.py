@@ -13,8 +13,7 @@ from runs import StopAt
 from carnet import TrainingConfig, evaluate, load, train
 from carnet.data.samples import Sample
 from carnet.data.scan import hash_files
-from carnet.data.stream import ImageStream
-from carnet.data.stream_scan import check_stream
+from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
 from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
