@@ -14,21 +14,22 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import platformdirs
 from PIL import Image, __version__
 
 from carnet import files
 from carnet.data.samples import expanded
-from carnet.data.scan import ImageFacts, hash_files, inspect_bytes, inspect_images
-from carnet.errors import DataError, ImageError, OutOfMemoryError, OutputError, RunError
+from carnet.data.scan import ImageFacts, inspect_bytes, inspect_images, unreadable
+from carnet.errors import ImageError, OutOfMemoryError, OutputError, RunError
 from carnet.inputs import MAX_IMAGE_BYTES, read_file
 from carnet.prefetch import each_on_threads
 from carnet.preprocess import Images, reason_of, to_square
@@ -42,14 +43,19 @@ _SCRATCH = ".carnet-"
 """How the names of half-made folders begin: the user may keep other things there, hidden ones too."""
 _FORGOTTEN_SECONDS = 24 * 3600
 """A half-made folder in which nothing has changed for so long belongs to a process that was killed."""
+_FORMAT = 6
+"""Of decoded images; another number makes them anew."""
+_KIND, _PIXELS, _INDEX = "decoded", "images.u8", "index.json"
+_UNUSED_DAYS = 30
+_SPARE_DISK_BYTES = 2 * 10**9
+_SHARE_OF_MEMORY = 0.4
+"""Of what is free, at most so much for decoded images."""
 
 
 def cache_root() -> Path:
     """Where such folders lie: `$CARNET_CACHE`, or the system's place for caches."""
     if named := os.environ.get("CARNET_CACHE"):
         return expanded(named).absolute()
-    import platformdirs
-
     return Path(platformdirs.user_cache_dir("carnet", appauthor=False))
 
 
@@ -69,16 +75,22 @@ def cached_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
         Exception: whatever `fill` raises.
     """
     folder = cache_root() / kind / key
-    try:
+    with _explained(folder.parent):
         _remove_forgotten(folder.parent)
         if not _is_whole(folder):
             _make(folder, fill)
+    return folder
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(
-            f"cannot write into the cache {folder.parent}: {error.strerror or error}; "
+            f"cannot write into the cache {folder}: {error.strerror or error}; "
             f"free some space, or name another place in the environment variable CARNET_CACHE"
         ) from error
-    return folder
 
 
 def forget_unused(kind: str, used: Path, days: float) -> None:
@@ -103,12 +115,7 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{folder.name[:12]}-", dir=folder.parent))
     aside = scratch.with_name(f"{scratch.name}-old")
     try:
-        try:
-            fill(scratch)
-        except BaseException as error:
-            # What it had mapped into memory could not be removed on Windows.
-            traceback.clear_frames(error.__traceback__)
-            raise
+        fill(scratch)
         files.write_json(scratch / _MANIFEST, _measure(scratch))
         # Another process may have been faster: what it made is the same, and may be in use.
         if _is_whole(folder):
@@ -145,25 +152,8 @@ def _is_whole(folder: Path) -> bool:
 
 def _measure(folder: Path) -> dict[str, int]:
     """How many files with how many bytes."""
-    sizes = [
-        (Path(current) / name).stat().st_size
-        for current, _, names in os.walk(folder)
-        for name in names
-        if name != _MANIFEST
-    ]
-    return {"num_files": len(sizes), "num_bytes": sum(sizes)}
-
-
-_FORMAT = 5
-"""Of the files; another number makes them anew."""
-_PIXELS, _INDEX = "images.u8", "index.json"
-_KIND = "decoded"
-_UNUSED_DAYS = 30
-_ZEROS = 2**24
-"""Bytes written at a time."""
-_SPARE_DISK_BYTES = 2 * 10**9
-_SHARE_OF_MEMORY = 0.4
-"""Of what is free, at most so much for decoded images."""
+    paths = [Path(current) / name for current, _, names in os.walk(folder) for name in names if name != _MANIFEST]
+    return {"num_files": len(paths), "num_bytes": sum(path.stat().st_size for path in paths)}
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,7 @@ class DecodedImages:
 
     Attributes:
         pixels: uint8 (M, S, S, C), in memory or mapped into it.
-        row_of: where in it each file's image stands; files of equal content share one.
+        row_of: where in it each file's image stands; files of equal content and kind of name share one.
     """
 
     def __init__(self, pixels: Images, row_of: Mapping[Path, int]) -> None:
@@ -217,6 +207,16 @@ class Inspected:
     """Where they are kept, or why not: a phrase."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """An image that was decoded once: what is odd about it, and where its pixels stand, unless it cannot be decoded."""
+
+    fact: ImageFacts
+    row: int = -1
+    pixels: Images | None = None
+    """The array of another data set that has it."""
+
+
 def inspect_and_keep(
     paths: Sequence[Path],
     target: Target,
@@ -229,85 +229,208 @@ def inspect_and_keep(
 ) -> Inspected:
     """Look into every image, as `carnet.data.scan.inspect_images` does, and keep what it decodes to.
 
+    Each file is read and hashed once, and decoded from the bytes that were hashed, unless the cache has its pixels.
+
     Args:
         paths: the files.
         target: what to make of them.
         wish: disk, ram or off as it says; auto: on the disk where there is room, or else in memory, or else not.
         free_memory: bytes that may be used.
         shared: whether several processes will use them, which memory of one process does not allow.
-        reading: told how many files are read, of how many, to see which are known already.
-        progress: told how many images are done, of how many.
+        reading: told how many files are read, of how many, where some are in the cache.
+        progress: told how many images are done, of how many, where none is.
 
     Raises:
-        DataError: if a file changes meanwhile.
         OutputError: if the cache cannot be written.
     """
-    digests = {} if wish == "off" else hash_files(paths, reading)
-    size = math.prod(target.shape(len(set(digests.values()))))
-    # Where no file can be read there is nothing to keep.
-    place, reason = _place(wish if digests else "off", size, free_memory, shared=shared)
+    place, reason = _place(wish if paths else "off", math.prod(target.shape(len(paths))), free_memory, shared=shared)
     if place == "off":
         return Inspected(inspect_images(paths, target.image_size, progress), None, reason)
-    keys = {path: f"{digest}{path.suffix.lower()}" for path, digest in digests.items()}
-    # Files equal byte for byte are decoded once; what is odd about a file depends on its name's end as well.
-    unique = {key: path for path, key in sorted(keys.items(), reverse=True)}
-    row_of = {digest: row for row, digest in enumerate(sorted(set(digests.values())))}
-    shape = target.shape(len(row_of))
     if place == "ram":
-        pixels: Images = np.empty(shape, np.uint8)
-        found = _decode(unique, row_of, pixels, target, progress)
-    else:
-        folder = cached_folder(
-            _KIND, _name(unique, target), lambda scratch: _fill(scratch, unique, row_of, target, progress)
-        )
-        forget_unused(_KIND, folder, _UNUSED_DAYS)
-        pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=shape)
-        found = _read_index(folder / _INDEX)
-    facts = {path: _named(found[keys[path]], path) if path in keys else _gone(path, target) for path in paths}
-    return Inspected(facts, DecodedImages(pixels, {path: row_of[digests[path]] for path in keys}), reason)
+        rows = _Rows(target.shape(len(paths)))
+        keys, index = _look(paths, target, rows, {}, progress)
+        return _inspected(keys, index, rows.pixels, reason)
+    kind = hashlib.sha256(json.dumps([_FORMAT, __version__, asdict(target)]).encode()).hexdigest()[:16]
+    folder = cache_root() / _KIND
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+    rows = _Rows(target.shape(len(paths)), scratch / _PIXELS)
+    try:
+        known = _known(folder, kind, target)
+        with _explained(folder):
+            keys, index = _look(paths, target, rows, known, reading if known else progress)
+        content = hashlib.sha256("".join(sorted(index)).encode("utf-8", "surrogateescape")).hexdigest()
+        folder = cached_folder(_KIND, f"{kind}-{content}", lambda made: _fill(made, index, rows))
+    finally:
+        rows.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    forget_unused(_KIND, folder, _UNUSED_DAYS)
+    pixels, index = _read(folder, target)
+    return _inspected(keys, index, pixels, reason)
 
 
-def _place(wish: CacheWish, size: int, free_memory: int, *, shared: bool) -> tuple[CacheWish, str]:
+class _Rows:
+    """An array of images that several threads fill: in memory, or in a file that is mapped into it.
+
+    Attributes:
+        pixels: None until the first image comes, and where the file is closed.
+    """
+
+    def __init__(self, shape: tuple[int, ...], file: Path | None = None) -> None:
+        self.pixels: Images | None = None
+        self._shape = shape
+        self._file = file
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def add(self, image: Images) -> int:
+        """Take an image up; returns its row.
+
+        Raises:
+            OSError: if the disk has no room for all of them.
+        """
+        with self._lock:
+            if self.pixels is None:
+                self.pixels = self._make()
+            row, self._number = self._number, self._number + 1
+        self.pixels[row] = image
+        return row
+
+    def save(self, target: Path) -> None:
+        """Give the file, if an image needed one, its name; what no image needed is cut off."""
+        if isinstance(self.pixels, np.memmap) and self._file is not None:
+            # On the disk before the folder gets its name.
+            self.pixels.flush()
+            self.close()
+            os.truncate(self._file, math.prod((self._number, *self._shape[1:])))
+            self._file.rename(target)
+
+    def close(self) -> None:
+        """Let go of the file, which Windows could not rename or remove otherwise."""
+        self.pixels = None
+
+    def _make(self) -> Images:
+        if self._file is None:
+            return np.empty(self._shape, np.uint8)
+        with self._file.open("wb") as opened:
+            _reserve(opened.fileno(), math.prod(self._shape))
+        return np.memmap(self._file, np.uint8, "r+", shape=self._shape)
+
+
+def _look(
+    paths: Sequence[Path], target: Target, rows: _Rows, known: Mapping[str, _Kept], progress: OnProgress | None
+) -> tuple[dict[Path, str | ImageFacts], dict[str, _Kept]]:
+    """Read every file; returns the key of each, or why it cannot be read, and by key what was found or is known.
+
+    Raises:
+        OutOfMemoryError: if memory is short, which says nothing about an image and must not be kept.
+    """
+    first: dict[str, Path] = {}
+    index: dict[str, _Kept] = {}
+
+    def look(path: Path) -> str | ImageFacts:
+        try:
+            content = read_file(path, MAX_IMAGE_BYTES)
+        except OSError as error:
+            return unreadable(path, error)
+        digest = hashlib.sha256(content).hexdigest()
+        # Files equal byte for byte are decoded once; what is odd about a file depends on its name's end as well.
+        key = f"{digest}{path.suffix.lower()}"
+        if first.setdefault(key, path) != path:
+            return key
+        if key in known:
+            index[key] = known[key]
+            return key
+        squares: list[Images] = []
+
+        def keep(image: Image.Image) -> None:
+            squares.append(to_square(image, path, target.image_size, target.resize, target.in_channels))
+
+        fact = inspect_bytes(content, path, target.image_size, digest=digest, keep=keep)
+        if fact.error is not None and fact.error.reason == reason_of(MemoryError()):
+            raise OutOfMemoryError(f"{fact.error}; close other programs, or leave it out with --ignore")
+        index[key] = _Kept(fact, rows.add(squares[-1])) if fact.error is None else _Kept(fact)
+        return key
+
+    return dict(zip(paths, each_on_threads(look, paths, progress), strict=True)), index
+
+
+def _inspected(
+    keys: Mapping[Path, str | ImageFacts], index: Mapping[str, _Kept], pixels: Images | None, reason: str
+) -> Inspected:
+    facts = {path: key if isinstance(key, ImageFacts) else _named(index[key].fact, path) for path, key in keys.items()}
+    row_of = {path: index[str(key)].row for path, key in keys.items() if facts[path].error is None}
+    return Inspected(facts, None if pixels is None else DecodedImages(pixels, row_of), reason)
+
+
+def _named(fact: ImageFacts, path: Path) -> ImageFacts:
+    """The fact of a file that may be called otherwise than the one in which it was found."""
+    return fact if fact.error is None else replace(fact, error=ImageError(path, fact.error.reason))
+
+
+def _known(folder: Path, kind: str, target: Target) -> dict[str, _Kept]:
+    """What earlier data sets have left that were made into the same; what is damaged counts as missing."""
+    known: dict[str, _Kept] = {}
+    for other in folder.glob(f"{kind}-*"):
+        with suppress(OSError, RunError):
+            if _is_whole(other):
+                pixels, index = _read(other, target)
+                known |= {key: replace(kept, pixels=pixels) for key, kept in index.items()}
+    return known
+
+
+def _fill(folder: Path, index: dict[str, _Kept], rows: _Rows) -> None:
+    for key, kept in index.items():
+        if kept.pixels is not None:
+            index[key] = _Kept(kept.fact, rows.add(kept.pixels[kept.row]) if kept.fact.error is None else -1)
+    rows.save(folder / _PIXELS)
+    reasons = {key: kept.fact.error and kept.fact.error.reason for key, kept in index.items()}
+    facts = {key: asdict(kept.fact) | {"error": reasons[key], "row": kept.row} for key, kept in index.items()}
+    files.write_json(folder / _INDEX, facts)
+
+
+def _read(folder: Path, target: Target) -> tuple[Images | None, dict[str, _Kept]]:
+    """The pixels, if there are any, and what is odd about each image, by key.
+
+    Raises:
+        RunError: if the cache is damaged.
+    """
+    # A few hundred bytes for each image.
+    document = files.read_json(folder / _INDEX, dict[str, dict[str, Any]], max_bytes=2**32)
+    try:
+        index = {key: _from_json(**values) for key, values in document.items()}
+        number = 1 + max((kept.row for kept in index.values()), default=-1)
+        pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=target.shape(number)) if number else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder} is damaged; remove it, and it is made anew") from error
+    return pixels, index
+
+
+def _from_json(row: int, error: str | None, oddities: Sequence[str], **fact: Any) -> _Kept:
+    reason = None if error is None else ImageError(Path(), error)
+    return _Kept(ImageFacts(oddities=tuple(oddities), error=reason, **fact), row)
+
+
+def _place(wish: CacheWish, num_bytes: int, free_memory: int, *, shared: bool) -> tuple[CacheWish, str]:
+    size = show_bytes(num_bytes)
     if wish == "off":
         return "off", "images are decoded each time they are needed, as asked"
     if wish == "disk":
-        return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), as asked"
+        return "disk", f"decoded images are kept in the cache ({size}), as asked"
     if wish == "ram" and not shared:
-        return "ram", f"decoded images are kept in memory ({show_bytes(size)}), as asked"
-    if _free_disk_bytes(cache_root()) > size + _SPARE_DISK_BYTES:
-        return "disk", f"decoded images are kept in the cache ({show_bytes(size)}), so that none is decoded twice"
-    if size < _SHARE_OF_MEMORY * free_memory and not shared:
-        return (
-            "ram",
-            f"decoded images are kept in memory ({show_bytes(size)}), for the cache has no room or no permission",
-        )
-    return (
-        "off",
-        f"images are decoded each time they are needed: {show_bytes(size)} fit neither the cache's disk nor memory",
-    )
+        return "ram", f"decoded images are kept in memory ({size}), as asked"
+    if _free_disk_bytes(cache_root()) > num_bytes + _SPARE_DISK_BYTES:
+        return "disk", f"decoded images are kept in the cache ({size}), so that none is decoded twice"
+    if num_bytes < _SHARE_OF_MEMORY * free_memory and not shared:
+        return "ram", f"decoded images are kept in memory ({size}), for the cache has no room or no permission"
+    return "off", f"images are decoded each time they are needed: {size} fit neither the cache's disk nor memory"
 
 
 def _free_disk_bytes(root: Path) -> int:
     """Where a folder is, or will be made; 0 where that is not possible."""
     there = next((folder for folder in (root, *root.parents) if folder.exists()), None)
     return shutil.disk_usage(there).free if there is not None and os.access(there, os.W_OK) else 0
-
-
-def _fill(
-    folder: Path,
-    unique: Mapping[str, Path],
-    row_of: Mapping[str, int],
-    target: Target,
-    progress: OnProgress | None,
-) -> None:
-    shape = target.shape(len(row_of))
-    with (folder / _PIXELS).open("wb") as file:
-        _reserve(file.fileno(), math.prod(shape))
-    pixels = np.memmap(folder / _PIXELS, np.uint8, "r+", shape=shape)
-    found = _decode(unique, row_of, pixels, target, progress)
-    # On the disk before the folder gets its name.
-    pixels.flush()
-    files.write_json(folder / _INDEX, {key: _to_json(fact) for key, fact in found.items()})
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -321,82 +444,6 @@ def _reserve(descriptor: int, size: int) -> None:
         # NTFS sets the room aside.
         os.truncate(descriptor, size)
     else:
-        # macOS would leave a hole.
+        # macOS would leave a hole. So many zeros are written at a time.
         while size:
-            size -= os.write(descriptor, bytes(min(_ZEROS, size)))
-
-
-def _decode(
-    unique: Mapping[str, Path],
-    row_of: Mapping[str, int],
-    pixels: Images,
-    target: Target,
-    progress: OnProgress | None,
-) -> dict[str, ImageFacts]:
-    """Fill `pixels`, and return what was found under each key.
-
-    Raises:
-        DataError: if a file is not what it was a moment ago; such a failure must not be kept.
-        OutOfMemoryError: if memory is short, which says nothing about an image either.
-    """
-
-    def look(item: tuple[str, Path]) -> ImageFacts:
-        key, path = item
-        try:
-            content = read_file(path, MAX_IMAGE_BYTES)
-        except OSError as error:
-            raise DataError(f"{path} could be read a moment ago, and now not ({error.strerror}); try again") from error
-
-        def keep(image: Image.Image, digest: str) -> None:
-            if digest in row_of:
-                square = to_square(image, path, target.image_size, target.resize, target.in_channels)
-                pixels[row_of[digest]] = square
-
-        fact = inspect_bytes(content, path, target.image_size, keep)
-        if fact.error is not None and fact.error.reason == reason_of(MemoryError()):
-            raise OutOfMemoryError(f"{fact.error}; close other programs, or leave it out with --ignore")
-        if not key.startswith(fact.sha256):
-            raise DataError(f"{path} changed while it was looked at; start again when the images stay as they are")
-        return fact
-
-    return dict(zip(unique, each_on_threads(look, list(unique.items()), progress), strict=True))
-
-
-def _name(unique: Mapping[str, Path], target: Target) -> str:
-    # Another version of Pillow may decode to other pixels.
-    about = json.dumps([_FORMAT, __version__, asdict(target), sorted(unique)])
-    return hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _to_json(fact: ImageFacts) -> dict[str, Any]:
-    return asdict(fact) | {"error": None if fact.error is None else fact.error.reason}
-
-
-def _read_index(path: Path) -> dict[str, ImageFacts]:
-    """What is odd about each image, by key.
-
-    Raises:
-        RunError: if the cache is damaged.
-    """
-    # A few hundred bytes for each image.
-    index = files.read_json(path, dict[str, dict[str, Any]], max_bytes=2**32)
-    try:
-        return {key: _from_json(values) for key, values in index.items()}
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged; remove its folder, and it is made anew") from error
-
-
-def _from_json(values: Mapping[str, Any]) -> ImageFacts:
-    error = None if values["error"] is None else ImageError(Path(), values["error"])
-    return ImageFacts(**{**values, "oddities": tuple(values["oddities"]), "error": error})
-
-
-def _named(fact: ImageFacts, path: Path) -> ImageFacts:
-    if fact.error is None:
-        return fact
-    return ImageFacts(fact.sha256, error=ImageError(path, fact.error.reason))
-
-
-def _gone(path: Path, target: Target) -> ImageFacts:
-    """What to say of a file that could not even be hashed."""
-    return inspect_images([path], target.image_size)[path]
+            size -= os.write(descriptor, bytes(min(2**24, size)))

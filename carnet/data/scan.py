@@ -210,12 +210,22 @@ def _inspect(path: Path, image_size: int) -> ImageFacts:
     try:
         content = read_file(path, MAX_IMAGE_BYTES)
     except OSError as error:
-        return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+        return unreadable(path, error)
     return inspect_bytes(content, path, image_size)
 
 
+def unreadable(path: Path, error: OSError) -> ImageFacts:
+    """What to say of a file whose bytes cannot even be read."""
+    return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
+
+
 def inspect_bytes(
-    content: bytes, path: Path, image_size: int, keep: Callable[[Image.Image, str], None] | None = None
+    content: bytes,
+    path: Path,
+    image_size: int,
+    *,
+    digest: str | None = None,
+    keep: Callable[[Image.Image], None] | None = None,
 ) -> ImageFacts:
     """Hash and decode the content of a file.
 
@@ -223,9 +233,10 @@ def inspect_bytes(
         content: the encoded image.
         path: what it is called.
         image_size: the model's.
-        keep: decodes the opened image, and does something with it and its hash; None: it is decoded and forgotten.
+        digest: its SHA-256, if that is known already.
+        keep: decodes the opened image, and does something with it; None: it is decoded and forgotten.
     """
-    digest = hashlib.sha256(content).hexdigest()
+    digest = digest or hashlib.sha256(content).hexdigest()
 
     def look(content: bytes) -> ImageFacts:
         with open_image(content) as image:
@@ -235,7 +246,7 @@ def inspect_bytes(
             if keep is None:
                 decode(image, path, min_side=2 * image_size)
             else:
-                keep(image, digest)
+                keep(image)
             return facts
 
     try:
