@@ -31,7 +31,6 @@ _TRAIN_PACKAGES = {
     "safetensors": "safetensors",
     "lightning_fabric": "Lightning Fabric",
     "matplotlib": "matplotlib",
-    "platformdirs": "platformdirs",
     "psutil": "psutil",
     "rich": "rich",
 }

@@ -1,7 +1,9 @@
 """Imports go one way, and the edge side and the command line stay free of PyTorch."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,8 @@ ALLOWED = {
     "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
 }
 """Room -> rooms it may import; the command line may import all."""
+OPTIONAL = {"rich", "matplotlib", "openvino", "datasets", "huggingface_hub", "torch_xla"}
+"""Packages that rooms without PyTorch look for, and do without or name the extra of where they are missing."""
 BENCH_ONLY = {"torch", "torchvision", "lightning_fabric", "safetensors", "timm"}
 
 
@@ -64,6 +68,16 @@ def test_imports_go_one_way(path: Path) -> None:
     assert rooms <= ALLOWED[room]
     if room not in ("models", "training", "export", "comparison"):
         assert not {module.split(".")[0] for module in modules} & BENCH_ONLY
+
+
+def test_what_runs_without_pytorch_is_declared_by_the_base_installation() -> None:
+    """Everything that the base row, the data, the reports and the edge import from elsewhere, wherever in a file."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    rooms = [*(PACKAGE / f"{room}.py" for room in BASE), *(PACKAGE / room for room in ("data", "report", "edge"))]
+    paths = [path for room in rooms for path in (sorted(room.rglob("*.py")) if room.is_dir() else [room])]
+    packages = {module.split(".")[0] for path in paths for module in imports(path)} - set(sys.stdlib_module_names)
+    assert {"pillow" if package == "PIL" else package for package in packages} - {"carnet"} - OPTIONAL <= declared
 
 
 def modules_after(code: str) -> set[str]:
