@@ -10,7 +10,6 @@ Colour, place, size and mirroring do not depend on the class, so that only the s
 import json
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -58,8 +57,7 @@ fish: accent -35,0 -98,-38 -76,0 -98,38; accent 45,-26 0,-26,35,45,-60,-150; acc
  accent?50 8,4 -24,-8 -20,20; ink/100?50 -2,0,10,17,-80,80; ink/100?50 -22,0,10,14,-80,80
 house: body?60 25,-80 45,-80 45,-5 25,-5; body -65,-10 65,-10 65,78 -65,78; accent -80,-8 0,-85 80,-8;
  accent -45,31 -18,31 -18,78 -45,78; accent 26,7 52,7 52,33 26,33; ink/60 39,7 39,33; ink/60 26,20 52,20
-key: body/14 85,0 85,31; body/14 65,0 65,28; body/14?50 45,0 45,35; body/16 -29,0 90,0; body/17 -60,0,31,32;
- accent/10?50 -10,-14 -10,14
+key: body/15 -29,0 65,0 65,28 65,0 86,0 86,31; body/15?50 45,0 45,35; body/17 -60,0,31,32; accent/10?50 -10,-14 -10,14
 mushroom: accent -21,2 21,2 0,72,31,16,0,180; accent?50 -21,19 21,19 31,36 -31,36;
  body 0,8,80,78,180,360 0,8,80,12,0,180; accent -40,-15,14,11; accent 2,-44,15,12; accent?60 40,-13,13,11
 star: body 0,-95 28,-38 90,-29 45,15 56,77 0,47 -56,77 -45,15 -90,-29 -28,-38; accent?40 0,-52 15,-21 50,-16 25,8
@@ -73,9 +71,8 @@ umbrella: accent/9 0,-87 0,72 15,72,15,15,180,0; body 0,0,-90,75,-90,0 -68,0,22,
 """
 """Each thing, in hundredths of its reach: x right and y down, each from about -100 to 100; | stands between two ways.
 
-A part is `COLOUR[/THICKNESS][?PERCENT] POINTS`: a polygon, or with a thickness a line (of ink: in percent of the
-outlines), drawn so often. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse, with degrees clockwise from
-the right.
+A part is `COLOUR[/THICKNESS][?PERCENT] POINTS`: a polygon, or with a thickness a line (of ink: percent of the edge's),
+drawn so often. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse, by degrees clockwise from the right.
 """
 _THINGS = {name: parts.split("|") for name, parts in re.findall(r"^(\w+): ((?:.*\n )*.*)", _SHAPES, re.MULTILINE)}
 CLASSES: tuple[str, ...] = tuple(sorted(_THINGS))
@@ -213,15 +210,13 @@ def _draw_thing(canvas: Canvas, name: str, rng: Generator, place: tuple[complex,
         y = points.imag + bend[1] * np.sin(2.5 * points.real + phase[1])
         placed = centre + reach * np.exp(1j * np.radians(turn)) * (mirror * wide * x + 1j * high * y)
         edge = line if "edge" in paints and colour != "ink" else 0.0
-        if thickness:
-            width = thickness * (line if colour == "ink" else swell)
-            if edge:
-                _polyline(canvas, placed, width + edge, paints["edge"])
-            _polyline(canvas, placed, width - edge, paints[colour])
-        else:
+        width = thickness * (line if colour == "ink" else swell)
+        if not thickness:
             canvas.polygon(placed.view(np.float64).tolist(), fill=paints[colour])
-            if edge:
-                _polyline(canvas, np.append(placed, placed[:2]), edge, paints["edge"])
+        if edge:
+            _polyline(canvas, placed if thickness else np.append(placed, placed[:2]), width + edge, paints["edge"])
+        if thickness:
+            _polyline(canvas, placed, width - edge, paints[colour])
 
 
 def _polyline(canvas: Canvas, places: Places, width: float, colour: Colour) -> None:
@@ -302,8 +297,7 @@ def write_dataset(
         raise FileExistsError(f"{root} already exists and is not an empty folder.")
     counts = {"train": train_per_class, "valid": valid_per_class}
     faults, planted = _plant(counts, size, seed) if dirty else ({}, {})
-    extra = Counter(name.split("/")[0] for name in planted)
-    num_train, num_valid = (counts[split] * len(CLASSES) + extra[split] for split in ("train", "valid"))
+    num_train, num_valid = (n * len(CLASSES) + sum(name.startswith(s) for name in planted) for s, n in counts.items())
     root = root.resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
@@ -332,8 +326,7 @@ def _plant(counts: dict[str, int], size: int, seed: int) -> tuple[Faults, dict[s
     faults: Faults = {}
 
     def plant(kind_of_fault: str, split: str, label: int, content: bytes, **about: str) -> None:
-        names = (_file_name(split, label, index) for index in count(counts[split] + 1))
-        name = next(name for name in names if name not in files)
+        name = next(n for index in count(counts[split] + 1) if (n := _file_name(split, label, index)) not in files)
         files[name] = content
         faults.setdefault(kind_of_fault, []).append({"path": name, **about})
 
