@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -60,7 +61,14 @@ class SafeFolder:
         num_bytes: written so far.
     """
 
-    def __init__(self, folder: Path, archive: Path) -> None:
+    def __init__(self, folder: Path, archive: Path, *, capitals_count: bool | None = None) -> None:
+        """Get ready for one archive.
+
+        Args:
+            folder: an empty one.
+            archive: its path.
+            capitals_count: whether its disk can hold two names that differ in capitals only; None: the disk is asked.
+        """
         self.folder = folder
         self.archive = archive
         self.num_bytes = 0
@@ -68,7 +76,7 @@ class SafeFolder:
         self._files: set[str] = set()
         self._folders: dict[str, str] = {}
         self._hidden: set[str] = set()
-        self._capitals_count = tells_capitals(folder)
+        self._capitals_count = tells_capitals(folder) if capitals_count is None else capitals_count
         self._made: set[Path] = set()
 
     @property
@@ -240,12 +248,22 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
         OutputError: if the cache cannot be written.
     """
     try:
-        percent = _Percent(2 * path.stat().st_size, progress)
-        digest = digest_of(path, percent.show)
+        # The file is read twice, for its hash and for its members.
+        size = path.stat().st_size
+        show = _in_percent(2 * size, progress)
+        digest = digest_of(path, show)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    folder = cached_folder("archives", digest, lambda scratch: _fill(scratch, path, percent))
-    percent.finish()
+
+    def fill(folder: Path) -> None:
+        safe = SafeFolder(folder, path)
+        unpack_into(safe, lambda done: show(size + done))
+        _check_content(folder, path)
+        write_json(folder / _ABOUT, {"num_hidden": safe.num_hidden})
+
+    folder = cached_folder("archives", digest, fill)
+    if progress is not None:
+        progress(100, 100)
     return folder
 
 
@@ -275,56 +293,67 @@ class _ZipSource(io.BufferedReader):
         return super().read(size)
 
 
-class _Percent:
-    """Turns bytes of the archive's file, read first for its hash and then for its members, into percent."""
+def unpack_into(safe: SafeFolder, show: Callable[[int], None]) -> None:
+    """Give a folder the members of its archive.
 
-    def __init__(self, num_bytes: int, progress: OnProgress | None) -> None:
-        self.num_bytes = num_bytes
-        self.progress = progress
-        self.shown = 0
+    Args:
+        safe: the folder.
+        show: told how many bytes of the archive are done.
 
-    def show(self, num_bytes: int) -> None:
-        # Only `finish` says that all is done: a damaged archive may claim any sizes.
-        percent = min(99, 100 * num_bytes // max(1, self.num_bytes))
-        if percent > self.shown and self.progress is not None:
-            self.shown = percent
-            self.progress(percent, 100)
-
-    def finish(self) -> None:
-        if self.progress is not None:
-            self.progress(100, 100)
-
-
-def _fill(folder: Path, path: Path, percent: _Percent) -> None:
-    safe = SafeFolder(folder, path)
+    Raises:
+        DataError: naming the member, if it is refused, damaged or encrypted.
+    """
+    path = safe.archive
     try:
         if is_zip(path):
             with _ZipSource(open_file(path).detach()) as source:
-                _unpack_zip(source, safe, percent)
+                _unpack_zip(source, safe, show)
         else:
-            _unpack_tar(path, safe, percent)
+            _unpack_tar(path, safe, show)
     except ArchiveReadError as error:
         raise damaged(path, error.__cause__) from error
-    _check_content(folder, path)
-    write_json(folder / _ABOUT, {"num_hidden": safe.num_hidden})
 
 
-def _unpack_tar(path: Path, safe: SafeFolder, percent: _Percent) -> None:
+def _in_percent(num_bytes: int, progress: OnProgress | None) -> Callable[[int], None]:
+    shown = 0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        # Only `unpack` says that all is done: a damaged archive may claim any sizes.
+        percent = min(99, 100 * done // max(1, num_bytes))
+        if percent > shown and progress is not None:
+            shown = percent
+            progress(percent, 100)
+
+    return show
+
+
+def _unpack_tar(path: Path, safe: SafeFolder, show: Callable[[int], None]) -> None:
+    fence = getattr(tarfile, "data_filter", None)
+    fenced: set[Path] = set()
     with TarReader.open(path) as tar:
         for info, content in tar.members():
             place = safe.place(info.name, is_folder=info.isdir())
             if place is None:
                 continue
-            if info.isdir():
-                safe.make(place)
-            elif content is None:
+            if content is None and not info.isdir():
                 raise safe.refusal(info.name, f"is {_KINDS.get(info.type, 'no ordinary file')}")
+            if fence is not None and place.parent not in fenced:
+                # Python's rules, should ours be wrong. It follows each name to its end, which for each member of a
+                # folder would take as long as unpacking it.
+                fenced.add(place.parent)
+                try:
+                    fence(info, str(safe.folder))
+                except tarfile.FilterError as error:
+                    raise safe.refusal(info.name, f"is refused by Python ({error})") from error
+            if content is None:
+                safe.make(place)
             else:
                 safe.write(place, info.name, info.size, content)
-            percent.show(percent.num_bytes // 2 + tar.position)
+            show(tar.position)
 
 
-def _unpack_zip(source: _ZipSource, safe: SafeFolder, percent: _Percent) -> None:
+def _unpack_zip(source: _ZipSource, safe: SafeFolder, show: Callable[[int], None]) -> None:
     try:
         with reading():
             archive = zipfile.ZipFile(source)
@@ -333,7 +362,7 @@ def _unpack_zip(source: _ZipSource, safe: SafeFolder, percent: _Percent) -> None
     with archive:
         # All names are looked at before anything is written.
         plan = _plan_zip(archive, safe)
-        packed = percent.num_bytes // 2
+        packed = 0
         for info, name, place in plan:
             if _is_folder(info, name):
                 safe.make(place)
@@ -346,7 +375,7 @@ def _unpack_zip(source: _ZipSource, safe: SafeFolder, percent: _Percent) -> None
             with content:
                 safe.write(place, name, info.file_size, content)
             packed += info.compress_size
-            percent.show(packed)
+            show(packed)
 
 
 def _plan_zip(archive: zipfile.ZipFile, safe: SafeFolder) -> list[tuple[zipfile.ZipInfo, str, Path]]:
