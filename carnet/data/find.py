@@ -26,9 +26,9 @@ from carnet.data.samples import (
     Layout,
     Listing,
     Sample,
-    about_strange,
     expanded,
-    named_images,
+    leave_out,
+    numbered,
 )
 from carnet.data.table import fits, labels_of, list_table
 from carnet.data.tar import is_packed, is_tar
@@ -72,7 +72,7 @@ def find_images(
     """
     source = expanded(data)
     listing = _list(source, classes or (), layout, progress)
-    left_out = _leave_out(listing, ignore)
+    left_out = leave_out(listing, ignore)
     if not any((*listing.images(), *left_out.values())):
         raise DataError(_no_images(str(source), listing))
     if classes is None:
@@ -84,7 +84,7 @@ def find_images(
     return LabeledImages(
         root=listing.root,
         classes=tuple(classes),
-        splits=_number(listing, classes),
+        splits=numbered(listing, classes),
         source=source,
         num_hidden=listing.num_hidden,
         num_other_files=listing.num_other_files,
@@ -213,21 +213,6 @@ def _unused(table: Path) -> DataError:
     return DataError(f"no folders, but {table} could give the classes; {way_out}")
 
 
-def _leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Take the images that the ignore list names out of the listing; return them by split."""
-    roots = [listing.root] if listing.top is None else [listing.root, listing.top]
-    named, strange = named_images(listing.images(), ignore, roots)
-    left_out: dict[str, tuple[Path, ...]] = {}
-    for split, by_class in listing.splits.items():
-        left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
-        listing.splits[split] = {
-            name: [path for path in paths if path not in named] for name, paths in by_class.items()
-        }
-    if strange:
-        listing.warnings.append(about_strange(strange))
-    return left_out
-
-
 def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
     known = set(classes)
     for split in {"all", "train"} & set(listing.splits):
@@ -237,14 +222,6 @@ def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
             number = counted(len(new), "class", "classes")
             listing.warnings.append(f"{number} left out, which the model does not have: {first_few(new)}")
         listing.splits[split] = {name: paths for name, paths in by_class.items() if name not in new}
-
-
-def _number(listing: Listing, classes: Sequence[str]) -> dict[str, tuple[Sample, ...]]:
-    number = {name: label for label, name in enumerate(classes)}
-    return {
-        split: tuple(Sample(path, number[name]) for name, paths in sorted(by_class.items()) for path in paths)
-        for split, by_class in listing.splits.items()
-    }
 
 
 def _own_classes(source: Path, listing: Listing, left_out: dict[str, tuple[Path, ...]]) -> tuple[str, ...]:

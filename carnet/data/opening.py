@@ -1,10 +1,11 @@
 """Open what `carnet.data.hub` names with Hugging Face `datasets`, and say in one line what is wrong where it fails.
 
-Which columns of a data set hold the image and its label, and what a label says.
+Which splits and columns of a data set hold the images and their labels, and what is in them.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import re
@@ -14,9 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from carnet.data.hub import LABEL_MEMBERS, Source, check_whole
+from carnet.data.samples import SPLIT_NAMES
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
-from carnet.text import first_few
+from carnet.inputs import MAX_IMAGE_BYTES
+from carnet.text import counted, first_few
 
 _UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"
 _REASONS = (
@@ -231,3 +237,60 @@ def _label_member(feature: Any) -> str | None:
     if isinstance(feature, dict):
         return next((name for name in (*_LABEL_COLUMNS, "cls") if _label_member(feature.get(name)) == ""), None)
     return "" if _kind(feature).startswith(("int", "uint", "string", "large_string", "bool", "float")) else None
+
+
+def split_names(tables: Mapping[str, Any], source: Source) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Our splits -> the data set's, and what is said about the others."""
+    names = {split: name for split, name in source.chosen.items() if split not in ("image", "label")}
+    if not names and len(tables) == 1:
+        return {"train": next(iter(tables))}, ()
+    for name in tables if not names else ():
+        split = SPLIT_NAMES.get(name.lower(), name)
+        if split in names:
+            raise DataError(f"{source.data} has both {names[split]} and {name}; choose one, hf:…?{split}={name}")
+        names[split] = name
+    names = {split: names[split] for split in ("train", "valid", "test") if split in names}
+    others = [name for name in tables if name not in names.values()]
+    if "train" not in names or not set(names.values()) <= set(tables):
+        raise DataError(f"{source.data} has the splits {', '.join(tables)}; say which to train on, hf:…?train=SPLIT")
+    return names, (f"{counted(len(others), 'split')} left out: {first_few(others)}",) if others else ()
+
+
+def image_bytes(value: Any, source: Source, which: str) -> bytes | str:
+    """What a row holds of an image: its bytes, or where `fetch` finds them.
+
+    Raises:
+        DataError: if there is neither.
+    """
+    held = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+    if held and isinstance(held, bytes):
+        return held
+    if isinstance(held, list | np.ndarray) and len(held):
+        return _png(np.asarray(held), f"{source.data}: {which}")
+    # A data set of the hub shall not make us open files of this machine.
+    if isinstance(held, str) and (held.split("::")[-1].startswith("hf://") or source.is_folder):
+        return held
+    what = f"only a path ({held})" if isinstance(held, str) else "no bytes"
+    raise DataError(f"{source.data}: {which} has {what}; put the bytes of the image into the data, or drop it")
+
+
+def fetch(path: str) -> bytes:
+    """An image that lies in a file of its own, on the hub or in a folder that `datasets` reads."""
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        # Of one that is larger, so much that whoever looks into it refuses it.
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
+
+
+def _png(array: Any, which: str) -> bytes:
+    """An image that is held as numbers, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), without loss."""
+    small = array.dtype.kind in "ui" and array.min() >= 0 and array.max() <= 255
+    if not small or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise DataError(
+            f"{which} is an array of {array.dtype} {array.shape}; needed are 0 to 255 in (height, width, 3)"
+        )
+    pixels = array.astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if array.shape[2:] == (1,) else pixels).save(content, "PNG")
+    return content.getvalue()

@@ -250,6 +250,30 @@ def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[P
     return named, strange
 
 
+def leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Take the images that an ignore list names out of the listing, note lines that name none; return them by split."""
+    roots = [listing.root] if listing.top is None else [listing.root, listing.top]
+    named, strange = named_images(listing.images(), ignore, roots)
+    left_out: dict[str, tuple[Path, ...]] = {}
+    for split, by_class in listing.splits.items():
+        left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
+        listing.splits[split] = {
+            name: [path for path in paths if path not in named] for name, paths in by_class.items()
+        }
+    if strange:
+        listing.warnings.append(about_strange(strange))
+    return left_out
+
+
+def numbered(listing: Listing, classes: Sequence[str]) -> dict[str, tuple[Sample, ...]]:
+    """The listing's images by split, each with its class's place in `classes`."""
+    number = {name: label for label, name in enumerate(classes)}
+    return {
+        split: tuple(Sample(path, number[name]) for name, paths in sorted(by_class.items()) for path in paths)
+        for split, by_class in listing.splits.items()
+    }
+
+
 def about_strange(strange: Sequence[str]) -> str:
     """What to say of lines that name no image."""
     lines = first_few([repr(line[:200]) for line in strange])

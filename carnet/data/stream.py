@@ -10,30 +10,37 @@ The images of a data set that `carnet.data.hub` names, written into files once, 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from PIL import Image
 
 from carnet import files
 from carnet.data import hub
 from carnet.data.cache import cache_root, cached_folder
 from carnet.data.hub import check_tars
-from carnet.data.opening import Columns, HubUnreachableError, explained, import_datasets, open_source, pin
-from carnet.data.samples import SPLIT_NAMES, LabeledImages, Sample, about_strange, expanded, named_images
+from carnet.data.opening import (
+    Columns,
+    HubUnreachableError,
+    explained,
+    fetch,
+    image_bytes,
+    import_datasets,
+    open_source,
+    pin,
+    split_names,
+)
+from carnet.data.samples import ByClass, LabeledImages, Listing, expanded, leave_out, numbered
 from carnet.data.scan import CheckedImages, ImageFacts, check_images, hash_files, inspect_bytes
 from carnet.documents import Count
 from carnet.errors import DataError, ImageError
-from carnet.inputs import MAX_IMAGE_BYTES
 from carnet.prefetch import load_ahead, loading_threads
 from carnet.preprocess import open_image
 from carnet.text import OnProgress, counted, first_few
@@ -101,9 +108,12 @@ class ImageStream:
         """
         self.source = pin(hub.find_source(data) if isinstance(data, str) else data)
         self.buffer_bytes = buffer_bytes
-        self._check_tars()
+        if self.source.tars:
+            # They are read once with our own limits, before `datasets` reads them without any.
+            key = hashlib.sha256(f"{self.source.key(by_content=False)} tars".encode()).hexdigest()
+            cached_folder("streams", key, lambda _: check_tars(self.source.tars))
         self._format, tables = open_source(self.source)
-        self._names, self.warnings = _split_names(tables, self.source)
+        self._names, self.warnings = split_names(tables, self.source)
         with explained(self.source):
             self._columns = Columns.find(tables[self._names["train"]], self._format, self.source)
         version = import_datasets().__version__
@@ -133,12 +143,13 @@ class ImageStream:
         """
         if split not in self.splits:
             raise DataError(f"{self.source.data} has no {split}, but {' and '.join(self.splits)}")
-        return self._read(split, self._in_order(split) if order is None else self._mixed(split, order), skip)
+        in_order = chain.from_iterable(rows() for rows in self._shards(split))
+        return self._read(split, in_order if order is None else self._mixed(split, order), skip)
 
     def _read(self, split: str, rows: Iterator[_Row], skip: int) -> Iterator[StreamedImage]:
         def load(row: _Row) -> StreamedImage:
             position, label, image = row
-            return StreamedImage(f"{split}/{position:07d}", label, _fetch(image) if isinstance(image, str) else image)
+            return StreamedImage(f"{split}/{position:07d}", label, fetch(image) if isinstance(image, str) else image)
 
         with explained(self.source):
             left = islice(rows, skip, None)
@@ -146,10 +157,6 @@ class ImageStream:
             # Images in files of their own are fetched side by side; all others are there already.
             for batch in load_ahead(load, batches, threads=0 if self._format in ("parquet", "webdataset") else 16):
                 yield from batch
-
-    def _in_order(self, split: str) -> Iterator[_Row]:
-        for rows in self._shards(split):
-            yield from rows()
 
     def _mixed(self, split: str, order: int) -> Iterator[_Row]:
         """Parts in a drawn order, some of them in turns, and then draws from a buffer.
@@ -182,19 +189,7 @@ class ImageStream:
         part = table.shard(_num_shards(table), number)
         for position, row in enumerate(part, start):
             label = self._columns.text(row[self._columns.label]) or ""
-            yield position, label, self._image(row[self._columns.image], f"image {position} of {split}")
-
-    def _image(self, value: Any, which: str) -> bytes | str:
-        held = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
-        if held and isinstance(held, bytes):
-            return held
-        if isinstance(held, list | np.ndarray) and len(held):
-            return _png(np.asarray(held), f"{self.source.data}: {which}")
-        # A data set of the hub shall not make us open files of this machine.
-        if isinstance(held, str) and (held.split("::")[-1].startswith("hf://") or self.source.is_folder):
-            return held
-        what = f"only a path ({held})" if isinstance(held, str) else "no bytes"
-        raise DataError(f"{self.source.data}: {which} has {what}; put the bytes of the image into the data, or drop it")
+            yield position, label, image_bytes(row[self._columns.image], self.source, f"image {position} of {split}")
 
     def _open(self, *columns: str) -> dict[str, Any]:
         """Only these columns, images undecoded, cut into small parts."""
@@ -213,12 +208,6 @@ class ImageStream:
                 few = table.num_shards < _FEW_SHARDS and not self.source.on_hub
                 opened[split] = table.reshard() if few and hasattr(table, "reshard") else table
         return opened
-
-    def _check_tars(self) -> None:
-        """Read the shards once with our own limits, before `datasets` reads them without any."""
-        if self.source.tars:
-            key = hashlib.sha256(f"{self.source.key(by_content=False)} tars".encode()).hexdigest()
-            cached_folder("streams", key, lambda _: check_tars(self.source.tars))
 
     def _count(self, path: Path, progress: OnProgress | None) -> None:
         tables = self._open(self._columns.label)
@@ -249,23 +238,6 @@ class ImageStream:
         files.write_json(path, counts)
 
 
-def _split_names(tables: Mapping[str, Any], source: hub.Source) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Our splits -> the data set's, and what is said about the others."""
-    names = {split: name for split, name in source.chosen.items() if split not in ("image", "label")}
-    if not names and len(tables) == 1:
-        return {"train": next(iter(tables))}, ()
-    for name in tables if not names else ():
-        split = SPLIT_NAMES.get(name.lower(), name)
-        if split in names:
-            raise DataError(f"{source.data} has both {names[split]} and {name}; choose one, hf:…?{split}={name}")
-        names[split] = name
-    names = {split: names[split] for split in ("train", "valid", "test") if split in names}
-    others = [name for name in tables if name not in names.values()]
-    if "train" not in names or not set(names.values()) <= set(tables):
-        raise DataError(f"{source.data} has the splits {', '.join(tables)}; say which to train on, hf:…?train=SPLIT")
-    return names, (f"{counted(len(others), 'split')} left out: {first_few(others)}",) if others else ()
-
-
 def _classes(counts: Mapping[str, Any], data: str) -> tuple[str, ...]:
     classes = tuple(sorted(counts["train"]["labels"])) if "train" in counts else ()
     if len(classes) < 2:
@@ -293,27 +265,6 @@ def _in_turns(shards: Iterable[Iterator[_Row]]) -> Iterator[_Row]:
         else:
             running.append(rows)
             yield row
-
-
-def _fetch(path: str) -> bytes:
-    from datasets.utils.file_utils import xopen
-
-    with xopen(path, "rb") as file:
-        # Of one that is larger, so much that whoever looks into it refuses it.
-        return bytes(file.read(MAX_IMAGE_BYTES + 1))
-
-
-def _png(array: Any, which: str) -> bytes:
-    """An image that is held as numbers, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), without loss."""
-    small = array.dtype.kind in "ui" and array.min() >= 0 and array.max() <= 255
-    if not small or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise DataError(
-            f"{which} is an array of {array.dtype} {array.shape}; needed are 0 to 255 in (height, width, 3)"
-        )
-    pixels = array.astype(np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if array.shape[2:] == (1,) else pixels).save(content, "PNG")
-    return content.getvalue()
 
 
 _EXTENSIONS = {"JPEG": ".jpg", "TIFF": ".tif"}
@@ -425,20 +376,15 @@ def check_stream(
     key = hashlib.sha256(choice.encode("utf-8", "surrogateescape")).hexdigest()
     # Where the files will lie is known before they are written.
     root = cache_root() / "streamed" / key
-    facts, by_split = _look(stream, root, image_size, progress)
-    named, strange = named_images(facts, ignore, [root])
-    left_out = {split: tuple(s.path for s in samples if s.path in named) for split, samples in by_split.items()}
-    flat = len(by_split) == 1
+    facts, listing = _look(stream, root, image_size, progress)
+    left_out = leave_out(listing, ignore)
     data = LabeledImages(
         root=root,
         classes=stream.classes,
-        splits={
-            "all" if flat else split: tuple(s for s in samples if s.path not in left_out[split])
-            for split, samples in by_split.items()
-        },
-        source=expanded(stream.source.data),
+        splits=numbered(listing, stream.classes),
         left_out=left_out,
-        warnings=(*stream.warnings, *([about_strange(strange)] if strange else [])),
+        source=expanded(stream.source.data),
+        warnings=tuple(listing.warnings),
     )
     checked = check_images(
         data,
@@ -459,27 +405,29 @@ def check_stream(
 
 def _look(
     stream: ImageStream, root: Path, image_size: int, progress: OnProgress | None
-) -> tuple[dict[Path, ImageFacts], dict[str, list[Sample]]]:
-    """What each image holds, and the images of each split in the order in which stored ones would stand."""
-    number = {name: label for label, name in enumerate(stream.classes)}
+) -> tuple[dict[Path, ImageFacts], Listing]:
+    """What each image holds, and the images of each class in the order in which stored ones would stand."""
     facts: dict[Path, ImageFacts] = {}
-    by_split: dict[str, list[Sample]] = {}
+    splits: dict[str, ByClass] = {}
     total = sum(stream.num_images.values())
 
-    def look(image: StreamedImage) -> tuple[Sample, ImageFacts]:
+    def look(image: StreamedImage) -> tuple[Path, str, ImageFacts]:
         path = path_of(image, root)
-        return Sample(path, number[image.label]), inspect_bytes(image.content, path, image_size)
+        return path, image.label, inspect_bytes(image.content, path, image_size)
 
     for split in stream.splits:
-        samples = by_split.setdefault(split, [])
-        for batch in load_ahead(look, _batches(stream, split), threads=loading_threads()):
-            for sample, fact in batch:
-                samples.append(sample)
-                facts[sample.path] = fact
+        by_class = splits.setdefault(split if len(stream.splits) > 1 else "all", {})
+        images = stream.read(split)
+        batches = iter(lambda: list(islice(images, _BATCH)), [])  # noqa: B023 - used up before the next split
+        for batch in load_ahead(look, batches, threads=loading_threads()):
+            for path, label, fact in batch:
+                by_class.setdefault(label, []).append(path)
+                facts[path] = fact
             if progress is not None:
                 progress(len(facts), total)
-        samples.sort(key=lambda sample: (sample.label, sample.path))
-    return facts, by_split
+        for paths in by_class.values():
+            paths.sort()
+    return facts, Listing(root, splits, warnings=list(stream.warnings))
 
 
 def path_of(image: StreamedImage, root: Path) -> Path:
@@ -498,9 +446,3 @@ def _keep_as_files(stream: ImageStream, kept: Collection[Path], root: Path, key:
                     target.write_bytes(image.content)
 
     cached_folder("streamed", key, fill)
-
-
-def _batches(stream: ImageStream, split: str) -> Iterator[list[StreamedImage]]:
-    images = stream.read(split)
-    while batch := list(islice(images, _BATCH)):
-        yield batch
