@@ -196,7 +196,8 @@ _SMALLEST_TAIL = 1e-30
 
 def student_tail(t: float, freedom: float) -> float:
     """Share of Student's distribution above t, of 0 or more."""
-    return 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+    whole = freedom + t * t
+    return 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / whole, t * t / whole)
 
 
 def student_quantile(share: float, freedom: float) -> float:
@@ -236,16 +237,22 @@ def _root(function: Callable[[float], float], low: float, high: float, *, precis
     return (low + high) / 2
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
     """Regularised, by its continued fraction, which converges fast below the distribution's middle.
 
     Sources: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8; evaluated from the front, after
     Lentz, "Generating Bessel functions in Mie scattering calculations using continued fractions", 1976.
+
+    Args:
+        a: above 0; one of a and b is a half.
+        b: above 0.
+        x: from 0 to 1.
+        rest: 1 - x, which x itself cannot tell to the last digit where it is close to 1.
     """
-    if not 0 < x < 1:
-        return float(x >= 1)
+    if x <= 0 or rest <= 0:
+        return float(rest <= 0)
     if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(b, a, 1 - x)
+        return 1 - _incomplete_beta(b, a, rest, x)
     d = 1 / (1 - (a + b) * x / (a + 1))
     c, fraction = 1.0, d
     for m in range(1, 1000):
@@ -258,8 +265,15 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
             fraction *= d * c
         if abs(fraction - before) <= 1e-15 * fraction:
             break
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    return math.exp(log_front) * fraction / a
+    log_x, log_rest = (math.log(one) if one < 0.5 else math.log1p(-other) for one, other in ((x, rest), (rest, x)))
+    return math.exp(_log_gamma_step(max(a, b)) - math.lgamma(0.5) + a * log_x + b * log_rest) * fraction / a
+
+
+def _log_gamma_step(a: float) -> float:
+    """Logarithm of gamma(a + 1/2) / gamma(a); of large numbers by a series, as the difference would lose its digits."""
+    if a < 1000:
+        return math.lgamma(a + 0.5) - math.lgamma(a)
+    return 0.5 * math.log(a) - 1 / (8 * a) + 1 / (192 * a**3)
 
 
 def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
