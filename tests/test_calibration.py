@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import optimize, special
 
 from carnet import metrics
 from carnet.calibration import (
@@ -40,6 +43,20 @@ def test_the_temperature_is_the_most_likely_one() -> None:
         for t in grid
     ]
     assert fit_temperature(logits, labels) == pytest.approx(grid[int(np.argmin(losses))], rel=0.01)
+
+
+@pytest.mark.parametrize("number", [2, 5, 60, 1000])
+@pytest.mark.parametrize("temperature", [0.02, 0.3, 1.0, 4.0, 50.0])
+def test_the_temperature_against_scipy(number: int, temperature: float) -> None:
+    logits, labels = overconfident(number, temperature, seed=number)
+
+    def loss(log_temperature: float) -> float:
+        logs = special.log_softmax(logits / math.exp(log_temperature), axis=1)
+        return -float(logs[np.arange(number), labels].sum() + logs.mean())
+
+    ends = math.log(COLDEST), math.log(HOTTEST)
+    expected = optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-9})
+    assert math.log(fit_temperature(logits, labels)) == pytest.approx(expected.x, abs=1e-5)
 
 
 def test_a_few_images_all_right_make_it_certain_of_nothing() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from carnet import metrics
 
@@ -48,6 +49,27 @@ def test_wilson_interval_known_values() -> None:
     assert metrics.wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
+@settings(deadline=None)
+@given(data=st.data(), images=st.integers(1, 10**6), level=st.sampled_from([0.5, 0.95, 0.999]))
+def test_wilson_intervals_against_scipy(data: st.DataObject, images: int, level: float) -> None:
+    correct = data.draw(st.integers(0, images))
+    expected = stats.binomtest(correct, images).proportion_ci(level, method="wilson")
+    z = stats.norm.isf((1 - level) / 2)
+    assert metrics.wilson_interval(correct, images, z) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    if level == 0.95:
+        assert metrics.wilson_interval(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), spread=st.floats(0, 300))
+def test_softmax_and_cross_entropy_against_scipy(seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(0, spread, (20, 7)), rng.integers(0, 7, 20)
+    np.testing.assert_allclose(metrics.softmax(logits), special.softmax(logits, axis=1), rtol=1e-12, atol=1e-300)
+    expected = -special.log_softmax(logits, axis=1)[np.arange(20), labels]
+    np.testing.assert_allclose(metrics.cross_entropy(logits, labels), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_wilson_interval_keeps_its_promise() -> None:
     rng = np.random.default_rng(0)
     for accuracy in (0.5, 0.8, 0.95):
@@ -78,6 +100,8 @@ def test_calibration_error_against_a_loop() -> None:
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(expected)
+    gaps = stats.binned_statistic(confidence, confidence - correct, "sum", bins=15, range=(0, 1)).statistic
+    assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(np.abs(gaps).sum() / 500)
     assert metrics.expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
     with pytest.raises(ValueError, match="without images"):
         metrics.expected_calibration_error(np.empty(0), np.empty(0, bool))
@@ -94,6 +118,16 @@ def test_the_paired_interval_keeps_its_promise() -> None:
         assert low <= difference <= high
         held += low <= truth <= high
     assert 0.93 <= held / 600 <= 0.99
+
+
+def test_the_paired_interval_against_scipy() -> None:
+    """The normal interval of the mean of what images gain, with half an image more for each of the four outcomes."""
+    rng = np.random.default_rng(6)
+    one, other = rng.random(150) < 0.9, rng.random(150) < 0.8
+    gains, weights = np.append(one.astype(int) - other, [1, -1, 0]), np.append(np.ones(150), [0.5, 0.5, 1])
+    mean = np.average(gains, weights=weights)
+    deviation = np.sqrt(np.average((gains - mean) ** 2, weights=weights) / weights.sum())
+    assert metrics.paired_difference(one, other)[1:] == pytest.approx(stats.norm.interval(0.95, mean, deviation))
 
 
 def test_the_paired_interval_has_a_width_where_both_agree() -> None:

@@ -1,4 +1,4 @@
-"""Statistics against closed forms, and against simulated models whose true difference is known."""
+"""Statistics against closed forms and SciPy, and against simulated models whose true difference is known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from carnet.metrics import paired_difference, wilson_interval
 from carnet.significance import (
     Correct,
     Difference,
+    Part,
     SeedsPart,
+    _half_width,
+    _two_sided,
     accuracy_over_seeds,
     difference_of_single_runs,
     difference_over_seeds,
@@ -40,6 +46,89 @@ def test_quantiles_against_the_usual_table(freedom: float, quantile: float) -> N
         assert student_tail(student_quantile(share, freedom), freedom) == pytest.approx(1 - share, rel=1e-6)
 
 
+FREEDOMS = st.floats(1, 1e6) | st.integers(1, 10**9 - 1)
+
+
+@settings(deadline=None)
+@given(freedom=FREEDOMS, t=st.floats(0, 40))
+def test_student_tails_against_scipy(freedom: float, t: float) -> None:
+    expected = stats.t.sf(t, freedom)
+    assert student_tail(t, freedom) == pytest.approx(expected, rel=1e-9 if freedom < 1e6 else 1e-7, abs=1e-300)
+
+
+@settings(deadline=None)
+@given(freedom=FREEDOMS, tail=st.floats(1e-9, 0.5))
+def test_student_quantiles_against_scipy(freedom: float, tail: float) -> None:
+    # A share near 1 has lost digits of its tail; SciPy is given the same one.
+    share = 1 - tail
+    assert student_quantile(share, freedom) == pytest.approx(stats.t.isf(1 - share, freedom), rel=1e-7, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 5000), unlike=st.floats(0, 1))
+def test_mcnemar_against_scipy(seed: int, images: int, unlike: float) -> None:
+    rng = np.random.default_rng(seed)
+    one = rng.random(images) < 0.8
+    other = one ^ (rng.random(images) < unlike)
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar(one, other) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+VARIANCES = st.floats(1e-9, 1)
+PARTS = st.lists(st.tuples(VARIANCES, st.integers(1, 20) | st.integers(300, 10**6)), min_size=1, max_size=2)
+
+
+def width_by_scipy(share: float, parts: list[Part]) -> float:
+    return math.sqrt(sum(variance * stats.t.ppf(share, freedom) ** 2 for variance, freedom in parts))
+
+
+@settings(deadline=None, max_examples=50)
+@given(parts=PARTS, share=st.floats(0.51, 0.9999))
+def test_widths_of_intervals_against_scipy(parts: list[Part], share: float) -> None:
+    assert _half_width(share, *parts) == pytest.approx(width_by_scipy(share, parts), rel=1e-7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(parts=PARTS, tail=st.floats(1e-6, 0.49))
+def test_p_values_against_scipy(parts: list[Part], tail: float) -> None:
+    distance = width_by_scipy(1 - tail, parts)
+    found = _two_sided(distance, *parts)
+    if len(parts) == 1:
+        (variance, freedom) = parts[0]
+        assert found == pytest.approx(2 * stats.t.sf(distance / math.sqrt(variance), freedom), rel=1e-4)
+    assert found == pytest.approx(2 * tail, rel=1e-4)
+
+
+def test_with_endless_images_it_is_the_test_of_welch() -> None:
+    """Runs that name so many of 200,000 images right, where what images change is next to nothing."""
+    shares = (0.61, 0.66, 0.64), (0.54, 0.60, 0.45, 0.57)
+    one, other = (np.array([np.arange(200_000) < 200_000 * share for share in runs]) for runs in shares)
+    expected = stats.ttest_ind(*shares, equal_var=False)
+    found = difference_over_seeds(one, other)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=0.02)
+    interval = expected.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.002)
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.02, 0.05])
+def test_what_would_be_enough_against_trying_all_numbers(mean: float) -> None:
+    images, seeds = enough(Difference(mean, -0.1, 0.1, 0.3, 2e-4, SeedsPart(4e-5, 4, 6e-5)), 500, 3)
+
+    def shown(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        power = sum(
+            variance * (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) ** 2 for variance, freedom in parts
+        )
+        return mean**2 > power
+
+    more_images, more_seeds = np.arange(501, 20_000), np.arange(4, 1000)
+    of_seeds, of_images = (np.array(4e-5), np.array(4)), (np.array(2e-4), np.array(499))
+    by_images = shown((2e-4 * 500 / more_images, more_images - 1), of_seeds)
+    by_seeds = shown(of_images, (6e-5 / more_seeds, 2 * (more_seeds - 1)))
+    assert images == next(iter(more_images[by_images].tolist()), None)
+    assert seeds == next(iter(more_seeds[by_seeds].tolist()), None)
+
+
 def test_mcnemar_against_counting_all_outcomes() -> None:
     one = np.array([1, 1, 1, 1, 1, 0, 1, 0, 1], bool)
     other = np.array([0, 0, 0, 0, 0, 1, 1, 0, 1], bool)
@@ -53,6 +142,19 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_bonferroni_for_every_subset(p_values: list[float]) -> None:
+    """What Holm has shown: a difference counts if, of every set of pairs with it, Bonferroni finds one that does."""
+    places = range(len(p_values))
+    subsets = [chosen for size in places for chosen in itertools.combinations(places, size + 1)]
+    expected = [
+        max(min(1.0, len(chosen) * min(p_values[k] for k in chosen)) for chosen in subsets if place in chosen)
+        for place in places
+    ]
+    assert holm(p_values) == pytest.approx(expected)
 
 
 def simulate(rng: np.random.Generator, seeds: int, images: int, gap: float, spread: float) -> tuple[np.ndarray, ...]:

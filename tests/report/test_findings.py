@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
@@ -253,8 +256,12 @@ def test_binomial_tail_against_exact_sum(num_right, num_images, share):
     assert _chance_of_at_most(num_right, num_images, share) == pytest.approx(exact, rel=1e-9)
 
 
-def test_binomial_tail_of_very_many_images():
-    assert 0.4 < _chance_of_at_most(50_000, 100_000, 0.5) < 0.6
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), num_images=st.integers(1, 10**5), share=st.floats(1e-5, 1 - 1e-5))
+def test_binomial_tail_against_scipy(data, num_images, share):
+    num_right = data.draw(st.integers(0, num_images))
+    expected = stats.binom.cdf(num_right, num_images, share)
+    assert _chance_of_at_most(num_right, num_images, share) == pytest.approx(expected, rel=1e-7, abs=1e-300)
 
 
 def test_names_are_made_fit_for_a_sentence():
