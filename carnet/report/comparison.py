@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.files import csv_line_for_people
-from carnet.report.html import document as page
-from carnet.report.html import facts_list, listing, picture, section, table
+from carnet.report.html import Picture, named_numbers, render
 from carnet.report.plots import INK, MUTED, RULE, rendered
 from carnet.text import duration
 
@@ -302,13 +301,15 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
         ("images", f"{counts}; judged by {images['count']:,}{unseen}"),
         ("trained on", "; ".join(dict.fromkeys(run["device"] for run in document["runs"]))),
         ("latencies on", document["machine"]),
-        ("versions", ", ".join(f"{name} {number}" for name, number in document["versions"].items())),
+        ("versions", named_numbers(document["versions"])),
     ]
     names = ", ".join(str(row["label"]) for row in rows)
-    body = [
-        listing("findings", sentences),
-        section("Accuracy, time and latency", picture(png, "Accuracy over seconds, and over latency")),
-        section("In numbers", table(columns, lines)),
-        section("Facts", facts_list(facts)),
-    ]
-    return page(f"{names} compared", "".join(body))
+    return render(
+        "comparison",
+        title=f"{names} compared",
+        sentences=sentences,
+        figure=Picture.png(png),
+        columns=columns,
+        lines=lines,
+        facts=facts,
+    )

@@ -1,4 +1,4 @@
-"""Pictures: what goes in and how training went (PNG), and what was taken for what (SVG)."""
+"""Pictures: what goes in, how training went, how sure answers are (PNG), and what was taken for what (SVG)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.calibration import CrossFitted, coverage_curve
 from carnet.evaluation import EvaluationReport
 from carnet.report.findings import displayable
 
@@ -229,6 +230,45 @@ def _mark_best(loss_axes: Axes, accuracy_axes: Axes, epochs: Values, best: int, 
         path_effects=[withStroke(linewidth=3, foreground="white")],
         zorder=5,
     )
+
+
+def draw_coverage(crossed: CrossFitted, threshold: float) -> bytes:
+    """Draw how accurate answers are over the share of images that get one.
+
+    Returns:
+        A PNG file, 1650 x 690 pixels.
+    """
+    # Without pyplot, which keeps global state and may want a display.
+    from matplotlib.figure import Figure
+
+    thresholds, coverage, accuracy = coverage_curve(crossed.confidence, crossed.correct)
+    figure = Figure(figsize=(11, 4.6), dpi=150, facecolor="white")
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.075, right=0.96, top=0.93, bottom=0.14)
+    axes.plot(100 * coverage, 100 * accuracy, color=COLOURS[1], linewidth=2)
+    answered = float((thresholds >= threshold).mean())
+    if 0 < answered < 1:
+        axes.axvline(100 * answered, color=COLOURS[0], linewidth=1.2)
+        axes.annotate(
+            f"threshold {100 * threshold:.0f} %",
+            (100 * answered, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-6, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=COLOURS[0],
+            fontsize=11,
+        )
+    low = min(float(100 * accuracy.min()), 90)
+    axes.set(xlim=(0, 100), ylim=(max(0, low - 5), 100.8), xlabel="images with an answer", ylabel="of these, right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g} %")
+        axis.label.set(color=MUTED, fontsize=11)
+    axes.tick_params(colors=INK, length=0, labelsize=11)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    return rendered(figure)
 
 
 def draw_confusion(report: EvaluationReport) -> str:

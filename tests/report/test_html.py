@@ -14,8 +14,9 @@ from PIL import Image
 
 from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
-from carnet.report.html import SORT_SCRIPT, evaluation_html
+from carnet.report.html import Picture, evaluation_html, read_part, render
 
+SORT_SCRIPT = read_part("sort.js")
 VOID = {"meta", "img"}
 BLOCKS = {"dt", "dd", "p", "li", "td", "th", "div", "span", "h1", "h2"}
 NASTY = (
@@ -159,6 +160,14 @@ def test_no_name_becomes_markup():
     assert "alert(1)" in page.text()
     assert [data for tag, data in page.texts if tag == "script"] == [SORT_SCRIPT]
     assert "\x00" not in html
+
+
+def test_no_text_of_any_kind_becomes_markup():
+    texts = {"sentences": NASTY, "columns": NASTY, "lines": [NASTY], "facts": [(name, name) for name in NASTY]}
+    page = Page(render("comparison", title=NASTY[1], figure=Picture("png", 1, 1, ""), **texts))
+    assert sum(tag in ("b", "img", "script") for tag, _ in page.elements) == 2
+    assert page.text().count("alert(1)") == 2 * 5 + 1
+    assert not {"\x00", "\x1b", "\udcff"} & set(page.text())
 
 
 def test_nothing_comes_from_outside(tmp_path):
