@@ -39,9 +39,9 @@ from carnet.comparison.verdict import seconds_to
 from carnet.config import Device
 from carnet.data.find import find_images
 from carnet.errors import CarnetError, ConfigError, DataError, RunError, StoppedError
-from carnet.models.device import choose_device
 from carnet.models.registry import create_model
 from carnet.models.summary import summarize
+from carnet.models.weights import choose_device
 from carnet.report.comparison import draw_comparison
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder

@@ -212,7 +212,7 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
     from torchvision import transforms
     from torchvision.transforms import functional
 
-    from carnet.models.device import compute_exactly
+    from carnet.models.weights import compute_exactly
     from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
     config, samples, pipeline, augmentation = recipe(options)

@@ -20,6 +20,7 @@ from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
+from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, Silent, counted
 
@@ -298,41 +299,78 @@ def select_samples(
         DataError: if the data lacks the split, or has classes that the model does not know.
     """
     bar = (progress or Silent()).bar
+    leave_out_new = run_digests is not None and split != "all"
     found = find_images(
-        data,
-        classes,
-        layout=layout,
-        ignore=ignore,
-        leave_out_new=run_digests is not None and split != "all",
-        progress=partial(bar, "unpacking"),
+        data, classes, layout=layout, ignore=ignore, leave_out_new=leave_out_new, progress=partial(bar, "unpacking")
     )
     by_run = split != "all" and (found.is_flat or (run_digests is not None and _is_held_back(split, found)))
-    if not by_run and split not in ("all", *found.splits):
-        raise DataError(f"{data} has no {split} split; it has {', '.join(found.splits)}; choose with --split")
-    divided = "all" if found.is_flat else "train"
-    places = tuple(found.splits) if split == "all" else (divided,) if by_run else (split,)
+    places = _places(data, split, found, by_run)
     samples = tuple(sample for place in places for sample in found.splits[place])
     ignored = [path for place in places for path in found.left_out.get(place, ())]
-    files = [*(sample.path for sample in samples), *ignored]
-    digests = hash_files(files, partial(bar, "reading the images")) if run_digests is not None else {}
+    digests = {}
+    if run_digests is not None:
+        digests = hash_files([*(one.path for one in samples), *ignored], partial(bar, "reading the images"))
     warnings = list(found.warnings)
     wanted = (run_digests or {}).get(split, set())
-    if split in found.splits and wanted.isdisjoint(digests.values()):
-        # Other data, of which the run has held nothing back.
-        by_run = False
+    # Other data may have a split of which the run has held nothing back.
+    by_run = by_run and not (split in found.splits and wanted.isdisjoint(digests.values()))
     if by_run:
         samples = tuple(sample for sample in samples if digests.get(sample.path) in wanted)
         ignored = [path for path in ignored if digests.get(path) in wanted]
-        missing = len(wanted - set(digests.values()))
-        if missing:
-            of_all = counted(len(wanted), "different image")
-            warnings.append(f"{missing:,} of the run's {of_all} in {split} cannot be read any more, or are not here")
+        warnings += _about_missing(wanted, wanted - set(digests.values()), split)
     if not samples:
-        recorded = run_digests is not None
-        raise _nothing_to_judge(data, split, by_run=by_run, recorded=recorded, are_ignored=bool(ignored))
-    train = (run_digests or {}).get("train", set())
-    leaked = {sample.path for sample in samples if digests.get(sample.path) in train}
-    return Selection(samples, leaked if run_digests is not None else None, tuple(warnings), len(ignored))
+        raise _nothing_to_judge(data, split, by_run, recorded=run_digests is not None, are_ignored=bool(ignored))
+    leaked = None
+    if run_digests is not None:
+        leaked = {sample.path for sample in samples if digests.get(sample.path) in run_digests.get("train", ())}
+    return Selection(samples, leaked, tuple(warnings), len(ignored))
+
+
+def select_of_run(
+    run: RunFolder,
+    split: str,
+    classes: Sequence[str],
+    data: Path | str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Selection:
+    """The images of a split of a run, found as the run found them.
+
+    Args:
+        run: the run.
+        split: train or valid.
+        classes: its model's, which give the labels.
+        data: where its images are; None: where they were.
+        progress: shown how far finding and reading them is; None: nobody.
+
+    Raises:
+        DataError: as `select_samples`.
+        RunError: if the run's record is missing or damaged.
+    """
+    path_then, layout, ignore = run.recorded_data()
+    location = path_then if data is None else data
+    return select_samples(location, split, classes, run.digests(), layout=layout, ignore=ignore, progress=progress)
+
+
+def _places(data: Path | str, split: str, found: LabeledImages, by_run: bool) -> tuple[str, ...]:
+    """The splits of the data in which the images of a split are to be looked for.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if split == "all":
+        return tuple(found.splits)
+    if by_run:
+        return ("all" if found.is_flat else "train",)
+    if split not in found.splits:
+        raise DataError(f"{data} has no {split} split; it has {', '.join(found.splits)}; choose with --split")
+    return (split,)
+
+
+def _about_missing(wanted: set[str], missing: set[str], split: str) -> list[str]:
+    of_all = counted(len(wanted), "different image")
+    where = f"of the run's {of_all} in {split}"
+    return [f"{len(missing):,} {where} cannot be read any more, or are not here"] if missing else []
 
 
 def _is_held_back(split: str, found: LabeledImages) -> bool:
@@ -340,7 +378,7 @@ def _is_held_back(split: str, found: LabeledImages) -> bool:
     return split in ("train", "valid") and "train" in found.splits and "valid" not in found.splits
 
 
-def _nothing_to_judge(data: Path | str, split: str, *, by_run: bool, recorded: bool, are_ignored: bool) -> DataError:
+def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, recorded: bool, are_ignored: bool) -> DataError:
     if are_ignored:
         return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
     if by_run and not recorded:

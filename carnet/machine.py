@@ -17,12 +17,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from carnet.text import OnProgress
 
+Key = TypeVar("Key", bound=Hashable)
 _PACKAGES = ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm")
 
 
@@ -93,10 +95,10 @@ def is_waiting_chosen() -> bool:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, progress: OnProgress | None = None
-) -> dict[str, list[float]]:
+    calls: Mapping[Key, Callable[[], object]], rounds: int, progress: OnProgress | None = None
+) -> dict[Key, list[float]]:
     """Milliseconds of every call, once in each round, right after one that is not counted."""
-    milliseconds: dict[str, list[float]] = {name: [] for name in calls}
+    milliseconds: dict[Key, list[float]] = {name: [] for name in calls}
     for done in range(rounds):
         for name, call in calls.items():
             call()

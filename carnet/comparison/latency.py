@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -155,6 +155,32 @@ def benchmark(
     """
     _check(models, runtimes, {"threads": threads, "rounds": rounds, "batch-sizes": min(batch_sizes, default=0)})
     progress = progress or Silent()
+    answers = _answers(models, runtimes, threads=threads, device=device, num_classes=num_classes, progress=progress)
+    calls: dict[tuple[str, str, int, int], Callable[[], object]] = {}
+    for (name, runtime), (spec, answer) in answers.items():
+        for size in dict.fromkeys(batch_sizes):
+            shape = (size, spec.image_size, spec.image_size, spec.in_channels)
+            images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            calls[name, runtime, spec.image_size, size] = partial(answer, images)
+    with_pytorch = any(runtime == PYTORCH for _, runtime in answers)
+    where = _device(device) if with_pytorch else ("cpu", processor_name())
+    with _pytorch_threads(threads) if with_pytorch else nullcontext():
+        measured = take_turns(calls, rounds, partial(progress.bar, "taking turns"))
+        rates = _matrix_gflops(where[0]) if with_pytorch else None
+    timings = tuple(Timing(*kind, tuple(times)) for kind, times in measured.items())
+    return Benchmark(timings, threads, rounds, *where, rates)
+
+
+def _answers(
+    models: Sequence[str],
+    runtimes: Sequence[str],
+    *,
+    threads: int,
+    device: str,
+    num_classes: int,
+    progress: Progress,
+) -> dict[tuple[str, str], tuple[ModelSpec, Answer]]:
+    """What is to be timed, by model and runtime."""
     answers: dict[tuple[str, str], tuple[ModelSpec, Answer]] = {}
     for name in dict.fromkeys(models):
         progress.say(f"Opens {name} …")
@@ -164,21 +190,7 @@ def benchmark(
                 answers[name, runtime] = opened.spec, answerer(opened, runtime, threads)
     if not answers:
         raise ConfigError("PyTorch does not run model files; add --runtimes onnxruntime, or name a network or a run")
-    calls: dict[str, Callable[[], object]] = {}
-    kinds = []
-    for (name, runtime), (spec, answer) in answers.items():
-        for size in dict.fromkeys(batch_sizes):
-            shape = (size, spec.image_size, spec.image_size, spec.in_channels)
-            images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-            calls[f"{name} {runtime} {size}"] = partial(answer, images)
-            kinds.append((name, runtime, spec.image_size, size))
-    with_pytorch = any(runtime == PYTORCH for _, runtime in answers)
-    where = _device(device) if with_pytorch else ("cpu", processor_name())
-    with _pytorch_threads(threads) if with_pytorch else nullcontext():
-        measured = take_turns(calls, rounds, lambda done, total: progress.bar("taking turns", done, total))
-        rates = _matrix_gflops(where[0]) if with_pytorch else None
-    timings = (Timing(*kind, tuple(times)) for kind, times in zip(kinds, measured.values(), strict=True))
-    return Benchmark(tuple(timings), threads, rounds, *where, rates)
+    return answers
 
 
 def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Answer:
@@ -197,6 +209,37 @@ def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Ans
     return answerer(file, runtime, threads)
 
 
+def latencies_in_turns(
+    models: Mapping[str, TrainedModel], progress: Progress
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Milliseconds of an image on one thread, median and 95th percentile, all in turns; and what is missing.
+
+    Args:
+        models: trained ones, by their labels.
+        progress: shown how far that is.
+    """
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    notes = []
+    for label, model in models.items():
+        image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
+        for key, runtime, name in (("onnx", "onnxruntime", "ONNX Runtime"), ("pytorch", PYTORCH, "PyTorch")):
+            try:
+                call = partial(answerer(model, runtime, 1), image)
+                call()
+            # Whatever export and runtime raise for a network that they cannot take.
+            except Exception as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                notes.append(f"{label} has no latency in {name}: {reason[0]}")
+            else:
+                calls[label, key] = call
+    with _pytorch_threads(1):
+        measured = take_turns(calls, rounds=40, progress=partial(progress.bar, "measuring latencies"))
+    latencies: dict[str, dict[str, float]] = {label: {} for label in models}
+    for (label, key), times in measured.items():
+        latencies[label] |= {f"{key}_p{share}": float(np.percentile(times, share)) for share in (50, 95)}
+    return latencies, notes
+
+
 def _check(models: Sequence[str], runtimes: Sequence[str], numbers: dict[str, int]) -> None:
     if not models:
         raise ConfigError("name at least one network, run or model file")
@@ -211,8 +254,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     path = Path(name)
     if is_model_file(path):
         return ModelFile.read(path)
-    from carnet.models.device import choose_device, compute_exactly
-    from carnet.models.weights import TrainedModel, load
+    from carnet.models.weights import TrainedModel, choose_device, compute_exactly, load
 
     if path.is_dir():
         return load(path, device=device)
@@ -240,7 +282,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
 
 
 def _device(wish: str) -> tuple[str, str]:
-    from carnet.models.device import choose_device, device_name
+    from carnet.models.weights import choose_device, device_name
 
     device = choose_device(wish)
     return device, device_name(device)
@@ -253,6 +295,6 @@ def _matrix_gflops(device: str) -> dict[str, float]:
 
 
 def _pytorch_threads(number: int) -> Any:
-    from carnet.models.device import on_threads
+    from carnet.models.weights import on_threads
 
     return on_threads(number)

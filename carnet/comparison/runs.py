@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,7 +30,7 @@ from carnet.errors import (
     RunError,
     StoppedError,
 )
-from carnet.evaluation import EvaluationReport, select_samples
+from carnet.evaluation import EvaluationReport, select_of_run
 from carnet.models.registry import default_image_size
 from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
@@ -40,6 +41,8 @@ from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """What training may meet that another network need not."""
+TrainOne = Callable[[str, TrainingConfig, Path], None]
+"""Trains one run on some images into a folder, or goes on with it."""
 _ASK_SECONDS = 0.5
 """Between two questions whether a run should stop."""
 
@@ -106,7 +109,7 @@ def train_runs(
     config: TrainingConfig,
     folder: Path,
     progress: Progress,
-    train: Callable[[str, TrainingConfig, Path], None] | None = None,
+    train: TrainOne | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Train every network with every seed; finished runs stay as they are, stopped ones go on.
 
@@ -137,15 +140,23 @@ def train_runs(
     if "valid" not in images.splits and config.valid_seed is None:
         # All runs have to be judged by the same images.
         config = replace(config, valid_seed=0)
-    wanted = {
-        folder / f"{name.replace('/', '-')}-seed-{seed}": replace(config, model=name, seed=seed)
-        for seed in range(seeds)
-        for name in models
-    }
+    recipes = [replace(config, model=name, seed=seed) for seed in range(seeds) for name in models]
+    wanted = {folder / f"{one.model.replace('/', '-')}-seed-{one.seed}": one for one in recipes}
     # All of them first, since training may take days.
     finished = {path for path, recipe in wanted.items() if _is_finished(path, recipe, images)}
     if finished:
         _check_content(finished, images)
+    failed = _train_missing(data, wanted, finished, progress, train or train_alone)
+    trained = [path for path in wanted if path not in failed]
+    if failed and len(trained) < 2:
+        raise next(iter(failed.values()))
+    return trained, [f"{path.name} could not be trained: {error}" for path, error in failed.items()]
+
+
+def _train_missing(
+    data: str, wanted: Mapping[Path, TrainingConfig], finished: Collection[Path], progress: Progress, train: TrainOne
+) -> dict[Path, CarnetError]:
+    """Train what is wanted and not finished; the answer says which runs met an error that is theirs alone."""
     failed: dict[Path, CarnetError] = {}
     for number, (path, recipe) in enumerate(wanted.items(), start=1):
         if path in finished:
@@ -153,14 +164,11 @@ def train_runs(
             continue
         progress.say(f"\n{recipe.model}, seed {recipe.seed} ({number} of {len(wanted)})")
         try:
-            (train or train_alone)(data, recipe, path)
+            train(data, recipe, path)
         except _OF_ONE_NETWORK as error:
             progress.say(f"{recipe.model}, seed {recipe.seed}, could not be trained: {error}")
             failed[path] = error
-    trained = [path for path in wanted if path not in failed]
-    if failed and len(trained) < 2:
-        raise next(iter(failed.values()))
-    return trained, [f"{path.name} could not be trained: {error}" for path, error in failed.items()]
+    return failed
 
 
 def check_finished(paths: Sequence[Path]) -> None:
@@ -194,31 +202,18 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     """
     run = RunFolder.open(path)
     config = run.read_config()
-    path_then, layout, ignore = run.recorded_data()
     document, history = _outcome(run)
     model = load(path)
     try:
-        chosen = select_samples(
-            data or path_then,
-            "valid",
-            model.spec.classes,
-            run.digests(),
-            layout=layout,
-            ignore=ignore,
-            progress=progress,
-        )
+        chosen = select_of_run(run, "valid", model.spec.classes, data or None, progress=progress)
     except DataError as error:
         if data:
             raise
         raise DataError(f"{error}; say where the images of {path} are with --data") from error
     for warning in chosen.warnings:
         progress.say(f"Note: {path}: {warning}.")
-    report = chosen.judge(
-        model.logits,
-        model.spec,
-        skip_unreadable=True,
-        progress=lambda done, total: progress.bar(f"judging {path.name}", done, total),
-    )
+    bar = partial(progress.bar, f"judging {path.name}")
+    report = chosen.judge(model.logits, model.spec, skip_unreadable=True, progress=bar)
     if report.leaked.any() and not report.leaked.all():
         report = report.without(report.leaked)
     return ComparedRun(

@@ -1,31 +1,37 @@
 """From finished runs to an answer.
 
-Two networks at a time: which is better, by how much, and how sure is that.
+Runs of one network, trained in one way, belong together, whatever their seed. Two networks at a time: which is better,
+by how much, and how sure is that. Where runs are not what they seem to be side by side, notes say so.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from carnet import files, metrics
-from carnet.comparison.groups import Group, group_runs, notes_on, require_comparable
-from carnet.comparison.latency import PYTORCH, answerer
-from carnet.comparison.runs import ComparedRun, check_finished, read_run
-from carnet.errors import ConfigError
-from carnet.machine import instruction_set, processor_name, take_turns, versions
-from carnet.models.device import on_threads
+from carnet.comparison.latency import latencies_in_turns
+from carnet.comparison.runs import ComparedRun, check_finished, read_run, recipe_differences
+from carnet.errors import ConfigError, RunError
+from carnet.machine import instruction_set, processor_name, versions
 from carnet.models.summary import summarize
 from carnet.report.comparison import comparison_html, draw_comparison, table_of
-from carnet.significance import accuracy_over_seeds, difference_of_single_runs, difference_over_seeds, enough, holm
-from carnet.text import Progress, Silent
+from carnet.significance import (
+    Correct,
+    accuracy_over_seeds,
+    difference_of_single_runs,
+    difference_over_seeds,
+    enough,
+    holm,
+)
+from carnet.text import Progress, Silent, counted, first_few
 from carnet.training.measurements import measure_matrix_rates
 
 
@@ -82,34 +88,46 @@ def compare(
     runs = [read_run(path, progress, data=data) for path in paths]
     require_comparable(runs)
     groups = group_runs(runs)
-    latencies, notes = _latencies(groups, progress)
+    latencies, notes = latencies_in_turns({group.label: group.runs[0].model for group in groups}, progress)
     targets = reach or _targets(groups)
-    rows = [_row(group, latencies[group.label], targets) for group in groups]
-    run_rows = [_run_document(group.label, run) for group in groups for run in group.runs]
-    document = {
+    answer = Comparison(folder, _document(groups, latencies, targets, [*untrained, *notes_on(groups), *notes]))
+    _write(answer)
+    return answer
+
+
+def _document(
+    groups: Sequence[Group], latencies: Mapping[str, dict[str, float]], targets: Sequence[float], notes: Sequence[str]
+) -> dict[str, Any]:
+    """What `comparison.json` says."""
+    first = groups[0].runs[0]
+    return {
         "images": {
-            "count": runs[0].report.num_images,
-            "data": runs[0].document["num_images"],
-            "unseen": runs[0].report.leaks_known and not runs[0].report.leaked.any(),
+            "count": first.report.num_images,
+            "data": first.document["num_images"],
+            "unseen": first.report.leaks_known and not first.report.leaked.any(),
         },
         "machine": f"{processor_name()} ({instruction_set()})",
         "matrix_gflops": measure_matrix_rates().to_json(),
         "versions": versions(),
-        "models": rows,
+        "models": [_row(group, latencies[group.label], targets) for group in groups],
         "pairs": judge_pairs(groups),
-        "notes": [*untrained, *notes_on(groups), *notes],
-        "runs": run_rows,
+        "notes": list(notes),
+        "runs": [_run_document(group.label, run) for group in groups for run in group.runs],
     }
-    answer = Comparison(folder, document)
+
+
+def _write(answer: Comparison) -> None:
+    """The document, and what people look at."""
+    folder, document = answer.folder, answer.document
+    rows = document["models"]
     files.write_json(folder / "comparison.json", document)
     text, csv = table_of(rows)
     files.write_text(folder / "table.md", text)
     files.write_text(folder / "table.csv", csv)
-    png, svg = draw_comparison(rows, run_rows)
+    png, svg = draw_comparison(rows, document["runs"])
     files.write_bytes(folder / "comparison.png", png)
     files.write_bytes(folder / "comparison.svg", svg)
     files.write_text(folder / "comparison.html", comparison_html(rows, answer.sentences, document, png))
-    return answer
 
 
 def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> dict[str, Any]:
@@ -188,41 +206,6 @@ def seconds_to(histories: Sequence[Sequence[Mapping[str, float]]], target: float
     firsts = (next((row["seconds"] for row in rows if row["valid_top1"] >= target), None) for rows in histories)
     reached = [seconds for seconds in firsts if seconds is not None]
     return {"seconds": statistics.fmean(reached) if reached else None, "runs": len(reached)}
-
-
-def _latencies(groups: Sequence[Group], progress: Progress) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Milliseconds of an image on one thread, median and 95th percentile, all in turns; and what is missing."""
-    calls: dict[str, Callable[[], object]] = {}
-    notes = []
-    for group in groups:
-        model = group.runs[0].model
-        image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
-        for runtime, name, runtime_name in (
-            ("onnx", "onnxruntime", "ONNX Runtime"),
-            ("pytorch", PYTORCH, "PyTorch"),
-        ):
-            try:
-                call = partial(answerer(model, name, 1), image)
-                call()
-            # Whatever export and runtime raise for a network that they cannot take.
-            except Exception as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                notes.append(f"{group.label} has no latency in {runtime_name}: {reason[0]}")
-            else:
-                calls[f"{group.label}/{runtime}"] = call
-    with on_threads(1):
-        bar = partial(progress.bar, "measuring latencies")
-        measured = take_turns(calls, rounds=40, progress=bar)
-    latencies = {
-        group.label: {
-            f"{runtime}_{name}": float(np.percentile(measured[key], share))
-            for runtime in ("onnx", "pytorch")
-            if (key := f"{group.label}/{runtime}") in measured
-            for name, share in (("p50", 50), ("p95", 95))
-        }
-        for group in groups
-    }
-    return latencies, notes
 
 
 def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:
@@ -318,3 +301,144 @@ def _what_would(pair: dict[str, Any]) -> str:
     if not ways:
         return "Only more images and more seeds together would, if there is a difference at all."
     return f"If the difference is what it seems, about {' or '.join(ways)} would."
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one network, trained in one way.
+
+    Attributes:
+        label: the network's name, with a number where it was trained in several ways.
+        recipe: what sets its training apart from that of the first group.
+        runs: in the order of their seeds.
+        correct: (seeds, images) whether each run names each image right.
+    """
+
+    label: str
+    recipe: str
+    runs: tuple[ComparedRun, ...]
+    correct: Correct
+
+
+def require_comparable(runs: Sequence[ComparedRun]) -> None:
+    """Answers for other images cannot be compared.
+
+    Raises:
+        RunError: if a run was judged by other images, or knows other classes, than the first; or if there are fewer
+            than two of these images.
+    """
+    first = runs[0]
+    if first.report.num_images < 2:
+        raise RunError(
+            f"{first.path} is judged by {counted(first.report.num_images, 'image')}; at least two are needed"
+        )
+    for run in runs[1:]:
+        if run.report.classes != first.report.classes:
+            raise RunError(f"{run.path} knows other classes than {first.path}")
+        if run.report.samples != first.report.samples:
+            raise RunError(f"{run.path} is judged by other images than {first.path}; runs of one data set are compared")
+
+
+def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
+    """Runs that differ in their seed alone belong together.
+
+    Raises:
+        RunError: if two of them do not even differ in that, so that they are no two answers to one question.
+    """
+    found: list[list[ComparedRun]] = []
+    for run in runs:
+        for group in found:
+            if group[0].requested.model == run.requested.model and not differences(group[0], run):
+                group.append(run)
+                break
+        else:
+            found.append([run])
+    names = [group[0].requested.model for group in found]
+    groups = []
+    for place, (name, members) in enumerate(zip(names, found, strict=True)):
+        members.sort(key=lambda run: run.requested.seed)
+        for one, other in pairwise(members):
+            if one.requested.seed == other.requested.seed:
+                raise RunError(f"{one.path} and {other.path} were trained alike, with one seed; leave one of them out")
+        label = f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        recipe = ", ".join(differences(found[0][0], members[0]))
+        groups.append(Group(label, recipe, tuple(members), np.stack([run.report.correct for run in members])))
+    return groups
+
+
+def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
+    """What sets another run's training apart, besides its network and its seed."""
+    found = recipe_differences(one.requested, replace(other.requested, model=one.requested.model))
+    if one.start != other.start:
+        found.append(f"--init {other.start or 'none'} (was {one.start or 'none'})")
+    if one.content_hash != other.content_hash:
+        found.append("other training images")
+    return found
+
+
+_COMPUTED_BY = (
+    *("device_name", "devices", "threads", "precision", "compile", "micro_batch"),
+    *("fast_depthwise", "memory_format", "muon_precision"),
+)
+"""Parts of a plan on which it depends how long an epoch takes."""
+_PACKAGES = ("carnet", "torch")
+
+
+def notes_on(groups: Sequence[Group]) -> list[str]:
+    """One clause each, the gravest first."""
+    return [
+        *_about_images(groups[0].runs[0]),
+        *(f"{one.label} was trained otherwise than {groups[0].label}: {one.recipe}" for one in groups if one.recipe),
+        *_about_machines(groups),
+        *(note for group in groups for note in _about_group(group)),
+        *_about_single_runs(groups),
+    ]
+
+
+def _about_images(first: ComparedRun) -> Iterator[str]:
+    if not first.report.leaks_known:
+        yield "it is not known which images these runs were trained on, so some may be among those that judge them"
+    elif first.report.leaked.all():
+        yield "every image that judges is a training image, byte for byte, so this says nothing about new ones"
+
+
+def _about_machines(groups: Sequence[Group]) -> Iterator[str]:
+    runs = [run for group in groups for run in group.runs]
+    machines = sorted({str(run.resolved.device_name) for run in runs})
+    if len(machines) > 1:
+        yield f"these runs were trained on {first_few(machines)}, so their seconds cannot be compared"
+    for package in _PACKAGES:
+        numbers = sorted({run.versions[package] for run in runs if package in run.versions})
+        if len(numbers) > 1:
+            yield f"these runs were trained by {package} {' and '.join(numbers)}"
+
+
+def _about_group(group: Group) -> Iterator[str]:
+    first, *others = group.runs
+    unlike = [
+        name
+        for name in _COMPUTED_BY
+        if any(getattr(run.resolved, name) != getattr(first.resolved, name) for run in others)
+    ]
+    if unlike:
+        named = first_few([name.replace("_", " ") for name in unlike])
+        yield f"runs of {group.label} were not computed alike ({named}), so their mean seconds are of several kinds"
+    # The seed divides the images where nothing else was asked for, and time decides the epochs of a budget.
+    names = ["seed", "valid_seed"] + (["epochs"] if first.requested.budget else [])
+    alike = {name: getattr(first.resolved, name) for name in names}
+    came_to = {
+        difference for run in others for difference in first.resolved.differences(replace(run.resolved, **alike))
+    }
+    if came_to:
+        yield f"runs of {group.label} were asked for alike and came to other recipes: {first_few(sorted(came_to))}"
+    if any(run.document.get("kept") == "best" for run in group.runs):
+        yield f"{group.label} kept the epochs that did best on the very images that judge here, which flatters it"
+    for run in group.runs:
+        for note in run.document.get("notes") or ():
+            yield f"{run.path.name}: {note}"
+
+
+def _about_single_runs(groups: Sequence[Group]) -> Iterator[str]:
+    single = [group.label for group in groups if len(group.runs) == 1]
+    if single and len(single) < len(groups):
+        yield f"the interval of {first_few(single)} is that of one run, and leaves out what other seeds would give"

@@ -1,32 +1,112 @@
-"""From a run to a model file: write the graph, judge it through the gate, and only then give it its name."""
+"""From a run to a model file: write the graph, judge it through the gate, and only then give it its name.
+
+The gate: an exported model is judged with the edge's own code, on images held back from training, or not at all.
+"""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from carnet import files
-from carnet.calibration import Calibration, calibrate
+from carnet import files, metrics
+from carnet.calibration import Calibration, CrossFitted, calibrate, cross_fit
 from carnet.edge.classifier import Classifier
 from carnet.edge.runtimes import Runtime
 from carnet.edge.selftest import draw_tests, record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, RunError
-from carnet.evaluation import EvaluationReport, PredictFn, Selection, select_samples
-from carnet.export.gate import Judgement, judge
+from carnet.evaluation import EvaluationReport, PredictFn, Selection, select_of_run
 from carnet.export.graph import Graph, to_graph
 from carnet.export.quantize import Quantized, quantize
-from carnet.machine import versions
-from carnet.models.weights import TrainedModel, load
+from carnet.machine import take_turns, versions
+from carnet.models.weights import TrainedModel, load, on_threads
 from carnet.prediction import load_batches
-from carnet.report.export import export_html
+from carnet.report.html import export_html
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, Silent, counted
 
+SAME_NETWORK = 1e-3
+"""How much a probability may differ where nothing was made coarser on purpose."""
 CALIBRATION_IMAGES = 512
 """Training images that ranges are taken from and variants compared on, half of them each."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An exported model beside the one it was made from, on the same images.
+
+    Attributes:
+        bench: what PyTorch answers.
+        edge: what the file answers, decoded and computed as it will be where it is used.
+        leaked: how many of the images are training images; they judge nothing, and are left out of all below.
+        agreement: share of the images that both name alike.
+        difference: top-1 of the file less PyTorch's.
+        interval: of the difference, 95 %, paired.
+        largest_difference: of any probability of any image.
+        crossed: temperature and threshold, judged on images they were not chosen on.
+        latency_ms: of one image on one thread, from pixels; median.
+        latency_p95_ms: the same, 95th percentile.
+        bench_latency_ms: the median in PyTorch, on one thread, in turns with the file.
+        size_bytes: of the file.
+        max_drop: accuracy that may be lost, in points.
+        is_quantized: whether it computes in eight bits.
+    """
+
+    bench: EvaluationReport
+    edge: EvaluationReport
+    leaked: int
+    agreement: float
+    difference: float
+    interval: tuple[float, float]
+    largest_difference: float
+    crossed: CrossFitted
+    latency_ms: float
+    latency_p95_ms: float
+    bench_latency_ms: float
+    size_bytes: int
+    max_drop: float
+    is_quantized: bool
+
+    @property
+    def problem(self) -> str:
+        """Why the file must not be used; empty where it may."""
+        if -100 * self.difference > self.max_drop:
+            return (
+                f"top-1 falls by {-100 * self.difference:.1f} points, from {100 * self.bench.top1:.1f} to "
+                f"{100 * self.edge.top1:.1f} %, and --max-drop allows {self.max_drop:g}"
+            )
+        if not self.is_quantized and self.largest_difference > SAME_NETWORK:
+            return (
+                f"probabilities differ from PyTorch's by up to {self.largest_difference:.4f}; "
+                f"the same network differs by less than {SAME_NETWORK:g}"
+            )
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, in plain values."""
+        return {
+            "num_images": self.edge.num_images,
+            "num_leaked_left_out": self.leaked,
+            "top1": self.edge.top1,
+            "top1_ci95": list(self.edge.top1_ci95),
+            "top5": self.edge.top5,
+            "top1_pytorch": self.bench.top1,
+            "top1_agreement": self.agreement,
+            "top1_difference": self.difference,
+            "top1_difference_ci95": list(self.interval),
+            "largest_probability_difference": self.largest_difference,
+            **self.crossed.to_json(),
+            "latency_ms": self.latency_ms,
+            "latency_p95_ms": self.latency_p95_ms,
+            "latency_ms_pytorch": self.bench_latency_ms,
+            "size_bytes": self.size_bytes,
+            "max_drop": self.max_drop,
+            "problem": self.problem,
+        }
 
 
 @dataclass(frozen=True)
@@ -151,24 +231,13 @@ class _Export:
 
     def _images(self, split: str) -> Selection:
         """The run's images of a split; training images know no leaks."""
-        path_then, layout, ignore = self.run.recorded_data()
-        location = self.data if self.data is not None else path_then
         try:
-            model_classes = tuple(self.run.read_config()["data"]["classes"])
-            chosen = select_samples(
-                location,
-                split,
-                model_classes,
-                self.run.digests(),
-                layout=layout,
-                ignore=ignore,
-                progress=self.progress,
-            )
+            classes = self.run.read_config()["data"]["classes"]
+            return select_of_run(self.run, split, tuple(classes), self.data, progress=self.progress)
         except DataError as error:
             if self.data is None:
                 raise RunError(f"{error}; say where the run's images are with --data") from error
             raise
-        return chosen
 
     def _judge(self, what: str, predict: PredictFn, chosen: Selection, model: TrainedModel) -> EvaluationReport:
         return chosen.judge(
@@ -244,6 +313,52 @@ class _Export:
             worst = ", ".join(f"{name} ({error:.2f})" for name, error in quantized.sensitivity[:3])
             hurt = f"; most is lost in {worst}, as shares of the logits' spread"
         return f"{self.path} is not written: {judgement.problem}{hurt}; see {self.path.with_suffix('.export.html')}"
+
+
+def judge(
+    bench: EvaluationReport,
+    edge: EvaluationReport,
+    *,
+    model: TrainedModel,
+    classifier: Classifier,
+    size_bytes: int,
+    max_drop: float,
+    is_quantized: bool,
+) -> Judgement:
+    """Compare two reports on the same images, and time what made them.
+
+    Args:
+        bench: PyTorch's, knowing which images are training images; at least two are none.
+        edge: the file's.
+        model: what was exported.
+        classifier: the file; on one thread.
+        size_bytes: of the file.
+        max_drop: accuracy that may be lost, in points.
+        is_quantized: whether the file computes in eight bits.
+    """
+    leaked = bench.leaked
+    bench, edge = bench.without(leaked), edge.without(leaked)
+    difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
+    image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
+    with on_threads(1):
+        calls = {"edge": partial(classifier.logits, image), "bench": partial(model.logits, image)}
+        milliseconds = take_turns(calls, rounds=100)
+    return Judgement(
+        bench=bench,
+        edge=edge,
+        leaked=int(leaked.sum()),
+        agreement=float((bench.predictions == edge.predictions).mean()),
+        difference=difference,
+        interval=(low, high),
+        largest_difference=float(np.abs(bench.probabilities - edge.probabilities).max()),
+        crossed=cross_fit(edge.logits, edge.labels),
+        latency_ms=statistics.median(milliseconds["edge"]),
+        latency_p95_ms=float(np.percentile(milliseconds["edge"], 95)),
+        bench_latency_ms=statistics.median(milliseconds["bench"]),
+        size_bytes=size_bytes,
+        max_drop=max_drop,
+        is_quantized=is_quantized,
+    )
 
 
 def sentences(result: ExportResult) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,20 +122,27 @@ def quantize(graph: Graph, images: Images, *, progress: OnProgress | None = None
         kept = tuple(name for name, _ in sensitivity[:number])
         variant = Variant(best.per_channel, best.moving_average, kept)
         candidates.append((variant, *error_of(variant)))
-    sessions = [
-        start_session(serialized(model), threads=1) for model in (graph.model, *(model for _, model, _ in candidates))
-    ]
-    calls = {str(place): partial(session.run, None, {PIXELS: images[:1]}) for place, session in enumerate(sessions)}
-    latencies = [statistics.median(times) for times in take_turns(calls, rounds=60).values()]
-    tried = tuple(
-        Tried(variant, Graph(model, graph.map_centres), error, latency)
-        for (variant, model, error), latency in zip(candidates, latencies[1:], strict=True)
-    )
+    tried, float_latency = _timed(graph, candidates, images[:1])
     good = [one for one in tried if one.error <= MAX_ERROR]
     chosen = min(good, key=lambda one: one.latency_ms) if good else min(tried, key=lambda one: one.error)
     if progress is not None:
         progress(total, total)
-    return Quantized(chosen, tried, tuple(sensitivity), latencies[0])
+    return Quantized(chosen, tried, tuple(sensitivity), float_latency)
+
+
+def _timed(
+    graph: Graph, candidates: Sequence[tuple[Variant, ModelProto, float]], image: Images
+) -> tuple[tuple[Tried, ...], float]:
+    """Variants with their errors, timed in turns with each other and with the graph in float32, whose time is last."""
+    models = (graph.model, *(model for _, model, _ in candidates))
+    sessions = [start_session(serialized(model), threads=1) for model in models]
+    calls = {place: partial(session.run, None, {PIXELS: image}) for place, session in enumerate(sessions)}
+    float_latency, *latencies = (statistics.median(times) for times in take_turns(calls, rounds=60).values())
+    tried = tuple(
+        Tried(variant, Graph(model, graph.map_centres), error, latency)
+        for (variant, model, error), latency in zip(candidates, latencies, strict=True)
+    )
+    return tried, float_latency
 
 
 def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -1,4 +1,4 @@
-"""Weights on disk: save them with what they need, load them, predict and be judged with them.
+"""Weights on disk: save them with what they need, load them onto a device, predict and be judged with them.
 
 Files of tensors: safetensors with a checksum of their own in the header, over everything else in them.
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from carnet import files, metrics
+from carnet.config import Device
 from carnet.data.samples import Layout
 from carnet.documents import CHECKSUM, DocumentError, conform, parse, unsealed
-from carnet.errors import RunError, is_out_of_memory
+from carnet.errors import ConfigError, RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport, select_samples
-from carnet.models.device import choose_device, compute_exactly
+from carnet.machine import processor_name
 from carnet.models.registry import create_model, head_names
 from carnet.prediction import Predictor
 from carnet.preprocess import Images
@@ -240,6 +243,45 @@ def evaluate(
     return chosen.judge(
         model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )
+
+
+def choose_device(wish: str | None) -> Device:
+    """cpu, cuda or mps -> the device, if it is there; None and auto take a GPU before the processor.
+
+    Raises:
+        ConfigError: if the device is not to be had here.
+    """
+    usable: list[Device] = ["cuda"] if torch.cuda.is_available() else []
+    usable += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
+    for name in usable:
+        if wish in (None, "auto", name):
+            return name
+    raise ConfigError(f"--device {wish} is not available here; PyTorch sees: {', '.join(usable)}")
+
+
+def device_name(device: str) -> str:
+    """What the maker calls a device: cpu, cuda or mps."""
+    return torch.cuda.get_device_name() if device == "cuda" else processor_name()
+
+
+def compute_exactly() -> None:
+    """Keep float32 arithmetic float32 on NVIDIA GPUs, whose convolutions otherwise round to 10 bits (TF32)."""
+    with warnings.catch_warnings():
+        # Some versions recommend another way, after which torch.export and torch.compile fail to read the setting.
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """PyTorch computes on so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _DIGEST = f'"{CHECKSUM}":"%s"'.encode()

@@ -38,7 +38,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessException, spawn
 
 from carnet.config import Precision, ResolvedConfig
 from carnet.errors import CarnetError, LostProcessError
-from carnet.models.device import compute_exactly
+from carnet.models.weights import compute_exactly
 from carnet.text import Progress, Silent
 from carnet.training.stop import STOP_SIGNALS, StopFlag, StopRequestError, catch_stop_signals, how_it_ended
 

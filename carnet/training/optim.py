@@ -23,9 +23,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from carnet.config import MuonPrecision, ResolvedConfig
-from carnet.models.device import on_threads
 from carnet.models.residual_carnet import ResidualCARNet
-from carnet.models.weights import normalize_on
+from carnet.models.weights import normalize_on, on_threads
 from carnet.spec import ModelSpec
 from carnet.training.pipeline import Batch
 

@@ -12,7 +12,7 @@ from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, chan
 from carnet.data.scan import CheckedImages
 from carnet.errors import ConfigError, DataError, RunError
 from carnet.machine import versions
-from carnet.models.device import device_name
+from carnet.models.weights import device_name
 from carnet.prefetch import available_cores
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, first_few, quoted

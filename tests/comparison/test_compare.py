@@ -23,9 +23,16 @@ from runs import write_table
 from carnet import TrainingConfig
 from carnet.cli.main import run as run_command
 from carnet.comparison import runs as training_of_runs
-from carnet.comparison.groups import Group, group_runs, notes_on, require_comparable
 from carnet.comparison.runs import read_history, read_run, train_alone, train_here, train_runs
-from carnet.comparison.verdict import _targets, compare, judge_pairs
+from carnet.comparison.verdict import (
+    Group,
+    _targets,
+    compare,
+    group_runs,
+    judge_pairs,
+    notes_on,
+    require_comparable,
+)
 from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
 from carnet.export import graph
 from carnet.export.graph import to_graph

@@ -14,7 +14,7 @@ from runs import StopAt, same_weights
 
 from carnet import TrainingConfig, train
 from carnet.errors import RunError, StoppedError
-from carnet.models.device import on_threads
+from carnet.models.weights import on_threads
 from carnet.text import Silent
 from carnet.training import measurements, rehearsal
 from carnet.training.measurements import (

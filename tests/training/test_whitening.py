@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from carnet import ModelSpec, TrainingConfig, create_model, load, train
-from carnet.models.device import on_threads
-from carnet.models.weights import normalize_on
+from carnet.models.weights import normalize_on, on_threads
 from carnet.training.optim import has_patches, whiten
 from carnet.training.pipeline import Batch
 
