@@ -76,66 +76,44 @@ def current_record(values: Any) -> dict[str, Any]:
     return dict(conform(values, Record))
 
 
+class _File:
+    """The path of a file in a run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, _: type[RunFolder]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
 
     path: Path
 
-    @property
-    def weights(self) -> Path:
-        """Weights, in safetensors form."""
-        return self.path / "model.safetensors"
-
-    @property
-    def model(self) -> Path:
-        """What the weights need to be used: model name, classes, size, normalisation; and how good they are."""
-        return self.path / "model.json"
-
-    @property
-    def config(self) -> Path:
-        """Config, versions and data, as they were before the first step."""
-        return self.path / "config.json"
-
-    @property
-    def data(self) -> Path:
-        """One line per image: split, class, path, content hash, what is odd about it."""
-        return self.path / "data.csv"
-
-    @property
-    def batch(self) -> Path:
-        """Images of the first batch as they go in, drawn."""
-        return self.path / "batch.png"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def curves(self) -> Path:
-        """Loss and accuracy over epochs, drawn."""
-        return self.path / "curves.png"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Everything needed to go on."""
-        return self.path / "last.ckpt"
-
-    @property
-    def previous_checkpoint(self) -> Path:
-        """The checkpoint before it, for when the last one is damaged."""
-        return self.path / "previous.ckpt"
-
-    @property
-    def result(self) -> Path:
-        """How the run ended."""
-        return self.path / "result.json"
-
-    @property
-    def report(self) -> Path:
-        """The page to open."""
-        return self.path / "report.html"
+    weights = _File("model.safetensors")
+    """Weights, in safetensors form."""
+    model = _File("model.json")
+    """What the weights need to be used: model name, classes, size, normalisation; and how good they are."""
+    config = _File("config.json")
+    """Config, versions and data, as they were before the first step."""
+    data = _File("data.csv")
+    """One line per image: split, class, path, content hash, what is odd about it."""
+    batch = _File("batch.png")
+    """Images of the first batch as they go in, drawn."""
+    metrics = _File("metrics.csv")
+    """One line per epoch."""
+    curves = _File("curves.png")
+    """Loss and accuracy over epochs, drawn."""
+    checkpoint = _File("last.ckpt")
+    """Everything needed to go on."""
+    previous_checkpoint = _File("previous.ckpt")
+    """The checkpoint before it, for when the last one is damaged."""
+    result = _File("result.json")
+    """How the run ended."""
+    report = _File("report.html")
+    """The page to open."""
 
     @classmethod
     def new(cls, path: Path) -> RunFolder:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.files import csv_line_for_people
+from carnet.report.findings import percent
 from carnet.report.html import Picture, named_numbers, render
 from carnet.report.plots import INK, MUTED, RULE, rendered
 from carnet.text import duration
@@ -227,44 +228,44 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """A column for each network, a line for each measure."""
-    targets = list(rows[0]["seconds_to"])
-    measures = ["seeds", "top-1", "95 % interval", "spread", "of each run", "top-1 of the last epoch, all of valid"]
-    measures += ["top-5", "spread of top-5", "top-5 of the last epoch, all of valid", "calibration error, points"]
-    measures += ["parameters", "multiply-accumulates", "weights", "activations of an image", "memory in training"]
-    measures += ["time for an epoch", "time in all", *(f"time to {target}" for target in targets)]
-    measures += ["latency in ONNX Runtime, median", "95th percentile", "latency in PyTorch, median", "95th percentile"]
-    lines = [list(line) for line in zip(measures, *(_line(row, targets) for row in rows), strict=True)]
+    measures = [_measures(row, list(rows[0]["seconds_to"])) for row in rows]
+    lines = [[same[0][0], *(text for _, text in same)] for same in zip(*measures, strict=True)]
     return ["", *(row["label"] for row in rows)], lines
 
 
-def _line(row: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
+def _measures(row: Mapping[str, Any], targets: Sequence[str]) -> list[tuple[str, str]]:
+    """What is measured, and what that is for a network."""
     low, high = (100 * end for end in row["top1_ci95"])
-    latency = row["latency_ms"]
-    times = (row["seconds_to"][target] for target in targets)
+    num_runs = len(row["seeds"])
     return [
-        str(len(row["seeds"])),
-        f"{100 * row['top1']:.1f} %",
-        f"{low:.1f} to {high:.1f}",
-        _points(row["top1_spread"]),
-        ", ".join(f"{100 * top1:.1f}" for top1 in row["top1_of_each"]),
-        f"{100 * row['final_top1']:.1f} %",
-        f"{100 * row['top5']:.1f} %",
-        _points(row["top5_spread"]),
-        f"{100 * row['final_top5']:.1f} %",
-        f"{100 * row['calibration_error']:.1f}",
-        f"{row['params']:,}",
-        f"{row['macs'] / 1e6:,.0f} M",
-        f"{row['weights_bytes'] / 1e6:.1f} MB",
-        f"{row['activations_bytes'] / 1e6:.0f} MB",
-        _memory(row),
-        duration(row["seconds_per_epoch"]),
-        duration(row["seconds"]),
-        *(_time_to(time, len(row["seeds"])) for time in times),
-        *(
-            f"{latency[name]:.2f} ms" if name in latency else "not measured"
-            for name in ("onnx_p50", "onnx_p95", "pytorch_p50", "pytorch_p95")
-        ),
+        ("seeds", str(num_runs)),
+        ("top-1", percent(row["top1"])),
+        ("95 % interval", f"{low:.1f} to {high:.1f}"),
+        ("spread", _points(row["top1_spread"])),
+        ("of each run", ", ".join(map(_points, row["top1_of_each"]))),
+        ("top-1 of the last epoch, all of valid", percent(row["final_top1"])),
+        ("top-5", percent(row["top5"])),
+        ("spread of top-5", _points(row["top5_spread"])),
+        ("top-5 of the last epoch, all of valid", percent(row["final_top5"])),
+        ("calibration error, points", _points(row["calibration_error"])),
+        ("parameters", f"{row['params']:,}"),
+        ("multiply-accumulates", f"{row['macs'] / 1e6:,.0f} M"),
+        ("weights", f"{row['weights_bytes'] / 1e6:.1f} MB"),
+        ("activations of an image", f"{row['activations_bytes'] / 1e6:.0f} MB"),
+        ("memory in training", _memory(row)),
+        ("time for an epoch", duration(row["seconds_per_epoch"])),
+        ("time in all", duration(row["seconds"])),
+        *((f"time to {target}", _time_to(row["seconds_to"][target], num_runs)) for target in targets),
+        ("latency in ONNX Runtime, median", _latency(row, "onnx_p50")),
+        ("95th percentile", _latency(row, "onnx_p95")),
+        ("latency in PyTorch, median", _latency(row, "pytorch_p50")),
+        ("95th percentile", _latency(row, "pytorch_p95")),
     ]
+
+
+def _latency(row: Mapping[str, Any], name: str) -> str:
+    latency = row["latency_ms"]
+    return f"{latency[name]:.2f} ms" if name in latency else "not measured"
 
 
 def _time_to(reached: Mapping[str, Any], num_runs: int) -> str:
