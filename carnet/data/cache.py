@@ -249,7 +249,7 @@ def inspect_and_keep(
     if place == "ram":
         rows = _Rows(target.shape(len(paths)))
         keys, index = _look(paths, target, rows, {}, progress)
-        return _inspected(keys, index, rows.pixels, reason)
+        return _inspected(keys, rows.pixels, index, reason)
     kind = hashlib.sha256(json.dumps([_FORMAT, __version__, asdict(target)]).encode()).hexdigest()[:16]
     folder = cache_root() / _KIND
     with _explained(folder):
@@ -266,8 +266,7 @@ def inspect_and_keep(
         rows.close()
         shutil.rmtree(scratch, ignore_errors=True)
     forget_unused(_KIND, folder, _UNUSED_DAYS)
-    pixels, index = _read(folder, target)
-    return _inspected(keys, index, pixels, reason)
+    return _inspected(keys, *_read(folder, target), reason)
 
 
 class _Rows:
@@ -357,7 +356,7 @@ def _look(
 
 
 def _inspected(
-    keys: Mapping[Path, str | ImageFacts], index: Mapping[str, _Kept], pixels: Images | None, reason: str
+    keys: Mapping[Path, str | ImageFacts], pixels: Images | None, index: Mapping[str, _Kept], reason: str
 ) -> Inspected:
     facts = {path: key if isinstance(key, ImageFacts) else _named(index[key].fact, path) for path, key in keys.items()}
     row_of = {path: index[str(key)].row for path, key in keys.items() if facts[path].error is None}

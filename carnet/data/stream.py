@@ -13,8 +13,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -395,12 +395,8 @@ def check_stream(
         facts=facts,
     )
     kept = {sample.path for split, samples in checked.data.splits.items() if split != "train" for sample in samples}
-    _keep_as_files(stream, kept, root, key)
-    if hash_files(sorted(kept)) != {path: facts[path].sha256 for path in kept}:
-        # Other images may lie in shards of the same size by now.
-        shutil.rmtree(root, ignore_errors=True)
-        _keep_as_files(stream, kept, root, key)
-    return replace(checked, data=replace(checked.data, root=root))
+    _keep_as_files(stream, {path: facts[path].sha256 for path in kept}, root)
+    return checked
 
 
 def _look(
@@ -435,7 +431,9 @@ def path_of(image: StreamedImage, root: Path) -> Path:
     return root / "images" / f"{image.name}{extension_of(image.content)}"
 
 
-def _keep_as_files(stream: ImageStream, kept: Collection[Path], root: Path, key: str) -> None:
+def _keep_as_files(stream: ImageStream, kept: Mapping[Path, str], root: Path) -> None:
+    """Write the images that are kept, by path and hash, into a folder of the cache."""
+
     def fill(folder: Path) -> None:
         for split in {path.parent.name for path in kept}:
             for image in stream.read(split):
@@ -445,4 +443,8 @@ def _keep_as_files(stream: ImageStream, kept: Collection[Path], root: Path, key:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(image.content)
 
-    cached_folder("streamed", key, fill)
+    cached_folder("streamed", root.name, fill)
+    if hash_files(sorted(kept)) != kept:
+        # Other images may lie in shards of the same size by now.
+        shutil.rmtree(root, ignore_errors=True)
+        cached_folder("streamed", root.name, fill)
