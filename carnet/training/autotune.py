@@ -10,19 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 from carnet.config import ResolvedConfig, TrainingConfig, steps_per_epoch
 from carnet.errors import CarnetError, ConfigError
 from carnet.text import counted, duration, parse_bytes, parse_seconds, show_bytes
-from carnet.training.measurements import (
-    MARGIN,
-    MatrixRates,
-    Numbers,
-    compiling,
-    expected_seconds,
-    known_speedup,
-)
+from carnet.training.measurements import MARGIN, Images, Measure, compiling, expected_seconds, known_speedup
 from carnet.training.schedule import initial_side, mean_cost
 
 SHORT_RUN_SECONDS = 30.0
@@ -49,79 +42,6 @@ _TRIAL_SECONDS = 0.25
 """What a step may take that is tried in turns with others."""
 _LAST_SECONDS = 3.0
 """For the report, after a budget's last step."""
-
-
-class Images(Protocol):
-    """What the choices need to know of the data."""
-
-    @property
-    def num_train(self) -> int:
-        """Training images."""
-
-    @property
-    def num_valid(self) -> int:
-        """Validation images."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the decoded images, in pixels."""
-
-
-class Measure(Protocol):
-    """What tells how fast this machine is, and what it has. Seconds are those of a step with images of full side."""
-
-    cores: int
-    physical_cores: int
-    has_depthwise: bool
-    """Whether the network has convolutions whose gradient can be computed in two ways."""
-    is_decoded: bool
-    """Whether images only have to be changed."""
-    seconds_to_prepare: float
-    """What one thread takes to prepare one image."""
-    micro_batch: int | None
-    """What a step came down to where a GPU's memory ran out; None: it never did."""
-
-    def elapsed(self) -> float:
-        """Seconds since the command began."""
-
-    def used_bytes(self, *, settled: bool = False) -> int:
-        """Anonymous memory of this process; `settled`: once what is free was given back."""
-
-    def free_bytes(self) -> int:
-        """Memory that may still be taken."""
-
-    def keep_freed_memory(self) -> bool:
-        """Let freed memory stay with the process from now on; whether that is possible."""
-
-    def hold_memory_below(self, limit: str, device: str) -> None:
-        """Take no more of a device's memory from now on."""
-
-    def compiler_problem(self, device: str) -> str:
-        """Why compiling cannot work here: a phrase; empty where nothing is known."""
-
-    def matrix_rates(self, config: ResolvedConfig) -> MatrixRates:
-        """Rates of matrix products, as they were measured first."""
-
-    def recall(self) -> Mapping[str, Numbers]:
-        """What was measured on this machine before, by its name."""
-
-    def remember(self, what: str, numbers: Numbers) -> None:
-        """Keep a measurement."""
-
-    def seconds(self, config: ResolvedConfig, *, initial: bool = False) -> float:
-        """Of a step; `initial`: with images as the run begins."""
-
-    def seconds_in_turns(self, configs: Mapping[str, ResolvedConfig], num_images: int) -> Mapping[str, float]:
-        """Of steps of so many images in several ways, in turns, by name."""
-
-    def peak_bytes(self, config: ResolvedConfig, num_images: int) -> int:
-        """The most anonymous memory during a step of so many images."""
-
-    def least_bytes(self, config: ResolvedConfig) -> int:
-        """What a step holds of one image at least."""
-
-    def seconds_to_evaluate(self, num_images: int) -> float:
-        """Of one image in validation, of so many at a time."""
 
 
 Choice = Callable[[ResolvedConfig, TrainingConfig, Images, Measure], ResolvedConfig]

@@ -15,7 +15,8 @@ from carnet.prefetch import loading_threads
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted
-from carnet.training.autotune import CHOICES_OF_STEP, Images, Measure, circumstances, seconds_left
+from carnet.training.autotune import CHOICES_OF_STEP, circumstances, seconds_left
+from carnet.training.measurements import Images, Measure
 from carnet.training.rehearsal import Rehearsal
 from carnet.training.resolve import first_guess
 from carnet.training.step import explaining_out_of_memory

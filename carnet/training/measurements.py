@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from carnet import files
-from carnet.config import MuonPrecision
+from carnet.config import MuonPrecision, ResolvedConfig
 from carnet.data.cache import cache_root
 from carnet.errors import OutputError, RunError
 from carnet.machine import processor_name, take_turns
@@ -189,3 +190,76 @@ def physical_cores() -> int:
     import psutil
 
     return min(available_cores(), psutil.cpu_count(logical=False) or available_cores())
+
+
+class Images(Protocol):
+    """What the choices need to know of the data."""
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+
+    @property
+    def num_valid(self) -> int:
+        """Validation images."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded images, in pixels."""
+
+
+class Measure(Protocol):
+    """What tells how fast this machine is, and what it has. Seconds are those of a step with images of full side."""
+
+    cores: int
+    physical_cores: int
+    has_depthwise: bool
+    """Whether the network has convolutions whose gradient can be computed in two ways."""
+    is_decoded: bool
+    """Whether images only have to be changed."""
+    seconds_to_prepare: float
+    """What one thread takes to prepare one image."""
+    micro_batch: int | None
+    """What a step came down to where a GPU's memory ran out; None: it never did."""
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+
+    def used_bytes(self, *, settled: bool = False) -> int:
+        """Anonymous memory of this process; `settled`: once what is free was given back."""
+
+    def free_bytes(self) -> int:
+        """Memory that may still be taken."""
+
+    def keep_freed_memory(self) -> bool:
+        """Let freed memory stay with the process from now on; whether that is possible."""
+
+    def hold_memory_below(self, limit: str, device: str) -> None:
+        """Take no more of a device's memory from now on."""
+
+    def compiler_problem(self, device: str) -> str:
+        """Why compiling cannot work here: a phrase; empty where nothing is known."""
+
+    def matrix_rates(self, config: ResolvedConfig) -> MatrixRates:
+        """Rates of matrix products, as they were measured first."""
+
+    def recall(self) -> Mapping[str, Numbers]:
+        """What was measured on this machine before, by its name."""
+
+    def remember(self, what: str, numbers: Numbers) -> None:
+        """Keep a measurement."""
+
+    def seconds(self, config: ResolvedConfig, *, initial: bool = False) -> float:
+        """Of a step; `initial`: with images as the run begins."""
+
+    def seconds_in_turns(self, configs: Mapping[str, ResolvedConfig], num_images: int) -> Mapping[str, float]:
+        """Of steps of so many images in several ways, in turns, by name."""
+
+    def peak_bytes(self, config: ResolvedConfig, num_images: int) -> int:
+        """The most anonymous memory during a step of so many images."""
+
+    def least_bytes(self, config: ResolvedConfig) -> int:
+        """What a step holds of one image at least."""
+
+    def seconds_to_evaluate(self, num_images: int) -> float:
+        """Of one image in validation, of so many at a time."""

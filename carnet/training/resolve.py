@@ -17,8 +17,9 @@ from carnet.machine import SPINS, is_waiting_chosen
 from carnet.models.weights import choose_device, device_name
 from carnet.prefetch import available_cores, loading_threads
 from carnet.text import counted
-from carnet.training.autotune import CHOICES, Images, Measure, augmentation_for, whole_micro_batch
+from carnet.training.autotune import CHOICES, augmentation_for, whole_micro_batch
 from carnet.training.distributed import num_launched
+from carnet.training.measurements import Images, Measure
 
 IMAGES_TO_SEE = 400_000
 """Training images, each as often as it comes up."""

@@ -14,8 +14,8 @@ from carnet.data.find import find_images
 from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training import budget
-from carnet.training.autotune import Measure
 from carnet.training.budget import SIDES_BY_STEPS, budget_chooses_size, choose_size, size_for
+from carnet.training.measurements import Measure
 from carnet.training.preparation import prepare
 
 SIDES = [side for _, side in SIDES_BY_STEPS]
