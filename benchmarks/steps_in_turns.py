@@ -141,29 +141,24 @@ def child(name: str, tree: Path, options: argparse.Namespace) -> Iterator[Callab
     arguments = ["--child", name, "--model", options.model, "--precision", options.precision]
     for option in ("image_size", "batch_size", "steps"):
         arguments += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    process = subprocess.Popen(
-        [sys.executable, __file__, *arguments],
-        env=os.environ | {"PYTHONPATH": str(tree)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin
-    assert process.stdout
-    stdin: IO[str] = process.stdin
-    stdout: IO[str] = process.stdout
+    command = [sys.executable, __file__, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        stdin: IO[str] = process.stdin
+        stdout: IO[str] = process.stdout
 
-    def ask() -> list[dict[str, float]]:
-        stdin.write("\n")
-        stdin.flush()
-        answer: list[dict[str, float]] = json.loads(stdout.readline())
-        return answer
+        def ask() -> list[dict[str, float]]:
+            stdin.write("\n")
+            stdin.flush()
+            answer: list[dict[str, float]] = json.loads(stdout.readline())
+            return answer
 
-    try:
+        # Leaving the block closes what the child reads, which ends it.
         yield ask
-    finally:
-        stdin.close()
-        process.wait()
 
 
 def work(name: str, options: argparse.Namespace) -> None:

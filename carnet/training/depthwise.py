@@ -1,12 +1,11 @@
 """Depthwise convolutions whose gradient does not take the slow way.
 
-PyTorch's kernels for processors compute the bf16 gradient of a strided depthwise convolution some fifteen times
-slower than that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast
-kernel; in float32 the library is fast by itself. At a stride of one the gradient is a convolution with the weights
-turned round, whose kernel is the faster one. The gradient of the weights is fast for 3x3, and in float32 for any
-stride but one, and so other larger kernels are computed in pieces of that size. A compiler makes one pass of the
-products and sums that the gradient of the weights is; where images are small, it leaves that of 3x3 in float32 to the
-library.
+PyTorch's kernels for processors compute the bf16 gradient of a strided depthwise convolution some fifteen times slower
+than that of a plain one. Spread over a stride of one, with zeros between, the same gradient takes the fast kernel; in
+float32 the library is fast by itself. At a stride of one the gradient is a convolution with the weights turned round,
+whose kernel is the faster one. The gradient of the weights is fast for 3x3, and in float32 for any stride but one;
+otherwise larger kernels are computed in pieces of that size. A compiler makes one pass of the products and sums that
+the gradient of the weights is; where images are small, it leaves that of 3x3 in float32 to the library.
 
 Only training uses this: elsewhere the network is made of `nn.Conv2d`, and so are evaluation and everything exported.
 """
