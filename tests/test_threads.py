@@ -5,9 +5,9 @@ import sys
 
 import pytest
 from children import finished
+from runs import resolved
 
 from carnet.config import TrainingConfig
-from carnet.training.resolve import resolve
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has other threads there")
 SHOW = """
@@ -43,7 +43,7 @@ def test_who_says_how_threads_wait(said: dict[str, str], code: str, expected: st
 def test_the_plan_says_what_could_not_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    assert any("GOMP_SPINCOUNT" in reason for reason in resolve(TrainingConfig(device="cpu", threads=2)).reasons)
-    assert not any("GOMP_SPINCOUNT" in reason for reason in resolve(TrainingConfig(device="cpu", threads=1)).reasons)
+    assert any("GOMP_SPINCOUNT" in reason for reason in resolved(TrainingConfig(threads=2)).reasons)
+    assert not any("GOMP_SPINCOUNT" in reason for reason in resolved(TrainingConfig(threads=1)).reasons)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    assert not any("GOMP_SPINCOUNT" in reason for reason in resolve(TrainingConfig(device="cpu", threads=2)).reasons)
+    assert not any("GOMP_SPINCOUNT" in reason for reason in resolved(TrainingConfig(threads=2)).reasons)

@@ -12,8 +12,9 @@ from carnet.text import Progress
 from carnet.training.checkpoint import TrainingState
 from carnet.training.distributed import Processes
 from carnet.training.hooks import Callback
-from carnet.training.loop import Training, fit
+from carnet.training.loop import fit
 from carnet.training.preparation import Job
+from carnet.training.session import Training
 from carnet.training.step import StepResult
 from carnet.training.stop import StopFlag, StopRequestError
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import nn
@@ -20,10 +20,8 @@ from carnet.models.weights import save_model
 from carnet.report.plots import draw_curves
 from carnet.training import narration
 from carnet.training.checkpoint import EpochMetrics, save_checkpoint
+from carnet.training.session import Training
 from carnet.training.step import StepResult
-
-if TYPE_CHECKING:
-    from carnet.training.loop import Training
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
 """Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""

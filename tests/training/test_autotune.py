@@ -9,7 +9,7 @@ from made_up import Images, MadeUp, Seconds, another_network
 from carnet.config import ResolvedConfig, TrainingConfig, published
 from carnet.errors import ConfigError, OutOfMemoryError
 from carnet.training.autotune import CHOICES
-from carnet.training.measurements import MatrixRates
+from carnet.training.measurements import MatrixRates, compiling
 from carnet.training.resolve import first_guess
 from carnet.training.schedule import mean_cost
 
@@ -58,9 +58,9 @@ def compiling_fails(config: ResolvedConfig) -> float:
 def compilings(measure: MadeUp) -> dict[str, dict[str, float]]:
     """What is known of compiling this network."""
     return {
-        name.removeprefix("compiling "): numbers
+        name.removeprefix(compiling("")): numbers
         for name, numbers in measure.known.items()
-        if name.startswith("compiling carnet18")
+        if name.startswith(compiling("carnet18"))
     }
 
 
