@@ -96,8 +96,8 @@ class TrainingConfig:
     ema: Fraction = 0.998
     """Judge and keep a moving average of the weights, with this decay at each step; 0 is off."""
     min_crop: SomeShare | None = None
-    """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off; None:
-    by the epochs."""
+    """Training images are shown in pieces, of at least this share of their area, at last nearly whole; 1 is off; left
+    out: by the epochs."""
     brightness: Share = 0.2
     """Brightness jitter: each training image is multiplied by 1 +- this; 0 is off."""
     color: Share = 0.0
@@ -167,7 +167,7 @@ class TrainingConfig:
                 conform(value, kind)
             except DocumentError:
                 flag = f"--{name.replace('_', '-')}"
-                is_open = getattr(TrainingConfig, name, 0) is None
+                is_open = type(self) is TrainingConfig and getattr(TrainingConfig, name) is None
                 way_out = "; leave it out to have it chosen" if is_open else ""
                 raise ConfigError(f"{flag} must be {phrase(kind)}, got {value!r}{way_out}") from None
         if self.devices > 1 and self.batch_size is not None and self.batch_size < 2 * self.devices:
@@ -354,9 +354,11 @@ def from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
     recipe, plan = record["recipe"], _PLAN_IN_FORMAT_1 | dict(record["plan"])
     num_train = record["data"]["num_images"]["train"]
     steps_of_epoch = steps_per_epoch(num_train, recipe["batch_size"], plan["devices"])
-    plan["training_steps"] = plan["training_steps"] or recipe["epochs"] * steps_of_epoch
+    if _is_zero(plan["training_steps"]):
+        plan["training_steps"] = recipe["epochs"] * steps_of_epoch
     for name in ("most_steps", "training_seconds"):
-        plan[name] = plan[name] or None
+        if _is_zero(plan[name]):
+            plan[name] = None
     resolved = _settings_of_format_1(recipe)
     resolved |= {_RENAMED.get(name, name): value for name, value in plan.items()}
     if resolved["valid_seed"] is None:
@@ -364,6 +366,11 @@ def from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in record.items() if name not in ("recipe", "asked", "plan")}
     requested = _settings_of_format_1(record.get("asked", recipe))
     return {"format": FORMAT, "requested": requested, "resolved": resolved, **rest}
+
+
+def _is_zero(value: object) -> bool:
+    """Whether a number is zero; what is no number is left to whoever reads the translation."""
+    return type(value) in (int, float) and value == 0
 
 
 def _settings_of_format_1(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,9 @@ def phrase(kind: Any) -> str:
         return next((str(allowed) for allowed in arguments[1:] if isinstance(allowed, Range)), phrase(arguments[0]))
     if origin in (Union, UnionType):
         return " or ".join(phrase(option) for option in arguments if option is not NoneType)
-    return f"one of {', '.join(map(str, arguments))}" if origin is Literal else _NAMES[kind]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    return "a list" if origin in (list, tuple) else "an object" if origin is not None else _NAMES[kind]
 
 
 def _require_flat(document: Any) -> None:
@@ -233,7 +235,7 @@ def _wrong(where: str, wanted: str, value: Any) -> DocumentError:
     if isinstance(value, dict | list):
         found = "an object" if isinstance(value, dict) else "a list"
     else:
-        found = _shortened(json.dumps(value))
+        found = _shortened(json.dumps(value, default=repr))
     return DocumentError(f"{where or 'it'} should be {wanted}, and is {found}")
 
 

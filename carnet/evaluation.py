@@ -307,9 +307,8 @@ def select_samples(
     places = _places(data, split, found, by_run)
     samples = tuple(sample for place in places for sample in found.splits[place])
     ignored = [path for place in places for path in found.left_out.get(place, ())]
-    digests = {}
-    if run_digests is not None:
-        digests = hash_files([*(one.path for one in samples), *ignored], partial(bar, "reading the images"))
+    files = [*(sample.path for sample in samples), *ignored]
+    digests = hash_files(files, partial(bar, "reading the images")) if run_digests is not None else {}
     warnings = list(found.warnings)
     wanted = (run_digests or {}).get(split, set())
     # Other data may have a split of which the run has held nothing back.
@@ -320,10 +319,8 @@ def select_samples(
         warnings += _about_missing(wanted, wanted - set(digests.values()), split)
     if not samples:
         raise _nothing_to_judge(data, split, by_run, recorded=run_digests is not None, are_ignored=bool(ignored))
-    leaked = None
-    if run_digests is not None:
-        leaked = {sample.path for sample in samples if digests.get(sample.path) in run_digests.get("train", ())}
-    return Selection(samples, leaked, tuple(warnings), len(ignored))
+    leaked = {one.path for one in samples if digests.get(one.path) in (run_digests or {}).get("train", ())}
+    return Selection(samples, leaked if run_digests is not None else None, tuple(warnings), len(ignored))
 
 
 def select_of_run(

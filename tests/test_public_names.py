@@ -1,6 +1,16 @@
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
 import carnet
+
+FUNCTIONS = {name for name in carnet.__all__ if name.islower()}
+COMMANDS = {"benchmark", "compare", "evaluate", "explain", "export", "predict", "summary", "train", "verify"}
+"""Verbs that are functions of the package, or may become such: none may be a module below it."""
 
 
 def test_public_names() -> None:
@@ -26,6 +36,37 @@ def test_public_names() -> None:
     ]
     for name in carnet.__all__:
         assert getattr(carnet, name).__doc__, f"{name} has no docstring"
+
+
+def test_no_module_takes_the_name_of_a_function() -> None:
+    """Python sets an imported module as an attribute of its package, where it would hide a function of that name."""
+    top = {module.name for module in pkgutil.iter_modules(carnet.__path__)}
+    assert not top & {*FUNCTIONS, *(COMMANDS - {"export"})}
+    for module in pkgutil.walk_packages(carnet.__path__, "carnet."):
+        if module.name != "carnet.__main__":
+            importlib.import_module(module.name)
+    for name in carnet.__all__:
+        assert callable(getattr(carnet, name)), name
+        assert not isinstance(getattr(carnet, name), ModuleType), name
+
+
+def refused(call: Callable[..., object], *arguments: object) -> None:
+    with pytest.raises(carnet.CarnetError, match="nowhere"):
+        call(*arguments)
+
+
+def test_functions_are_called_twice(tmp_path: Path) -> None:
+    """What the first call imports must not hide the function from the second."""
+    nowhere = tmp_path / "nowhere"
+    for _ in range(2):
+        refused(carnet.train, nowhere)
+        refused(carnet.evaluate, nowhere, nowhere)
+        refused(carnet.export_model, nowhere)
+        refused(carnet.load, nowhere)
+        assert "carnet_n" in carnet.list_models()
+        assert carnet.create_model("carnet_n", num_classes=2)
+        assert carnet.published().epochs
+    assert {"train", "evaluate", "export_model", "load", "list_models", "create_model", "published"} == FUNCTIONS
 
 
 def test_unknown_name() -> None:

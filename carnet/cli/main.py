@@ -111,7 +111,7 @@ def run(arguments: list[str]) -> int:
         complain("stopped")
         return 130
     except OSError as error:
-        from carnet.report.console import is_broken_pipe, silence
+        from carnet.report.console import is_broken_pipe
 
         if is_broken_pipe(error):
             # The reader of our output has gone (`| head`); what it did not want is not an error.
@@ -148,6 +148,7 @@ def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any 
 
 def _registry() -> Any:
     """How values are written: `auto` is None, which leaves a choice open; switches are on and off."""
+    import tyro
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
     registry = ConstructorRegistry()
@@ -176,10 +177,12 @@ def _registry() -> Any:
                 str_from_instance=lambda value: ["auto" if value is None else str(value)],
             )
         if kind is str:
+            is_place = tyro.conf.Positional in info.markers
             return PrimitiveConstructorSpec(
                 nargs=1,
                 metavar="STR",
-                instance_from_str=lambda given: given[0],
+                # A folder of images may have any name.
+                instance_from_str=lambda given: None if given[0] in ("none", "auto") and not is_place else given[0],
                 is_instance=lambda value: value is None or isinstance(value, str),
                 str_from_instance=lambda value: ["none" if value is None else value],
             )

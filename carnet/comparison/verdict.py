@@ -380,7 +380,7 @@ _COMPUTED_BY = (
     *("device_name", "devices", "threads", "precision", "compile", "micro_batch"),
     *("fast_depthwise", "memory_format", "muon_precision"),
 )
-"""Parts of a plan on which it depends how long an epoch takes."""
+"""Fields of a config on which it depends how long an epoch takes."""
 _PACKAGES = ("carnet", "torch")
 
 

@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
@@ -25,12 +26,19 @@ class Console:
     """Shows what a `carnet.text.Progress` is told, on a stream of its own choice.
 
     Use it in a `with` block, which leaves the terminal as it was.
+
+    Args:
+        stream: a terminal, a file or a pipe.
+        has_rich: whether rich draws the bars on a terminal; None: where it is installed.
+        clock: tells seconds.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(
+        self, stream: TextIO, *, has_rich: bool | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.stream = stream
-        has_rich = stream.isatty() and find_spec("rich") is not None
-        self._bars = _RichBars(stream) if has_rich else _PlainBars(stream)
+        draws = stream.isatty() and (find_spec("rich") is not None if has_rich is None else has_rich)
+        self._bars = _RichBars(stream) if draws else _PlainBars(stream, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -64,8 +72,8 @@ def is_broken_pipe(error: OSError) -> bool:
 class _PlainBars:
     """A line now and then, for logs and pipes; on a terminal one line, written again and again."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self.stream, self.clock = stream, clock
         self.in_place = stream.isatty()
         self.width = 0
         self.started: dict[str, tuple[float, int]] = {}
@@ -76,7 +84,7 @@ class _PlainBars:
         self._write(f"{text}\n")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        now = time.monotonic()
+        now = self.clock()
         # Work that is taken up again does not start at 0.
         started, first = self.started.setdefault(what, (now, done))
         shown = self.shown.setdefault(what, now)

@@ -1,1 +1,1 @@
-"""Training: the recipe (`config`), what this machine makes of it (`plan`), and the loop that follows it (`trainer`)."""
+"""Training: from a config (`carnet.config`) to a finished run; read `run` for the whole, `loop` for the steps."""

@@ -162,27 +162,40 @@ def time_step(config: ResolvedConfig, asked: TrainingConfig, data: Images, measu
     return config
 
 
-def choose_kernels(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
-    """Choose precision, layout, gradient of depthwise convolutions and threads: each by steps timed in turns."""
-    if config.devices > 1:
-        return config
-    before = config
+def choose_step(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> ResolvedConfig:
+    """Fit a step into memory, choose how it is computed, and time it as it is then."""
+    first = time_step(fit_memory(config, asked, data, measure), asked, data, measure)
+    if first.devices > 1:
+        return first
+    chosen, reasons = choose_kernels(first, asked, data, measure)
+    if chosen == first:
+        return replace(first, reasons=(*first.reasons, *reasons))
+    if replace(chosen, threads=first.threads) == first:
+        fitted = chosen
+    else:
+        # Another way to compute takes more memory, or less: what was said of it before does not count.
+        whole = whole_micro_batch(config.batch_size, config.devices, asked.micro_batch)
+        fitted = fit_memory(replace(chosen, micro_batch=whole, reasons=config.reasons), asked, data, measure)
+    timed = time_step(fitted, asked, data, measure)
+    return replace(timed, reasons=(*timed.reasons, *reasons))
+
+
+def choose_kernels(
+    config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure
+) -> tuple[ResolvedConfig, tuple[str, ...]]:
+    """Choose precision, layout, gradient of depthwise convolutions and threads, by steps timed in turns; and why."""
+    reasons: tuple[str, ...] = ()
     for what, ways in _ways_to_compute(asked, measure):
         # Each is tried with what was chosen before it.
         configs = {name: replace(config, **way) for name, way in ways(config).items()}
         # A run that is too short to repay measuring takes the first one, also after longer ones have measured.
         if configs and _run_seconds(config, asked, data, measure) >= SHORT_RUN_SECONDS:
-            config = _fastest(what, configs, measure)
-    if config.reasons == before.reasons:
+            config, reason = _fastest(what, configs, measure)
+            reasons += (reason,)
+    if not reasons:
         layout = _words(config.memory_format)
-        return config.because(f"{config.precision}, {layout} layout; other ways to compute were not measured")
-    if replace(config, reasons=before.reasons) == before:
-        return config
-    if replace(config, reasons=before.reasons, threads=before.threads) != before:
-        # Another way to compute takes more memory, or less.
-        whole = whole_micro_batch(config.batch_size, config.devices, asked.micro_batch)
-        config = fit_memory(replace(config, micro_batch=whole), asked, data, measure)
-    return time_step(config, asked, data, measure)
+        reasons = (f"{config.precision}, {layout} layout; other ways to compute were not measured",)
+    return config, reasons
 
 
 Ways = Callable[[ResolvedConfig], Mapping[str, Mapping[str, Any]]]
@@ -222,8 +235,8 @@ def _ways_to_compute(asked: TrainingConfig, measure: Measure) -> list[tuple[str,
     ]
 
 
-def _fastest(what: str, configs: Mapping[str, ResolvedConfig], measure: Measure) -> ResolvedConfig:
-    """The one that is the fastest by the margin, or else the first one.
+def _fastest(what: str, configs: Mapping[str, ResolvedConfig], measure: Measure) -> tuple[ResolvedConfig, str]:
+    """The one that is the fastest by the margin, or else the first one; and a phrase that says so.
 
     What was measured on this machine before counts again, so that equal runs choose the same.
     """
@@ -239,7 +252,7 @@ def _fastest(what: str, configs: Mapping[str, ResolvedConfig], measure: Measure)
     best = min(configs, key=lambda name: seconds[name])
     chosen = best if seconds[best] * MARGIN <= seconds[usual] else usual
     others = [f"{name} {1000 * seconds[name]:.3g}" for name in configs if name != chosen]
-    return configs[chosen].because(f"{chosen}: {1000 * seconds[chosen]:.3g} ms an image, {', '.join(others)} ms")
+    return configs[chosen], f"{chosen}: {1000 * seconds[chosen]:.3g} ms an image, {', '.join(others)} ms"
 
 
 def _run_seconds(config: ResolvedConfig, asked: TrainingConfig, data: Images, measure: Measure) -> float:
@@ -290,14 +303,14 @@ def choose_compiling(config: ResolvedConfig, asked: TrainingConfig, data: Images
         times = measure.seconds_in_turns({"plain": config, "compiled": compiled}, config.micro_batch)
     # What a compiler of another machine can raise is not ours to list; the error is told, and training goes on.
     except Exception as error:
-        measure.remember(compiling(network), {"seconds": round(measure.elapsed() - started, 1)})
+        measure.remember(compiling(network), {"seconds": max(0.1, round(measure.elapsed() - started, 1))})
         if asked.compile or isinstance(error, CarnetError):
             raise ConfigError(f"--compile on: {_first_line(error)}") from error
         return config.because(f"not compiled: that failed ({_first_line(error)})")
     took = measure.elapsed() - started
     # What was measured first counts, so that equal runs choose the same.
-    speedup = known_speedup(measure.recall(), network) or times["plain"] / times["compiled"]
-    measure.remember(compiling(network), {"seconds": round(took, 1), "speedup": round(speedup, 3)})
+    speedup = known_speedup(measure.recall(), network) or round(times["plain"] / times["compiled"], 3)
+    measure.remember(compiling(network), {"seconds": max(0.1, round(took, 1)), "speedup": speedup})
     gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
     if not (asked.compile or speedup >= MARGIN):
         return config.because(f"not compiled: that is not {MARGIN} times as fast, {gain}")
@@ -363,8 +376,8 @@ def choose_length(config: ResolvedConfig, asked: TrainingConfig, data: Images, m
         return config.because(told + ("; --budget 30m takes half an hour" if seconds > LONG_RUN_SECONDS else ""))
     # The end evaluates once more, and writes the report.
     left = max(1.0, seconds_left(asked, measure) - evaluating - _LAST_SECONDS)
-    # A run that ends inside its first epoch evaluates once.
-    of_one = int(max(0.0, left) / (step * mean_cost(config)))
+    # A run that ends inside its first epoch evaluates there as well.
+    of_one = int(max(0.0, left - evaluating) / (step * mean_cost(config)))
     steps = int(steps_of_epoch * left / epoch) if left >= epoch else max(1, min(of_one, steps_of_epoch))
     if steps < min(FEWEST_STEPS, steps_of_epoch):
         spent = measure.elapsed()
@@ -394,7 +407,7 @@ def choose_augmentation(
     return replace(config, **augmentation_for(asked, config.epochs))
 
 
-CHOICES_OF_STEP: tuple[Choice, ...] = (choose_matrix_precision, fit_memory, time_step, choose_kernels)
+CHOICES_OF_STEP: tuple[Choice, ...] = (choose_matrix_precision, choose_step)
 """Everything but compiling."""
 CHOICES: tuple[Choice, ...] = (
     *CHOICES_OF_STEP,

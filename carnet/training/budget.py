@@ -113,8 +113,9 @@ def _seconds_of_step(guess: ResolvedConfig, asked: TrainingConfig, data: Images,
     with explaining_out_of_memory(guess.image_size, guess.micro_batch):
         for choose in CHOICES_OF_STEP:
             config = choose(config, asked, data, measure)
-    measure.remember(what, {"seconds": round(config.step_seconds, 4)})
-    return config.step_seconds
+    seconds = float(f"{config.step_seconds:.3g}")
+    measure.remember(what, {"seconds": seconds})
+    return seconds
 
 
 def seconds_to_decode(images: LabeledImages, spec: ModelSpec) -> float:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class _SavedState(TypedDict):
     """What a checkpoint says besides the fields of `TrainingState`."""
 
     precision: dict[str, Any]
+    progress: NotRequired[Annotated[float, Range(0, 1.001)]]
+    """Of versions before 0.2, like the next one."""
+    finished: NotRequired[bool]
 
 
 class DamagedCheckpointError(Exception):
@@ -63,7 +66,7 @@ def save_checkpoint(
         network: gives weights and buffers.
         optimizer: gives its state.
         state: where the run stands, in plain values.
-        record: what `config.json` says: recipe, plan, versions, data.
+        record: what `config.json` says: the config, versions and data.
         previous: the name under which the checkpoint that was there until now stays.
         average: the network with averaged weights, where the run keeps one.
 

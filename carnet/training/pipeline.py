@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,14 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @cached_property
+    def _opened(self) -> ImageStream:
+        # Once in each process, because opening may ask a hub.
+        return ImageStream(self.stream)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
     def in_order(self, epoch: int, start: int) -> Iterator[Item]:
         """An epoch's images, from a place in its order on.
 
@@ -137,7 +146,7 @@ class StreamedImages:
         wanted = {int(sample.path.stem) for sample in self.samples}
         number = {name: label for label, name in enumerate(self.classes)}
         found = 0
-        for image in ImageStream(self.stream).read("train", order=order_seed(self.seed, epoch)):
+        for image in self._opened.read("train", order=order_seed(self.seed, epoch)):
             if image.position in wanted:
                 found += 1
                 if found > start:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -59,7 +59,6 @@ class Job:
         pipeline: prepares them for training.
         record: what `config.json` says.
         checkpoint: where to go on; None: at the beginning.
-        seconds: of the budget that were spent since its last plan.
         notes: what the result shall say of how it was trained.
     """
 
@@ -71,7 +70,6 @@ class Job:
     network: nn.Module
     record: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
-    seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,12 +93,7 @@ def prepare(
     Raises:
         CarnetError: one of its kinds, before anything is written.
     """
-    if output is not None:
-        RunFolder.new(Path(output))
-    where = Path("runs") if output is None else Path(output)
-    files.check_folder(where)
-    if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
-        raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
+    _check_output(data, output)
     check_early(asked, init)
     scan = scan_data(data, asked, ignore, progress, started=started)
     images = scan.images
@@ -123,13 +116,16 @@ def prepare(
     if init is None:
         whiten_first(network, spec, config, pipeline, first)
     picture, view = drawn_batch(config, spec, pipeline, first)
+    if config.training_seconds is not None:
+        # What was done since the budget was planned is spent as well.
+        left = config.training_seconds - (time.monotonic() - resolved_at)
+        config = replace(config, training_seconds=max(1e-9, left))
     record = _record(asked, config, images, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
     record = run.create(images.rows(), record)
     files.write_bytes(run.batch, picture)
     progress.say(_intention(run, config, network, start=start, view=view))
-    seconds = 0.0 if config.training_seconds is None else time.monotonic() - resolved_at
     return Job(
         run=run,
         config=config,
@@ -138,8 +134,22 @@ def prepare(
         pipeline=pipeline,
         network=network,
         record=record,
-        seconds=seconds,
     )
+
+
+def _check_output(data: Path | str, output: Path | str | None) -> None:
+    """Whether a run can lie where it is to lie.
+
+    Raises:
+        ConfigError: if it would lie among the images.
+        OutputError: if the folder is taken, or nothing can be written there.
+    """
+    if output is not None:
+        RunFolder.new(Path(output))
+    where = Path("runs") if output is None else Path(output)
+    files.check_folder(where)
+    if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
+        raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
 
 
 def check_early(asked: TrainingConfig, init: Path | str | None = None) -> None:
@@ -356,23 +366,12 @@ def scan_data(
     Raises:
         CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
     """
-    budget = parse_seconds(config.budget) if config.budget and started is not None else math.inf
+    bar = _scanning_bars(config, progress, started)
     check: dict[str, Any] = {
         "skip_unreadable": config.skip_unreadable,
         "valid_fraction": config.valid_fraction,
         "seed": config.seed if config.valid_seed is None else config.valid_seed,
     }
-
-    def bar(what: str) -> OnProgress:
-        def show(done: int, total: int) -> None:
-            progress.bar(f"{what} the images", done, total)
-            if (spent := time.monotonic() - (started or 0)) > budget:
-                raise ConfigError(
-                    f"{what} {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
-                    f"{duration(spent * total / max(1, done))}, so give more than that"
-                )
-
-        return show
 
     if config.stream:
         image_size = config.image_size or default_image_size(config.model)
@@ -399,6 +398,24 @@ def scan_data(
     images = check_images(found, facts=inspected.facts, image_size=image_size, **check)
     progress.say("\n".join(describe(images)))
     return DataScan(images, image_size, None, inspected.decoded, inspected.reason)
+
+
+def _scanning_bars(config: TrainingConfig, progress: Progress, started: float | None) -> Callable[[str], OnProgress]:
+    """Bars by what is done to the images; one that has taken all of the budget ends with an error."""
+    budget = parse_seconds(config.budget) if config.budget and started is not None else math.inf
+
+    def bar(what: str) -> OnProgress:
+        def show(done: int, total: int) -> None:
+            progress.bar(f"{what} the images", done, total)
+            if (spent := time.monotonic() - (started or 0)) > budget:
+                raise ConfigError(
+                    f"{what} {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
+                    f"{duration(spent * total / max(1, done))}, so give more than that"
+                )
+
+        return show
+
+    return bar
 
 
 def _scan_stream(

@@ -125,8 +125,7 @@ class Rehearsal:
             started = time.perf_counter()
             self._take(step, batch)
             times.append(time.perf_counter() - started)
-        if step.micro_batch < config.micro_batch:
-            self.micro_batch = step.micro_batch
+        self.micro_batch = step.micro_batch if step.micro_batch < config.micro_batch else None
         return float(np.median(times))
 
     def seconds_in_turns(self, configs: Mapping[str, ResolvedConfig], num_images: int) -> dict[str, float]:

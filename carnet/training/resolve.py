@@ -7,7 +7,8 @@ measuring can make (`carnet.training.autotune`). Nothing after it changes a sett
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import torch
 
@@ -65,8 +66,7 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {devices} devices; use fewer")
     batch_size = asked.batch_size or batch_size_for(num_train, devices)
     epochs = asked.epochs or (1 if asked.budget else epochs_for(num_train))
-    precision, precision_reason = _precision(asked, device)
-    here = devices if "LOCAL_WORLD_SIZE" not in os.environ else int(os.environ["LOCAL_WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices)) if num_launched() > 1 else devices
     share = max(1, available_cores() // here)
     threads = asked.threads or share
     chosen = {
@@ -76,7 +76,7 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         "valid_seed": asked.seed if asked.valid_seed is None else asked.valid_seed,
         "device": device,
         "devices": devices,
-        "precision": precision,
+        "precision": _precision(asked, device),
         "muon_precision": asked.muon_precision or "fp32",
         "compile": False,
         "memory_format": "contiguous" if device == "mps" else asked.memory_format or "channels_last",
@@ -86,27 +86,34 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         "workers": min(loading_threads(), share) if asked.workers is None else asked.workers,
         "micro_batch": whole_micro_batch(batch_size, devices, asked.micro_batch),
     }
-    reasons = []
-    if devices > 1:
-        statistics = "common to all" if device == "cuda" else "each process's own"
-        reasons.append(f"{devices} processes, batch-norm statistics {statistics}")
-    reasons += [f"{precision} {precision_reason}"] if precision_reason else []
-    if device == "mps":
-        # https://github.com/pytorch/pytorch/issues/175189 and 175190
-        reasons.append("contiguous layout, because PyTorch's gradients are wrong with the other one on Apple's GPUs")
-    if device == "cpu" and threads > 1 and not is_waiting_chosen():
-        reasons.append(
-            f"threads wait for each other with their cores kept busy, which slows training beside other programs; set "
-            f"GOMP_SPINCOUNT={SPINS} before Python starts (the carnet command does)"
-        )
-    return ResolvedConfig(
+    guess = ResolvedConfig(
         **{field.name: getattr(asked, field.name) for field in fields(TrainingConfig)}
         | chosen
         | augmentation_for(asked, 0 if asked.epochs is None and asked.budget else epochs),
         device_name=device_name(device),
         num_steps=epochs * steps_per_epoch(num_train, batch_size, devices),
-        reasons=tuple(reasons),
     )
+    return replace(guess, reasons=tuple(_first_reasons(guess, asked)))
+
+
+def _first_reasons(guess: ResolvedConfig, asked: TrainingConfig) -> Iterator[str]:
+    """Why, as far as no measuring is needed: a phrase each."""
+    if guess.devices > 1:
+        statistics = "common to all" if guess.device == "cuda" else "each process's own"
+        yield f"{guess.devices} processes, batch-norm statistics {statistics}"
+    if asked.precision is not None:
+        yield f"{guess.precision} as asked"
+    elif guess.device == "cuda":
+        others = "" if guess.precision == "bf16" else ", and bf16 not"
+        yield f"{guess.precision} because this GPU computes it natively{others}"
+    if guess.device == "mps":
+        # https://github.com/pytorch/pytorch/issues/175189 and 175190
+        yield "contiguous layout, because PyTorch's gradients are wrong with the other one on Apple's GPUs"
+    if guess.device == "cpu" and guess.threads > 1 and not is_waiting_chosen():
+        yield (
+            "threads wait for each other with their cores kept busy, which slows training beside other programs; set "
+            f"GOMP_SPINCOUNT={SPINS} before Python starts (the carnet command does)"
+        )
 
 
 def device_and_number(asked: TrainingConfig) -> tuple[Device, int]:
@@ -147,13 +154,11 @@ def epochs_for(num_train: int) -> int:
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_TO_SEE / num_train)))
 
 
-def _precision(asked: TrainingConfig, device: Device) -> tuple[Precision, str]:
-    """Arithmetic of training as far as no measuring is needed, and why: a phrase, empty where it is no choice."""
+def _precision(asked: TrainingConfig, device: Device) -> Precision:
+    """Arithmetic of training, as far as no measuring is needed."""
     if asked.precision is not None:
-        return asked.precision, "as asked"
+        return asked.precision
     if device == "cuda":
         # Before compute capability 8 bf16 is emulated.
-        if torch.cuda.get_device_capability() >= (8, 0):
-            return "bf16", "because this GPU computes it natively"
-        return "fp16", "because this GPU computes it natively, and bf16 not"
-    return "fp32", ""
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    return "fp32"

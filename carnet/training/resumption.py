@@ -40,14 +40,7 @@ def prepare_resumed(
     checkpoint = _last_good_checkpoint(run, progress)
     record = run.read_config() if checkpoint is None else checkpoint.record
     source = run.config if checkpoint is None else run.checkpoint
-    requested = TrainingConfig.from_json(record["requested"], source)
-    resolved = ResolvedConfig.from_json(record["resolved"], source)
-    _require_same(run, asked, requested, resolved)
-    _require_possible(run, asked, resolved)
-    kept = {name: getattr(asked if name != "workers" else resolved, name) for name in FREE}
-    if asked.workers is not None:
-        kept["workers"] = asked.workers
-    config = replace(resolved, **kept)
+    config = _taken_up(run, asked, record, source)
     # A run that has no checkpoint begins here, and of one that is finished the report alone may be missing.
     here = device_name(config.device)
     moved = checkpoint is not None and not run.result.exists() and here != config.device_name
@@ -92,16 +85,34 @@ def prepare_resumed(
     )
 
 
+def _taken_up(run: RunFolder, asked: TrainingConfig, record: Mapping[str, Any], source: Path) -> ResolvedConfig:
+    """The config of the run, with what does not change the result as it is asked for now.
+
+    Raises:
+        RunError: if it cannot be read, anything else is asked for, or this machine cannot compute so.
+    """
+    requested = TrainingConfig.from_json(record["requested"], source)
+    resolved = ResolvedConfig.from_json(record["resolved"], source)
+    _require_same(run, asked, requested, resolved)
+    _require_possible(run, asked, resolved)
+    free = {name: getattr(asked, name) for name in FREE}
+    if asked.workers is None:
+        free["workers"] = resolved.workers
+    return replace(resolved, **free)
+
+
 def _require_same(run: RunFolder, asked: TrainingConfig, requested: TrainingConfig, resolved: ResolvedConfig) -> None:
     """Whether nothing is asked for that is not the run's, as it was requested or as it was resolved.
 
     Raises:
         RunError: naming what is.
     """
+    may_differ = FREE | {"keep_memory"}
     others = [
-        name
-        for name in (field.name for field in fields(TrainingConfig))
-        if name not in FREE and getattr(asked, name) not in (None, getattr(requested, name), getattr(resolved, name))
+        field.name
+        for field in fields(TrainingConfig)
+        if field.name not in may_differ
+        and getattr(asked, field.name) not in (None, getattr(requested, field.name), getattr(resolved, field.name))
     ]
     changes = {name: change(name, getattr(resolved, name), getattr(asked, name)) for name in others}
     if recipe := [told for name, told in changes.items() if name not in OF_MACHINE]:

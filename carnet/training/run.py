@@ -9,9 +9,9 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from carnet import files
 from carnet.config import TrainingConfig
 from carnet.data.scan import describe
-from carnet.errors import ConfigError, DataError, UnreadableImagesError, explaining_lack_of_memory
+from carnet.errors import ConfigError, DataError, RunError, UnreadableImagesError, explaining_lack_of_memory
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.machine import versions
 from carnet.models.weights import load
@@ -72,61 +72,59 @@ def train(
     Raises:
         CarnetError: one of its kinds, see `carnet.errors`.
     """
-    if launched_together() and os.environ["RANK"] != "0":
-        progress = Silent()
-    if progress is None and sys.stderr is None:
-        # A program without a console.
-        progress = Silent()
-    if progress is None:
-        with Console(sys.stderr) as console:
-            return train(
-                data,
-                config,
-                output=output,
-                init=init,
-                resume=resume,
-                ignore=ignore,
-                callbacks=callbacks,
-                progress=console,
-            )
     started = time.monotonic()
     if resume is not None and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
     asked = config or _recipe(resume)
-    if asked.max_memory:
+    with ExitStack() as holding, _explaining_lack_of_memory():
+        heard = holding.enter_context(_shown(progress))
+
+        def begin() -> Job:
+            if resume is None:
+                assert data is not None
+                job = prepare(data, asked, output=output, init=init, ignore=ignore, started=started, progress=heard)
+                holding.enter_context(job.run.held())
+                return job
+            run = RunFolder.open(resume)
+            if output is not None:
+                run = run.copy_to(Path(output))
+            holding.enter_context(run.held())
+            return prepare_resumed(run, data, asked, ignore=ignore, progress=heard)
+
+        return _train(_with_device(asked, resume), begin, callbacks, heard)
+
+
+def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Where a run's words go: as asked, or on standard error; nowhere in processes after the first, or without any."""
+    if (launched_together() and os.environ["RANK"] != "0") or (progress is None and sys.stderr is None):
+        return nullcontext(Silent())
+    return Console(sys.stderr) if progress is None else nullcontext(progress)
+
+
+def _train(
+    asked: TrainingConfig, begin: Callable[[], Job], callbacks: Sequence[Callback], progress: Progress
+) -> TrainingResult:
+    """Prepare, train and evaluate, in this process or in several."""
+    if asked.max_memory is not None:
         return_freed_memory()
     _require_portable(callbacks, asked)
     device, _ = device_and_number(asked)
-
-    def begin() -> Job:
-        if resume is None:
-            assert data is not None
-            job = prepare(data, asked, output=output, init=init, ignore=ignore, started=started, progress=progress)
-            holding.enter_context(job.run.held())
-            return job
-        run = RunFolder.open(resume)
-        if output is not None:
-            run = run.copy_to(Path(output))
-        holding.enter_context(run.held())
-        return prepare_resumed(run, data, asked, ignore=ignore, progress=progress)
-
-    with ExitStack() as holding, _explaining_lack_of_memory():
-        if launched_together():
-            with Processes.join(device) as processes:
-                job = processes.from_first(begin)
-                with catch_stop_signals() as stop:
-                    state = fit(job, processes, progress, stop, callbacks=callbacks)
-                return processes.from_first(lambda: _finish(job, state, progress))
-        job = begin()
-        if job.config.devices > 1:
-            work = partial(fit, callbacks=callbacks)
-            state = launch(work, job, size=job.config.devices, device=job.config.device, progress=progress)
-        else:
+    if launched_together():
+        with Processes.join(device) as processes:
+            job = processes.from_first(begin)
             with catch_stop_signals() as stop:
-                state = fit(job, Processes(), progress, stop, callbacks=callbacks)
-        return _finish(job, state, progress)
+                state = fit(job, processes, progress, stop, callbacks=callbacks)
+            return processes.from_first(lambda: _finish(job, state, progress))
+    job = begin()
+    if job.config.devices > 1:
+        work = partial(fit, callbacks=callbacks)
+        state = launch(work, job, size=job.config.devices, device=job.config.device, progress=progress)
+    else:
+        with catch_stop_signals() as stop:
+            state = fit(job, Processes(), progress, stop, callbacks=callbacks)
+    return _finish(job, state, progress)
 
 
 def fit(
@@ -147,7 +145,7 @@ def _require_portable(callbacks: Sequence[Callback], asked: TrainingConfig) -> N
     Raises:
         ConfigError: if they cannot.
     """
-    if asked.devices > 1:
+    if asked.devices > 1 and not launched_together():
         try:
             pickle.dumps(list(callbacks))
         except Exception as error:
@@ -174,6 +172,16 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
     except UnreadableImagesError as error:
         gone = first_few([str(image) for image in error.errors])
         raise DataError(f"{missing}, when these can be read again: {gone}") from error
+
+
+def _with_device(asked: TrainingConfig, resume: Path | str | None) -> TrainingConfig:
+    """A run goes on where it was, whatever else there is by now."""
+    if resume is None or asked.device is not None:
+        return asked
+    # What is wrong with its record is said where the run is taken up.
+    with suppress(RunError, ConfigError):
+        return replace(asked, device=RunFolder.open(resume).read_config()["resolved"].get("device"))
+    return asked
 
 
 def _recipe(resume: Path | str | None) -> TrainingConfig:

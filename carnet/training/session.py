@@ -41,7 +41,6 @@ class Training:
         step: takes the steps.
         network: which is trained.
         average: of its weights; None: the run keeps none.
-        shown_micro_batch: images at a time that were recorded last.
     """
 
     def __init__(self, job: Job, processes: Processes, progress: Progress) -> None:
@@ -60,7 +59,6 @@ class Training:
         self.network = self.step.network
         self.average = WeightAverage(self.network, self.config.ema) if self.config.ema else None
         self.state = self._taken_up()
-        self.shown_micro_batch = self.step.micro_batch
 
     def _taken_up(self) -> TrainingState:
         """The state that the checkpoint has, with weights and optimizer put back; a new run's first one.
@@ -70,7 +68,7 @@ class Training:
         """
         checkpoint = self.job.checkpoint
         if checkpoint is None:
-            return TrainingState(num_steps=self.config.num_steps, seconds=self.job.seconds)
+            return TrainingState(num_steps=self.config.num_steps)
         checkpoint.restore(self.network, self.step.optimizer, None if self.average is None else self.average.network)
         values = dict(checkpoint.state)
         self.step.fabric.strategy.precision.load_state_dict(values.pop("precision"))
@@ -82,9 +80,12 @@ class Training:
         fits = state.num_steps <= most and state.step <= self.steps_per_epoch
         if not fits or state.epoch > narration.num_epochs(state, self.steps_per_epoch):
             raise RunError(f"{self.folder.checkpoint} is of a run of another length; --init starts from its weights")
-        if checkpoint.state.get("finished"):
-            # Versions before 0.2 said so of a run that ended early, and kept the steps that were planned.
-            steps_done = state.epoch * self.steps_per_epoch + state.step
+        steps_done = state.epoch * self.steps_per_epoch + state.step
+        if "progress" in values:
+            # Versions before 0.2 recorded it, and not where the length of the run was planned.
+            state.planned_at, state.planned_progress = min(steps_done, state.num_steps), values["progress"]
+        if values.get("finished"):
+            # They said so of a run that ended early, and kept the steps that were planned.
             state.plan(steps_done, steps_done)
         state.notes += [note for note in self.job.notes if note not in state.notes]
         self.step.micro_batch = state.micro_batch or self.step.micro_batch

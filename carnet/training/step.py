@@ -90,37 +90,19 @@ class TrainingStep:
             LostProcessError: if another process has died.
         """
         (num_images,) = self.processes.sum(len(batch))
-        torch.manual_seed(seed)
-        while True:
-            try:
-                sums = self._accumulate(batch, int(num_images), seed)
-                break
-            except RuntimeError as error:
-                if not is_device_out_of_memory(error):
-                    raise
-                # In several processes the others wait inside a sum of gradients, and cannot begin again.
-                if self.processes.size > 1 or self.micro_batch < 4:
-                    raise
-                self.micro_batch = -(-self.micro_batch // 2)
-                self.optimizer.zero_grad()
-                empty = torch.mps.empty_cache if "MPS" in str(error) else torch.cuda.empty_cache
-                empty()
+        sums = self._within_memory(lambda: self._accumulate(batch, int(num_images), seed))
         loss, num_correct = self.processes.sum(*sums.tolist())
         require_finite(loss / num_images)
         set_lr(self.optimizer, lr_ratio)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if batch.size not in self._sides:
-            # Which may have compiled the network, and leaves gaps where the next steps have nothing.
-            if self._is_compiled:
-                end_compiling()
-                gc.collect()
-            trim_memory()
-            self._sides.add(batch.size)
+        self._tidy_memory(batch.size)
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
     def _accumulate(self, batch: Batch, num_images: int, seed: int) -> Tensor:
         """Add up gradients over the micro-batches; return the sums of loss and hits of this process."""
+        # What dropout drops does not depend on an attempt before this one.
+        torch.manual_seed(seed)
         device = self.fabric.device
         batch = batch.to(device)
         images = batch.images
@@ -139,6 +121,33 @@ class TrainingStep:
             hits = (logits.argmax(dim=1) == part.labels).sum()
             sums += torch.stack([loss.detach() * len(part), hits.float()])
         return sums
+
+    def _within_memory(self, backward: Callable[[], Tensor]) -> Tensor:
+        """Do it again with half of the images at a time as long as a GPU's memory runs out.
+
+        Raises:
+            RuntimeError: where it does with the fewest, or one of several processes meets it: the others wait inside
+                a sum of gradients, and cannot begin again.
+        """
+        while True:
+            try:
+                return backward()
+            except RuntimeError as error:
+                if not is_device_out_of_memory(error) or self.processes.size > 1 or self.micro_batch < 4:
+                    raise
+                self.micro_batch = -(-self.micro_batch // 2)
+                self.optimizer.zero_grad()
+                empty = torch.mps.empty_cache if "MPS" in str(error) else torch.cuda.empty_cache
+                empty()
+
+    def _tidy_memory(self, side: int) -> None:
+        """After the first step of a side, which may have compiled the network, and leaves gaps in memory."""
+        if side not in self._sides:
+            if self._is_compiled:
+                end_compiling()
+                gc.collect()
+            trim_memory()
+            self._sides.add(side)
 
     def _loss(self, logits: Tensor, part: Batch) -> Tensor:
         """Mean cross entropy, with each label's share where images are mixed."""

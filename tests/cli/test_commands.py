@@ -17,6 +17,7 @@ import pytest
 from children import PATIENCE, finished, started, wait_for
 from runs import write_table
 
+import carnet
 from carnet import TrainingConfig, files
 from carnet.cli.main import COMMANDS, run
 from carnet.errors import OutputError
@@ -40,7 +41,7 @@ def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
     assert all(f"  {command} " in out for command in COMMANDS)
-    assert call(capsys, "--version")[1] == "carnet 0.1.0\n"
+    assert call(capsys, "--version")[1] == f"carnet {carnet.__version__}\n"
     code, _, err = call(capsys, "trian")
     assert (code, err) == (2, "carnet: unknown command 'trian'; did you mean carnet train?\n")
 

@@ -14,8 +14,10 @@ from PIL import Image
 
 import carnet
 from carnet import Classifier
+from carnet.edge.classifier import draw_heat
 from carnet.errors import ConfigError, ImageError, ModelFileError
 from carnet.preprocess import load_image
+from carnet.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,8 @@ def test_nothing_but_the_base_installation_is_needed(exported: Path, photos: Pat
     script = f"""
 import sys
 ALLOWED = {{"carnet", "numpy", "PIL", "onnxruntime", "tyro", "flatbuffers", "google", "packaging", "typing_extensions",
-           "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes"}}
+           "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes",
+           "jinja2", "markupsafe"}}
 class Nothing:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
@@ -146,6 +149,7 @@ from carnet.cli.main import run
 answer = carnet.Classifier({str(exported)!r}).predict({str(photo)!r})
 assert run(["predict", {str(exported)!r}, {str(photo)!r}, "--explain", {str(exported.parent / "heat")!r}]) == 0
 assert run(["verify", {str(exported)!r}]) == 0
+assert run(["evaluate", {str(exported)!r}, {str(photos)!r}, "--output", {str(exported.parent / "base.html")!r}]) == 0
 assert "torch" not in sys.modules
 try:
     import torch
@@ -187,3 +191,39 @@ def test_a_model_without_maps_says_so(exported: Path) -> None:
     classifier.document = dict(ModelFile.read(exported).document) | {"map_centres": None}
     with pytest.raises(ModelFileError, match="no class maps"):
         classifier.explain(Image.new("RGB", (50, 50)))
+
+
+SPEC = ModelSpec(model="carnet_s", classes=("a", "b"), image_size=64)
+
+
+def redness(picture: Image.Image) -> np.ndarray:
+    pixels = np.asarray(picture, np.float32)
+    return pixels[:, :, 0] - pixels[:, :, 2]
+
+
+def test_the_hottest_place_is_the_centre_that_was_named() -> None:
+    class_map = np.zeros((3, 3), np.float32)
+    class_map[1, 1] = 2.0
+    centres = ([10.0, 30.0, 50.0], [12.0, 36.0, 52.0])
+    red = redness(draw_heat(Image.new("RGB", (64, 64), "grey"), class_map, centres, SPEC))
+    row, column = np.unravel_index(red.argmax(), red.shape)
+    scale = 64 / red.shape[0]
+    assert (row + 0.5) * scale - 0.5 == pytest.approx(30, abs=1)
+    assert (column + 0.5) * scale - 0.5 == pytest.approx(36, abs=1)
+    assert red[-1, 0] == 0
+
+
+def test_where_the_network_does_not_look_there_is_no_heat() -> None:
+    centres = ([28.0, 32.0, 36.0],) * 2
+    red = redness(draw_heat(Image.new("RGB", (64, 64), "grey"), np.ones((3, 3), np.float32), centres, SPEC))
+    side = red.shape[0]
+    assert red[side // 2, side // 2] > 50
+    for row, column in ((0, 0), (0, side // 2), (side // 2, side - 1), (side // 4, side // 4)):
+        assert red[row, column] == 0
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
+def test_what_speaks_against_a_class_is_not_drawn(rule: str) -> None:
+    spec = ModelSpec(model="carnet_s", classes=("a", "b"), image_size=64, resize=rule)  # type: ignore[arg-type]
+    picture = draw_heat(Image.new("RGB", (120, 80), "teal"), -np.ones((1, 1), np.float32), ([31.5], [31.5]), spec)
+    assert (redness(picture) == 0).all()

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,61 +349,153 @@ def copied(trained_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained_run, tmp_path / "copied"))
 
 
-FORGED_RUN_FILES: list[tuple[str, tuple[Any, ...], Any]] = [
-    ("config.json", ("extra",), (DEEP,)),
-    ("config.json", ("extra",), (HUGE,)),
-    ("config.json", ("resolved", "lr"), ("1e999",)),
-    ("config.json", ("resolved", "lr"), ("NaN",)),
-    ("config.json", ("resolved", "epochs"), "3"),
-    ("config.json", ("resolved", "epochs"), True),
-    *(("config.json", ("resolved", name), 0) for name in ("image_size", "epochs", "batch_size")),
-    ("config.json", ("resolved", "model"), []),
-    ("config.json", ("resolved", "image_size"), 10**12),
-    ("config.json", ("resolved", "workers"), 10**9),
-    ("config.json", ("requested", "seed"), None),
-    ("config.json", ("resolved",), []),
-    ("config.json", ("requested",), []),
-    ("config.json", ("requested", "epochs"), 0),
-    ("config.json", ("format",), 3),
-    ("config.json", ("recipe",), {}),
-    ("config.json", ("resolved", "num_steps"), 0),
-    ("config.json", ("resolved", "threads"), "2"),
-    ("config.json", ("resolved", "threads"), 0),
-    ("config.json", ("resolved", "threads"), -1),
-    ("config.json", ("resolved", "workers"), -1),
-    ("config.json", ("resolved", "micro_batch"), 0),
-    ("config.json", ("resolved", "micro_batch"), 1.5),
-    ("config.json", ("resolved", "initial_step_cost"), 0),
-    ("config.json", ("resolved", "reasons"), "abc"),
-    ("config.json", ("resolved", "reasons"), None),
-    ("config.json", ("resolved", "matrix_gflops"), [1]),
-    ("config.json", ("resolved", "compile"), "yes"),
-    ("config.json", ("resolved", "muon_precision"), "fp8"),
-    ("config.json", ("resolved",), "abc"),
-    ("config.json", ("data", "path"), 7),
-    ("config.json", ("data", "content_hash"), None),
-    ("config.json", ("data", "ignore"), 7),
-    ("config.json", ("data", "ignore"), [7]),
-    ("config.json", ("versions",), [1]),
-    ("config.json", ("versions", "torch"), 2),
-    ("config.json", ("init",), 7),
-    ("config.json", ("data",), None),
+FORGED_RECORDS: list[tuple[tuple[Any, ...], Any]] = [
+    (("extra",), (DEEP,)),
+    (("extra",), (HUGE,)),
+    (("format",), 1),
+    (("format",), 3),
+    (("format",), "2"),
+    (("format",), None),
+    *((("requested", name), 0) for name in ("image_size", "epochs", "batch_size", "threads", "micro_batch")),
+    (("requested", "lr"), ("1e999",)),
+    (("requested", "lr"), ("NaN",)),
+    (("requested", "epochs"), "3"),
+    (("requested", "epochs"), True),
+    (("requested", "precision"), "auto"),
+    (("requested", "compile"), "on"),
+    (("requested", "max_memory"), "much"),
+    (("requested", "budget"), 7),
+    (("requested", "model"), []),
+    (("requested", "image_size"), 10**12),
+    (("requested", "workers"), 10**9),
+    (("requested", "seed"), None),
+    (("requested", "momentum"), 0.9),
+    (("requested",), []),
+    (("requested",), None),
+    (("resolved", "lr"), ("1e999",)),
+    *((("resolved", name), 0) for name in ("image_size", "epochs", "batch_size", "num_steps", "micro_batch")),
+    *(
+        (("resolved", name), None)
+        for name in ("image_size", "epochs", "cutmix", "valid_seed", "compile", "device_name")
+    ),
+    (("resolved", "threads"), "2"),
+    (("resolved", "threads"), 0),
+    (("resolved", "threads"), -1),
+    (("resolved", "workers"), -1),
+    (("resolved", "micro_batch"), 1.5),
+    (("resolved", "initial_step_cost"), 0),
+    (("resolved", "max_steps"), 0),
+    (("resolved", "training_seconds"), -1),
+    (("resolved", "step_seconds"), "long"),
+    (("resolved", "recompute"), 2),
+    (("resolved", "reasons"), "abc"),
+    (("resolved", "reasons"), None),
+    (("resolved", "matrix_gflops"), [1]),
+    (("resolved", "compile"), "yes"),
+    (("resolved", "device"), "tpu"),
+    (("resolved", "muon_precision"), "fp8"),
+    (("resolved", "luck"), 1),
+    (("resolved",), "abc"),
+    (("data", "path"), 7),
+    (("data", "content_hash"), None),
+    (("data", "ignore"), 7),
+    (("data", "ignore"), [7]),
+    (("versions",), [1]),
+    (("versions", "torch"), 2),
+    (("init",), 7),
+    (("data",), None),
+]
+FORGED_RECORDS_OF_FORMAT_1: list[tuple[tuple[Any, ...], Any]] = [
+    (("extra",), (DEEP,)),
+    (("extra",), (HUGE,)),
+    (("recipe", "lr"), ("1e999",)),
+    (("recipe", "lr"), ("NaN",)),
+    (("recipe", "epochs"), "3"),
+    (("recipe", "epochs"), True),
+    *((("recipe", name), 0) for name in ("image_size", "epochs", "batch_size")),
+    (("recipe", "batch_size"), "many"),
+    (("recipe", "model"), []),
+    (("recipe", "image_size"), 10**12),
+    (("recipe", "seed"), None),
+    (("recipe", "compile"), []),
+    (("recipe", "cache"), {}),
+    (("recipe", "start_share"), "half"),
+    (("recipe", "momentum"), 0.9),
+    (("recipe",), []),
+    (("recipe",), None),
+    (("asked", "epochs"), "3"),
+    (("asked", "seed"), None),
+    (("asked", "precision"), []),
+    (("asked",), []),
+    (("asked",), None),
+    (("plan", "threads"), "2"),
+    (("plan", "threads"), 0),
+    (("plan", "threads"), -1),
+    (("plan", "workers"), -1),
+    (("plan", "devices"), 0),
+    (("plan", "devices"), "two"),
+    (("plan", "micro_batch"), 0),
+    (("plan", "micro_batch"), 1.5),
+    (("plan", "first_cost"), 0),
+    (("plan", "training_steps"), "many"),
+    (("plan", "training_steps"), []),
+    (("plan", "most_steps"), -1),
+    (("plan", "training_seconds"), -1),
+    (("plan", "reasons"), "abc"),
+    (("plan", "reasons"), None),
+    (("plan", "matrix_gflops"), [1]),
+    (("plan", "compile"), "yes"),
+    (("plan", "muon_precision"), "fp8"),
+    (("plan", "luck"), 1),
+    (("plan",), "abc"),
+    (("plan",), [[1, 2, 3]]),
+    (("plan",), None),
+    (("data", "num_images", "train"), "many"),
+    (("data", "num_images"), []),
+    (("data", "path"), 7),
+    (("versions",), [1]),
+    (("init",), 7),
+    (("data",), None),
+]
+CASES = [
+    *((2, path, value) for path, value in FORGED_RECORDS),
+    *((1, path, value) for path, value in FORGED_RECORDS_OF_FORMAT_1),
 ]
 
 
+@functools.cache
+def record_of_format_1() -> dict[str, Any]:
+    """What `config.json` of a run of version 0.1.0 says."""
+    with zipfile.ZipFile(Path(__file__).parents[1] / "fixtures" / "carnet-0.1.0.zip") as archive:
+        record: dict[str, Any] = json.loads(archive.read("finished/config.json"))
+    return record
+
+
 @pytest.mark.parametrize(
-    ("name", "path", "value"),
-    FORGED_RUN_FILES,
-    ids=[f"{path}-{str(value)[:12]}" for _, path, value in FORGED_RUN_FILES],
+    ("number", "path", "value"), CASES, ids=[f"{number}-{path}-{str(value)[:12]}" for number, path, value in CASES]
 )
 def test_a_forged_config_is_refused(
-    name: str, path: tuple[Any, ...], value: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+    number: int, path: tuple[Any, ...], value: Any, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for checkpoint in copied.glob("*.ckpt"):
         checkpoint.unlink()
-    text = changed(json.loads((copied / name).read_text()), path, value)
-    (copied / name).write_text(text)
-    refused(capsys, name, "train", "--resume", copied, "--json")
+    config = copied / "config.json"
+    record = json.loads(config.read_text()) if number == 2 else record_of_format_1()
+    config.write_text(changed(record, path, value))
+    refused(capsys, "config.json", "train", "--resume", copied, "--json")
+
+
+@pytest.mark.parametrize("name", ["requested", "resolved", "recipe", "asked", "plan", "data", "versions", "init"])
+def test_a_config_that_lacks_a_part_is_refused(name: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for checkpoint in copied.glob("*.ckpt"):
+        checkpoint.unlink()
+    config = copied / "config.json"
+    of_format_1 = name in ("recipe", "asked", "plan")
+    record = record_of_format_1() if of_format_1 else json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in record.items() if key != name}))
+    # The first versions did not write down what was asked; its images are elsewhere.
+    line = refused(capsys, "" if name == "asked" else "config.json", "train", "--resume", copied, "--json")
+    assert name != "asked" or "no folder" in line
 
 
 FORGED_RESULTS: list[tuple[tuple[Any, ...], Any]] = [
@@ -473,10 +566,12 @@ FORGED_CHECKPOINTS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("state", ("planned_at",), 10**9),
     ("state", ("notes",), "abc"),
     ("state", ("precision",), []),
+    ("record", ("format",), 7),
     ("record", ("resolved", "threads"), 0),
     ("record", ("resolved", "reasons"), 7),
-    ("record", ("resolved", "epochs"), "2"),
-    ("record", ("resolved", "lr"), ("1e999",)),
+    ("record", ("resolved", "epochs"), None),
+    ("record", ("requested", "epochs"), "2"),
+    ("record", ("requested", "lr"), ("1e999",)),
     ("record", ("data",), []),
     ("optimizer", (0,), []),
     ("optimizer", (0, "lr"), "x"),
@@ -499,6 +594,21 @@ def test_a_forged_checkpoint_is_refused(
     forged = metadata | {part: changed(json.loads(metadata[part]), path, value)}
     checkpoint.write_bytes(pack(load_file(checkpoint), forged))
     refused(capsys, "", "train", "--resume", copied, "--json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    FORGED_RECORDS_OF_FORMAT_1,
+    ids=[f"{path}-{str(value)[:12]}" for path, value in FORGED_RECORDS_OF_FORMAT_1],
+)
+def test_a_forged_checkpoint_of_format_1_is_refused(
+    path: tuple[Any, ...], value: Any, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = copied / "last.ckpt"
+    (copied / "previous.ckpt").unlink()
+    forged = read_metadata(checkpoint.read_bytes()) | {"record": changed(record_of_format_1(), path, value)}
+    checkpoint.write_bytes(pack(load_file(checkpoint), forged))
+    refused(capsys, "last.ckpt", "train", "--resume", copied, "--json")
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,19 @@ import sys
 
 import pytest
 
-from carnet.report import console
 from carnet.report.console import Console
 
 
 class Clock:
     now = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(console, "time", clock)
-    return clock
-
-
-def test_plain_lines_come_now_and_then(clock: Clock) -> None:
-    stream = io.StringIO()
-    shown = Console(stream)
+def test_plain_lines_come_now_and_then() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = Console(stream, clock=clock)
     for done in range(900, 1001):  # taken up again at step 900, a second a step
         shown.bar("epoch 1/2", done, 1000, "loss 1.0")
         clock.now += 1
@@ -46,10 +38,9 @@ def test_what_is_said_commands_no_terminal() -> None:
     assert stream.getvalue() == "class \\x1b[2Jcat\nNote: two lines.\n"
 
 
-def test_a_terminal_without_rich_gets_one_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "find_spec", lambda name: None)
-    stream = Terminal()
-    with Console(stream) as shown:
+def test_a_terminal_without_rich_gets_one_line() -> None:
+    stream, clock = Terminal(), Clock()
+    with Console(stream, has_rich=False, clock=clock) as shown:
         for done in range(4):
             shown.bar("predicting", done, 4)
             clock.now += 1
