@@ -136,7 +136,7 @@ def test_nothing_but_the_base_installation_is_needed(exported: Path, photos: Pat
     script = f"""
 import sys
 ALLOWED = {{"carnet", "numpy", "PIL", "onnxruntime", "tyro", "flatbuffers", "google", "packaging", "typing_extensions",
-           "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes",
+           "platformdirs", "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes",
            "jinja2", "markupsafe"}}
 class Nothing:
     def find_spec(self, name, path=None, target=None):
