@@ -135,9 +135,9 @@ def test_nothing_but_the_base_installation_is_needed(exported: Path, photos: Pat
     photo = photos / "valid" / "red" / "8.jpg"
     script = f"""
 import sys
-ALLOWED = {{"carnet", "numpy", "PIL", "onnxruntime", "tyro", "flatbuffers", "google", "packaging", "typing_extensions",
-           "platformdirs", "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes",
-           "jinja2", "markupsafe"}}
+ALLOWED = {{"carnet", "numpy", "PIL", "onnxruntime", "tyro", "flatbuffers", "google", "packaging", "platformdirs",
+           "typing_extensions", "docstring_parser", "typeguard", "coloredlogs", "humanfriendly", "sympy", "mpmath",
+           "ml_dtypes", "jinja2", "markupsafe"}}
 class Nothing:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
