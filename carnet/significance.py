@@ -251,7 +251,8 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
     """
     if x <= 0 or rest <= 0:
         return float(rest <= 0)
-    if x > (a + 1) / (a + b + 2):
+    # Of x / rest, so that the exchanged one, however x and rest are rounded, does not come back here.
+    if x * (b + 1) > rest * (a + 1):
         return 1 - _incomplete_beta(b, a, rest, x)
     d = 1 / (1 - (a + b) * x / (a + 1))
     c, fraction = 1.0, d

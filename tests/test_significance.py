@@ -346,3 +346,13 @@ def test_how_many_images_would_be_enough_for_single_runs() -> None:
     assert images is not None
     shown = [mcnemar(*draw(images)) < 0.05 for _ in range(400)]
     assert 0.72 < np.mean(shown) < 0.88
+
+
+def test_a_tail_at_the_turning_point_of_its_fraction() -> None:
+    """Both halves of it are rounded there, and either may look like the larger one."""
+    assert student_tail(1.6383560438182505, 17.0) == pytest.approx(0.0598608, rel=1e-5)
+    for freedom in (3.0, 17.0, 200.0):
+        turning = (3 * freedom / (freedom + 2)) ** 0.5
+        for step in range(-40, 41):
+            tail = student_tail(turning * (1 + step * 2**-52), freedom)
+            assert tail == pytest.approx(float(stats.t.sf(turning, freedom)), rel=1e-9)

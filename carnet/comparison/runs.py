@@ -265,7 +265,7 @@ def read_history(run: RunFolder) -> tuple[dict[str, float], ...]:
 
 def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
     """What sets a config apart besides its seed: `--budget 30m (was 5m)`. With a budget, time decides the epochs."""
-    one, other = _sized(one), _sized(other)
+    one, other = sized(one), sized(other)
     epochs = one.epochs if one.budget and other.budget else other.epochs
     found = one.differences(replace(other, seed=one.seed, epochs=epochs))
     if one.precision != other.precision:
@@ -273,8 +273,8 @@ def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
     return found
 
 
-def _sized(config: TrainingConfig) -> TrainingConfig:
-    # The first versions recorded the network's own side as if it had been asked for.
+def sized(config: TrainingConfig) -> TrainingConfig:
+    """The same with the side of the network's own where none was asked for, as the first versions recorded it."""
     own = None if budget_chooses_size(config) else default_image_size(config.model)
     return config if config.image_size or own is None else replace(config, image_size=own)
 

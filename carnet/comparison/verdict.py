@@ -18,7 +18,7 @@ import numpy as np
 
 from carnet import files, metrics
 from carnet.comparison.latency import latencies_in_turns
-from carnet.comparison.runs import ComparedRun, check_finished, read_run, recipe_differences
+from carnet.comparison.runs import ComparedRun, check_finished, read_run, recipe_differences, sized
 from carnet.errors import ConfigError, RunError
 from carnet.machine import instruction_set, processor_name, versions
 from carnet.models.summary import summarize
@@ -368,7 +368,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
 
 def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
     """What sets another run's training apart, besides its network and its seed."""
-    found = recipe_differences(one.requested, replace(other.requested, model=one.requested.model))
+    found = recipe_differences(sized(one.requested), replace(sized(other.requested), model=one.requested.model))
     if one.start != other.start:
         found.append(f"--init {other.start or 'none'} (was {one.start or 'none'})")
     if one.content_hash != other.content_hash:

@@ -260,8 +260,13 @@ def inspect_and_keep(
         known = _known(folder, kind, target)
         with _explained(folder):
             keys, index = _look(paths, target, rows, known, reading if known else progress)
+        # What takes days is at work nevertheless, and must not be taken for what a killed process has left.
+        os.utime(scratch)
         content = hashlib.sha256("".join(sorted(index)).encode("utf-8", "surrogateescape")).hexdigest()
         folder = cached_folder(_KIND, f"{kind}-{content}", lambda made: _fill(made, index, rows))
+        # Windows removes no file that is mapped.
+        known.clear()
+        index.clear()
     finally:
         rows.close()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -303,7 +308,8 @@ class _Rows:
             self.pixels.flush()
             self.close()
             os.truncate(self._file, math.prod((self._number, *self._shape[1:])))
-            self._file.rename(target)
+            file = self._file
+            files.patiently(lambda: file.rename(target))
 
     def close(self) -> None:
         """Let go of the file, which Windows could not rename or remove otherwise."""

@@ -19,6 +19,7 @@ from carnet.comparison.verdict import (
     Group,
     _targets,
     compare,
+    differences,
     group_runs,
     judge_pairs,
     notes_on,
@@ -231,3 +232,14 @@ def test_times_to_accuracies_of_ones_own_choice(folder: Path, tmp_path: Path) ->
         {"0.1 %": {"seconds": seconds, "runs": 1}, "150 %": never} for seconds in first_epochs
     ]
     assert "| time to 150 % | never | never |" in (tmp_path / "answer" / "table.md").read_text()
+
+
+def test_networks_of_other_sides_are_said_to_be(folder: Path) -> None:
+    run = read_run(folder / "carnet_n-seed-0", Silent())
+    own = {
+        name: replace(run, requested=replace(run.requested, model=name, image_size=None))
+        for name in ("carnet_n", "carnet18")
+    }
+    assert differences(own["carnet_n"], own["carnet18"]) == ["--image-size 244 (was 128)"]
+    recorded = replace(run, requested=replace(own["carnet_n"].requested, image_size=128))
+    assert not differences(own["carnet_n"], recorded)
