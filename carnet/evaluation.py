@@ -1,4 +1,4 @@
-"""The judge. It knows neither torch nor ONNX: it takes a function from images to logits, and labelled files."""
+"""Evaluation. It knows neither torch nor ONNX: it takes a function from images to logits, and labelled files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class EvaluationReport:
 
     @property
     def num_images(self) -> int:
-        """How many images were judged."""
+        """How many images were evaluated."""
         return len(self.labels)
 
     @property
@@ -225,7 +225,7 @@ def evaluate(
         UnreadableImagesError: listing the images that cannot be decoded.
     """
     logits: list[NDArray[np.floating[Any]]] = []
-    judged: list[Sample] = []
+    evaluated: list[Sample] = []
     unreadable: list[ImageError] = []
     remaining = iter(samples)
     for batch in load_batches([sample.path for sample in samples], spec, batch_size, read):
@@ -234,24 +234,24 @@ def evaluate(
         good = [(sample, image) for sample, image in pairs if not isinstance(image, ImageError)]
         if good:
             logits.append(predict_fn(np.stack([image for _, image in good])))
-            judged += [sample for sample, _ in good]
+            evaluated += [sample for sample, _ in good]
         if progress is not None:
-            progress(len(judged) + len(unreadable), len(samples))
+            progress(len(evaluated) + len(unreadable), len(samples))
     if unreadable and not skip_unreadable:
         raise UnreadableImagesError(unreadable, len(samples))
-    if not judged:
+    if not evaluated:
         raise DataError(
-            f"there is nothing to judge, for no image of {len(samples):,} can be read; mend them"
+            f"there is nothing to evaluate, because no image of {len(samples):,} can be read; mend them"
             if unreadable
             else "there are no images to evaluate on; name some"
         )
-    report = EvaluationReport.from_logits(spec.classes, judged, np.concatenate(logits))
+    report = EvaluationReport.from_logits(spec.classes, evaluated, np.concatenate(logits))
     return replace(report, unreadable=tuple(unreadable))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Images to judge a model on."""
+    """Images to evaluate a model on."""
 
     samples: tuple[Sample, ...]
     leaked: set[Path] | None
@@ -261,7 +261,7 @@ class Selection:
     num_ignored: int = 0
     """How many images of the split the ignore list left out."""
 
-    def judge(self, predict_fn: PredictFn, spec: ModelSpec, **options: Any) -> EvaluationReport:
+    def evaluate(self, predict_fn: PredictFn, spec: ModelSpec, **options: Any) -> EvaluationReport:
         """`evaluate` a model on them; its report knows the leaks, and what was noticed.
 
         Raises:
@@ -318,7 +318,7 @@ def select_samples(
         ignored = [path for path in ignored if digests.get(path) in wanted]
         warnings += _about_missing(wanted, wanted - set(digests.values()), split)
     if not samples:
-        raise _nothing_to_judge(data, split, by_run, recorded=run_digests is not None, are_ignored=bool(ignored))
+        raise _nothing_to_evaluate(data, split, by_run, recorded=run_digests is not None, are_ignored=bool(ignored))
     leaked = {one.path for one in samples if digests.get(one.path) in (run_digests or {}).get("train", ())}
     return Selection(samples, leaked if run_digests is not None else None, tuple(warnings), len(ignored))
 
@@ -375,17 +375,17 @@ def _is_held_back(split: str, found: LabeledImages) -> bool:
     return split in ("train", "valid") and "train" in found.splits and "valid" not in found.splits
 
 
-def _nothing_to_judge(data: Path | str, split: str, by_run: bool, *, recorded: bool, are_ignored: bool) -> DataError:
+def _nothing_to_evaluate(data: Path | str, split: str, by_run: bool, *, recorded: bool, are_ignored: bool) -> DataError:
     if are_ignored:
         return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
     if by_run and not recorded:
         return DataError(
             f"{data} does not say which images are {split}, and there is no list of what this model was trained on, "
-            f"which an exported one never has; judge its run, or images that it has not seen, with --split all"
+            f"which an exported one never has; evaluate its run, or images that it has not seen, with --split all"
         )
     if by_run:
         return DataError(
             f"{data} does not say which images are {split}, and none of them were in the run's {split}; "
-            f"judge on all of them with --split all"
+            f"evaluate on all of them with --split all"
         )
     return DataError(f"{data} has no images in {split}; choose another --split")

@@ -42,6 +42,10 @@ def write_zip(path: Path, contents: Contents) -> Path:
     return path
 
 
+BOMB_BYTES = 280 * 2**20
+"""More than a small archive may unpack to, whatever its size; zeros of that many are packed in a second."""
+
+
 def write_tar(path: Path, contents: Contents, *, packed: str = "gz", others: tuple[tarfile.TarInfo, ...] = ()) -> Path:
     """A tar archive of files, and then of `others`, which hold nothing; `packed`: gz, bz2, xz or nothing."""
     with tarfile.open(path, f"w:{packed}") as archive:  # type: ignore[call-overload]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
 
 from carnet.cli.main import console, parse_with_recipe, print_json, words
 from carnet.config import PRESETS, TrainingConfig
 from carnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from carnet.comparison.latency import ToGraph
+    from carnet.comparison.runs import TrainOne
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Command:
         command: Self = parse_with_recipe(cls, "compare", arguments, lambda command: PRESETS[command.preset]())
         return command
 
-    def run(self) -> int:
+    def run(self, train: TrainOne | None = None, to_graph: ToGraph | None = None) -> int:
+        """Train what is missing and compare, by the given means or as usual; returns the exit code."""
         from carnet.comparison.runs import train_runs
         from carnet.comparison.verdict import compare
         from carnet.data.samples import short_name
@@ -77,11 +82,19 @@ class Command:
             if models:
                 output = self.output or Path("runs") / f"compare-{short_name(Path(self.targets[0]))}"
                 paths, untrained = train_runs(
-                    self.targets[0], models, seeds=self.seeds, config=self.recipe, folder=output, progress=progress
+                    self.targets[0],
+                    models,
+                    seeds=self.seeds,
+                    config=self.recipe,
+                    folder=output,
+                    progress=progress,
+                    train=train,
                 )
             else:
                 output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
-            answer = compare(paths, output, progress, reach=reach, data=self.data, untrained=untrained)
+            answer = compare(
+                paths, output, progress, reach=reach, data=self.data, untrained=untrained, to_graph=to_graph
+            )
             if not self.json:
                 progress.say("\n".join(["", *answer.sentences, f"The comparison is {output / 'comparison.html'}."]))
         if self.json:

@@ -71,7 +71,7 @@ class Command:
             chosen = select_samples(
                 data, self.split, spec.classes, digests, layout=layout, ignore=ignored, progress=progress
             )
-            report = chosen.judge(
+            report = chosen.evaluate(
                 predict_fn,
                 spec,
                 batch_size=self.batch_size,

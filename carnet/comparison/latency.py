@@ -22,6 +22,7 @@ from carnet.spec import ModelSpec
 from carnet.text import Progress, Silent
 
 if TYPE_CHECKING:
+    from carnet.export.graph import Graph
     from carnet.models.weights import TrainedModel
 
 PYTORCH = "pytorch"
@@ -29,6 +30,8 @@ RUNTIMES = (PYTORCH, *get_args(Runtime))
 
 Answer = Callable[[Images], object]
 """uint8 images (N, S, S, C) -> whatever the runtime answers."""
+ToGraph = Callable[["TrainedModel"], "Graph"]
+"""Writes a trained network as ONNX."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,8 @@ def _answers(
     return answers
 
 
-def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Answer:
-    """What a model answers in a runtime; a trained one is exported for those that are not PyTorch.
+def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int, to_graph: ToGraph | None = None) -> Answer:
+    """What a model answers in a runtime; a trained one is exported for those that are not PyTorch, by `to_graph`.
 
     Raises:
         ModelError: if it cannot be exported.
@@ -203,20 +206,23 @@ def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int) -> Ans
         return open_runtime(model, cast(Runtime, runtime), threads)
     if runtime == PYTORCH:
         return model.logits
-    from carnet.export.graph import to_graph
+    if to_graph is None:
+        from carnet.export import graph
 
+        to_graph = graph.to_graph
     file = ModelFile.from_bytes(to_graph(model).sealed(model.spec.to_json()))
     return answerer(file, runtime, threads)
 
 
 def latencies_in_turns(
-    models: Mapping[str, TrainedModel], progress: Progress
+    models: Mapping[str, TrainedModel], progress: Progress, to_graph: ToGraph | None = None
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Milliseconds of an image on one thread, median and 95th percentile, all in turns; and what is missing.
 
     Args:
         models: trained ones, by their labels.
         progress: shown how far that is.
+        to_graph: exports them; None: as `carnet export` does.
     """
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     notes = []
@@ -224,7 +230,7 @@ def latencies_in_turns(
         image = np.zeros((1, model.spec.image_size, model.spec.image_size, model.spec.in_channels), np.uint8)
         for key, runtime, name in (("onnx", "onnxruntime", "ONNX Runtime"), ("pytorch", PYTORCH, "PyTorch")):
             try:
-                call = partial(answerer(model, runtime, 1), image)
+                call = partial(answerer(model, runtime, 1, to_graph), image)
                 call()
             # Whatever export and runtime raise for a network that they cannot take.
             except Exception as error:

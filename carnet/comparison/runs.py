@@ -138,7 +138,7 @@ def train_runs(
     _check(models, seeds, config)
     images = find_images(data, layout=config.layout or "auto")
     if "valid" not in images.splits and config.valid_seed is None:
-        # All runs have to be judged by the same images.
+        # All runs have to be evaluated on the same images.
         config = replace(config, valid_seed=0)
     recipes = [replace(config, model=name, seed=seed) for seed in range(seeds) for name in models]
     wanted = {folder / f"{one.model.replace('/', '-')}-seed-{one.seed}": one for one in recipes}
@@ -172,7 +172,7 @@ def _train_missing(
 
 
 def check_finished(paths: Sequence[Path]) -> None:
-    """Find out before the first run is judged, which takes long, what is wrong with the last.
+    """Find out before the first run is evaluated, which takes long, what is wrong with the last.
 
     Raises:
         RunError: if a folder is no run, or one that is not finished, or is named twice.
@@ -189,11 +189,11 @@ def check_finished(paths: Sequence[Path]) -> None:
 
 
 def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
-    """Read a finished run, and judge its weights.
+    """Read a finished run, and evaluate its weights.
 
     Args:
         path: its folder.
-        progress: shown how far the judging is.
+        progress: shown how far that is.
         data: its images; empty: they are where they were.
 
     Raises:
@@ -213,7 +213,7 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     for warning in chosen.warnings:
         progress.say(f"Note: {path}: {warning}.")
     bar = partial(progress.bar, f"judging {path.name}")
-    report = chosen.judge(model.logits, model.spec, skip_unreadable=True, progress=bar)
+    report = chosen.evaluate(model.logits, model.spec, skip_unreadable=True, progress=bar)
     if report.leaked.any() and not report.leaked.all():
         report = report.without(report.leaked)
     return ComparedRun(

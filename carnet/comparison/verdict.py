@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from carnet import files, metrics
-from carnet.comparison.latency import latencies_in_turns
+from carnet.comparison.latency import ToGraph, latencies_in_turns
 from carnet.comparison.runs import ComparedRun, check_finished, read_run, recipe_differences, sized
 from carnet.errors import ConfigError, RunError
 from carnet.machine import instruction_set, processor_name, versions
@@ -63,20 +63,22 @@ def compare(
     reach: Sequence[float] = (),
     data: str = "",
     untrained: Sequence[str] = (),
+    to_graph: ToGraph | None = None,
 ) -> Comparison:
     """Compare finished runs, and write a page, a figure and tables.
 
     Args:
-        paths: folders of at least two runs that were judged by the same images.
+        paths: folders of at least two runs that were evaluated on the same images.
         folder: where it goes; made if it is missing.
         progress: shown what happens; None: nobody.
         reach: accuracies to tell the time to; none: tens of per cent that all runs reach.
         data: the runs' images, if they are no longer where they were.
         untrained: what could not be trained, for the notes.
+        to_graph: exports networks, to measure their latencies; None: as `carnet export` does.
 
     Raises:
         ConfigError: with fewer than two runs.
-        RunError: if a run is not finished, was judged by other images than the first, or is there twice.
+        RunError: if a run is not finished, was evaluated on other images than the first, or is there twice.
         OutputError: if a file cannot be written.
     """
     progress = progress or Silent()
@@ -88,7 +90,7 @@ def compare(
     runs = [read_run(path, progress, data=data) for path in paths]
     require_comparable(runs)
     groups = group_runs(runs)
-    latencies, notes = latencies_in_turns({group.label: group.runs[0].model for group in groups}, progress)
+    latencies, notes = latencies_in_turns({group.label: group.runs[0].model for group in groups}, progress, to_graph)
     targets = reach or _targets(groups)
     answer = Comparison(folder, _document(groups, latencies, targets, [*untrained, *notes_on(groups), *notes]))
     _write(answer)
@@ -110,7 +112,7 @@ def _document(
         "matrix_gflops": measure_matrix_rates().to_json(),
         "versions": versions(),
         "models": [_row(group, latencies[group.label], targets) for group in groups],
-        "pairs": judge_pairs(groups),
+        "pairs": compare_pairs(groups),
         "notes": list(notes),
         "runs": [_run_document(group.label, run) for group in groups for run in group.runs],
     }
@@ -226,7 +228,7 @@ _SMALL = 0.001
 """How much smaller a p-value is says nothing to anybody."""
 
 
-def judge_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def compare_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Every two networks: their difference, its interval, and a sentence; p-values are adjusted for their number."""
     both = list(itertools.combinations(groups, 2))
     pairs = [_pair(one, other, SURE / len(both)) for one, other in both]
@@ -324,19 +326,21 @@ def require_comparable(runs: Sequence[ComparedRun]) -> None:
     """Answers for other images cannot be compared.
 
     Raises:
-        RunError: if a run was judged by other images, or knows other classes, than the first; or if there are fewer
+        RunError: if a run was evaluated on other images, or knows other classes, than the first; or if there are fewer
             than two of these images.
     """
     first = runs[0]
     if first.report.num_images < 2:
         raise RunError(
-            f"{first.path} is judged by {counted(first.report.num_images, 'image')}; at least two are needed"
+            f"{first.path} is evaluated on {counted(first.report.num_images, 'image')}; at least two are needed"
         )
     for run in runs[1:]:
         if run.report.classes != first.report.classes:
             raise RunError(f"{run.path} knows other classes than {first.path}")
         if run.report.samples != first.report.samples:
-            raise RunError(f"{run.path} is judged by other images than {first.path}; runs of one data set are compared")
+            raise RunError(
+                f"{run.path} is evaluated on other images than {first.path}; runs of one data set are compared"
+            )
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:

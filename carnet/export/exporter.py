@@ -240,7 +240,7 @@ class _Export:
             raise
 
     def _judge(self, what: str, predict: PredictFn, chosen: Selection, model: TrainedModel) -> EvaluationReport:
-        return chosen.judge(
+        return chosen.evaluate(
             predict,
             model.spec,
             skip_unreadable=True,

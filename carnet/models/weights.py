@@ -240,7 +240,7 @@ def evaluate(
     chosen = select_samples(
         data, split, model.spec.classes, RunFolder.open(run).digests(), layout=layout, ignore=ignore
     )
-    return chosen.judge(
+    return chosen.evaluate(
         model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
     )
 

@@ -14,16 +14,13 @@ from pathlib import Path
 
 import pytest
 from children import PATIENCE, started, wait_for
-from comparing import MODELS, SMALL
+from comparing import MODELS, SMALL, compare, graph_of
 from runs import write_table
 
 from carnet import TrainingConfig
+from carnet.cli.compare import Command
 from carnet.cli.main import run as run_command
-from carnet.comparison import runs as training_of_runs
 from carnet.comparison.runs import read_history, read_run, train_alone, train_here, train_runs
-from carnet.comparison.verdict import (
-    compare,
-)
 from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
 from carnet.run_folder import RunFolder
 from carnet.text import Silent
@@ -80,25 +77,26 @@ def test_finished_runs_that_saw_images_elsewhere_are_refused(
 
 
 def test_what_one_network_meets_leaves_the_others_their_comparison(
-    folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train_alone(data: str, config: TrainingConfig, path: Path) -> None:
+    def train(data: str, config: TrainingConfig, path: Path) -> None:
         if config.model == "resnet18":
             raise OutOfMemoryError("a step does not fit")
         shutil.copytree(folder / path.name, path)
 
-    monkeypatch.setattr(training_of_runs, "train_alone", train_alone)
     flags = ["--seeds", "1", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--compile", "off"]
     flags += ["--output", str(tmp_path / "answer"), "--json"]
-    assert run_command(["compare", str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags]) == 1
+    command = Command.parse([str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags])
+    assert command.run(train, graph_of) == 1
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert [row["label"] for row in document["models"]] == ["carnet_n", "carnet_s"]
     assert document["notes"][0] == "resnet18-seed-0 could not be trained: a step does not fit"
     assert "resnet18, seed 0, could not be trained: a step does not fit" in printed.err
     # With nothing left to compare, it is the error of the whole.
-    assert run_command(["compare", str(photos), "--models", "carnet_n,resnet18", *flags]) == 2
-    assert capsys.readouterr().err.endswith("carnet: a step does not fit\n")
+    with pytest.raises(OutOfMemoryError, match=r"^a step does not fit$") as error:
+        Command.parse([str(photos), "--models", "carnet_n,resnet18", *flags]).run(train, graph_of)
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("flags", [["--seed", "5"], ["--model", "carnet18"]])
@@ -277,11 +275,10 @@ def test_at_least_one_seed(flat: Path, tmp_path: Path) -> None:
         ("metrics.csv", "epoch,seconds,valid_top1\n1,2\n"),
     ],
 )
-def test_a_damaged_run_is_found_before_it_is_judged(
-    name: str, content: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_run_is_found_before_it_is_evaluated(name: str, content: str, folder: Path, tmp_path: Path) -> None:
+    """Which is said although its weights are gone as well: nothing has tried to load them."""
     run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "run"))
     (run / name).write_text(content)
-    monkeypatch.setattr(training_of_runs, "load", None)
+    (run / "model.safetensors").unlink()
     with pytest.raises(RunError, match=rf"{name}.*; carnet train --resume .*run writes it again"):
         read_run(run, Silent())

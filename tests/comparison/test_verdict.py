@@ -12,21 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparing import graph_of
+from comparing import compare, graph_of
 
 from carnet.comparison.runs import read_run
 from carnet.comparison.verdict import (
     Group,
     _targets,
-    compare,
+    compare_pairs,
     differences,
     group_runs,
-    judge_pairs,
     notes_on,
     require_comparable,
 )
 from carnet.errors import ConfigError, ModelError, RunError
-from carnet.export import graph
+from carnet.export.graph import Graph
 from carnet.models.weights import TrainedModel
 from carnet.text import Silent
 
@@ -59,11 +58,11 @@ def test_images_that_judge_nothing_are_noted(folder: Path) -> None:
     assert "it is not known which images these runs were trained on" in notes_on(group_runs(unknown))[0]
 
 
-def test_runs_judged_by_other_images_or_classes_are_refused(folder: Path) -> None:
+def test_runs_evaluated_on_other_images_or_classes_are_refused(folder: Path) -> None:
     one, other = (read_run(folder / f"carnet_{size}-seed-0", Silent()) for size in "ns")
     require_comparable([one, other])
     turned = replace(other, report=replace(other.report, samples=other.report.samples[::-1]))
-    with pytest.raises(RunError, match="is judged by other images than"):
+    with pytest.raises(RunError, match="is evaluated on other images than"):
         require_comparable([one, turned])
     renamed = replace(other, report=replace(other.report, classes=("a", "b", "c")))
     with pytest.raises(RunError, match="knows other classes than"):
@@ -146,16 +145,14 @@ def test_what_a_budget_came_to_does_not_set_runs_apart(folder: Path) -> None:
 @pytest.mark.parametrize(
     "error", [ModelError("PyTorch cannot write it as ONNX"), RuntimeError("PyTorch cannot write it as ONNX\nat …")]
 )
-def test_a_network_that_cannot_be_exported_keeps_its_place(
-    error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(trained: TrainedModel) -> object:
+def test_a_network_that_cannot_be_exported_keeps_its_place(error: Exception, folder: Path, tmp_path: Path) -> None:
+    def refuse(trained: TrainedModel) -> Graph:
         if trained.spec.model == "carnet_s":
             raise error
         return graph_of(trained)
 
-    monkeypatch.setattr(graph, "to_graph", refuse)
-    answer = compare([folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"], tmp_path / "answer")
+    paths = [folder / "carnet_n-seed-0", folder / "carnet_s-seed-0"]
+    answer = compare(paths, tmp_path / "answer", to_graph=refuse)
     assert "Note: carnet_s has no latency in ONNX Runtime: PyTorch cannot write it as ONNX." in answer.sentences
     assert "not measured" in (tmp_path / "answer" / "table.md").read_text()
     with (tmp_path / "answer" / "table.csv").open(newline="") as file:
@@ -177,21 +174,21 @@ def test_sentences(folder: Path) -> None:
     rng = np.random.default_rng(0)
     good, bad = rng.random((3, 400)) < 0.9, rng.random((3, 400)) < 0.6
     same = rng.random((3, 400)) < 0.88
-    pairs = judge_pairs(groups_of(read, good, bad, same))
+    pairs = compare_pairs(groups_of(read, good, bad, same))
     assert pairs[0]["sentence"].startswith("A is better than B, by ")
     assert "adjusted for 3 pairs" in pairs[0]["sentence"]
     assert pairs[1]["sentence"].startswith("These runs cannot tell A and C apart: they differ by ")
     assert pairs[2]["sentence"].startswith("C is better than B, by ")
-    (single,) = judge_pairs(groups_of(read, bad[:1], good[:1]))
+    (single,) = compare_pairs(groups_of(read, bad[:1], good[:1]))
     assert single["sentence"].startswith("B is better than A, by ")
     assert single["sentence"].endswith("other seeds were not tried.")
-    (uneven,) = judge_pairs(groups_of(read, good, bad[:1]))
+    (uneven,) = compare_pairs(groups_of(read, good, bad[:1]))
     assert uneven["seeds"] == [3, 1]
     assert uneven["difference"] == pytest.approx(good.mean() - bad[0].mean())
     assert uneven["sentence"].endswith("B has one run, which is taken to vary with the seed as the other does.")
-    (nothing,) = judge_pairs(groups_of(read, good[:1], good[:1]))
+    (nothing,) = compare_pairs(groups_of(read, good[:1], good[:1]))
     assert nothing["sentence"].endswith("More than one seed of each would say more.")
-    (little,) = judge_pairs(groups_of(read, good[:1], same[:1]))
+    (little,) = compare_pairs(groups_of(read, good[:1], same[:1]))
     assert f"about {little['enough_images'] - 400:,} more images would; so may more seeds." in little["sentence"]
 
 
@@ -201,11 +198,11 @@ def test_several_pairs_make_each_less_sure(folder: Path) -> None:
 
     places = np.arange(400)
     networks = [np.ones((1, 400), bool), (places >= 6)[None], ((places < 6) | (places >= 12))[None]]
-    first, *_ = judge_pairs(groups_of(read, *networks))
+    first, *_ = compare_pairs(groups_of(read, *networks))
     assert first["p_value"] == pytest.approx(2 / 2**6)
     assert first["p_value_adjusted"] == pytest.approx(3 * 2 / 2**6)
     assert first["sentence"].startswith("These runs cannot tell A and B apart")
-    (alone,) = judge_pairs(groups_of(read, *networks[:2]))
+    (alone,) = compare_pairs(groups_of(read, *networks[:2]))
     assert alone["sentence"].startswith("A is better than B")
 
 

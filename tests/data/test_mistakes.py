@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from packing import (
+    BOMB_BYTES,
     CATS_AND_DOGS,
     IMAGE,
     Make,
@@ -32,7 +33,6 @@ from packing import (
     write_zip,
 )
 
-from carnet.data import tar
 from carnet.data.find import find_images
 from carnet.data.samples import read_ignore_file
 from carnet.errors import CarnetError
@@ -59,7 +59,7 @@ Row = tuple[str, str, Make, Works | Refused]
 
 
 def stuffed(path: Path) -> None:
-    write_zip(path, images(*CATS_AND_DOGS) | {"cat/3.jpg": bytes(2_000_000)})
+    write_zip(path, images(*CATS_AND_DOGS) | {"cat/3.jpg": bytes(BOMB_BYTES)})
 
 
 def doubled(path: Path) -> None:
@@ -342,7 +342,6 @@ FORMS = {"folder": FOLDERS, "table": TABLES, "archive": ARCHIVES, "ignore": IGNO
 def test_what_becomes_of_it(
     make: Make, outcome: Works | Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar, "SMALL_BYTES", 20_000)
     monkeypatch.chdir(tmp_path)
     data, ignore = make(tmp_path)
     if isinstance(outcome, Refused):
