@@ -42,7 +42,7 @@ def main() -> None:
                 found[name] = {"refused": str(error).replace(folder, "")}
                 progress.say(str(error))
                 continue
-            found[name] = result.judgement.to_json()
+            found[name] = result.gate_report.to_json()
             if result.quantized is not None:
                 found[name]["variant"] = str(result.quantized.chosen.variant)
                 found[name]["latency_of_float32_ms"] = result.quantized.float_latency_ms

@@ -34,7 +34,7 @@ from killed_runs import (
 from killed_runs import _train as _train_run
 
 from carnet.cli.main import run
-from carnet.data.decoded import Target, inspect_and_keep
+from carnet.data.decoded import Target, inspect_and_cache
 from carnet.data.find import find_images
 from carnet.data.synthetic import write_dataset
 from carnet.edge import model_file
@@ -79,7 +79,7 @@ def _unpack(folder: Path, shared: Path) -> None:
 
 
 def _decode(folder: Path, shared: Path) -> None:
-    inspect_and_keep(sorted(shared.glob("pictures/*/*/*")), Target(96), "disk", free_memory=2**30)
+    inspect_and_cache(sorted(shared.glob("pictures/*/*/*")), Target(96), "disk", free_memory=2**30)
 
 
 def _command(*arguments: object) -> None:

@@ -392,7 +392,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
     from PIL import Image
 
-    from carnet.data.decoded import Target, inspect_and_keep
+    from carnet.data.decoded import Target, inspect_and_cache
     from carnet.data.find import find_images
     from carnet.prefetch import loading_threads
     from carnet.training.memory import free_bytes
@@ -409,14 +409,14 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
     half = len(paths) // 2
     for part in (paths[:half], paths[half:]):
         started = time.perf_counter()
-        inspect_and_keep(part, Target(options.image_size), "disk", free_memory=free_bytes())
+        inspect_and_cache(part, Target(options.image_size), "disk", free_memory=free_bytes())
         seconds["ours"] += time.perf_counter() - started
         started = time.perf_counter()
         with ThreadPoolExecutor(loading_threads()) as pool:
             list(pool.map(plainly, part))
         seconds["plain"] += time.perf_counter() - started
     started = time.perf_counter()
-    inspect_and_keep(paths[:half], Target(options.image_size), "disk", free_memory=free_bytes())
+    inspect_and_cache(paths[:half], Target(options.image_size), "disk", free_memory=free_bytes())
     return {
         "num_images": len(paths),
         "decoding_into_the_cache_images_per_second": round(len(paths) / seconds["ours"], 1),

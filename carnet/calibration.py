@@ -18,10 +18,10 @@ from carnet import metrics
 from carnet.metrics import Floats, Labels
 
 COLDEST, HOTTEST = 0.05, 20.0
-SURE_ERROR = 0.05
+CONFIDENT_ERROR = 0.05
 """Share of the answers given that may be wrong."""
 FOLDS = 5
-NEVER_SURE = math.nextafter(1.0, 2.0)
+NEVER_CONFIDENT = math.nextafter(1.0, 2.0)
 """A threshold that no answer reaches; in float32 a probability may well be 1."""
 
 
@@ -44,14 +44,14 @@ class CrossFitted:
 
     Attributes:
         confidence: (N,) highest probability of each image.
-        is_sure: (N,) whether it reaches the threshold.
+        is_confident: (N,) whether it reaches the threshold.
         correct: (N,) whether the answer is right.
         error_before: expected calibration error of the plain softmax.
         error: the same with the temperature.
     """
 
     confidence: NDArray[np.float64]
-    is_sure: NDArray[np.bool_]
+    is_confident: NDArray[np.bool_]
     correct: NDArray[np.bool_]
     error_before: float
     error: float
@@ -59,12 +59,12 @@ class CrossFitted:
     @property
     def coverage(self) -> float:
         """Share of the images that get a sure answer."""
-        return float(self.is_sure.mean())
+        return float(self.is_confident.mean())
 
     @property
-    def accuracy_when_sure(self) -> float | None:
+    def confident_accuracy(self) -> float | None:
         """Share of the sure answers that are right; None without any."""
-        return float(self.correct[self.is_sure].mean()) if self.is_sure.any() else None
+        return float(self.correct[self.is_confident].mean()) if self.is_confident.any() else None
 
     def to_json(self) -> dict[str, Any]:
         """The numbers without the arrays."""
@@ -72,7 +72,7 @@ class CrossFitted:
             "calibration_error_before": self.error_before,
             "calibration_error": self.error,
             "coverage": self.coverage,
-            "accuracy_when_sure": self.accuracy_when_sure,
+            "confident_accuracy": self.confident_accuracy,
         }
 
 
@@ -115,16 +115,16 @@ def _minimum(function: Callable[[float], float], low: float, high: float) -> flo
 def choose_threshold(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     """The lowest probability above which few answers are wrong: (N,), (N,)
 
-    Few is `SURE_ERROR`, or half of what is wrong anyway where that is less.
+    Few is `CONFIDENT_ERROR`, or half of what is wrong anyway where that is less.
     """
-    allowed = min(SURE_ERROR, 0.5 * float((~correct).mean()))
+    allowed = min(CONFIDENT_ERROR, 0.5 * float((~correct).mean()))
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~correct[order]) / np.arange(1, len(order) + 1)
     # Of equally probable answers either all are sure or none.
     is_end = np.append(np.diff(confidence[order]) < 0, True)
     good = np.flatnonzero((wrong <= allowed) & is_end)
     if not len(good):
-        return NEVER_SURE
+        return NEVER_CONFIDENT
     last = int(good[-1])
     return 0.0 if last == len(order) - 1 else float(confidence[order[last]] + confidence[order[last + 1]]) / 2
 
@@ -138,15 +138,17 @@ def cross_fit(logits: Floats, labels: Labels) -> CrossFitted:
     """
     parts = np.random.default_rng(0).permutation(len(labels)) % min(FOLDS, len(labels))
     confidence = np.empty(len(labels))
-    is_sure = np.empty(len(labels), np.bool_)
+    is_confident = np.empty(len(labels), np.bool_)
     for part in range(parts.max() + 1):
         judged = parts == part
         chosen = calibrate(logits[~judged], labels[~judged])
         confidence[judged] = metrics.softmax(logits[judged] / chosen.temperature).max(axis=1)
-        is_sure[judged] = confidence[judged] >= chosen.threshold
+        is_confident[judged] = confidence[judged] >= chosen.threshold
     correct = metrics.in_top_k(logits, labels, 1)
     before = metrics.expected_calibration_error(metrics.softmax(logits).max(axis=1), correct)
-    return CrossFitted(confidence, is_sure, correct, before, metrics.expected_calibration_error(confidence, correct))
+    return CrossFitted(
+        confidence, is_confident, correct, before, metrics.expected_calibration_error(confidence, correct)
+    )
 
 
 def coverage_curve(

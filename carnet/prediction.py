@@ -22,7 +22,7 @@ class Prediction:
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
-    is_sure: bool | None = None
+    is_confident: bool | None = None
     """Whether the most probable class reaches the model's threshold; None where it has none."""
 
     @property
@@ -43,7 +43,7 @@ class Prediction:
     def __str__(self) -> str:
         pairs = zip(self.classes, self.probabilities, strict=True)
         answer = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
-        return f"not sure: {answer}" if self.is_sure is False else answer
+        return f"not sure: {answer}" if self.is_confident is False else answer
 
 
 class Predictor:
@@ -103,8 +103,8 @@ class Predictor:
         """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
-        is_sure = None if self.threshold is None else shares[0] >= self.threshold
-        return Prediction(names, shares, is_sure)
+        is_confident = None if self.threshold is None else shares[0] >= self.threshold
+        return Prediction(names, shares, is_confident)
 
     def _load(self, source: ImageSource) -> Images:
         return load_image(source, self.spec, max_pixels=self.max_pixels)

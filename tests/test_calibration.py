@@ -103,8 +103,8 @@ def test_nothing_is_judged_with_what_was_chosen_on_it() -> None:
 def test_cross_fitting_brings_confidence_closer_to_the_truth() -> None:
     crossed = cross_fit(*overconfident(3000, 3.0))
     assert crossed.error < 0.05 < crossed.error_before
-    assert crossed.accuracy_when_sure is not None
-    assert crossed.accuracy_when_sure == pytest.approx(0.95, abs=0.03)
+    assert crossed.confident_accuracy is not None
+    assert crossed.confident_accuracy == pytest.approx(0.95, abs=0.03)
 
 
 def test_the_curve_ends_with_all_images() -> None:

@@ -21,7 +21,7 @@ from carnet.cli.main import main
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.stem for path in FIXTURES.glob("*.zip"))
-RENAMED: dict[str, str] = {}
+RENAMED = {"sure": "confident", "accuracy_when_sure": "confident_accuracy"}
 """What a number in the JSON of that time is called today."""
 OF_THE_DAY = {"seconds", "seconds_per_epoch", "seconds_to", "peak_memory_bytes", "machine", "versions", "matrix_gflops"}
 OF_THE_DAY |= {"latency_ms", "latency_p95_ms", "latency_ms_pytorch", "report", "notes", "sentences"}

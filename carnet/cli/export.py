@@ -56,6 +56,6 @@ class Command:
                 end = f"The model is {result.path}, the report {result.report}."
                 progress.say("\n".join([*sentences(result), end]))
         if self.json:
-            numbers = result.judgement.to_json()
+            numbers = result.gate_report.to_json()
             print_json({"model": str(result.path), "report": str(result.report), **numbers})
         return 0

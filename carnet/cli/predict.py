@@ -132,7 +132,7 @@ class _Printer:
 
     def __enter__(self) -> _Printer:
         if self.as_csv:
-            self._print_row("image", "class", "probability", "sure", "error")
+            self._print_row("image", "class", "probability", "confident", "error")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -144,7 +144,7 @@ class _Printer:
             if self.as_csv:
                 self._print_row(name, "", "", "", answer.reason)
         elif self.as_csv:
-            self._print_row(name, answer.label, f"{answer.probability:.6f}", answer.is_sure, "")
+            self._print_row(name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
         elif not self.as_json:
             print(printable(f"{name}: {answer}"))
 
@@ -197,7 +197,7 @@ def _same_on_all_systems(name: str) -> str:
 def _document(name: str, answer: Prediction | ImageError) -> dict[str, Any]:
     if isinstance(answer, ImageError):
         return {"image": name, "error": answer.reason}
-    return {"image": name, "predictions": answer.to_json(), "sure": answer.is_sure}
+    return {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
 
 
 def _leave_out(

@@ -222,7 +222,7 @@ def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:
     }
 
 
-SURE = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Differences that chance would make less often than this count as differences."""
 _SMALL = 0.001
 """How much smaller a p-value is says nothing to anybody."""
@@ -231,7 +231,7 @@ _SMALL = 0.001
 def compare_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Every two networks: their difference, its interval, and a sentence; p-values are adjusted for their number."""
     both = list(itertools.combinations(groups, 2))
-    pairs = [_pair(one, other, SURE / len(both)) for one, other in both]
+    pairs = [_pair(one, other, SIGNIFICANCE_LEVEL / len(both)) for one, other in both]
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_value_adjusted"] = adjusted
         pair["sentence"] = _sentence(pair, len(pairs))
@@ -267,7 +267,7 @@ def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
     alone, several = (" of this pair alone", f", adjusted for {num_pairs} pairs") if num_pairs > 1 else ("", "")
     sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {_p(pair['p_value_adjusted'])}{several}"
     points = f"{abs(100 * pair['difference']):.1f} points"
-    if pair["p_value_adjusted"] < SURE:
+    if pair["p_value_adjusted"] < SIGNIFICANCE_LEVEL:
         return f"{better} is better than {worse}, by {points} ({sure}).{_of_few_seeds(pair)}"
     apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
     return f"{apart} {_what_would(pair)}"

@@ -31,7 +31,7 @@ from carnet.preprocess import Images, reason_of, to_square
 from carnet.spec import ResizeRule
 from carnet.text import OnProgress, show_bytes
 
-CacheWish = Literal["auto", "disk", "ram", "off"]
+CacheMode = Literal["auto", "disk", "ram", "off"]
 """Where decoded images shall be kept; auto: by what is free."""
 _FORMAT = 6
 """Of decoded images; another number makes them anew."""
@@ -84,7 +84,7 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What `inspect_and_keep` found."""
+    """What `inspect_and_cache` found."""
 
     facts: dict[Path, ImageFacts]
     decoded: DecodedImages | None
@@ -103,10 +103,10 @@ class _Kept:
     """The array of another data set that has it."""
 
 
-def inspect_and_keep(
+def inspect_and_cache(
     paths: Sequence[Path],
     target: Target,
-    wish: CacheWish,
+    wish: CacheMode,
     *,
     free_memory: int,
     shared: bool = False,
@@ -295,7 +295,7 @@ def _from_json(row: int, error: str | None, oddities: Sequence[str], **fact: Any
     return _Kept(ImageFacts(oddities=tuple(oddities), error=reason, **fact), row)
 
 
-def _place(wish: CacheWish, num_bytes: int, free_memory: int, *, shared: bool) -> tuple[CacheWish, str]:
+def _place(wish: CacheMode, num_bytes: int, free_memory: int, *, shared: bool) -> tuple[CacheMode, str]:
     size = show_bytes(num_bytes)
     if wish == "off":
         return "off", "images are decoded each time they are needed, as asked"

@@ -71,7 +71,7 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
-class CheckedImages:
+class ScannedImages:
     """Labelled images that all can be decoded, divided into `train`, `valid` and perhaps `test`."""
 
     data: LabeledImages
@@ -135,7 +135,7 @@ class CheckedImages:
                 }
 
 
-def check_images(
+def scan_images(
     data: LabeledImages,
     *,
     image_size: int,
@@ -144,7 +144,7 @@ def check_images(
     seed: int = 0,
     facts: Mapping[Path, ImageFacts] | None = None,
     progress: OnProgress | None = None,
-) -> CheckedImages:
+) -> ScannedImages:
     """Decode every image once, divide the data if it is not divided, and report what is odd.
 
     Args:
@@ -177,7 +177,7 @@ def check_images(
         pool = splits.pop("all") if data.is_flat else splits.pop("train")
         train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed)
         splits = {"train": train, "valid": valid, **splits}
-    checked = CheckedImages(replace(data, splits=splits), facts, unreadable, held_out)
+    checked = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out)
     _require_images(checked.data)
     warnings = [*data.warnings, *_warnings(checked)]
     if held_out and not data.is_flat:
@@ -313,7 +313,7 @@ def _require_images(data: LabeledImages) -> None:
         raise DataError("there are no images to validate with; add a valid split, or more images per class")
 
 
-def _warnings(checked: CheckedImages) -> list[str]:
+def _warnings(checked: ScannedImages) -> list[str]:
     data, warnings = checked.data, _about_names(checked.data)
     if checked.held_out:
         lacking = [name for name, count in data.counts("valid").items() if not count]
@@ -366,7 +366,7 @@ def _plain(name: str) -> str:
     return "".join(c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf")
 
 
-def describe(images: CheckedImages) -> list[str]:
+def describe(images: ScannedImages) -> list[str]:
     """What was found, a line each: classes, images per split, imbalance, everything odd by kind and count."""
     data = images.data
     sizes = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())

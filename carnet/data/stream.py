@@ -38,7 +38,7 @@ from carnet.data.opening import (
     split_names,
 )
 from carnet.data.samples import ByClass, LabeledImages, Listing, expanded, leave_out, numbered
-from carnet.data.scan import CheckedImages, ImageFacts, check_images, hash_files, inspect_bytes
+from carnet.data.scan import ImageFacts, ScannedImages, hash_files, inspect_bytes, scan_images
 from carnet.documents import Count
 from carnet.errors import DataError, ImageError
 from carnet.prefetch import load_ahead, loading_threads
@@ -356,7 +356,7 @@ def check_stream(
     seed: int = 0,
     ignore: Sequence[str] = (),
     progress: OnProgress | None = None,
-) -> CheckedImages:
+) -> ScannedImages:
     """Decode every image of a stream once, keep those to validate with as files, and report what is odd.
 
     Args:
@@ -369,7 +369,7 @@ def check_stream(
         progress: told how many images are done, of how many.
 
     Raises:
-        DataError: as `carnet.data.scan.check_images`, or if the data cannot be read.
+        DataError: as `carnet.data.scan.scan_images`, or if the data cannot be read.
         OutputError: if the cache cannot be written.
     """
     choice = f"{stream.content_hash} {seed} {valid_fraction} {skip_unreadable} {sorted(ignore)}"
@@ -386,7 +386,7 @@ def check_stream(
         source=expanded(stream.source.data),
         warnings=tuple(listing.warnings),
     )
-    checked = check_images(
+    checked = scan_images(
         data,
         image_size=image_size,
         skip_unreadable=skip_unreadable,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from carnet.calibration import NEVER_SURE
+from carnet.calibration import NEVER_CONFIDENT
 from carnet.documents import DocumentError, Range, conform, parse
 from carnet.errors import ModelFileError, RunError
 from carnet.inputs import MAX_MODEL_BYTES, read_file
@@ -61,7 +61,7 @@ class _Document(TypedDict):
 
     format: Annotated[int, Range(1)]
     temperature: NotRequired[Annotated[float, Range(0.01, 100)]]
-    threshold: NotRequired[Annotated[float, Range(0, NEVER_SURE)] | None]
+    threshold: NotRequired[Annotated[float, Range(0, NEVER_CONFIDENT)] | None]
     map_centres: NotRequired[Annotated[list[_Places], Range(2, 2)] | None]
     tests: NotRequired[SelfTests]
 

@@ -36,7 +36,7 @@ CALIBRATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateReport:
     """An exported model beside the one it was made from, on the same images.
 
     Attributes:
@@ -116,14 +116,14 @@ class ExportResult:
     Attributes:
         path: the model file.
         report: the page beside it.
-        judgement: how it compares with the run's own weights.
+        gate_report: how it compares with the run's own weights.
         calibration: temperature and threshold in the file.
         quantized: what was tried to get to eight bits; None: it computes in float32.
     """
 
     path: Path
     report: Path
-    judgement: Judgement
+    gate_report: GateReport
     calibration: Calibration
     quantized: Quantized | None = None
 
@@ -186,7 +186,7 @@ class _Export:
         held_out = self._images("valid")
         for warning in held_out.warnings:
             self.progress.say(f"Note: {warning}.")
-        bench = self._judge("as trained", model.logits, held_out, model)
+        bench = self._evaluate("as trained", model.logits, held_out, model)
         if (~bench.leaked).sum() < 2:
             raise DataError(
                 f"of {counted(len(held_out.samples), 'validation image')} fewer than two can be read and are no "
@@ -198,14 +198,14 @@ class _Export:
         graph = graph if quantized is None else quantized.chosen.graph
 
         # Opened as users open a file, but from memory: a refused one must not lie about, nor one that a kill leaves.
-        edge = self._judge("as exported", self._open(graph.sealed(model.spec.to_json())).logits, held_out, model)
+        edge = self._evaluate("as exported", self._open(graph.sealed(model.spec.to_json())).logits, held_out, model)
         unseen = edge.without(bench.leaked)
         calibration = calibrate(unseen.logits, unseen.labels)
         graph = graph.with_temperature(calibration.temperature)
         document = self._document(model, graph, calibration, quantized)
         classifier = self._open(graph.sealed(document))
         document["tests"] = record_tests(classifier, draw_tests(model.spec), quantized=self.int8)
-        judgement = judge(
+        gate_report = run_gate(
             bench,
             edge,
             model=model,
@@ -214,16 +214,16 @@ class _Export:
             max_drop=self.max_drop,
             is_quantized=self.int8,
         )
-        document["metrics"] = judgement.to_json()
-        result = ExportResult(self.path, self.path.with_suffix(".export.html"), judgement, calibration, quantized)
+        document["metrics"] = gate_report.to_json()
+        result = ExportResult(self.path, self.path.with_suffix(".export.html"), gate_report, calibration, quantized)
         content = graph.sealed(document)
         if not all(check.passed for check in verify(self._open(content))):
             raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
-        if not judgement.problem:
+        if not gate_report.problem:
             files.write_bytes(self.path, content)
         self._report(result, document)
-        if judgement.problem:
-            raise GateError(self._refusal(judgement, quantized))
+        if gate_report.problem:
+            raise GateError(self._refusal(gate_report, quantized))
         return result
 
     def _open(self, content: bytes) -> Classifier:
@@ -239,7 +239,7 @@ class _Export:
                 raise RunError(f"{error}; say where the run's images are with --data") from error
             raise
 
-    def _judge(self, what: str, predict: PredictFn, chosen: Selection, model: TrainedModel) -> EvaluationReport:
+    def _evaluate(self, what: str, predict: PredictFn, chosen: Selection, model: TrainedModel) -> EvaluationReport:
         return chosen.evaluate(
             predict,
             model.spec,
@@ -298,8 +298,8 @@ class _Export:
         page = export_html(
             title=f"{result.path.name}: {document['model']}, {document['arithmetic']}",
             sentences=sentences(result),
-            judgement=document["metrics"],
-            crossed=result.judgement.crossed,
+            gate_report=document["metrics"],
+            crossed=result.gate_report.crossed,
             threshold=result.calibration.threshold,
             quantization=numbers.get("quantization"),
             document=document,
@@ -307,15 +307,15 @@ class _Export:
         files.write_json(self.path.with_suffix(".export.json"), numbers)
         files.write_text(result.report, page)
 
-    def _refusal(self, judgement: Judgement, quantized: Quantized | None) -> str:
+    def _refusal(self, gate_report: GateReport, quantized: Quantized | None) -> str:
         hurt = ""
         if quantized is not None:
             worst = ", ".join(f"{name} ({error:.2f})" for name, error in quantized.sensitivity[:3])
             hurt = f"; most is lost in {worst}, as shares of the logits' spread"
-        return f"{self.path} is not written: {judgement.problem}{hurt}; see {self.path.with_suffix('.export.html')}"
+        return f"{self.path} is not written: {gate_report.problem}{hurt}; see {self.path.with_suffix('.export.html')}"
 
 
-def judge(
+def run_gate(
     bench: EvaluationReport,
     edge: EvaluationReport,
     *,
@@ -324,7 +324,7 @@ def judge(
     size_bytes: int,
     max_drop: float,
     is_quantized: bool,
-) -> Judgement:
+) -> GateReport:
     """Compare two reports on the same images, and time what made them.
 
     Args:
@@ -343,7 +343,7 @@ def judge(
     with on_threads(1):
         calls = {"edge": partial(classifier.logits, image), "bench": partial(model.logits, image)}
         milliseconds = take_turns(calls, rounds=100)
-    return Judgement(
+    return GateReport(
         bench=bench,
         edge=edge,
         leaked=int(leaked.sum()),
@@ -363,7 +363,7 @@ def judge(
 
 def sentences(result: ExportResult) -> list[str]:
     """What came out, for people."""
-    judged, crossed = result.judgement, result.judgement.crossed
+    judged, crossed = result.gate_report, result.gate_report.crossed
     low, high = map(_points, judged.interval)
     same = round(judged.agreement * judged.edge.num_images)
     lines = [
@@ -373,7 +373,7 @@ def sentences(result: ExportResult) -> list[str]:
         f"differ by up to {judged.largest_difference:.2g}.",
         f"{judged.size_bytes / 1e6:.2f} MB; an image takes {judged.latency_ms:.2f} ms on one thread "
         f"(PyTorch {judged.bench_latency_ms:.2f} ms), decoding left out.",
-        _about_sureness(result),
+        _about_confidence(result),
     ]
     if judged.leaked:
         lines.append(f"{counted(judged.leaked, 'image')} stood among the training images too, and judged nothing.")
@@ -395,13 +395,13 @@ def _points(share: float) -> str:
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
-def _about_sureness(result: ExportResult) -> str:
-    crossed, threshold = result.judgement.crossed, result.calibration.threshold
+def _about_confidence(result: ExportResult) -> str:
+    crossed, threshold = result.gate_report.crossed, result.calibration.threshold
     if threshold == 0:
         return "All answers were right, so no threshold could be chosen: it never says that it is not sure."
-    if crossed.accuracy_when_sure is None:
+    if crossed.confident_accuracy is None:
         return "No threshold makes its answers reliable: it is never sure."
     return (
         f"Below {100 * threshold:.0f} % it says it is not sure. On images that this was not chosen on, it is sure of "
-        f"{100 * crossed.coverage:.0f} %, and {100 * crossed.accuracy_when_sure:.1f} % of these answers are right."
+        f"{100 * crossed.coverage:.0f} %, and {100 * crossed.confident_accuracy:.1f} % of these answers are right."
     )

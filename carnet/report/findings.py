@@ -19,7 +19,7 @@ from carnet.text import is_command
 
 FEW_IMAGES = 20
 """Below this many images, one image is worth more than five percentage points of its class."""
-SURE_PERCENT = 90
+CONFIDENT_PERCENT = 90
 """From this probability on, an answer counts as a sure one."""
 CHANCE = 0.05
 """A class is easy or hard where chance gives a result like its own less often than this."""
@@ -288,13 +288,13 @@ def _about_confidence(report: EvaluationReport) -> str:
         so = "its confidence can be believed on average"
     right_share = percent(report.top1)
     sentence = f"On average it is {percent(mean)} sure of its answer and right {right_share} of the time: {so}."
-    sure = confidence >= SURE_PERCENT / 100
+    sure = confidence >= CONFIDENT_PERCENT / 100
     # A handful of sure answers would say nothing.
     if sure.sum() < 10:
         return sentence
     total, right = int(sure.sum()), int(report.correct[sure].sum())
     how_many = "all" if right == total else f"{right:,}" if right else "none"
-    answers = f"Of the {total:,} answers it was at least {SURE_PERCENT} % sure of"
+    answers = f"Of the {total:,} answers it was at least {CONFIDENT_PERCENT} % sure of"
     return f"{sentence} {answers}, {how_many} were right."
 
 

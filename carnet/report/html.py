@@ -91,7 +91,7 @@ def export_html(
     *,
     title: str,
     sentences: Sequence[str],
-    judgement: Mapping[str, Any],
+    gate_report: Mapping[str, Any],
     crossed: CrossFitted,
     threshold: float,
     quantization: Mapping[str, Any] | None,
@@ -102,7 +102,7 @@ def export_html(
     Args:
         title: the heading, plain text.
         sentences: what came out, plain text.
-        judgement: numbers, as `carnet.export.exporter.Judgement.to_json` gives them.
+        gate_report: numbers, as `carnet.export.exporter.GateReport.to_json` gives them.
         crossed: temperature and threshold, judged on images they were not chosen on.
         threshold: what the file has.
         quantization: what was tried, as the JSON report has it; None: nothing.
@@ -124,7 +124,7 @@ def export_html(
         "export",
         title=title,
         sentences=sentences,
-        judgement=judgement,
+        gate_report=gate_report,
         curve=Picture.png(draw_coverage(crossed, threshold)),
         quantization=quantization,
         tried=_tried(quantization or {}),

@@ -110,7 +110,7 @@ class Processes:
         """Each value summed over all processes."""
         if self.size == 1:
             return list(values)
-        with self.noticing_loss():
+        with self.detecting_lost_process():
             total = torch.tensor(values, dtype=torch.float64)
             dist.all_reduce(total)
             return list(total.tolist())
@@ -130,7 +130,7 @@ class Processes:
         if self.size == 1:
             return [work()]
         answers: list[Any] = [None] * self.size
-        with self.noticing_loss():
+        with self.detecting_lost_process():
             dist.all_gather_object(answers, _outcome(work))
         return [_unpack(answer) for answer in answers]
 
@@ -143,7 +143,7 @@ class Processes:
         if self.size == 1:
             return work()
         answer: list[Any] = [_outcome(work) if self.is_first else None]
-        with self.noticing_loss():
+        with self.detecting_lost_process():
             dist.broadcast_object_list(answer, device=torch.device("cpu"))
         unpacked: Answer = _unpack(answer[0])
         return unpacked
@@ -152,12 +152,12 @@ class Processes:
         """Give every process the first one's buffers: all judge with the batch-norm statistics that are saved."""
         if self.size == 1:
             return
-        with self.noticing_loss():
+        with self.detecting_lost_process():
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def noticing_loss(self) -> Iterator[None]:
+    def detecting_lost_process(self) -> Iterator[None]:
         """Say in one sentence that another process is dead, whichever way the back end puts it.
 
         Raises:

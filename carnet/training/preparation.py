@@ -19,10 +19,10 @@ from torch import nn
 
 from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
-from carnet.data.decoded import DecodedImages, Target, inspect_and_keep
+from carnet.data.decoded import DecodedImages, Target, inspect_and_cache
 from carnet.data.find import find_images, form_of
 from carnet.data.hub import Source
-from carnet.data.scan import CheckedImages, check_images, describe
+from carnet.data.scan import ScannedImages, describe, scan_images
 from carnet.errors import ConfigError, MissingExtraError, ModelError
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size, normalization
@@ -73,7 +73,7 @@ class Job:
     notes: tuple[str, ...] = ()
 
     @property
-    def images(self) -> CheckedImages:
+    def images(self) -> ScannedImages:
         """As they were checked."""
         return self.scan.images
 
@@ -260,7 +260,7 @@ def start_weights(network: nn.Module, spec: ModelSpec, config: TrainingConfig, i
 
 
 def _record(
-    asked: TrainingConfig, config: ResolvedConfig, images: CheckedImages, *, init: Path | str | None
+    asked: TrainingConfig, config: ResolvedConfig, images: ScannedImages, *, init: Path | str | None
 ) -> dict[str, Any]:
     """What `config.json` says: enough to repeat the run, written before its first step."""
     return {
@@ -317,7 +317,7 @@ class DataScan:
         image_size: side of the images, in pixels.
     """
 
-    images: CheckedImages
+    images: ScannedImages
     image_size: int
     stream: Source | None = None
     decoded: DecodedImages | None = None
@@ -386,7 +386,7 @@ def scan_data(
         progress=lambda done, total: progress.bar("unpacking", done, total),
     )
     image_size = choose_size(config, found, progress, started=started or 0.0)
-    inspected = inspect_and_keep(
+    inspected = inspect_and_cache(
         [sample.path for sample in found.samples],
         Target(image_size, config.resize, config.in_channels),
         config.cache or "auto",
@@ -395,7 +395,7 @@ def scan_data(
         reading=bar("reading"),
         progress=bar("looking at"),
     )
-    images = check_images(found, facts=inspected.facts, image_size=image_size, **check)
+    images = scan_images(found, facts=inspected.facts, image_size=image_size, **check)
     progress.say("\n".join(describe(images)))
     return DataScan(images, image_size, None, inspected.decoded, inspected.reason)
 
@@ -420,7 +420,7 @@ def _scanning_bars(config: TrainingConfig, progress: Progress, started: float | 
 
 def _scan_stream(
     data: str, check: Mapping[str, Any], ignore: Sequence[str], progress: Progress
-) -> tuple[CheckedImages, Source]:
+) -> tuple[ScannedImages, Source]:
     if (form := form_of(Path(data))) != "dataset":
         raise ConfigError(
             f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"

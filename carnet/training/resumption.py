@@ -9,7 +9,7 @@ from typing import Any
 
 from carnet import files
 from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
-from carnet.data.scan import CheckedImages
+from carnet.data.scan import ScannedImages
 from carnet.errors import ConfigError, DataError, RunError
 from carnet.machine import versions
 from carnet.models.weights import device_name
@@ -149,7 +149,7 @@ def _require_possible(run: RunFolder, asked: TrainingConfig, resolved: ResolvedC
         raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
 
 
-def _what_changed(run: RunFolder, images: CheckedImages) -> str:
+def _what_changed(run: RunFolder, images: ScannedImages) -> str:
     """Which are new, gone or changed, as far as the record tells."""
     then, now = (
         {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}

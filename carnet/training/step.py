@@ -113,7 +113,7 @@ class TrainingStep:
         batch = cut_mix(Batch(images, batch.labels), self.config.cutmix, np.random.default_rng(seed))
         parts = list(batch.parts(self.micro_batch))
         for number, part in enumerate(parts, start=1):
-            with self.processes.noticing_loss(), self._sums_later(number < len(parts)):
+            with self.processes.detecting_lost_process(), self._sums_later(number < len(parts)):
                 logits = self.forward(normalize_on(device, part.images, self.spec))
                 loss = self._loss(logits.float(), part)
                 # Gradients are averaged over processes, which may hold unequal numbers of images.

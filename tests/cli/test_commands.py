@@ -491,7 +491,7 @@ def test_predict_in_every_form(
     assert code == 1
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert rows[0]["sure"] in ("True", "False")
+    assert rows[0]["confident"] in ("True", "False")
     assert rows[2]["error"] == "not an image in a supported format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)"
     assert err == f"carnet: {bad}: {rows[2]['error']}\n"
     heat = tmp_path / "heat"
@@ -502,16 +502,16 @@ def test_predict_in_every_form(
     documents = json.loads(out)
     assert [Path(document["heat"]).name for document in documents] == ["a.heat.png", "a-2.heat.png"]
     assert all(Path(document["heat"]).exists() for document in documents)
-    assert isinstance(documents[0]["sure"], bool)
+    assert isinstance(documents[0]["confident"], bool)
 
 
 def test_a_run_does_not_say_how_sure_it_is(trained_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = photos / "valid" / "red" / "9.jpg"
     code, out, err = call(capsys, "predict", trained_run, image, "--csv")
     assert code == 0
-    assert [row["sure"] for row in csv.DictReader(io.StringIO(out))] == [""]
+    assert [row["confident"] for row in csv.DictReader(io.StringIO(out))] == [""]
     assert "this run has no threshold" in err
-    assert json.loads(call(capsys, "predict", trained_run, image, "--json")[1])[0]["sure"] is None
+    assert json.loads(call(capsys, "predict", trained_run, image, "--json")[1])[0]["confident"] is None
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from PIL import Image
 
 from carnet.data import decoded as decoded_module
 from carnet.data.cache import cache_root
-from carnet.data.decoded import CacheWish, Inspected, Target, inspect_and_keep
+from carnet.data.decoded import CacheMode, Inspected, Target, inspect_and_cache
 from carnet.data.find import find_images
-from carnet.data.scan import check_images, describe, inspect_images
+from carnet.data.scan import describe, inspect_images, scan_images
 from carnet.data.synthetic import write_dataset
 from carnet.errors import OutputError
 from carnet.preprocess import Images, load_image
@@ -38,9 +38,9 @@ def odd(tmp_path: Path) -> Path:
     return root
 
 
-def keep(root: Path, wish: CacheWish = "auto", target: Target = DEFAULT) -> tuple[list[Path], Inspected]:
+def keep(root: Path, wish: CacheMode = "auto", target: Target = DEFAULT) -> tuple[list[Path], Inspected]:
     paths = [sample.path for sample in find_images(root).samples]
-    return paths, inspect_and_keep(paths, target, wish, free_memory=FREE)
+    return paths, inspect_and_cache(paths, target, wish, free_memory=FREE)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def opened() -> Iterator[Counter[str]]:
 
 
 @pytest.mark.parametrize("wish", ["disk", "ram"])
-def test_pixels_and_facts_are_those_of_the_files(wish: CacheWish, odd: Path) -> None:
+def test_pixels_and_facts_are_those_of_the_files(wish: CacheMode, odd: Path) -> None:
     for target in (Target(48), Target(32, "pad", 1), Target(20, "stretch", 4)):
         paths, found = keep(odd, wish, target)
         assert {path: str(fact) for path, fact in found.facts.items()} == {
@@ -151,7 +151,7 @@ def test_off_and_where_nothing_fits(odd: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.decoded is not None
     assert not isinstance(found.decoded.pixels, np.memmap)
     for free, shared in ((0, False), (FREE, True)):
-        found = inspect_and_keep(paths, Target(48), "auto", free_memory=free, shared=shared)
+        found = inspect_and_cache(paths, Target(48), "auto", free_memory=free, shared=shared)
         assert found.decoded is None
         assert "fit neither" in found.reason
         assert len(found.facts) == len(paths)
@@ -170,8 +170,8 @@ def test_another_process_maps_the_same_file(odd: Path) -> None:
 def test_the_check_says_the_same(odd: Path) -> None:
     _, found = keep(odd)
     data = find_images(odd)
-    with_cache = check_images(data, image_size=48, skip_unreadable=True, facts=found.facts)
-    without = check_images(data, image_size=48, skip_unreadable=True)
+    with_cache = scan_images(data, image_size=48, skip_unreadable=True, facts=found.facts)
+    without = scan_images(data, image_size=48, skip_unreadable=True)
     assert describe(with_cache) == describe(without)
     assert with_cache.content_hash == without.content_hash
 
@@ -186,7 +186,7 @@ def test_what_is_kept_is_read_only(odd: Path) -> None:
 
 @pytest.mark.parametrize("wish", ["disk", "ram", "off"])
 def test_a_file_is_read_and_hashed_once_when_the_cache_is_cold(
-    wish: CacheWish, odd: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
+    wish: CacheMode, odd: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [sample.path for sample in find_images(odd).samples]
     hashed: list[int] = []
@@ -198,7 +198,7 @@ def test_a_file_is_read_and_hashed_once_when_the_cache_is_cold(
 
     monkeypatch.setattr(hashlib, "sha256", counting)
     opened.clear()
-    inspect_and_keep(paths, DEFAULT, wish, free_memory=FREE)
+    inspect_and_cache(paths, DEFAULT, wish, free_memory=FREE)
     assert [opened[str(path)] for path in paths] == [1] * len(paths)
     sizes = Counter(path.stat().st_size for path in paths)
     assert all(hashed.count(size) == number for size, number in sizes.items() if size > 100)
@@ -222,7 +222,7 @@ def test_a_known_image_is_taken_from_what_another_data_set_has_left(odd: Path, c
 
 
 @pytest.mark.parametrize("wish", ["disk", "ram"])
-def test_a_file_that_changes_is_kept_as_it_was_read(wish: CacheWish, odd: Path) -> None:
+def test_a_file_that_changes_is_kept_as_it_was_read(wish: CacheMode, odd: Path) -> None:
     """Hash and pixels are those of the same bytes, whatever becomes of the file meanwhile."""
     paths = [sample.path for sample in find_images(odd).samples]
     good = next(path for path, fact in inspect_images(paths, 48).items() if fact.error is None)
@@ -231,7 +231,7 @@ def test_a_file_that_changes_is_kept_as_it_was_read(wish: CacheWish, odd: Path) 
     def change(done: int, total: int) -> None:
         good.write_bytes(before + b"more")
 
-    found = inspect_and_keep(paths, DEFAULT, wish, free_memory=FREE, progress=change)
+    found = inspect_and_cache(paths, DEFAULT, wish, free_memory=FREE, progress=change)
     assert found.facts[good].sha256 in {hashlib.sha256(content).hexdigest() for content in (before, before + b"more")}
     assert found.facts[good].error is None
 
@@ -239,7 +239,7 @@ def test_a_file_that_changes_is_kept_as_it_was_read(wish: CacheWish, odd: Path) 
 def test_images_of_which_none_can_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     for wish in ("disk", "ram"):
-        found = inspect_and_keep([tmp_path / "a.jpg", tmp_path / "b.jpg"], DEFAULT, wish, free_memory=FREE)
+        found = inspect_and_cache([tmp_path / "a.jpg", tmp_path / "b.jpg"], DEFAULT, wish, free_memory=FREE)
         assert found.decoded is None
         assert all(fact.error is not None for fact in found.facts.values())
 

@@ -12,7 +12,7 @@ import pytest
 from packing import CATS_AND_DOGS, images, tree, write_tar, write_zip
 
 from carnet.data.find import find_images, form_of
-from carnet.data.scan import check_images, describe
+from carnet.data.scan import describe, scan_images
 from carnet.errors import DataError
 
 
@@ -57,7 +57,7 @@ def test_every_form_gives_what_the_folder_gives(
     assert [s.path.read_bytes() for s in other.samples] == [s.path.read_bytes() for s in folder.samples]
     assert (other.num_hidden, other.num_other_files) == (0, 0)
     if form is not as_table:
-        hashes = [check_images(found, image_size=32).content_hash for found in (folder, other)]
+        hashes = [scan_images(found, image_size=32).content_hash for found in (folder, other)]
         assert hashes[0] == hashes[1]
 
 
@@ -99,7 +99,7 @@ def test_what_is_ignored_is_counted_by_split(photos: Path) -> None:
     assert found.ignored == ignore
     assert {split: len(paths) for split, paths in found.left_out.items()} == {"train": 2, "valid": 1}
     assert found.counts("train") == {"blue": 8, "green": 8, "red": 6}
-    lines = describe(check_images(found, image_size=32))
+    lines = describe(scan_images(found, image_size=32))
     assert "Found 3 classes, 22 train, 11 valid images." in lines
     assert "Ignored: 3 images, as asked." in lines
 

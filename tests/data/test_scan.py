@@ -9,12 +9,12 @@ from PIL import Image
 
 from carnet import files
 from carnet.data.find import find_images
-from carnet.data.scan import CheckedImages, check_images, describe, inspect_images
+from carnet.data.scan import ScannedImages, describe, inspect_images, scan_images
 from carnet.errors import DataError, UnreadableImagesError
 
 
-def check(root: Path, **options: object) -> CheckedImages:
-    return check_images(find_images(root), image_size=32, **options)  # type: ignore[arg-type]
+def check(root: Path, **options: object) -> ScannedImages:
+    return scan_images(find_images(root), image_size=32, **options)  # type: ignore[arg-type]
 
 
 def test_flat_folder_is_divided_and_described(flat: Path) -> None:

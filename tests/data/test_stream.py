@@ -18,7 +18,7 @@ from PIL import Image
 
 from carnet.data import stream
 from carnet.data.find import find_images
-from carnet.data.scan import check_images
+from carnet.data.scan import scan_images
 from carnet.data.stream import ImageStream, StreamedImage, store
 from carnet.errors import DataError, UnreadableImagesError
 
@@ -95,7 +95,7 @@ def test_stored_bytes_and_classes_are_the_data_sets_own(tmp_path: Path) -> None:
     assert found.classes == tuple(sorted(NAMES))
     assert {split: len(samples) for split, samples in found.splits.items()} == {"train": 100, "valid": 20}
     assert found.relative(found.splits["train"][0]) == "images/train/0000001.jpg"
-    assert check_images(found, image_size=24).data.classes == found.classes
+    assert scan_images(found, image_size=24).data.classes == found.classes
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_what_is_no_image_is_left_for_the_check(tmp_path: Path) -> None:
     table = store(str(parquet(tmp_path / "birds.parquet", rows)))
     assert (table.parent / "images/train/0000004.png").read_bytes() == picture(4, "png")
     with pytest.raises(UnreadableImagesError, match="1 of 12 images cannot be read"):
-        check_images(find_images(table), image_size=24)
+        scan_images(find_images(table), image_size=24)
 
 
 def test_nothing_is_printed(sorted_by_class: Path, capfd: pytest.CaptureFixture[str]) -> None:

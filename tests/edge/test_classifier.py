@@ -108,10 +108,10 @@ def test_several_threads_at_once(classifier: Classifier, photos: Path) -> None:
 def test_below_the_threshold_it_is_not_sure(exported: Path, photos: Path) -> None:
     classifier, path = Classifier(exported), photos / "valid" / "red" / "8.jpg"
     classifier.threshold = 1.1
-    assert not classifier.predict(path).is_sure
+    assert not classifier.predict(path).is_confident
     assert str(classifier.predict(path)).startswith("not sure: ")
     classifier.threshold = 0.0
-    assert classifier.predict(path).is_sure
+    assert classifier.predict(path).is_confident
 
 
 def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, photos: Path) -> None:

@@ -37,7 +37,7 @@ def test_several_threads_at_once(exported: Path, photos: Path) -> None:
 
 def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
     result = export_model(trained_run, tmp_path / "m.onnx", runtime="openvino")
-    assert result.judgement.agreement == 1
+    assert result.gate_report.agreement == 1
     assert Classifier(result.path).document["judged_with"] == "openvino"
 
 

@@ -110,7 +110,7 @@ def test_a_failure_in_between_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr(exporting, "judge", fail)
+    monkeypatch.setattr(exporting, "run_gate", fail)
     with pytest.raises(OutputError):
         export_model(trained_run, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -129,7 +129,7 @@ def test_the_gate_judges_with_the_edge_on_held_out_images(
 
     monkeypatch.setattr(Classifier, "logits", watched)
     result = export_model(trained_run, tmp_path / "m.onnx")
-    names = {sample.path for sample in result.judgement.edge.samples}
+    names = {sample.path for sample in result.gate_report.edge.samples}
     assert names == {sample.path for sample in find_images(photos).splits["valid"]}
     assert len(judged[0]) == 12
 
@@ -139,7 +139,7 @@ def test_eight_bits(in_eight_bits: ExportResult, exported: Path) -> None:
     assert result.quantized is not None
     assert len({str(one.variant) for one in result.quantized.tried}) == len(result.quantized.tried) >= 5
     assert result.path.stat().st_size < 0.6 * exported.stat().st_size
-    assert result.judgement.agreement > 0.6
+    assert result.gate_report.agreement > 0.6
     good = [one for one in result.quantized.tried if one.error <= MAX_ERROR]
     if good:
         assert result.quantized.chosen.latency_ms == min(one.latency_ms for one in good)
@@ -206,7 +206,7 @@ def test_some_training_images_among_the_others_do_not_judge(photos: Path, traine
     data = Path(shutil.copytree(photos, tmp_path / "data"))
     shutil.copy(data / "train" / "red" / "0.jpg", data / "valid" / "red" / "9.jpg")
     result = export_model(trained_run, tmp_path / "m.onnx", data=data, max_drop=100)
-    judged = result.judgement
+    judged = result.gate_report
     assert (judged.leaked, judged.edge.num_images, judged.bench.num_images) == (1, 11, 11)
     assert result.calibration == calibrate(judged.edge.logits, judged.edge.labels)
     assert Classifier(result.path).threshold == result.calibration.threshold
@@ -220,7 +220,7 @@ def test_a_class_that_came_later(flat: Path, tmp_path: Path) -> None:
     after = carnet.evaluate(run, flat)
     assert after.samples == before.samples
     assert "1 class left out, which the model does not have: pink" in after.warnings
-    assert export_model(run, max_drop=100).judgement.edge.num_images == before.num_images
+    assert export_model(run, max_drop=100).gate_report.edge.num_images == before.num_images
     with pytest.raises(DataError, match="1 class that the model does not have: 'pink'"):
         carnet.evaluate(run, flat, split="all")
 
@@ -256,7 +256,7 @@ def test_a_class_whose_name_is_no_utf_8(flat: Path, tmp_path: Path) -> None:
     train(flat, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
     # What was held back of a folder without splits is found again, and judges.
     exported = export_model(run, max_drop=100)
-    assert exported.judgement.edge.num_images == 6
+    assert exported.gate_report.edge.num_images == 6
     assert name in Classifier(exported.path).classes
 
 
