@@ -12,7 +12,7 @@ what to add. In the first two stages channel attention makes no difference, and 
 image has few positions, look further around, with kernels of 5x5. The mean over all positions and one linear layer give
 the logits, so that the same layer, applied to every position, gives a map of where each class is seen.
 
-Why it is built this way, and what else was tried: `docs/design-of-carnet-s.md`.
+Why it is built this way, and what else was tried: `docs/carnet_s.md`.
 """
 
 from __future__ import annotations
