@@ -90,13 +90,15 @@ class Command:
             documents: list[dict[str, Any]] = []
             num_unread = 0
             answers = model.predict_many(map(source_of, names), self.batch_size, self.top_k)
+            if heat is not None:
+                answers = (heat.explain(source_of(name), self.top_k) for name in names)
             with _Printer(self.csv, self.json) as printer:
                 for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
                     printer.print(name, answer)
                     num_unread += isinstance(answer, ImageError)
                     drawn = {}
                     if heat is not None and not isinstance(answer, ImageError):
-                        drawn = {"heat": str(heat.write(name, source_of(name)))}
+                        drawn = {"heat": str(heat.write(name))}
                     if self.json:
                         documents.append(_document(name, answer) | drawn)
                     # Where the answers themselves are seen to come, a bar would stand in their way.
@@ -166,8 +168,17 @@ class _HeatFolder:
         self.taken: set[str] = set()
         files.make_folder(folder)
 
-    def write(self, name: str, source: Path | bytes) -> Path:
-        """Draw one, and return its path."""
+    def explain(self, source: Path | bytes, top_k: int) -> Prediction | ImageError:
+        """Predict one, and keep its picture for `write`."""
+        try:
+            explanation = self.model.explain(source, top_k=top_k)
+        except ImageError as error:
+            return error
+        self.picture = explanation.picture
+        return explanation.prediction
+
+    def write(self, name: str) -> Path:
+        """Write the picture of the last one, and return its path."""
         from carnet import files
 
         stem = "stdin" if name == STDIN else _cut(Path(name).stem)
@@ -177,7 +188,7 @@ class _HeatFolder:
             path = self.folder / f"{stem}-{number}.heat.png"
         self.taken.add(key)
         png = io.BytesIO()
-        self.model.explain(source).picture.save(png, "PNG")
+        self.picture.save(png, "PNG")
         files.write_bytes(path, png.getvalue())
         return path
 

@@ -35,15 +35,12 @@ class Command:
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.models.registry import create_model, default_image_size
         from carnet.models.summary import summarize
 
-        network = create_model(self.model, num_classes=self.num_classes, in_channels=self.in_channels)
         summary = summarize(
-            network,
             self.model,
             num_classes=self.num_classes,
-            image_size=self.image_size or default_image_size(self.model),
+            image_size=self.image_size or None,
             in_channels=self.in_channels,
         )
         if self.json:

@@ -32,20 +32,18 @@ class Command:
     """Print one JSON document."""
 
     def run(self) -> int:
-        from carnet.edge.classifier import Classifier
         from carnet.edge.selftest import verify
 
-        checks = verify(Classifier(self.model, threads=self.threads, runtime=self.runtime))
-        passed = all(check.passed for check in checks)
+        result = verify(self.model, threads=self.threads, runtime=self.runtime)
         if self.json:
-            print_json({"model": str(self.model), "passed": passed, "checks": [check.to_json() for check in checks]})
-            return 0 if passed else 1
-        for check in checks:
+            print_json(result.to_json())
+            return 0 if result.passed else 1
+        for check in result.checks:
             found = (
                 check.problem or f"probabilities differ by up to {check.difference:.2g} (allowed {check.tolerance:g})"
             )
             line = f"{check.picture} picture: {'as recorded' if check.passed else 'NOT as recorded'}; {found}"
             print(printable(line))
-        reproduces = "reproduces" if passed else "does not reproduce"
+        reproduces = "reproduces" if result.passed else "does not reproduce"
         print(printable(f"This installation {reproduces} {self.model}."))
-        return 0 if passed else 1
+        return 0 if result.passed else 1

@@ -1,7 +1,4 @@
-"""Classify images with a model file, without PyTorch.
-
-Where in an image a class is seen: a class map as heat over the picture.
-"""
+"""Classify images with a model file, without PyTorch, and show where in an image a class is seen."""
 
 from __future__ import annotations
 
@@ -18,8 +15,33 @@ from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PROBABILITIES, Runtime, open_runtime
 from carnet.errors import ConfigError, ModelFileError
 from carnet.prediction import Prediction, Predictor
-from carnet.preprocess import MAX_PIXELS, Images, ImageSource, decode, name_of, open_image, resize
+from carnet.preprocess import MAX_PIXELS, WHITE, Images, ImageSource, decode, name_of, open_image, resize
 from carnet.spec import ModelSpec
+
+PICTURE_SIDE = 448
+"""Smallest side of an explanation's picture, in pixels."""
+_WARM, _HOT = (255, 214, 60), (205, 20, 30)
+_OPACITY = 0.72
+"""Opacity of the heat at the hottest place."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a class is seen in an image.
+
+    Attributes:
+        label: the class.
+        prediction: the prediction for the image.
+        class_map: (h, w), what each place adds to the class's logit beyond the average class; the mean over all places
+            and the bias make the logit.
+        picture: what the model sees of the image, larger, in grey, with heat where the class is seen. No heat is drawn
+            where the network does not look.
+    """
+
+    label: str
+    prediction: Prediction
+    class_map: NDArray[np.float32]
+    picture: Image.Image
 
 
 class Classifier(Predictor):
@@ -28,25 +50,25 @@ class Classifier(Predictor):
         classifier = carnet.Classifier("model.onnx")
         print(classifier.predict("photo.jpg"))
 
-    May be used from several threads at once, and pickled: a process that gets one opens the same model anew.
+    May be used from several threads at once, and pickled: a process that unpickles it opens the same model anew.
 
     Args:
         model: path of the file, or its bytes (also as a bytearray or memoryview).
-        threads: of the arithmetic for one call; 0 leaves it to the runtime, which takes all cores.
+        threads: compute threads for one call; 0 leaves their number to the runtime, which takes all cores.
         runtime: onnxruntime, or openvino (`pip install "carnet[openvino]"`).
         max_pixels: larger images are refused before they are decoded, which takes up to about 14 bytes a pixel.
 
     Attributes:
-        spec: classes, size of the images, and what else makes an input of an image.
-        document: all that the file says about itself: how it was trained and judged, versions.
-        threshold: an answer less probable than this is not sure; None: nobody has chosen one.
-        name: of the file, for messages.
+        spec: classes, image size, and what else turns an image into an input.
+        document: all that the file says about itself: how it was trained and evaluated, versions.
+        threshold: a prediction less probable than this is not confident; None: none was chosen.
+        name: path of the file, for messages.
 
     Raises:
         ModelFileError: if the file is missing, damaged, none of ours, newer than this version, or refused by the
             runtime.
-        ConfigError: unknown runtime, a negative number of threads, or `max_pixels` out of range.
-        MissingExtraError: OpenVINO is asked for and not installed.
+        ConfigError: for an unknown runtime, a negative number of threads, or `max_pixels` out of range.
+        MissingExtraError: for OpenVINO where it is not installed.
     """
 
     def __init__(
@@ -64,9 +86,8 @@ class Classifier(Predictor):
             file = ModelFile.from_bytes(bytes(model))
         else:
             file = ModelFile.read(model)
-        self.spec, self.document = file.spec, file.document
+        self.spec, self.document, self.name = file.spec, file.document, file.name
         self.threshold = file.document.get("threshold")
-        self.name = file.name
         self._opened = file, runtime, threads
         self._run = open_runtime(*self._opened)
 
@@ -83,39 +104,45 @@ class Classifier(Predictor):
         """Names of the classes."""
         return self.spec.classes
 
-    def explain(self, source: ImageSource, label: str | None = None) -> Explanation:
-        """Show where in an image a class is seen.
+    def explain(self, source: ImageSource, label: str | None = None, top_k: int | None = None) -> Explanation:
+        """Show where in an image a class is seen; decodes the image once and runs the network once.
 
         Args:
             source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 3).
             label: the class; None: the most probable one.
+            top_k: how many classes the prediction names; None: all.
 
         Raises:
             ImageError: if the image cannot be decoded.
-            ConfigError: if there is no such class.
+            ConfigError: if there is no such class, or `top_k` is below 1.
             ModelFileError: if the model has no class maps, or they are not numbers.
         """
         if label is not None and label not in self.classes:
             raise ConfigError(f"{self.name} knows no class {label!r}")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"--top-k must be at least 1, got {top_k}")
         centres = self.document.get("map_centres")
         if centres is None:
             raise ModelFileError(f"{self.name} has no class maps: its network has no mean-and-linear head")
-        outputs = self._run(self._load(source)[None])
-        prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
+        side, channels = self.spec.image_size, self.spec.in_channels
+        with open_image(source, self.max_pixels) as opened:
+            image = decode(opened, name_of(source), min_side=2 * side, in_channels=channels)
+        outputs = self._run(np.array(resize(image, side, self.spec.resize)).reshape(1, side, side, channels))
+        prediction = self.answer(outputs[PROBABILITIES][0], top_k or len(self.classes))
         label = prediction.label if label is None else label
         maps = outputs[CLASS_MAPS][0]
         if not np.isfinite(maps).all():
             raise ModelFileError(f"{self.name} answers with something that is not a number; export it again")
-        # What all classes have in common at a place speaks for none of them: softmax does not see it.
+        # Softmax ignores what is added to all classes alike.
         class_map = maps[self.classes.index(label)] - maps.mean(axis=0)
-        return Explanation(label, prediction, class_map, draw_heat(source, class_map, centres, self.spec))
+        return Explanation(label, prediction, class_map, draw_heat(image, class_map, centres, self.spec))
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> logits (N, classes)"""
         return self._run(images)[LOGITS]
 
     def calibrated_logits(self, images: Images) -> NDArray[np.float32]:
-        """The same, divided by the temperature: softmax of them are the probabilities."""
+        """The same, divided by the temperature: their softmax are the probabilities."""
         return self.logits(images) / np.float32(self.document.get("temperature", 1.0))
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
@@ -123,62 +150,36 @@ class Classifier(Predictor):
         return self._run(images)[PROBABILITIES].astype(np.float64)
 
 
-PICTURE_SIDE = 448
-"""Pixels of the picture with the heat over it, at least."""
-_WARM, _HOT = (255, 214, 60), (205, 20, 30)
-_OPACITY = 0.72
-"""Of the hottest place."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a class is seen in an image.
-
-    Attributes:
-        label: the class.
-        prediction: the answer for the image, with all classes.
-        class_map: (h, w), what each place adds to the class's logit beyond the average class; the mean over all places
-            and the bias make the logit.
-        picture: what the model sees of the image, larger, in grey, with heat where the class is seen. No heat is drawn
-            where the network does not look.
-    """
-
-    label: str
-    prediction: Prediction
-    class_map: NDArray[np.float32]
-    picture: Image.Image
-
-
 def draw_heat(
-    source: ImageSource, class_map: NDArray[np.float32], centres: Sequence[Sequence[float]], spec: ModelSpec
+    image: Image.Image, class_map: NDArray[np.float32], centres: Sequence[Sequence[float]], spec: ModelSpec
 ) -> Image.Image:
-    """Lay a class map over the image.
+    """Lay a class map over an image.
 
     Args:
-        source: the image.
-        class_map: (h, w); what is below 0 speaks against the class and is not drawn.
-        centres: for each row, and for each column, where the network looks, in pixels of its input.
+        image: the decoded image: grey, RGB, or RGB with opacity.
+        class_map: (h, w); values below 0 are evidence against the class and are not drawn.
+        centres: where each row, and each column, of the map looks, in pixels of the network's input.
         spec: how the image becomes an input.
     """
     side = max(PICTURE_SIDE, spec.image_size)
-    with open_image(source) as image:
-        pixels = decode(image, name_of(source), min_side=side)
-    picture = resize(pixels, side, spec.resize)
-    down, across = (_weights(line, spec.image_size, side) for line in centres)
+    picture = resize(image, side, spec.resize)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, WHITE), picture)
+    down, across = (_interpolation(line, spec.image_size, side) for line in centres)
     heat = np.clip(down @ class_map @ across.T, 0, None)
     heat /= max(float(class_map.max()), 1e-6)
     heat = np.clip(heat, 0, 1)[:, :, None]
     grey = np.asarray(ImageOps.grayscale(picture), np.float32)[:, :, None]
     colour = (1 - heat) * np.array(_WARM) + heat * np.array(_HOT)
-    # Faint where the class is hardly seen, which most of an image is.
+    # Faint where there is little evidence, which is most of an image.
     opacity = _OPACITY * heat**1.5
     return Image.fromarray(((1 - opacity) * grey + opacity * colour).round().astype(np.uint8))
 
 
-def _weights(centres: Sequence[float], size: int, side: int) -> NDArray[np.float64]:
-    """What each place of a map counts for each pixel of a larger picture, along one side: (side, places).
+def _interpolation(centres: Sequence[float], size: int, side: int) -> NDArray[np.float64]:
+    """Return the weight of each place of a map for each pixel of a larger picture, along one axis: (side, places).
 
-    In a straight line from centre to centre; the outermost count as far as a step further, then nothing does.
+    Linear from centre to centre; the outermost places reach one step further, and nothing reaches beyond.
     """
     places = np.asarray(centres, np.float64)
     pixels = (np.arange(side) + 0.5) * size / side - 0.5

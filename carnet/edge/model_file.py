@@ -19,67 +19,65 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet.calibration import NEVER_CONFIDENT
 from carnet.documents import DocumentError, Range, conform, parse
-from carnet.errors import ModelFileError, RunError
+from carnet.errors import ModelFileError
 from carnet.inputs import MAX_MODEL_BYTES, read_file
 from carnet.spec import ModelSpec
 
 FORMAT = 1
-"""Of the document; a file with a higher number is one of a newer version."""
+"""Format of the document; a higher number is that of a newer version."""
 PRODUCER = "carnet"
-"""Stands near the beginning of each of our files."""
+_HEAD_BYTES = 256
+"""Each of our files names `PRODUCER` within its first bytes."""
 
 _DOCUMENT, _CHECKSUM = "carnet", "carnet.sha256"
 _SEAL_BYTES = 83
-"""Of the entry with the checksum."""
-_HEAD_BYTES = 256
-"""Within which `PRODUCER` stands."""
+"""Length of the entry with the checksum."""
 
-# ModelProto, GraphProto, TensorProto and StringStringEntryProto
+# Fields of ModelProto, GraphProto, TensorProto and StringStringEntryProto.
 _GRAPH, _METADATA = 7, 14
 _INITIALIZER, _DATA_LOCATION, _EXTERNAL = 5, 14, 1
 _KEY, _VALUE = 1, 2
 
 
 class SelfTest(TypedDict):
-    """A picture inside a model file, and what the model answered for it."""
+    """A test image inside a model file, and the model's probabilities for it."""
 
     picture: str
     file: str
-    """In base64."""
+    """The image file in base64."""
     probabilities: list[Annotated[float, Range(0, 1.001)]]
     tolerance: Annotated[float, Range(0, 0.1)]
-    """Of every probability; one that is larger would let everything pass."""
+    """Largest difference of a probability; a higher limit would let everything pass."""
 
 
 SelfTests = Annotated[list[SelfTest], Range(1, 16)]
-_Places = Annotated[list[Annotated[float, Range(-1e6, 1e6)]], Range(1)]
-"""Pixels."""
+_Pixels = Annotated[list[Annotated[float, Range(-1e6, 1e6)]], Range(1)]
 
 
 class _Document(TypedDict):
-    """What is used of a document besides the spec; the rest is for people."""
+    """The part of a document that the code uses besides the spec; the rest is for people."""
 
     format: Annotated[int, Range(1)]
     temperature: NotRequired[Annotated[float, Range(0.01, 100)]]
     threshold: NotRequired[Annotated[float, Range(0, NEVER_CONFIDENT)] | None]
-    map_centres: NotRequired[Annotated[list[_Places], Range(2, 2)] | None]
+    map_centres: NotRequired[Annotated[list[_Pixels], Range(2, 2)] | None]
     tests: NotRequired[SelfTests]
 
 
 def is_model_file(path: Path) -> bool:
-    """Whether a name means an exported model, and not the folder of a run."""
+    """Return whether a path names an exported model, and not the folder of a run."""
     return path.suffix == ".onnx" or path.is_file()
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file whose checksum is right.
+    """A model file that has been checked.
 
     Attributes:
-        name: for messages.
+        name: what messages call it.
         content: the whole file.
         document: what it says about itself.
-        spec: classes, size of the images, and what else makes an input of an image.
+        spec: classes, image size, and what else turns an image into an input.
     """
 
     name: str
@@ -105,7 +103,7 @@ class ModelFile:
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str = "the model") -> ModelFile:
-        """The same for a file's content.
+        """Check the content of a file.
 
         Raises:
             ModelFileError: as `read`.
@@ -121,13 +119,12 @@ class ModelFile:
             conform(document, _Document)
             spec = ModelSpec.from_json(document)
             _check_details(document, spec)
-            has_external_data = _has_external_data(content)
-        except (ValueError, IndexError, RunError) as error:
-            if isinstance(error, ModelFileError):
-                raise
+            if _has_external_data(content):
+                raise ModelFileError(f"{name} keeps weights in other files, which the checksum does not cover")
+        except ModelFileError:
+            raise
+        except (ValueError, IndexError) as error:
             raise ModelFileError(f"{name} does not describe itself as a model of carnet should: {error}") from error
-        if has_external_data:
-            raise ModelFileError(f"{name} keeps weights in other files, which the checksum does not cover")
         return cls(name, content, document, spec)
 
 
@@ -150,20 +147,17 @@ def _check_seal(content: bytes, name: str) -> None:
         return
     if not content:
         raise ModelFileError(f"{name} is empty")
-    is_sealed = entry[:-64] == expected[:-64]
-    if is_sealed or PRODUCER.encode() in content[:_HEAD_BYTES]:
+    if entry[:-64] == expected[:-64] or PRODUCER.encode() in content[:_HEAD_BYTES]:
         raise ModelFileError(f"{name} is damaged: its checksum is wrong; copy it again, or export it again")
     raise ModelFileError(f"{name} is not a model of carnet; carnet export RUN writes one")
 
 
 def _read_document(content: bytes) -> dict[str, Any]:
-    """The document of a sealed file."""
     found = None
-    for number, entry in _fields(memoryview(content)):
-        if number == _METADATA and isinstance(entry, memoryview):
-            pair = {key: bytes(value) for key, value in _fields(entry) if isinstance(value, memoryview)}
-            if pair.get(_KEY) == _DOCUMENT.encode():
-                found = pair[_VALUE]
+    for entry in _messages(memoryview(content), _METADATA):
+        pair = {key: bytes(value) for key, value in _fields(entry) if isinstance(value, memoryview)}
+        if pair.get(_KEY) == _DOCUMENT.encode():
+            found = pair.get(_VALUE, b"")
     if found is None:
         raise ValueError(f"it has no {_DOCUMENT} entry")
     document: dict[str, Any] = conform(parse(found), dict[str, Any])
@@ -171,11 +165,7 @@ def _read_document(content: bytes) -> dict[str, Any]:
 
 
 def _check_details(document: Mapping[str, Any], spec: ModelSpec) -> None:
-    """What types do not say.
-
-    Raises:
-        DocumentError: if it cannot be meant.
-    """
+    """Check what the types of a document do not say."""
     for places in document.get("map_centres") or ():
         if places != sorted(places):
             raise DocumentError("map_centres go back and forth")
@@ -187,23 +177,23 @@ def _check_details(document: Mapping[str, Any], spec: ModelSpec) -> None:
 
 
 def _has_external_data(content: bytes) -> bool:
-    for graph in _messages(memoryview(content), _GRAPH):
-        for tensor in _messages(graph, _INITIALIZER):
-            if (_DATA_LOCATION, _EXTERNAL) in _fields(tensor):
-                return True
-    return False
+    return any(
+        (_DATA_LOCATION, _EXTERNAL) in _fields(tensor)
+        for graph in _messages(memoryview(content), _GRAPH)
+        for tensor in _messages(graph, _INITIALIZER)
+    )
 
 
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    """The parts of a message that stand in one of its fields."""
+    """Yield the values of one field of a message that are messages themselves."""
     return (value for field, value in _fields(message) if field == number and isinstance(value, memoryview))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers and values of an encoded message, in their order.
+    """Yield the field numbers and values of an encoded message, in order.
 
     Raises:
-        ValueError, IndexError: if it is none.
+        ValueError, IndexError: if it is no encoded message.
     """
     place = 0
     while place < len(message):
@@ -240,13 +230,12 @@ def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
 
 
 def _metadata_entry(key: str, value: str) -> bytes:
-    # The bytes of a name that are no UTF-8 become \\udce9 and the like, which JSON reads back as they were.
+    # Bytes of a name that are not UTF-8 become \\udce9 and the like, which JSON restores.
     pair = _encode(_KEY, key.encode()) + _encode(_VALUE, value.encode("utf-8", "backslashreplace"))
     return _encode(_METADATA, pair)
 
 
 def _encode(number: int, content: bytes) -> bytes:
-    """A field of bytes."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

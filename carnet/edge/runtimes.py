@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,35 +26,13 @@ Runtime = Literal["onnxruntime", "openvino"]
 PIXELS = "pixels"
 OUTPUTS = LOGITS, PROBABILITIES, CLASS_MAPS = "logits", "probabilities", "class_maps"
 """Names in the graph; networks without a mean-and-linear head have no class maps."""
-_KINDS = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "u8": "uint8", "f32": "float32"}
-"""ONNX Runtime's and OpenVINO's names of kinds of numbers -> ours."""
 Outputs = dict[str, NDArray[np.float32]]
 Run = Callable[[Images], Outputs]
 """uint8 images (N, S, S, C) -> outputs by name. May be called from several threads at once."""
-
-
-@dataclass(frozen=True)
-class _Port:
-    """An input or an output of a graph, as the runtime sees it.
-
-    Attributes:
-        kind: of its numbers: uint8, float32, or what the runtime calls it.
-        shape: None stands for any length.
-    """
-
-    kind: str
-    shape: tuple[int | None, ...]
-
-    def __str__(self) -> str:
-        return f"{self.kind} ({', '.join('any' if length is None else str(length) for length in self.shape)})"
-
-    def fits(self, other: _Port) -> bool:
-        """Whether arrays of one may be arrays of the other."""
-        return (
-            self.kind == other.kind
-            and len(self.shape) == len(other.shape)
-            and all(None in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True))
-        )
+_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "u8": "uint8", "f32": "float32"}
+"""ONNX Runtime's and OpenVINO's names of element types -> ours."""
+_Port = tuple[str | int | None, ...]
+"""An input or an output of a graph: its element type, then its shape, in which None stands for any length."""
 
 
 def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
@@ -64,13 +41,13 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
     Args:
         file: the model.
         runtime: which one computes.
-        threads: of the arithmetic; 0 leaves it to the runtime.
+        threads: compute threads; 0 leaves their number to the runtime.
 
     Raises:
-        ConfigError: unknown runtime, or fewer threads than none.
-        MissingExtraError: OpenVINO is asked for and not installed.
-        ModelFileError: if the installed runtime refuses the model, or the model's graph is not what it says of itself.
-        OutOfMemoryError: if there is not enough memory to open it; what it gives raises the same.
+        ConfigError: for an unknown runtime, or a negative number of threads.
+        MissingExtraError: for OpenVINO where it is not installed.
+        ModelFileError: if the installed runtime refuses the model, or the model's graph is not what its document says.
+        OutOfMemoryError: if there is not enough memory to open it; the returned function raises the same.
     """
     if threads < 0:
         raise ConfigError(f"--threads must be 0 (chosen) or more, got {threads}")
@@ -102,7 +79,7 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
 
 
 def _output_shapes(file: ModelFile) -> dict[str, tuple[int, ...]]:
-    """What a graph has to answer for one image, by what the document says."""
+    """Return the shapes of the outputs for one image, as the document says."""
     classes, centres = file.spec.num_classes, file.document.get("map_centres")
     shapes: dict[str, tuple[int, ...]] = {LOGITS: (classes,), PROBABILITIES: (classes,)}
     if centres is not None:
@@ -111,22 +88,27 @@ def _output_shapes(file: ModelFile) -> dict[str, tuple[int, ...]]:
 
 
 def _check_graph(file: ModelFile, inputs: Mapping[str, _Port], outputs: Mapping[str, _Port]) -> None:
-    """Hold what a document says against the graph it stands in.
-
-    Raises:
-        ModelFileError: if they contradict each other.
-    """
+    """Raise a ModelFileError where a graph contradicts the document it stands beside."""
     spec = file.spec
     if list(inputs) != [PIXELS]:
         raise ModelFileError(f"{file.name} does not take {PIXELS} alone; export it again")
-    wanted = {PIXELS: _Port("uint8", (None, spec.image_size, spec.image_size, spec.in_channels))}
-    wanted |= {name: _Port("float32", (None, *shape)) for name, shape in _output_shapes(file).items()}
+    wanted: dict[str, _Port] = {PIXELS: ("uint8", None, spec.image_size, spec.image_size, spec.in_channels)}
+    wanted |= {name: ("float32", None, *shape) for name, shape in _output_shapes(file).items()}
     for name, port in wanted.items():
         found = inputs.get(name) or outputs.get(name)
-        if found is None or not found.fits(port):
+        if (
+            found is None
+            or len(found) != len(port)
+            or not all(None in pair or pair[0] == pair[1] for pair in zip(found, port, strict=True))
+        ):
             raise ModelFileError(
-                f"{file.name} says that its {name} are {port}, and its graph has {found or 'none'}; export it again"
+                f"{file.name} says that its {name} are {_shown(port)}, and its graph has "
+                f"{'none' if found is None else _shown(found)}; export it again"
             )
+
+
+def _shown(port: _Port) -> str:
+    return f"{port[0]} ({', '.join('any' if length is None else str(length) for length in port[1:])})"
 
 
 def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
@@ -137,9 +119,9 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
         # A graph may name its lengths in bytes that are no text.
         inputs, outputs = (
             {
-                tensor.name: _Port(
-                    _KINDS.get(tensor.type, tensor.type),
-                    tuple(length if isinstance(length, int) else None for length in tensor.shape),
+                tensor.name: (
+                    _TYPES.get(tensor.type, tensor.type),
+                    *(length if isinstance(length, int) else None for length in tensor.shape),
                 )
                 for tensor in tensors
             }
@@ -148,21 +130,16 @@ def _open_onnxruntime(file: ModelFile, threads: int) -> Run:
     except Exception as error:
         raise _refused(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
     _check_graph(file, inputs, outputs)
-    names = list(outputs)
-
-    def run(images: Images) -> Outputs:
-        return dict(zip(names, session.run(None, {PIXELS: images}), strict=True))
-
-    return run
+    return lambda images: dict(zip(outputs, session.run(None, {PIXELS: images}), strict=True))
 
 
 def start_session(content: bytes, threads: int) -> Any:
-    """ONNX Runtime's session for a serialized model; 0 threads leave their number to it."""
+    """Open a serialized model in ONNX Runtime; 0 threads leave their number to it."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    # What goes wrong comes as an error; told in a log as well it would only stand between the answers.
+    # Errors are raised; logged as well, they would stand between the predictions.
     settings.log_severity_level = 4
     # Without the second try on the same processor, which is announced on standard output.
     return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
@@ -175,7 +152,7 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
         raise MissingExtraError("--runtime openvino", "OpenVINO", "openvino") from None
     # A graph that is not valid can end the process in OpenVINO; ONNX Runtime refuses it.
     _open_onnxruntime(file, 1)
-    # In float32, as it was judged: OpenVINO would take bfloat16 where the processor has it.
+    # In float32, as it was evaluated: OpenVINO would take bfloat16 where the processor has it.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -184,31 +161,26 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
         compiled = core.compile_model(core.read_model(io.BytesIO(file.content)), "CPU", settings)
     except Exception as error:
         raise _refused(file, f"OpenVINO {openvino.__version__}", error) from error
-    # An output may have taken over the names of what OpenVINO has left out before it.
-    names = [_named(output, OUTPUTS) for output in compiled.outputs]
-    _check_graph(
-        file,
-        {_named(tensor, (PIXELS,)): _openvino_port(tensor) for tensor in compiled.inputs},
-        dict(zip(names, map(_openvino_port, compiled.outputs), strict=True)),
-    )
+    outputs = _openvino_ports(compiled.outputs, OUTPUTS)
+    _check_graph(file, dict(_openvino_ports(compiled.inputs, (PIXELS,))), dict(outputs))
 
     def run(images: Images) -> Outputs:
         # A request holds its own buffers, so every call has one to itself.
         answer = compiled.create_infer_request().infer([images])
-        return {name: np.array(answer[output]) for name, output in zip(names, compiled.outputs, strict=True)}
+        return {name: np.array(answer[output]) for (name, _), output in zip(outputs, compiled.outputs, strict=True)}
 
     return run
 
 
-def _named(tensor: Any, known: Sequence[str]) -> str:
-    names = tensor.get_names()
-    return next((name for name in known if name in names), "")
-
-
-def _openvino_port(tensor: Any) -> _Port:
-    kind = tensor.get_element_type().get_type_name()
-    lengths = tensor.get_partial_shape()
-    return _Port(_KINDS.get(kind, kind), tuple(one.get_length() if one.is_static else None for one in lengths))
+def _openvino_ports(tensors: Sequence[Any], known: Sequence[str]) -> list[tuple[str, _Port]]:
+    ports: list[tuple[str, _Port]] = []
+    for tensor in tensors:
+        # An output may also have the names of what OpenVINO has removed before it.
+        name = next((name for name in known if name in tensor.get_names()), "")
+        kind = tensor.get_element_type().get_type_name()
+        lengths = (length.get_length() if length.is_static else None for length in tensor.get_partial_shape())
+        ports.append((name, (_TYPES.get(kind, kind), *lengths)))
+    return ports
 
 
 def _refused(file: ModelFile, runtime: str, error: Exception) -> CarnetError:

@@ -1,15 +1,16 @@
-"""Pictures inside a model file, and what it answers for them: does this installation compute what was judged?
+"""Test images inside a model file: does this installation compute what was evaluated?
 
-Two pictures of ours travel with every model: a lossless one at the model's own size, which tests the arithmetic, and a
-larger JPEG, which tests the decoder and the resizing as well. Each has a tolerance of its own.
+Two images travel with every model: a lossless one at the model's own size, which tests the arithmetic, and a larger
+JPEG, which tests the decoder and the resizing as well. Each has its own tolerance.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,27 @@ from PIL import Image
 from carnet.documents import DocumentError, conform
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import SelfTest, SelfTests
+from carnet.edge.runtimes import Runtime
 from carnet.errors import ImageError, ModelFileError
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
 
 LOSSLESS, JPEG = "lossless", "jpeg"
 TOLERANCES = {LOSSLESS: 1e-4, JPEG: 0.02}
-"""Of every probability. Decoders of JPEG may differ by a level, which is allowed to show."""
+"""Largest difference of a probability. JPEG decoders may differ by one level in 256, which may show."""
 QUANTIZED_TOLERANCES = {LOSSLESS: 0.01, JPEG: 0.03}
-"""The same in eight bits, where a rounding that falls otherwise is one step of 256."""
+"""The same in eight bits, where a value that is rounded to the other side differs by one step in 256."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far this installation's answer for one picture is from the one that was recorded.
+    """How far this installation's probabilities for one image are from the recorded ones.
 
     Attributes:
         picture: lossless or jpeg.
-        difference: the largest, of any probability.
-        tolerance: how large it may be.
-        problem: why there is no answer; empty where there is one.
+        difference: the largest difference of a probability.
+        tolerance: the largest difference that passes.
+        problem: why the image cannot be classified; empty where it can.
     """
 
     picture: str
@@ -48,44 +50,77 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is the recorded one."""
+        """Return whether the probabilities are the recorded ones."""
         return not self.problem and self.difference <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return vars(self) | {"passed": self.passed}
 
 
-def verify(classifier: Classifier) -> list[Check]:
-    """Classify the pictures inside a model file, and compare.
+@dataclass(frozen=True)
+class Verification:
+    """Whether this installation reproduces a model.
+
+    Attributes:
+        model: name of the model file.
+        checks: one for each test image in it.
+    """
+
+    model: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Return whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that `carnet verify --json` prints."""
+        checks = [check.to_json() for check in self.checks]
+        return {"model": self.model, "passed": self.passed, "checks": checks}
+
+
+def verify(
+    model: Classifier | Path | str | bytes, *, threads: int = 0, runtime: Runtime = "onnxruntime"
+) -> Verification:
+    """Classify the test images inside a model file, and compare with the recorded probabilities.
+
+    Args:
+        model: an opened model, or a model file as `Classifier` takes it.
+        threads: compute threads, for a model file; 0 leaves their number to the runtime.
+        runtime: onnxruntime or openvino, for a model file.
 
     Raises:
-        ModelFileError: if there are none, or they are not as they should be.
+        ModelFileError: if the file cannot be opened, or has no test images, or damaged ones.
+        ConfigError, MissingExtraError: as `Classifier`.
     """
+    classifier = model if isinstance(model, Classifier) else Classifier(model, threads=threads, runtime=runtime)
     tests = classifier.document.get("tests")
     if not tests:
         raise ModelFileError(f"{classifier.name} holds no pictures to test it with; export it again")
     try:
-        return [_check(classifier, test) for test in conform(tests, SelfTests, "tests")]
+        checks = tuple(_check(classifier, test) for test in conform(tests, SelfTests, "tests"))
     except DocumentError as error:
         raise ModelFileError(f"the test pictures of {classifier.name} cannot be read: {error}") from error
+    return Verification(classifier.name, checks)
 
 
 def draw_tests(spec: ModelSpec) -> dict[str, bytes]:
-    """The two pictures: name -> file."""
+    """Draw the two test images: name -> file."""
     lossless, jpeg = BytesIO(), BytesIO()
     _draw(spec.image_size, spec.image_size).save(lossless, "PNG", optimize=True)
-    # Neither square nor a multiple of what JPEG works in.
+    # Neither square nor a multiple of JPEG's blocks.
     side = 2 * spec.image_size
     _draw(side + 37, max(1, side - 9)).save(jpeg, "JPEG", quality=80)
     return {LOSSLESS: lossless.getvalue(), JPEG: jpeg.getvalue()}
 
 
 def record_tests(classifier: Classifier, pictures: Mapping[str, bytes], *, quantized: bool) -> list[dict[str, Any]]:
-    """What `verify` will read: the pictures with this installation's answers.
+    """Return the test images with this installation's probabilities, as `verify` reads them.
 
     Args:
-        classifier: of the model.
+        classifier: the opened model.
         pictures: name -> file, as `draw_tests` gives them.
         quantized: whether the model computes in eight bits.
     """
@@ -123,12 +158,11 @@ def _probabilities(classifier: Classifier, content: bytes) -> NDArray[np.float64
 
 
 def _draw(width: int, height: int) -> Image.Image:
-    """Soft colours with edges in between: something for every kind of filter, and small as a file."""
+    """Draw soft colours with edges in between: something for every kind of filter, and small as a file."""
     down, across = (np.linspace(0, 1, side) for side in (height, width))
     y, x = np.meshgrid(down, across, indexing="ij")
     rings = np.hypot(x - 0.62, y - 0.41)
-    shades: Sequence[NDArray[np.float64]] = (x, y, 1 - rings)
-    pixels = np.stack([60 + 150 * shade for shade in shades], axis=-1)
+    pixels = np.stack([60 + 150 * shade for shade in (x, y, 1 - rings)], axis=-1)
     pixels[rings < 0.24] = (236, 180, 40)
     pixels[(np.abs(x - 0.25) < 0.09) & (y > 0.3)] = (40, 60, 120)
     pixels[(x + y) % 0.25 < 0.03] *= 0.6

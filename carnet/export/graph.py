@@ -1,7 +1,4 @@
-"""A trained network as an ONNX graph that takes the pixels of an image as they are.
-
-Keep what exporters and quantisers say about their own work away from the user.
-"""
+"""Write a trained network as an ONNX graph that takes the pixels of an image as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any, cast
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from carnet.edge.model_file import PRODUCER, seal
@@ -28,10 +25,10 @@ from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
 
 OPSET, IR_VERSION = 18, 8
-"""Of ONNX 1.13; every ONNX Runtime from 1.14 on (early 2023) reads them."""
+"""Versions of ONNX 1.13; every ONNX Runtime from 1.14 on (early 2023) reads them."""
 _TEMPERATURE = "temperature"
 _LARGE = 512
-"""Side of an image in whose middle a position looks at nothing that lies outside, in pixels."""
+"""Side of an image in whose middle no position depends on what lies outside, in pixels."""
 
 Features = Callable[[Tensor], Tensor]
 
@@ -42,16 +39,16 @@ class Graph:
 
     Attributes:
         model: input `pixels`, uint8 (N, S, S, C); outputs `logits` and `probabilities` (N, classes), and `class_maps`
-            (N, classes, h, w) where there are any.
-        map_centres: for each row, and for each column, of the class maps, where in the input the network looks, in
-            pixels; None: there are no maps.
+            (N, classes, h, w) where the network's head allows them.
+        map_centres: where each row, and each column, of the class maps looks, in pixels of the input; None without
+            class maps.
     """
 
     model: ModelProto
     map_centres: tuple[tuple[float, ...], tuple[float, ...]] | None
 
     def with_temperature(self, temperature: float) -> Graph:
-        """The same with other probabilities."""
+        """Return a copy whose logits are divided by this temperature before softmax."""
         model = ModelProto()
         model.CopyFrom(self.model)
         (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == _TEMPERATURE)
@@ -61,7 +58,7 @@ class Graph:
         return Graph(model, self.map_centres)
 
     def sealed(self, document: Mapping[str, Any]) -> bytes:
-        """The content of a file that says this about itself."""
+        """Return the content of a model file with this document."""
         return seal(serialized(self.model), document)
 
 
@@ -74,19 +71,17 @@ def to_graph(trained: TrainedModel) -> Graph:
     spec = trained.spec
     network = copy.deepcopy(trained.network).cpu().eval().to(memory_format=torch.contiguous_format)
     head = mean_and_linear_head(network, spec)
-    centres = None if head is None else _map_centres(network, spec)
-    whole = _FromPixels(network, spec, head).eval()
-    names = [LOGITS, PROBABILITIES] + ([] if head is None else [CLASS_MAPS])
+    centres = None if head is None else map_centres(network, spec)
     pixels = torch.zeros(2, spec.image_size, spec.image_size, spec.in_channels, dtype=torch.uint8)
     try:
         with quiet():
             program = torch.onnx.export(
-                whole,
+                _FromPixels(network, spec, head).eval(),
                 (pixels,),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[PIXELS],
-                output_names=names,
+                output_names=[LOGITS, PROBABILITIES] + ([] if head is None else [CLASS_MAPS]),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 verbose=False,
             )
@@ -103,7 +98,7 @@ def to_graph(trained: TrainedModel) -> Graph:
 
 
 def mean_and_linear_head(network: nn.Module, spec: ModelSpec) -> nn.Linear | None:
-    """The last layer of a network whose logits are that layer of the mean of `forward_features`; None: it is another.
+    """Return the last layer if the logits are that layer of the mean of `forward_features`; None otherwise.
 
     Found out by trying, since timm's networks do not say.
     """
@@ -140,12 +135,12 @@ class _FromPixels(nn.Module):
         self.is_folded = _fold_into_stem(network, scale, shift)
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", shift[:, None, None])
-        # Any number but one, by which the exporter would leave out to divide.
+        # Any number but one, for which the exporter would leave the division out.
         self.register_buffer(_TEMPERATURE, torch.tensor(2.0))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(N, S, S, C) -> (N, classes), (N, classes), (N, classes, h, w)"""
-        # Contiguous, lest the exporter spells out how channels-last means are laid out.
+        # Contiguous; otherwise the exporter spells out how means of channels-last tensors are laid out.
         images = pixels.permute(0, 3, 1, 2).contiguous().float()
         if not self.is_folded:
             images = images * self.scale + self.shift
@@ -161,9 +156,9 @@ class _FromPixels(nn.Module):
 
 
 def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
-    """Let the first convolution do the normalisation too, which is exact where it does not pad.
+    """Fold the normalisation into the first convolution, and return whether that is possible.
 
-    Padding is 0 behind the normalisation, which before it would be the mean colour.
+    It is exact where the convolution does not pad: padding is 0 after the normalisation, the mean colour before it.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     # A subclass may pad in its own way (timm's Conv2dSame), or change its weights before it uses them.
@@ -176,48 +171,48 @@ def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
     return True
 
 
-def _map_centres(network: nn.Module, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Where each row and each column of the features looks: the middle of what it depends on, as if nothing ended.
+def map_centres(network: nn.Module, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the centre of the receptive field of each row, and of each column, of the features, in pixels.
 
-    Of a copy whose weights all count alike, without sign, batch norm and attention. That copy takes weighted means, so
-    that in the middle of a large image that shows its own coordinates it answers with the middle of what it looks at.
-    A network that takes no means even so (other gates, attention, SiLU) is taken to divide the image evenly.
+    Computed on a copy of the network that only takes means: for a large image whose values are its own coordinates, a
+    position in the middle returns the centre of what it depends on. A network that takes no means even so (other gates,
+    attention, SiLU) is assumed to divide the image evenly.
     """
     side = spec.image_size
-    features = cast(Features, _counting_paths(network).forward_features)
+    features = cast(Features, _averaging(network).forward_features)
     with torch.inference_mode():
         number = features(torch.zeros(1, spec.in_channels, side, side)).shape[-1]
-        middles = _middles(features, spec.in_channels)
-    if middles is None:
+        answers = _answers_to_coordinates(features, spec.in_channels)
+    if answers is None:
         first, step = (side / number - 1) / 2, side / number
     else:
-        place = len(middles) // 2
-        step = float(middles[place + 1] - middles[place])
-        first = float(middles[place]) - place * step
+        place = len(answers) // 2
+        step = float(answers[place + 1] - answers[place])
+        first = float(answers[place]) - place * step
     centres = tuple(round(first + k * step, 2) for k in range(number))
     return centres, centres
 
 
-def _middles(features: Features, channels: int) -> Tensor | None:
-    """What each row of a large image's features answers to its own coordinates; None if that is no weighted mean."""
-    # As shares of its side: to large numbers a gate is open, whatever they are.
+def _answers_to_coordinates(features: Features, channels: int) -> Tensor | None:
+    """Return what each row of features answers to a large image of its own coordinates; None if that is no mean."""
+    # As shares of the side: a gate is open to large numbers, whatever they are.
     rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE) / _LARGE
     try:
-        shown, twice, total = (
+        once, twice, total = (
             features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, 2 * rows, torch.ones_like(rows))
         )
     except (RuntimeError, AssertionError):
         # Attention that is made for images of one size.
         return None
-    if not torch.allclose(twice, 2 * shown, rtol=1e-3):
+    if not torch.allclose(twice, 2 * once, rtol=1e-3):
         return None
-    return _LARGE * (shown / total)[:, shown.shape[1] // 2]
+    return _LARGE * (once / total)[:, once.shape[1] // 2]
 
 
-def _counting_paths(network: nn.Module) -> nn.Module:
-    """A copy in which every convolution takes a mean, and nothing looks at the whole image."""
-    linear = copy.deepcopy(network)
-    for module in list(linear.modules()):
+def _averaging(network: nn.Module) -> nn.Module:
+    """Return a copy in which every convolution takes a mean, without batch norm and channel attention."""
+    averaging = copy.deepcopy(network)
+    for module in list(averaging.modules()):
         for name, child in module.named_children():
             if isinstance(child, ChannelAttention | nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
@@ -225,17 +220,18 @@ def _counting_paths(network: nn.Module) -> nn.Module:
                 nn.init.constant_(child.weight, 1 / child.weight[0].numel())
                 if child.bias is not None:
                     nn.init.zeros_(child.bias)
-    return linear
+    return averaging
 
 
 def _pool_globally(model: ModelProto) -> None:
-    """Take means over all positions as what they are: runtimes have a faster operator for that than for any mean."""
+    """Replace means over all positions by global average pooling, for which runtimes have a faster operator."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
             continue
         axes = sorted(int(axis) % 4 for axis in constants[node.input[1]].reshape(-1))
-        if axes == [2, 3] and _attribute(node, "keepdims", 1) == 1:
+        keeps_dims = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+        if axes == [2, 3] and keeps_dims:
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
     used = {name for node in model.graph.node for name in node.input}
@@ -243,12 +239,8 @@ def _pool_globally(model: ModelProto) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def _attribute(node: NodeProto, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
 def _clean(model: ModelProto, spec: ModelSpec) -> None:
-    """Leave out what the exporter says about this machine and its own work, paths among it."""
+    """Remove what the exporter says about this machine and its own work, paths among it."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
@@ -256,7 +248,7 @@ def _clean(model: ModelProto, spec: ModelSpec) -> None:
             del part.metadata_props[:]
     del graph.value_info[:]
     for number, node in enumerate(graph.node):
-        # A layer goes by its name in the network, everything else by a number.
+        # Name a layer as in the network, and everything else by a number.
         weight = next((name for name in node.input if name.endswith(".weight")), "")
         layer = weight.removeprefix("network.").removesuffix(".weight")
         node.name = layer or (CLASS_MAPS if CLASS_MAPS in node.output else f"{node.op_type}_{number}")
@@ -267,25 +259,18 @@ def _clean(model: ModelProto, spec: ModelSpec) -> None:
 
 
 def serialized(model: ModelProto) -> bytes:
-    """The bytes of a model, in the order of its fields."""
+    """Return the bytes of a model, in the order of its fields."""
     return bytes(model.SerializeToString(deterministic=True))
-
-
-_TALKATIVE = ("", "torch.onnx", "onnxscript", "onnx_ir")
-"""Loggers; ONNX Runtime's quantiser uses the root."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Only errors are heard inside."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    """Silence what exporters and quantisers say about their own work; errors are still logged."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(disabled)

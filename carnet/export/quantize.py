@@ -1,16 +1,16 @@
-"""Eight-bit arithmetic, by ONNX Runtime's static quantisation: what is small and fast, chosen by what it does.
+"""Eight-bit arithmetic by ONNX Runtime's static quantisation: try several ways, and take what is small, fast and exact.
 
-Activations are uint8, weights int8 with seven bits: with eight, processors without VNNI add up pairs of products in 16
-bits, which overflow. Several ways to find the ranges are tried, and layers that suffer most stay in float32. All of
-that is decided on training images; the gate judges on others.
+Activations are uint8, weights int8 with seven bits: with eight, processors without VNNI add pairs of products in 16
+bits, which overflow. Several ways to find the ranges are tried, and the most sensitive layers stay in float32. All of
+that is decided on training images; the gate evaluates on others.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from carnet.preprocess import Images
 from carnet.text import OnProgress
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
-"""Operators that are worth it."""
+"""Operators that gain from quantisation."""
 MOST_FLOAT_LAYERS = 6
 MAX_ERROR = 0.05
-"""Of the logits, root mean square, as a share of their spread."""
+"""Largest acceptable error of the logits: root mean square, as a share of their spread."""
 _BATCH = 32
 
 
@@ -39,9 +39,9 @@ class Variant:
     """One way to quantise."""
 
     per_channel: bool
-    """Whether each output channel of a weight has a scale of its own."""
+    """Whether each output channel of a weight has its own scale."""
     moving_average: bool
-    """Whether ranges are averages over batches, instead of the outermost values."""
+    """Whether ranges are averages over batches, instead of the extreme values."""
     float_layers: tuple[str, ...] = ()
     """Nodes that stay in float32."""
 
@@ -54,17 +54,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Tried:
-    """A variant and what it does.
+    """A variant and its result.
 
     Attributes:
-        error: root mean square of its logits' error, as a share of the logits' spread.
-        latency_ms: of one image, one thread; the median.
+        error: root mean square of the logits' error, as a share of their spread.
+        latency_ms: median time for one image on one thread.
     """
 
     variant: Variant
     graph: Graph
     error: float
-    latency_ms: float
+    latency_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Quantized:
     """The outcome.
 
     Attributes:
-        chosen: what is taken.
-        tried: all that was.
-        sensitivity: of each layer, the error where it alone is quantised, the largest first.
-        float_latency_ms: of the network in float32, measured in turns with the others.
+        chosen: the best of the variants.
+        tried: all variants.
+        sensitivity: of each layer, the error if it alone is quantised, the largest first.
+        float_latency_ms: of the network in float32, measured in turns with the variants.
     """
 
     chosen: Tried
@@ -84,83 +84,65 @@ class Quantized:
     float_latency_ms: float
 
 
-def quantize(graph: Graph, images: Images, *, progress: OnProgress | None = None) -> Quantized:
+def quantize(graph: Graph, images: Images, *, progress: OnProgress = lambda done, total: None) -> Quantized:
     """Find the fastest variant whose logits stay close to those of float32; where none do, the closest one.
 
     Args:
-        graph: in float32.
-        images: uint8 (N, S, S, C), of training; half of them give the ranges, the others judge.
-        progress: told how many variants are done, of about how many.
+        graph: the network in float32.
+        images: training images, uint8 (N, S, S, C); half of them give the ranges, the others measure the error.
+        progress: called with the number of variants done, and about how many there are.
     """
-    calibrating, judging = images[::2], images[1::2]
-    expected = _logits(graph.model, judging)
+    calibrating, measuring = images[::2], images[1::2]
+    expected = _logits(graph.model, measuring)
     layers = [node.name for node in graph.model.graph.node if node.op_type in QUANTIZED]
     total, done = len(layers) + 4 + MOST_FLOAT_LAYERS, 0
 
-    def advance() -> None:
+    def attempt(per_channel: bool, moving_average: bool, float_layers: tuple[str, ...] = ()) -> Tried:
         nonlocal done
-        done += 1
-        if progress is not None:
-            progress(min(done, total), total)
-
-    def error_of(variant: Variant) -> tuple[ModelProto, float]:
+        variant = Variant(per_channel, moving_average, float_layers)
         model = _quantized(graph.model, calibrating, variant)
-        advance()
-        return model, relative_error(_logits(model, judging), expected)
+        done += 1
+        progress(min(done, total), total)
+        return Tried(variant, Graph(model, graph.map_centres), relative_error(_logits(model, measuring), expected))
 
-    sensitivity = []
+    errors = {}
     for layer in layers:
         others = tuple(name for name in layers if name != layer)
-        sensitivity.append((layer, error_of(Variant(True, False, others))[1]))
-    sensitivity.sort(key=lambda pair: -pair[1])
-    candidates = []
-    for per_channel, moving_average in ((True, False), (True, True), (False, False), (False, True)):
-        variant = Variant(per_channel, moving_average)
-        candidates.append((variant, *error_of(variant)))
-    best = min(candidates, key=lambda candidate: candidate[2])[0]
+        errors[layer] = attempt(True, False, others).error
+    sensitivity = sorted(errors.items(), key=lambda pair: -pair[1])
+    tried = [attempt(*flags) for flags in ((True, False), (True, True), (False, False), (False, True))]
+    best = min(tried, key=lambda one: one.error).variant
     for number in range(1, min(MOST_FLOAT_LAYERS, len(layers) - 1) + 1):
         kept = tuple(name for name, _ in sensitivity[:number])
-        variant = Variant(best.per_channel, best.moving_average, kept)
-        candidates.append((variant, *error_of(variant)))
-    tried, float_latency = _timed(graph, candidates, images[:1])
-    good = [one for one in tried if one.error <= MAX_ERROR]
-    chosen = min(good, key=lambda one: one.latency_ms) if good else min(tried, key=lambda one: one.error)
-    if progress is not None:
-        progress(total, total)
-    return Quantized(chosen, tried, tuple(sensitivity), float_latency)
-
-
-def _timed(
-    graph: Graph, candidates: Sequence[tuple[Variant, ModelProto, float]], image: Images
-) -> tuple[tuple[Tried, ...], float]:
-    """Variants with their errors, timed in turns with each other and with the graph in float32, whose time is last."""
-    models = (graph.model, *(model for _, model, _ in candidates))
+        tried.append(attempt(best.per_channel, best.moving_average, kept))
+    models = (graph.model, *(one.graph.model for one in tried))
     sessions = [start_session(serialized(model), threads=1) for model in models]
-    calls = {place: partial(session.run, None, {PIXELS: image}) for place, session in enumerate(sessions)}
+    calls = {place: partial(session.run, None, {PIXELS: images[:1]}) for place, session in enumerate(sessions)}
     float_latency, *latencies = (statistics.median(times) for times in take_turns(calls, rounds=60).values())
-    tried = tuple(
-        Tried(variant, Graph(model, graph.map_centres), error, latency)
-        for (variant, model, error), latency in zip(candidates, latencies, strict=True)
-    )
-    return tried, float_latency
+    timed = tuple(replace(one, latency_ms=latency) for one, latency in zip(tried, latencies, strict=True))
+    good = [one for one in timed if one.error <= MAX_ERROR]
+    chosen = min(good, key=lambda one: one.latency_ms) if good else min(timed, key=lambda one: one.error)
+    progress(total, total)
+    return Quantized(chosen, timed, tuple(sensitivity), float_latency)
 
 
 def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Root mean square of the error, as a share of the logits' own spread within an image: (N, classes) twice"""
-    # What is added to all logits of an image alike changes no answer.
+    """Return the root mean square error as a share of the logits' spread within an image: (N, classes) twice."""
+    # Softmax ignores what is added to all logits of an image alike.
     centred, wanted = (values - values.mean(axis=1, keepdims=True) for values in (logits, expected))
     return float(np.sqrt(((centred - wanted) ** 2).mean() / (wanted**2).mean()))
 
 
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
+def _batches(images: Images) -> Iterator[dict[str, Images]]:
+    return ({PIXELS: images[start : start + _BATCH]} for start in range(0, len(images), _BATCH))
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, images: Images) -> None:
-        self._batches: Iterator[Images] = iter(
-            [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        )
+        self._batches = _batches(images)
 
     def get_next(self) -> dict[str, Images] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {PIXELS: batch}
+        return next(self._batches, None)
 
 
 def _quantized(model: ModelProto, images: Images, variant: Variant) -> ModelProto:
@@ -170,7 +152,7 @@ def _quantized(model: ModelProto, images: Images, variant: Variant) -> ModelProt
         quantize_static(
             source,
             target,
-            _Batches(images),
+            _Reader(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             nodes_to_exclude=list(variant.float_layers),
@@ -190,5 +172,4 @@ def _quantized(model: ModelProto, images: Images, variant: Variant) -> ModelProt
 
 def _logits(model: ModelProto, images: Images) -> NDArray[np.float32]:
     session = start_session(serialized(model), threads=0)
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([session.run([LOGITS], {PIXELS: batch})[0] for batch in batches])
+    return np.concatenate([session.run([LOGITS], batch)[0] for batch in _batches(images)])

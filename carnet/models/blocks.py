@@ -1,7 +1,7 @@
-"""The parts CARNet is made of: channel attention and the grouped-convolution block.
+"""The building blocks of CARNet: channel attention and the grouped-convolution block.
 
 Source: the published CARNet description and code (its section "Why to propose CARNet?"). Defaults follow the code;
-what only the text describes (fewer groups than channels, a residual connection) is there as an argument.
+what only the text describes (fewer groups than channels, a residual connection) is available as an argument.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from carnet.errors import ModelError
 
 
 class ChannelAttention(nn.Module):
-    """Weigh every channel by what the whole image shows: squeeze-and-excitation.
+    """Scale every channel by a weight computed from the whole image: a squeeze-and-excitation (SE) block.
 
     Mean over height and width, 1x1 convolution to `channels // reduction`, ReLU, 1x1 convolution back, sigmoid,
-    multiply.
-    The field knows it as the squeeze-and-excitation (SE) block: Hu et al., "Squeeze-and-Excitation Networks", 2018.
+    multiply. Source: Hu et al., "Squeeze-and-Excitation Networks", 2018.
 
     Args:
         channels: number of input and output channels.
@@ -46,17 +45,16 @@ class GroupConvBlock(nn.Module):
     """3x3 grouped convolution, batch norm, ReLU, channel attention, 1x1 convolution.
 
     The published code uses as many groups as channels (a depthwise convolution), no padding and no shortcut, so every
-    block trims the image by a pixel on each side. The published text also describes G groups, with 256 channels in
-    64 groups as its example, and a 1x1 convolution that makes the channels fit a residual connection. With
-    `residual=True` the 3x3 convolution pads by one pixel, and the input is added to the output, through a 1x1
-    convolution where the shape changes.
+    block trims the image by one pixel on each side. The published text also describes G groups, with 256 channels in
+    64 groups as its example, and a 1x1 convolution that fits the channels to a residual connection.
 
     Args:
         in_channels: channels of the input; the 3x3 convolution keeps their number.
         out_channels: channels of the output.
-        stride: of the 3x3 convolution.
-        groups: of the 3x3 convolution; must divide `in_channels`. None: one group per channel.
-        residual: pad, and add the input to the output.
+        stride: stride of the 3x3 convolution.
+        groups: groups of the 3x3 convolution; must divide `in_channels`. None: one group per channel.
+        residual: pad the 3x3 convolution by one pixel and add the input to the output, through a 1x1 convolution
+            where the shape changes.
 
     Raises:
         ModelError: if `groups` does not divide `in_channels`.
@@ -75,17 +73,15 @@ class GroupConvBlock(nn.Module):
         groups = in_channels if groups is None else groups
         if groups < 1 or in_channels % groups:
             raise ModelError(f"{groups} groups do not divide {in_channels} input channels")
-        padding = 1 if residual else 0
-        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=padding, groups=groups)
+        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=int(residual), groups=groups)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.attn = ChannelAttention(in_channels)
         self.conv2 = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         self.shortcut: nn.Module | None = None
-        if residual:
-            changes_shape = stride != 1 or in_channels != out_channels
-            self.shortcut = (
-                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride) if changes_shape else nn.Identity()
-            )
+        if residual and (stride != 1 or in_channels != out_channels):
+            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride)
+        elif residual:
+            self.shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'); H' = (H - 3) // stride + 1, or ceil(H / stride) with `residual`."""

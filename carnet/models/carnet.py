@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from carnet.errors import ModelError
 from carnet.models.blocks import GroupConvBlock
 
-STAGE_CHANNELS = (64, 128, 256, 512)
-
 
 class CARNet(nn.Module):
     """A ResNet whose blocks are `GroupConvBlock`s.
@@ -34,17 +32,20 @@ class CARNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(64, STAGE_CHANNELS[0], depths[0], stride=1)
-        self.layer2 = _stage(STAGE_CHANNELS[0], STAGE_CHANNELS[1], depths[1], stride=2)
-        self.layer3 = _stage(STAGE_CHANNELS[1], STAGE_CHANNELS[2], depths[2], stride=2)
-        self.layer4 = _stage(STAGE_CHANNELS[2], STAGE_CHANNELS[3], depths[3], stride=2)
-        self.linear = nn.Linear(STAGE_CHANNELS[3], num_classes)
-        self.min_image_size = self._smallest_input()
+        self.layer1 = _stage(64, 64, depths[0], stride=1)
+        self.layer2 = _stage(64, 128, depths[1], stride=2)
+        self.layer3 = _stage(128, 256, depths[2], stride=2)
+        self.layer4 = _stage(256, 512, depths[3], stride=2)
+        self.linear = nn.Linear(512, num_classes)
+        # Backwards from one position: no block pads its 3x3 convolution.
+        self.min_image_size = 1
+        for block in reversed([*self.layer1, *self.layer2, *self.layer3, *self.layer4]):
+            self.min_image_size = (self.min_image_size - 1) * cast(GroupConvBlock, block).conv1.stride[0] + 3
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, 512, H', W'); 25 x 25 positions at 244 px."""
-        if min(x.shape[-2:]) < self.min_image_size:
-            height, width = x.shape[-2:]
+        height, width = x.shape[-2:]
+        if min(height, width) < self.min_image_size:
             raise ModelError(
                 f"the image is {width} x {height} pixels, but this network's blocks do not pad: "
                 f"it needs at least {self.min_image_size} x {self.min_image_size}"
@@ -59,13 +60,6 @@ class CARNet(nn.Module):
         """(N, in_channels, H, W) -> (N, num_classes)"""
         features = self.forward_features(x).mean(dim=(2, 3))
         return cast(Tensor, self.linear(features))
-
-    def _smallest_input(self) -> int:
-        side = 1
-        for stage in (self.layer4, self.layer3, self.layer2, self.layer1):
-            for block in reversed(list(stage)):
-                side = (side - 1) * cast(GroupConvBlock, block).conv1.stride[0] + 3
-        return side
 
 
 def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:

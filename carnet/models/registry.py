@@ -14,19 +14,18 @@ from carnet.models.residual_carnet import carnet_m, carnet_n, carnet_s
 from carnet.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
-TIMM_PREFIX = "timm/"
-PerChannel = tuple[float, ...]
-"""One number for each channel of the input."""
-
+_TIMM_PREFIX = "timm/"
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     builder.__name__: builder
     for builder in (carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
 }
-PUBLISHED_IMAGE_SIZE, IMAGE_SIZE = 244, 128
+RESIZABLE = ("carnet_n", "carnet_s", "carnet_m")
+"""Our networks that were designed for no particular image size."""
+_IMAGE_SIZE, _PUBLISHED_IMAGE_SIZE = 128, 244
 
 
 def list_models() -> list[str]:
-    """Names of our own models, sorted; timm's come besides, as `timm/<name>`."""
+    """Return the names of our own models, sorted; timm's are available as `timm/<name>`."""
     return sorted(_BUILDERS)
 
 
@@ -40,52 +39,45 @@ def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretraine
         pretrained: load timm's published weights, with a new head; needs a network connection.
 
     Raises:
-        ModelError: unknown name, fewer than one class or channel, or weights asked for that cannot be had.
-        MissingExtraError: a timm model without timm.
+        ModelError: for an unknown name, fewer than one class or channel, or weights that do not exist or do not load.
+        MissingExtraError: for a timm model without timm.
     """
-    if num_classes < 1:
-        raise ModelError(f"num_classes must be at least 1, got {num_classes}")
-    if in_channels < 1:
-        raise ModelError(f"in_channels must be at least 1, got {in_channels}")
-    if name.startswith(TIMM_PREFIX):
-        return _create_timm(name.removeprefix(TIMM_PREFIX), num_classes, in_channels, pretrained)
-    if name not in _BUILDERS:
-        raise _unknown(name)
+    for argument, number in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if number < 1:
+            raise ModelError(f"{argument} must be at least 1, got {number}")
+    if name.startswith(_TIMM_PREFIX):
+        return _create_timm(name.removeprefix(_TIMM_PREFIX), num_classes, in_channels, pretrained)
+    _require_known(name)
     if pretrained:
         raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
     return _BUILDERS[name](num_classes, in_channels)
 
 
-RESIZABLE = ("carnet_n", "carnet_s", "carnet_m")
-"""Networks of ours that were made for no particular side; `IMAGE_SIZE` is usual."""
-
-
 def default_image_size(name: str) -> int:
-    """Side of the input, in pixels, that a network is meant for.
+    """Return the side of the input, in pixels, that a network is meant for.
 
     Raises:
-        ModelError: unknown name.
-        MissingExtraError: a timm model without timm.
+        ModelError: for an unknown name.
+        MissingExtraError: for a timm model without timm.
     """
-    if name.startswith(TIMM_PREFIX):
+    if name.startswith(_TIMM_PREFIX):
         network = create_model(name, num_classes=2)
         return int(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1])
-    if name not in _BUILDERS:
-        raise _unknown(name)
-    return IMAGE_SIZE if name in RESIZABLE else PUBLISHED_IMAGE_SIZE
+    _require_known(name)
+    return _IMAGE_SIZE if name in RESIZABLE else _PUBLISHED_IMAGE_SIZE
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:
-    """Names of the layers whose shape depends on the classes: the last one; some of timm's models have two."""
+    """Return the names of the layers whose shape depends on the classes: the last one; some timm models have two."""
     timm_config = getattr(network, "default_cfg", None)
     names = "linear" if timm_config is None else timm_config["classifier"]
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def normalization(network: nn.Module, in_channels: int = 3) -> tuple[PerChannel, PerChannel]:
-    """Mean and std of the inputs: ImageNet's, or what the weights of a timm model expect.
+def normalization(network: nn.Module, in_channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of each input channel: ImageNet's, or what the weights of a timm model expect.
 
-    Grey takes the average over the three colours, opacity a half.
+    A grey channel gets the average over the three colours, an opacity channel a half.
     """
     timm_config = getattr(network, "pretrained_cfg", None) or {}
     mean, std = (tuple(timm_config.get(key, own)) for key, own in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
@@ -99,7 +91,7 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
     try:
         import timm
     except ImportError:
-        raise MissingExtraError(f"model {TIMM_PREFIX}{name}", "timm", "timm") from None
+        raise MissingExtraError(f"model {_TIMM_PREFIX}{name}", "timm", "timm") from None
     if not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model {name!r}; {_nearest(name, timm.list_models())}")
     try:
@@ -109,14 +101,15 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
     except (OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        # What timm and its hub client raise without a network, or for a model without weights.
+        # timm and its hub client raise these without a network connection, or for a model without weights.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"timm could not load weights for {name!r} ({reason}); leave --pretrained out") from error
     return network
 
 
-def _unknown(name: str) -> ModelError:
-    return ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
+def _require_known(name: str) -> None:
+    if name not in _BUILDERS:
+        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,18 +1,18 @@
-"""CARNet of the second generation: depthwise convolution, channel attention, 1x1 convolution, and now a shortcut.
+"""CARNet of the second generation: depthwise convolution, channel attention, 1x1 convolution, and a shortcut.
 
-An image is cut into patches of 4x4 pixels, which four stages of blocks work on, each at half the resolution of the one
-before. A block is the published one (`carnet.models.blocks`) with padding, with batch norm instead of biases, and with
-its input added to its output:
+The image is cut into patches of 4x4 pixels, which four stages of blocks process, each at half the resolution of the
+one before. A block is the published one (`carnet.models.blocks`) with padding, with batch norm instead of biases, and
+with its input added to its output:
 
     x ── depthwise ── batch norm ── ReLU ── channel attention ── 1x1 ── batch norm ── + ── y
     └─────────── where the shape changes: 2x2 mean, channels repeated ───────────────┘
 
-The shortcut has no parameters, and the last batch norm begins at zero: every block begins as its shortcut, and learns
-what to add. In the first two stages channel attention makes no difference, and is left out. The last two, where an
-image has few positions, look further around, with kernels of 5x5. The mean over all positions and one linear layer give
-the logits, so that the same layer, applied to every position, gives a map of where each class is seen.
+The shortcut has no parameters, and the scale of the last batch norm starts at zero, so every block starts as its
+shortcut. The first two stages have no channel attention, which makes no difference there. The last two, where an image
+has few positions, use 5x5 kernels. The mean over all positions and one linear layer give the logits; the same layer,
+applied to every position, gives a map of where each class is seen.
 
-Why it is built this way, and what else was tried: `docs/carnet_s.md`.
+`docs/carnet_s.md` explains why it is built this way, and what else was tried.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PATCH = 4
 
 
 class ResidualBlock(nn.Module):
-    """Look around in each channel, weigh the channels, mix them, and add that to what was there.
+    """Filter each channel, scale the channels, mix them, and add the result to the input.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output; a multiple of them, or as many.
+        out_channels: channels of the output; a multiple of `in_channels`.
         stride: 1, or 2 to halve the resolution.
         kernel_size: side of the depthwise convolution; odd.
-        reduction: of channel attention; 0 leaves it out.
+        reduction: reduction of the channel attention; 0 leaves it out.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         assert out_channels % in_channels == 0, "the shortcut repeats channels"
-        assert kernel_size % 2, "it has a middle"
+        assert kernel_size % 2, "the kernel needs a middle"
         padding = kernel_size // 2
         self.conv1 = nn.Conv2d(in_channels, in_channels, kernel_size, stride, padding, groups=in_channels, bias=False)
         self.bn1 = nn.BatchNorm2d(in_channels)
@@ -60,15 +60,13 @@ class ResidualBlock(nn.Module):
         """(N, C, H, W) -> (N, C', H', W'); H' = ceil(H / stride)"""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(self.attn(out)))
-        out += self.shortcut(x)
-        return cast(Tensor, out)
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The input in the shape of the output."""
         if self.stride > 1:
             # An odd side keeps its last row: the mean there is over fewer pixels.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
-        return torch.cat([x] * self.repeats, dim=1) if self.repeats > 1 else x
+        if self.repeats > 1:
+            x = torch.cat([x] * self.repeats, dim=1)
+        out += x
+        return cast(Tensor, out)
 
 
 class ResidualCARNet(nn.Module):
@@ -76,11 +74,11 @@ class ResidualCARNet(nn.Module):
 
     Args:
         widths: channels of each stage; each a multiple of the one before.
-        depths: blocks of each stage.
+        depths: number of blocks in each stage.
         num_classes: number of outputs.
         in_channels: channels of the image.
-        kernel_sizes: of the depthwise convolutions of each stage.
-        reductions: of channel attention in each stage; 0 leaves it out.
+        kernel_sizes: kernel size of the depthwise convolutions in each stage.
+        reductions: reduction of the channel attention in each stage; 0 leaves it out.
 
     Attributes:
         min_image_size: the smallest side, in pixels: one patch.
@@ -102,16 +100,15 @@ class ResidualCARNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], PATCH, PATCH, bias=False), nn.BatchNorm2d(widths[0])
         )
-        inputs = (widths[0], *widths[:-1])
-        strides = (1, *(2 for _ in widths[1:]))
-        shapes = zip(inputs, widths, depths, strides, strict=True)
-        looks = zip(kernel_sizes, reductions, strict=True)
-        self.stages = nn.Sequential(
-            *(
-                _stage(*shape, kernel_size=kernel_size, reduction=reduction)
-                for shape, (kernel_size, reduction) in zip(shapes, looks, strict=True)
-            )
-        )
+        self.stages = nn.Sequential()
+        channels, stride = widths[0], 1
+        for width, depth, kernel_size, reduction in zip(widths, depths, kernel_sizes, reductions, strict=True):
+            stage = nn.Sequential()
+            for _ in range(depth):
+                stage.append(ResidualBlock(channels, width, stride, kernel_size=kernel_size, reduction=reduction))
+                channels, stride = width, 1
+            self.stages.append(stage)
+            stride = 2
         self.linear = nn.Linear(widths[-1], num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -122,18 +119,6 @@ class ResidualCARNet(nn.Module):
         """(N, in_channels, H, W) -> (N, num_classes)"""
         features = F.adaptive_avg_pool2d(self.forward_features(x), 1).flatten(1)
         return cast(Tensor, self.linear(features))
-
-
-def _stage(
-    in_channels: int, out_channels: int, depth: int, stride: int, *, kernel_size: int, reduction: int
-) -> nn.Sequential:
-    inputs, strides = [in_channels] + [out_channels] * (depth - 1), [stride] + [1] * (depth - 1)
-    return nn.Sequential(
-        *(
-            ResidualBlock(channels, out_channels, step, kernel_size=kernel_size, reduction=reduction)
-            for channels, step in zip(inputs, strides, strict=True)
-        )
-    )
 
 
 def carnet_n(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:

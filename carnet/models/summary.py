@@ -1,4 +1,4 @@
-"""Count what a network costs: parameters, multiply-adds, bytes; strictly, and by the rules of the published tables.
+"""Count what a network costs: parameters, multiply-adds and bytes, strictly and by the rules of the published tables.
 
 The published totals come from torchinfo, whose rules differ from the field's use of the words: its "mult-adds" count
 biases as multiplications and every parameter of other layers once, and its "forward/backward pass size" is twice the
@@ -7,8 +7,6 @@ outputs of convolution, batch-norm and linear layers in float32. Both are given 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from carnet.errors import ModelError, is_out_of_memory
+from carnet.models.registry import create_model, default_image_size
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COUNTED_ACTIVATIONS = (*_CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm)
@@ -32,42 +31,88 @@ class LayerSummary:
     params: int = 0
     """Parameters of the layer and all layers inside it."""
     macs: int = 0
-    """Multiply-accumulates of the layer's own convolution or matrix, biases left out."""
+    """Multiply-accumulates of the layer's own convolution or matrix, without biases."""
 
 
 @dataclass
 class ModelSummary:
-    """What `carnet summary` prints; counts are for one image."""
+    """The costs of a network, as `carnet summary` prints them; counts are for one image."""
 
     model: str
     num_classes: int
     input_shape: tuple[int, ...]
     params: int
-    macs: int
+    macs: int = 0
     """Strict multiply-accumulates of all convolutions and linear layers."""
-    published_mult_adds: int
+    published_mult_adds: int = 0
     """Multiply-adds as the published tables count them."""
-    weights_bytes: int
+    weights_bytes: int = 0
     """Parameters in float32."""
-    activations_bytes: int
+    activations_bytes: int = 0
     """The published "forward/backward pass size"."""
     layers: list[LayerSummary] = field(default_factory=list)
 
 
 def summarize(
-    network: nn.Module, name: str, *, num_classes: int, image_size: int, in_channels: int = 3
+    network: nn.Module | str,
+    name: str = "",
+    *,
+    num_classes: int = 100,
+    image_size: int | None = None,
+    in_channels: int = 3,
 ) -> ModelSummary:
-    """Run one zero image through the network and count.
+    """Run one zero image through a network and count, as `carnet summary` does.
+
+    Args:
+        network: a network, or the name of one, as `create_model` takes it.
+        name: what to call a network that is not given by its name; empty: its class.
+        num_classes: number of outputs.
+        image_size: side of the square input, in pixels; None: the size that the name stands for.
+        in_channels: channels of the input.
 
     Raises:
-        ModelError: if the network cannot take an image of that size.
+        ModelError: if the name is unknown, or the network cannot take an image of that size.
+        MissingExtraError: for a timm model without timm.
     """
-    summary = ModelSummary(name, num_classes, (1, in_channels, image_size, image_size), 0, 0, 0, 0, 0)
-    with _recording(network, summary):
+    if isinstance(network, str):
+        name, network = network, create_model(network, num_classes=num_classes, in_channels=in_channels)
+    name = name or type(network).__name__
+    image_size = image_size or default_image_size(name)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    summary = ModelSummary(name, num_classes, (1, in_channels, image_size, image_size), params)
+    summary.weights_bytes = 4 * params
+    rows: dict[nn.Module, LayerSummary] = {}
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            rows[module].output_shape = tuple(output.shape)
+            _count(module, output, rows[module], summary)
+
+    handles = []
+    for path, module in network.named_modules():
+        rows[module] = LayerSummary(path, path.count(".") + 1 if path else 0, type(module).__name__)
+        rows[module].params = sum(parameter.numel() for parameter in module.parameters())
+        handles.append(module.register_forward_pre_hook(lambda module, _: summary.layers.append(rows[module])))
+        handles.append(module.register_forward_hook(leave))
+    try:
         check_image_size(network, name, image_size, in_channels)
-    summary.params = sum(parameter.numel() for parameter in network.parameters())
-    summary.weights_bytes = 4 * summary.params
+    finally:
+        for handle in handles:
+            handle.remove()
     return summary
+
+
+def _count(module: nn.Module, output: Tensor, row: LayerSummary, summary: ModelSummary) -> None:
+    repeats = 1
+    if isinstance(module, _CONVOLUTIONS):
+        repeats = output[0, 0].numel()
+        row.macs = module.weight.numel() * repeats
+    elif isinstance(module, nn.Linear):
+        row.macs = module.weight.numel() * (output.numel() // module.out_features)
+    summary.macs += row.macs
+    summary.published_mult_adds += repeats * sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    if isinstance(module, _COUNTED_ACTIVATIONS):
+        summary.activations_bytes += 2 * 4 * output.numel()
 
 
 def check_image_size(network: nn.Module, name: str, image_size: int, in_channels: int = 3) -> None:
@@ -94,7 +139,7 @@ def check_image_size(network: nn.Module, name: str, image_size: int, in_channels
 
 
 def check_single_image(network: nn.Module, image_size: int, in_channels: int, flag: str) -> None:
-    """Try to train on one image, which batch norm cannot where it sees a single position.
+    """Try to train on one image, which batch norm cannot do where it sees a single position.
 
     Raises:
         ModelError: naming the flag that asked for it.
@@ -107,46 +152,3 @@ def check_single_image(network: nn.Module, image_size: int, in_channels: int, fl
         raise ModelError(f"{flag} is too few for batch norm at --image-size {image_size}; take 2 or more") from error
     finally:
         network.train(was_training)
-
-
-@contextmanager
-def _recording(network: nn.Module, summary: ModelSummary) -> Iterator[None]:
-    rows: dict[nn.Module, LayerSummary] = {}
-    handles = []
-    for path, module in network.named_modules():
-        depth = path.count(".") + 1 if path else 0
-        row = LayerSummary(path, depth, type(module).__name__)
-        row.params = sum(parameter.numel() for parameter in module.parameters())
-        rows[module] = row
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        summary.layers.append(rows[module])
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            rows[module].output_shape = tuple(output.shape)
-            _count(module, output, rows[module], summary)
-
-    for module in rows:
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _count(module: nn.Module, output: Tensor, row: LayerSummary, summary: ModelSummary) -> None:
-    own_params = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    if isinstance(module, _CONVOLUTIONS):
-        positions = output[0, 0].numel()
-        row.macs = module.weight.numel() * positions
-        summary.published_mult_adds += own_params * positions
-    elif isinstance(module, nn.Linear):
-        row.macs = module.weight.numel() * (output.numel() // module.out_features)
-        summary.published_mult_adds += own_params
-    else:
-        summary.published_mult_adds += own_params
-    summary.macs += row.macs
-    if isinstance(module, _COUNTED_ACTIVATIONS):
-        summary.activations_bytes += 2 * 4 * output.numel()

@@ -1,8 +1,7 @@
-"""Weights on disk: save them with what they need, load them onto a device, predict and be judged with them.
+"""Save weights together with what they need, load them onto a device, predict and evaluate with them.
 
-Files of tensors: safetensors with a checksum of their own in the header, over everything else in them.
-
-Loading such a file executes nothing from it, unlike a pickle.
+Weights and checkpoints are safetensors files with a checksum of everything else in the header. Loading such a file
+executes nothing from it, unlike a pickle.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from carnet.text import OnProgress, quoted
 
 _WEIGHTS_METADATA = {"format": "pt"}
 _INFO = {"params", "epoch", "metrics"}
-"""What `model.json` says beside the spec."""
+"""Entries of `model.json` beside the spec."""
 _MAX_WEIGHTS_BYTES = 16 * 2**30
 _COPY_AGAIN = "copy it again from where the run was made"
 
@@ -72,12 +71,12 @@ class TrainedModel(Predictor):
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
     """uint8 (N, S, S, C) -> float32 (N, C, S, S) on `device`, in channels-last layout except on Apple's GPUs."""
     number, height, width, channels = images.shape
-    # A whole line of pixels at a time, because PyTorch is slow where the innermost dimension is three numbers long.
+    # A whole row of pixels at a time, because PyTorch is slow where the innermost dimension has three elements.
     mean, std = (torch.tensor(values, device=device).repeat(width) for values in (spec.mean, spec.std))
-    lines = images.to(device).reshape(number, height, width * channels).float().div_(255).sub_(mean).div_(std)
+    rows = images.to(device).reshape(number, height, width * channels).float().div_(255).sub_(mean).div_(std)
     # Stored as (N, S, S, C), so the permuted view already is channels-last: no copy is made.
-    pixels = lines.view(number, height, width, channels).permute(0, 3, 1, 2)
-    # There PyTorch's gradients of channels-last batch norm are wrong.
+    pixels = rows.view(number, height, width, channels).permute(0, 3, 1, 2)
+    # On Apple's GPUs, PyTorch's gradients of channels-last batch norm are wrong.
     return pixels.contiguous() if device.type == "mps" else pixels
 
 
@@ -87,7 +86,6 @@ def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mappin
     Raises:
         OutputError: if the folder cannot be written.
     """
-    # safetensors takes contiguous tensors only; channels-last ones are restored on loading.
     files.write_bytes(run.weights, pack(network.state_dict(), _WEIGHTS_METADATA))
     files.write_sealed_json(run.model, spec.to_json() | dict(info))
 
@@ -102,7 +100,7 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
         device: cpu, cuda, mps, or auto.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if the device is not available.
         RunError: if the folder is no run, has no model yet, a file of it is damaged, or its weights do not fit its
             description.
     """
@@ -112,7 +110,7 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
     spec, info = _read_description(folder)
     network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
     try:
-        network.load_state_dict(read_weights(folder))
+        network.load_state_dict(_read_weights(folder))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -125,35 +123,36 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
     """Copy another run's weights into a network; its head too, if both have the same classes in the same order.
 
     Returns:
-        A sentence that says what was taken over.
+        A clause that says what was copied.
 
     Raises:
         RunError: if the run holds another model.
     """
     source = check_start(spec.model, spec.in_channels, run)
     folder = RunFolder.open(run)
-    weights = read_weights(folder)
+    weights = _read_weights(folder)
     same_classes = source.classes == spec.classes
     if not same_classes:
         heads = tuple(f"{name}." for name in head_names(network))
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(heads)}
+    unfit = RunError(f"{folder.weights} does not fit {source.model}")
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise RunError(f"{folder.weights} does not fit {source.model}") from error
+        raise unfit from error
     if unexpected or (same_classes and missing):
-        raise RunError(f"{folder.weights} does not fit {source.model}")
+        raise unfit
     kept = "with its head (same classes)" if same_classes else "with a new head (other classes)"
     return f"starts from the weights of {run}, {kept}"
 
 
 def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
-    """The spec of a run to start from.
+    """Return the spec of a run to start from.
 
     Raises:
-        RunError: if it has no model, or another one, or one for other images.
+        RunError: if it has no model, or another one, or one for images with other channels.
     """
     folder = RunFolder.open(run)
     if not folder.weights.exists():
@@ -167,37 +166,26 @@ def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
 
 
 def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
-    """What `model.json` says: the spec, and the rest.
-
-    Raises:
-        RunError: if the file is missing or damaged, or describes no model.
-    """
+    """Read `model.json`: the spec, and the rest."""
     document = files.read_json(run.model, dict[str, Any])
     try:
         values, has_checksum = unsealed(document)
         spec = ModelSpec.from_json(values)
+        info = {name: value for name, value in values.items() if name not in vars(spec)}
+        # Runs from before there were checksums have no other entries; otherwise the checksum's name was damaged.
+        if not has_checksum and (unknown := info.keys() - _INFO):
+            raise DocumentError(f"it says {', '.join(sorted(unknown))}, unlike any of ours")
     except (DocumentError, RunError) as error:
         raise RunError(f"cannot read {run.model}: {error}; {_COPY_AGAIN}") from error
-    info = {name: value for name, value in values.items() if name not in spec.to_json()}
-    # Runs from before there were checksums say nothing else; here the name of the checksum itself was damaged.
-    if not has_checksum and (unknown := info.keys() - _INFO):
-        raise RunError(
-            f"cannot read {run.model}: it says {', '.join(sorted(unknown))}, unlike any of ours; {_COPY_AGAIN}"
-        )
     return spec, info
 
 
-def read_weights(run: RunFolder) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`.
-
-    Raises:
-        RunError: if the file is missing or damaged.
-    """
+def _read_weights(run: RunFolder) -> dict[str, Tensor]:
     content = files.read_whole(run.weights, _MAX_WEIGHTS_BYTES)
     try:
         metadata = read_metadata(content)
         if CHECKSUM not in metadata and metadata not in ({}, _WEIGHTS_METADATA):
-            # Older runs have no checksum and say nothing else; here its name was damaged.
+            # Older runs have no checksum and no other metadata; otherwise the checksum's name was damaged.
             raise DocumentError("its metadata are unlike any of ours")
         return unpack(content)
     except DocumentError as error:
@@ -216,22 +204,22 @@ def evaluate(
     ignore: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> EvaluationReport:
-    """Judge a run's model on a split of a folder of images.
+    """Evaluate a run's model on a split of some images.
 
     Args:
         run: the run folder.
-        data: the images, in any form `carnet.data.find` describes. What the run itself divided, a flat folder or
-            a `train` without `valid`, is divided the same way, by content.
+        data: the images, in any form that `carnet.data.find` describes. What the run itself split, a flat folder or
+            a `train` without `valid`, is split the same way, by content.
         split: train, valid, test, or all for every image of a flat folder.
-        device: where to compute.
+        device: cpu, cuda, mps, or auto.
         batch_size: images at a time.
         skip_unreadable: leave out, and count, images that cannot be decoded.
-        layout: what the data's folders are, classes or splits, where that cannot be told.
+        layout: what the data's folders are, classes or splits, where that is ambiguous.
         ignore: paths of images to leave out and count, as `carnet.data.samples.read_ignore_file` gives them.
-        progress: told how many images are done, of how many.
+        progress: called with the number of images done, and of all.
 
     Raises:
-        ConfigError: for a device that is not there, or a batch size below 1.
+        ConfigError: for a device that is not available, or a batch size below 1.
         RunError: if the run has no model.
         DataError: if the data lacks the split or has classes that the model does not know.
         UnreadableImagesError: listing the images that cannot be decoded.
@@ -246,10 +234,10 @@ def evaluate(
 
 
 def choose_device(wish: str | None) -> Device:
-    """cpu, cuda or mps -> the device, if it is there; None and auto take a GPU before the processor.
+    """Return the device that was asked for: cpu, cuda or mps; None and auto take a GPU where there is one.
 
     Raises:
-        ConfigError: if the device is not to be had here.
+        ConfigError: if the device is not available.
     """
     usable: list[Device] = ["cuda"] if torch.cuda.is_available() else []
     usable += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
@@ -260,7 +248,7 @@ def choose_device(wish: str | None) -> Device:
 
 
 def device_name(device: str) -> str:
-    """What the maker calls a device: cpu, cuda or mps."""
+    """Return the product name of a device: cpu, cuda or mps."""
     return torch.cuda.get_device_name() if device == "cuda" else processor_name()
 
 
@@ -275,7 +263,7 @@ def compute_exactly() -> None:
 
 @contextmanager
 def on_threads(number: int) -> Iterator[None]:
-    """PyTorch computes on so many threads inside."""
+    """Let PyTorch compute on this number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -286,61 +274,59 @@ def on_threads(number: int) -> Iterator[None]:
 
 _DIGEST = f'"{CHECKSUM}":"%s"'.encode()
 _NO_DIGEST = b"0" * 64
+"""Stands in the header while the checksum is computed."""
 _LENGTH_BYTES = 8
-"""Of the number with which a file begins: how long its header is."""
+"""A file begins with the length of its header, a number of this many bytes."""
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of a file with these tensors, whatever their device and layout, and its checksum.
+    """Return the content of a file with these tensors, whatever their device and layout, and its checksum.
 
     Args:
-        tensors: by name.
+        tensors: tensors by name; their layout is lost.
         metadata: text by name.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
-    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-    document = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    document = json.loads(content[_LENGTH_BYTES:end])
     # The library writes these in any order. In one order, equal tensors give equal files.
     document["__metadata__"] = dict(sorted(document["__metadata__"].items()))
     header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    # As the library does it, so that tensors begin where processors like them to.
+    # Padded as the library does it, so that the tensors are aligned.
     header += b" " * (-len(header) % 8)
-    begin, rest = len(header).to_bytes(_LENGTH_BYTES, "little"), memoryview(content)[_LENGTH_BYTES + length :]
-    digest = hashlib.sha256(begin + header)
-    digest.update(rest)
-    # The checksum counts as zeros while it is computed.
-    sealed = header.replace(_DIGEST % _NO_DIGEST, _DIGEST % digest.hexdigest().encode(), 1)
-    return b"".join((begin, sealed, rest))
+    data = memoryview(content)[end:]
+    sealed = header.replace(_DIGEST % _NO_DIGEST, _DIGEST % _digest(header, data).encode(), 1)
+    return b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), sealed, data))
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
-    """The text in the header of a file of tensors; a checksum among it is right.
+    """Return the text in the header of a file of tensors, and check its checksum if there is one.
 
     Raises:
         DocumentError: if it is no such file, or its checksum is wrong.
     """
-    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-    if len(content) < _LENGTH_BYTES + length:
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    if len(content) < end:
         raise DocumentError("it is cut off or not a file of tensors")
-    header = content[_LENGTH_BYTES : _LENGTH_BYTES + length]
+    header = content[_LENGTH_BYTES:end]
     document: dict[str, Any] = conform(parse(header), dict[str, Any])
     metadata: dict[str, str] = conform(document.get("__metadata__", {}), dict[str, str], "its metadata")
-    if CHECKSUM in metadata and _digest(content, header, metadata[CHECKSUM]) != metadata[CHECKSUM]:
-        raise DocumentError("its checksum is wrong")
+    if (recorded := metadata.get(CHECKSUM)) is not None:
+        unsealed_header = header.replace(_DIGEST % recorded.encode(errors="backslashreplace"), _DIGEST % _NO_DIGEST, 1)
+        if _digest(unsealed_header, memoryview(content)[end:]) != recorded:
+            raise DocumentError("its checksum is wrong")
     return metadata
 
 
-def _digest(content: bytes, header: bytes, recorded: str) -> str:
-    digest = hashlib.sha256(content[:_LENGTH_BYTES])
-    recorded_bytes = recorded.encode(errors="backslashreplace")
-    digest.update(header.replace(_DIGEST % recorded_bytes, _DIGEST % _NO_DIGEST, 1))
-    digest.update(memoryview(content)[_LENGTH_BYTES + len(header) :])
+def _digest(header: bytes, data: memoryview) -> str:
+    digest = hashlib.sha256(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+    digest.update(data)
     return digest.hexdigest()
 
 
 def unpack(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """Return the tensors of a file.
 
     Raises:
         DocumentError: if they cannot be read.

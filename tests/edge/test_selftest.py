@@ -15,7 +15,7 @@ from carnet.spec import ModelSpec
 
 
 def test_this_installation_reproduces_what_it_wrote(exported: Path) -> None:
-    checks = verify(Classifier(exported))
+    checks = verify(Classifier(exported)).checks
     assert [check.picture for check in checks] == ["lossless", "jpeg"]
     assert all(check.passed and check.difference < check.tolerance / 10 for check in checks)
 
@@ -24,7 +24,7 @@ def test_another_arithmetic_is_noticed(exported: Path, monkeypatch: pytest.Monke
     classifier = Classifier(exported)
     right = classifier.probabilities
     monkeypatch.setattr(classifier, "probabilities", lambda images: np.roll(right(images), 1, axis=1))
-    checks = verify(classifier)
+    checks = verify(classifier).checks
     assert not any(check.passed for check in checks)
     assert all(check.difference > check.tolerance for check in checks)
 
@@ -39,7 +39,7 @@ def test_a_decoder_that_differs_fails_the_jpeg_alone(exported: Path, monkeypatch
         return pixels if content.startswith(b"\x89PNG") else 255 - pixels
 
     monkeypatch.setattr(selftest, "load_image", other)
-    lossless, jpeg = verify(Classifier(exported))
+    lossless, jpeg = verify(exported).checks
     assert lossless.passed
     assert not jpeg.passed
 
@@ -48,7 +48,7 @@ def test_a_picture_that_cannot_be_decoded_fails(exported: Path, monkeypatch: pyt
     from carnet import preprocess
 
     monkeypatch.setattr(preprocess, "FORMATS", ("PNG",))
-    lossless, jpeg = verify(Classifier(exported))
+    lossless, jpeg = verify(exported).checks
     assert lossless.passed
     assert "cannot decode" in jpeg.problem
 

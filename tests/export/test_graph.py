@@ -14,7 +14,7 @@ from torch import nn
 import carnet
 from carnet.edge.model_file import ModelFile, seal
 from carnet.edge.runtimes import open_runtime
-from carnet.export.graph import IR_VERSION, OPSET, Graph, _map_centres, mean_and_linear_head, serialized, to_graph
+from carnet.export.graph import IR_VERSION, OPSET, Graph, map_centres, mean_and_linear_head, serialized, to_graph
 from carnet.models.weights import TrainedModel
 from carnet.spec import ModelSpec
 
@@ -114,7 +114,7 @@ def test_temperature_is_a_number_in_the_graph() -> None:
 
 def test_centres_of_unpadded_networks_lie_in_the_middle() -> None:
     model = model_of("carnet18", 64)
-    rows, columns = _map_centres(model.network, model.spec)
+    rows, columns = map_centres(model.network, model.spec)
     assert rows == columns
     steps = np.diff(rows)
     # Three strides of two, none of them padded: by the arithmetic of receptive fields.
@@ -125,7 +125,7 @@ def test_centres_of_unpadded_networks_lie_in_the_middle() -> None:
 
 def test_centres_of_padded_networks_cover_the_image() -> None:
     model = model_of("carnet_s", 128)
-    rows, _ = _map_centres(model.network, model.spec)
+    rows, _ = map_centres(model.network, model.spec)
     assert len(rows) == 4
     assert rows[0] < 32 < rows[1] < 64 < rows[2] < 96 < rows[3]
 
@@ -142,7 +142,7 @@ def test_a_head_that_is_more_than_mean_and_linear_has_no_maps() -> None:
 def test_centres_of_networks_that_take_no_means_divide_the_image(name: str) -> None:
     pytest.importorskip("timm")
     model = model_of(name, 256)
-    rows, columns = _map_centres(model.network, model.spec)
+    rows, columns = map_centres(model.network, model.spec)
     assert rows == columns == tuple(15.5 + 32 * k for k in range(8))
 
 
