@@ -23,8 +23,7 @@ from typing import Any
 
 from environment import HELD_TO_AVX2, write_result
 
-from carnet.machine import SPINS
-from carnet.prefetch import available_cores
+from carnet.machine import SPINS, available_cores
 
 WAITING: dict[str, dict[str, str]] = {"default": {}, "brief": {"GOMP_SPINCOUNT": str(SPINS)}}
 LOOP = """

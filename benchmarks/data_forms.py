@@ -19,7 +19,7 @@ from environment import write_result
 
 from carnet.config import TrainingConfig
 from carnet.data.find import find_images
-from carnet.files import write_csv
+from carnet.files import csv_text, write_text
 from carnet.models.weights import load
 from carnet.training.run import train
 
@@ -47,7 +47,7 @@ def write_table(data: Path, table: Path) -> None:
         for split, samples in found.splits.items()
         for sample in samples
     ]
-    write_csv(table, rows[::-1])
+    write_text(table, csv_text(rows[::-1]))
 
 
 def run_on(data: Path, run: Path) -> dict[str, Any]:

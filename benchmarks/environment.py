@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from carnet import files
-from carnet.machine import processor_name, versions
-from carnet.prefetch import available_cores
+from carnet.machine import available_cores, processor_name, versions
 from carnet.training.measurements import measure_matrix_rates, processor_features
 
 RESULTS = Path(__file__).parent / "results"

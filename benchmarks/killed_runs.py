@@ -20,7 +20,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ def _train_and_die(run: Path, data: Path, config: TrainingConfig, number: int, s
 
 def die_in_write(number: int, stage: str) -> None:
     """Have this process killed at a certain stage of a certain write of a file."""
-    fill, rename = files._fill, files._name
+    fill, rename = files._fill, files.rename
     writes = names = 0
 
     def dying_fill(path: Path, content: bytes) -> None:
@@ -226,7 +226,7 @@ def die_in_write(number: int, stage: str) -> None:
         if writes == number and stage == "filled":
             _die()
 
-    def dying_name(path: Path, name: Path) -> None:
+    def dying_name(path: Path, name: Path, pauses: Sequence[float] = ()) -> None:
         nonlocal names
         rename(path, name)
         names += 1
@@ -235,7 +235,7 @@ def die_in_write(number: int, stage: str) -> None:
         if writes == number and ((stage == "first name" and names == 1) or (stage == "last name" and is_last)):
             _die()
 
-    files._fill, files._name = dying_fill, dying_name
+    files._fill, files.rename = dying_fill, dying_name
 
 
 def _die() -> None:

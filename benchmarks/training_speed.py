@@ -394,7 +394,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
     from carnet.data.decoded import Target, inspect_and_cache
     from carnet.data.find import find_images
-    from carnet.prefetch import loading_threads
+    from carnet.machine import loading_threads
     from carnet.training.memory import free_bytes
 
     paths = [sample.path for sample in find_images(options.data).samples]

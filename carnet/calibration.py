@@ -1,13 +1,12 @@
-"""What a classifier may say of itself: a temperature for its probabilities, and a threshold below which it is not sure.
+"""Calibrate a classifier: a temperature for its probabilities, and a threshold of confidence.
 
-Both are chosen on images that were held back from training. What they are worth is measured by cross-fitting: the
-images are divided, and each part is judged with what was chosen on the others.
+Both are chosen on held-out images. How good they are is measured by cross-fitting: the images are divided into folds,
+and each fold is evaluated with what was chosen on the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +18,19 @@ from carnet.metrics import Floats, Labels
 
 COLDEST, HOTTEST = 0.05, 20.0
 CONFIDENT_ERROR = 0.05
-"""Share of the answers given that may be wrong."""
+"""Share of the confident predictions that may be wrong."""
 FOLDS = 5
 NEVER_CONFIDENT = math.nextafter(1.0, 2.0)
-"""A threshold that no answer reaches; in float32 a probability may well be 1."""
+"""A threshold that no probability reaches, not even 1."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was chosen.
+    """A temperature and a threshold.
 
     Attributes:
-        temperature: logits are divided by it before softmax.
-        threshold: the highest probability below which an answer is not sure; 0 where all are, above 1 where none is.
+        temperature: divides the logits before softmax.
+        threshold: lowest probability of a confident prediction; 0 if all are confident, above 1 if none is.
     """
 
     temperature: float
@@ -40,14 +39,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """What a temperature and a threshold are worth for images that they were not chosen on.
+    """The effect of temperatures and thresholds on images that they were not chosen on.
 
     Attributes:
         confidence: (N,) highest probability of each image.
-        is_confident: (N,) whether it reaches the threshold.
-        correct: (N,) whether the answer is right.
-        error_before: expected calibration error of the plain softmax.
-        error: the same with the temperature.
+        is_confident: (N,) marks images whose confidence reaches the threshold.
+        correct: (N,) marks correct predictions.
+        error_before: expected calibration error without a temperature.
+        error: expected calibration error with the temperature.
     """
 
     confidence: NDArray[np.float64]
@@ -58,16 +57,16 @@ class CrossFitted:
 
     @property
     def coverage(self) -> float:
-        """Share of the images that get a sure answer."""
+        """Share of the images with a confident prediction."""
         return float(self.is_confident.mean())
 
     @property
     def confident_accuracy(self) -> float | None:
-        """Share of the sure answers that are right; None without any."""
+        """Accuracy of the confident predictions; None without any."""
         return float(self.correct[self.is_confident].mean()) if self.is_confident.any() else None
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers without the arrays."""
+        """Return the numbers without the arrays."""
         return {
             "calibration_error_before": self.error_before,
             "calibration_error": self.error,
@@ -77,84 +76,72 @@ class CrossFitted:
 
 
 def calibrate(logits: Floats, labels: Labels) -> Calibration:
-    """Choose temperature and threshold: (N, classes), (N,)"""
+    """Choose temperature and threshold: (N, classes), (N,)."""
     temperature = fit_temperature(logits, labels)
     confidence = metrics.softmax(logits / temperature).max(axis=1)
     return Calibration(temperature, choose_threshold(confidence, metrics.in_top_k(logits, labels, 1)))
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature that makes the true classes most likely: (N, classes), (N,)
+    """Return the temperature with the lowest cross-entropy, by golden-section search: (N, classes), (N,).
 
-    As though one image more had been seen that could be anything, so that a few images, all of them right, do not make
-    it certain of everything. Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    One more image that could be of any class is added, so that a few images, all of them correct, do not make all
+    predictions certain. Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     wide = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        cooled = wide / math.exp(log_temperature)
-        true = metrics.cross_entropy(cooled, labels).sum()
-        anything = metrics.cross_entropy(cooled, labels) + cooled[np.arange(len(labels)), labels] - cooled.mean(axis=1)
-        return float(true + anything.mean())
+        scaled = wide / math.exp(log_temperature)
+        true = metrics.cross_entropy(scaled, labels)
+        any_class = true + scaled[np.arange(len(labels)), labels] - scaled.mean(axis=1)
+        return float(true.sum() + any_class.mean())
 
-    return math.exp(_minimum(loss, math.log(COLDEST), math.log(HOTTEST)))
-
-
-def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is lowest, by golden sections."""
-    ratio = (math.sqrt(5) - 1) / 2
+    low, high, ratio = math.log(COLDEST), math.log(HOTTEST), (math.sqrt(5) - 1) / 2
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if function(left) <= function(right):
-            high = right
-        else:
-            low = left
-    return (low + high) / 2
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return math.exp((low + high) / 2)
 
 
 def choose_threshold(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """The lowest probability above which few answers are wrong: (N,), (N,)
+    """Return the lowest threshold that keeps wrong confident predictions rare: (N,), (N,).
 
-    Few is `CONFIDENT_ERROR`, or half of what is wrong anyway where that is less.
+    Their share is at most `CONFIDENT_ERROR`, or half the share of all wrong predictions where that is less.
     """
     allowed = min(CONFIDENT_ERROR, 0.5 * float((~correct).mean()))
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~correct[order]) / np.arange(1, len(order) + 1)
-    # Of equally probable answers either all are sure or none.
+    # Equally probable predictions are all confident, or none of them is.
     is_end = np.append(np.diff(confidence[order]) < 0, True)
     good = np.flatnonzero((wrong <= allowed) & is_end)
     if not len(good):
         return NEVER_CONFIDENT
-    last = int(good[-1])
+    last = good[-1]
     return 0.0 if last == len(order) - 1 else float(confidence[order[last]] + confidence[order[last + 1]]) / 2
 
 
 def cross_fit(logits: Floats, labels: Labels) -> CrossFitted:
-    """Judge each part of the images with what was chosen on the others: (N, classes), (N,)
-
-    Args:
-        logits: of at least two images.
-        labels: their classes.
-    """
-    parts = np.random.default_rng(0).permutation(len(labels)) % min(FOLDS, len(labels))
+    """Evaluate each fold with what was chosen on the others: (N, classes), (N,) of at least two images."""
+    folds = np.random.default_rng(0).permutation(len(labels)) % min(FOLDS, len(labels))
     confidence = np.empty(len(labels))
     is_confident = np.empty(len(labels), np.bool_)
-    for part in range(parts.max() + 1):
-        judged = parts == part
-        chosen = calibrate(logits[~judged], labels[~judged])
-        confidence[judged] = metrics.softmax(logits[judged] / chosen.temperature).max(axis=1)
-        is_confident[judged] = confidence[judged] >= chosen.threshold
+    for fold in range(folds.max() + 1):
+        held_out = folds == fold
+        chosen = calibrate(logits[~held_out], labels[~held_out])
+        confidence[held_out] = metrics.softmax(logits[held_out] / chosen.temperature).max(axis=1)
+        is_confident[held_out] = confidence[held_out] >= chosen.threshold
     correct = metrics.in_top_k(logits, labels, 1)
-    before = metrics.expected_calibration_error(metrics.softmax(logits).max(axis=1), correct)
-    return CrossFitted(
-        confidence, is_confident, correct, before, metrics.expected_calibration_error(confidence, correct)
+    error_before, error = (
+        metrics.expected_calibration_error(values, correct)
+        for values in (metrics.softmax(logits).max(axis=1), confidence)
     )
+    return CrossFitted(confidence, is_confident, correct, error_before, error)
 
 
 def coverage_curve(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What every threshold would give, from the highest on: thresholds, share answered, accuracy of the answers."""
+    """Return all thresholds, highest first, with coverage and accuracy of the confident predictions: (N,), (N,)."""
     order = np.argsort(-confidence, kind="stable")
-    answered = np.arange(1, len(order) + 1)
-    return confidence[order], answered / len(order), np.cumsum(correct[order]) / answered
+    num_confident = np.arange(1, len(order) + 1)
+    return confidence[order], num_confident / len(order), np.cumsum(correct[order]) / num_confident

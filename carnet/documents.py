@@ -1,12 +1,13 @@
-"""Read JSON of ours within limits, and hold it against the types it should have.
+"""Read JSON documents of ours within limits, and check them against the types they should have.
 
-Whoever changes a file on purpose can compute its checksum anew, so that what a document says is believed only as far as
-its types and ranges go. The types are those of the dataclasses and typed dictionaries that the code works with; `Range`
-in their annotations adds what a number may be.
+Whoever changes a file on purpose can compute its checksum anew, so a document is trusted only as far as its types and
+ranges go. The types are those of the dataclasses and typed dictionaries that the code works with; a `Range` in their
+annotations adds which numbers are allowed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,33 +21,34 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar, Union, cast, g
 from typing import is_typeddict as is_typed_dict
 
 MAX_BYTES = 32 * 2**20
-"""Of a document; what is read of it takes up to 20 times as much memory."""
+"""Limit of a document; reading it takes up to 20 times as much memory."""
 MAX_DEPTH = 32
-"""Of lists and objects inside each other; ours have six."""
+"""Limit of lists and objects inside each other; ours have six."""
 _MAX_DIGITS = 20
-"""Of a whole number; a seed has up to 19."""
+"""Limit of a whole number; a seed has up to 19 digits."""
 CHECKSUM = "sha256"
 """The entry of a sealed document that holds its checksum."""
-_SHOWN = 40
-"""Characters of a wrong value that are told."""
+_MAX_SHOWN = 40
+"""Characters of a wrong value or name that messages show."""
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 T = TypeVar("T")
 
 
 class DocumentError(ValueError):
-    """A document cannot be read, or says what cannot be meant. Internal: whoever knows the file names it."""
+    """A document cannot be read, or has a wrong entry. Internal: the caller, who knows the file, adds its name."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a finite number may be; of a list or text, how many entries it may have. Stands in `Annotated`."""
+    """The finite numbers that are allowed, for `Annotated`; for a list or text, its allowed numbers of entries."""
 
     low: float
     high: float = math.inf
     above: bool = False
-    """Whether `low` itself is left out."""
+    """Excludes `low` itself."""
     below: bool = False
-    """Whether `high` itself is left out."""
+    """Excludes `high` itself."""
     unit: str = ""
     """Follows the numbers in messages."""
 
@@ -56,13 +58,11 @@ class Range:
 
     def __str__(self) -> str:
         low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
-        if self.high == math.inf:
-            words = f"above {low}" if self.above else f"{low} or more"
-        elif self.above or self.below:
-            words = f"above {low}" if self.above else f"{low} or more"
+        words = f"above {low}" if self.above else f"{low} or more"
+        if self.high < math.inf:
             words += f" and below {high}" if self.below else f" and up to {high}"
-        else:
-            words = f"between {low} and {high}"
+            if not (self.above or self.below):
+                words = f"between {low} and {high}"
         return f"{words} {self.unit}".strip()
 
 
@@ -76,31 +76,32 @@ def parse(content: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
     """Read a JSON document of ours; undecodable bytes of file names stay what they were.
 
     Raises:
-        DocumentError: if it is none, is larger or nested deeper than any of ours, or holds a number that no number of
-            ours can be: one that is not finite, or one of very many digits.
+        DocumentError: if it is no JSON, is larger or nested deeper than any of ours, or holds a number that is not
+            finite or has very many digits.
     """
     if len(content) > max_bytes:
         raise DocumentError(f"it has more than {max_bytes / 2**20:.0f} MiB")
     text = content if isinstance(content, str) else content.decode("utf-8", "surrogateescape")
     try:
-        document = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+        document = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_short)
     except RecursionError:
         raise DocumentError("its lists are nested too deeply") from None
     except DocumentError:
         raise
     except ValueError as error:
         raise DocumentError(f"it is no JSON: {error}") from error
-    _require_flat(document)
+    level, depth = [document], 0
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise DocumentError("its lists are nested too deeply")
+        level = [item for part in level for item in (part.values() if isinstance(part, dict) else part)]
     return document
-
-
-def _refuse(word: str) -> float:
-    raise DocumentError(f"it holds {word}, which is no number")
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise DocumentError(f"it holds {_shortened(text)}, which is too large for a number")
+        raise DocumentError(f"it holds {_shortened(text)}, which is not a finite number")
     return number
 
 
@@ -110,8 +111,13 @@ def _short(text: str) -> int:
     return int(text)
 
 
+def _shortened(text: str) -> str:
+    text = re.sub(r"\s+", " ", text)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
 def phrase(kind: Any) -> str:
-    """What a value of a type may be, for messages: "above 0", "one of crop, pad, stretch"."""
+    """Describe the values of a type, for messages: "above 0", "one of crop, pad, stretch"."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return next((str(allowed) for allowed in arguments[1:] if isinstance(allowed, Range)), phrase(arguments[0]))
@@ -119,20 +125,11 @@ def phrase(kind: Any) -> str:
         return " or ".join(phrase(option) for option in arguments if option is not NoneType)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    return "a list" if origin in (list, tuple) else "an object" if origin is not None else _NAMES[kind]
-
-
-def _require_flat(document: Any) -> None:
-    level, depth = [document], 0
-    while level := [part for part in level if isinstance(part, dict | list)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise DocumentError("its lists are nested too deeply")
-        level = [item for part in level for item in (part.values() if isinstance(part, dict) else part)]
+    return "a list" if origin in (list, tuple, Sequence) else _NAMES.get(kind, "an object")
 
 
 def conform(value: Any, kind: Any, where: str = "") -> Any:
-    """Return a value that is of a type, with its ranges.
+    """Check that a value is of a type, within its ranges, and return it.
 
     Args:
         value: as `parse` gives it.
@@ -144,80 +141,47 @@ def conform(value: Any, kind: Any, where: str = "") -> Any:
         DocumentError: naming the first entry that is not.
     """
     origin, arguments = get_origin(kind), get_args(kind)
+    fits = True
     if origin in (Annotated, NotRequired):
         conform(value, arguments[0], where)
         _require_in_range(value, arguments[1:], where)
     elif origin in (Union, UnionType):
         _conform_to_one(value, arguments, where)
     elif origin is Literal:
-        if not any(type(value) is type(option) and value == option for option in arguments):
-            raise _wrong(where, f"one of {', '.join(map(str, arguments))}", value)
+        fits = any(type(value) is type(option) and value == option for option in arguments)
     elif origin in (list, tuple, Sequence):
-        if not isinstance(value, list | tuple):
-            raise _wrong(where, "a list", value)
-        for number, item in enumerate(value):
-            conform(item, arguments[0], f"{where}[{number}]")
-    elif origin in (dict, Mapping):
-        for name, item in _object(value, where).items():
-            conform(item, arguments[1], _join(where, _shortened(name)))
-    elif is_typed_dict(kind) or dataclasses.is_dataclass(kind):
-        _conform_to_fields(_object(value, where), kind, where)
-    elif kind is not Any and not _is_plain(value, kind):
-        raise _wrong(where, _NAMES[kind], value)
+        if fits := isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                conform(item, arguments[0], f"{where}[{number}]")
+    elif origin in (dict, Mapping) or is_typed_dict(kind) or dataclasses.is_dataclass(kind):
+        if fits := isinstance(value, Mapping):
+            hints, required = (dict.fromkeys(value, arguments[1]), ()) if arguments else _fields(kind)
+            _conform_entries(value, hints, required, where)
+    elif kind is not Any:
+        fits = isinstance(value, int | float if kind is float else kind)
+        fits = fits and not (kind in (int, float) and isinstance(value, bool))
+    if not fits:
+        raise _wrong(where, phrase(kind), value)
     return value
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
-
-
-def _is_plain(value: Any, kind: type) -> bool:
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float if kind is float else kind)
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _wrong(where, "an object", value)
-    return value
-
-
-def _conform_to_one(value: Any, kinds: Sequence[Any], where: str) -> None:
-    *others, last = [kind for kind in kinds if kind is not NoneType]
-    if value is None and NoneType in kinds:
-        return
-    for kind in others:
-        try:
-            conform(value, kind, where)
-        except DocumentError:
-            continue
-        return
-    conform(value, last, where)
-
-
-def _conform_to_fields(value: Mapping[str, Any], kind: Any, where: str) -> None:
-    hints, required = _fields(kind)
+def _conform_entries(value: Mapping[str, Any], hints: Mapping[str, Any], required: Sequence[str], where: str) -> None:
     if missing := [name for name in required if name not in value]:
         raise DocumentError(f"{where or 'it'} lacks {', '.join(missing)}")
     for name, hint in hints.items():
         if name in value:
-            conform(value[name], hint, _join(where, name))
+            conform(value[name], hint, f"{where}.{_shortened(name)}".removeprefix("."))
 
 
-@functools.cache
-def _fields(kind: Hashable) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Types by name, and the names without which it is not whole."""
-    hints = get_type_hints(kind, include_extras=True)
-    if is_typed_dict(kind):
-        # What the class itself says of them is wrong where annotations are text.
-        return hints, tuple(name for name, hint in hints.items() if get_origin(hint) is not NotRequired)
-    fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
-    required = tuple(
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
-    return {name: hints[name] for name in fields}, required
+def _conform_to_one(value: Any, kinds: Sequence[Any], where: str) -> None:
+    if value is None and NoneType in kinds:
+        return
+    *others, last = [kind for kind in kinds if kind is not NoneType]
+    for kind in others:
+        with contextlib.suppress(DocumentError):
+            conform(value, kind, where)
+            return
+    conform(value, last, where)
 
 
 def _require_in_range(value: Any, conditions: Sequence[Any], where: str) -> None:
@@ -239,22 +203,25 @@ def _wrong(where: str, wanted: str, value: Any) -> DocumentError:
     return DocumentError(f"{where or 'it'} should be {wanted}, and is {found}")
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _shortened(text: str) -> str:
-    text = re.sub(r"\s+", " ", text)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+@functools.cache
+def _fields(kind: Hashable) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the types of the fields by name, and the names of the required ones."""
+    hints = get_type_hints(kind, include_extras=True)
+    if is_typed_dict(kind):
+        # The class's own __required_keys__ is wrong where annotations are text.
+        return hints, tuple(name for name, hint in hints.items() if get_origin(hint) is not NotRequired)
+    fields = dataclasses.fields(cast(Any, kind))
+    required = tuple(field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING)
+    return {field.name: hints[field.name] for field in fields}, required
 
 
 def build(kind: type[T], values: Any, *, needed: Sequence[str] = ()) -> T:
-    """Make a dataclass of the dictionary that `dataclasses.asdict` made of it; what it does not know is left out.
+    """Rebuild a dataclass from its `dataclasses.asdict` dictionary; unknown keys are ignored.
 
     Args:
         kind: the dataclass.
         values: the dictionary, as `parse` gives it.
-        needed: fields that have a default, and were nevertheless always written.
+        needed: fields that are required in spite of their default.
 
     Raises:
         DocumentError: if a field is missing or is not what it should be.
@@ -263,21 +230,22 @@ def build(kind: type[T], values: Any, *, needed: Sequence[str] = ()) -> T:
     if missing := [name for name in needed if name not in values]:
         raise DocumentError(f"it lacks {', '.join(missing)}")
     hints, _ = _fields(cast(Hashable, kind))
-    return kind(**{name: _as_hinted(values[name], hint) for name, hint in hints.items() if name in values})
-
-
-def _as_hinted(value: Any, hint: Any) -> Any:
-    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return tuple(value) if get_origin(plain) is tuple else value
+    return kind(
+        **{
+            name: tuple(values[name]) if get_origin(hint) is tuple else values[name]
+            for name, hint in hints.items()
+            if name in values
+        }
+    )
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The same document of plain, finite values with its own checksum as the last entry."""
+    """Return the document, of plain, finite values, with its own checksum as the last entry."""
     return {**document, CHECKSUM: _digest(document)}
 
 
 def unsealed(document: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """A document without its checksum, and whether there was one.
+    """Return the document without its checksum, and whether there was one.
 
     Raises:
         DocumentError: if the checksum is wrong.
@@ -289,5 +257,5 @@ def unsealed(document: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    # Of what it says, so that another order of its entries and other blanks change nothing.
+    # The digest of the values, not of the text: the order of entries and blanks do not matter.
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -19,33 +19,29 @@ CarnetError                  base of them all; the command line prints its one s
 
 from __future__ import annotations
 
+import copyreg
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_TRAIN_PACKAGES = {
-    "torch": "PyTorch",
-    "torchvision": "torchvision",
-    "safetensors": "safetensors",
-    "lightning_fabric": "Lightning Fabric",
-    "matplotlib": "matplotlib",
-    "psutil": "psutil",
-    "rich": "rich",
+_PACKAGES = {
+    **{"torch": "PyTorch", "lightning_fabric": "Lightning Fabric"},
+    **{name: name for name in ("torchvision", "safetensors", "matplotlib", "psutil", "rich", "onnx", "onnxscript")},
 }
+"""Names of the packages, by module, that the extras `train` and `export` install."""
+_NEEDS_EXPORT = ("carnet export", "carnet compare", "carnet benchmark", "carnet.export_model")
+"""Commands and functions that need the extra `export`, which includes `train`."""
 _NO_MEMORY = (
     *("allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation"),
     *("could not create a primitive", "can't start new thread", "failed to map segment", "paging file is too small"),
 )
-"""What PyTorch, its kernels, ONNX Runtime, Python and the loader of libraries say where memory is short."""
+"""Words in the messages of PyTorch, its kernels, ONNX Runtime, Python and the library loader when memory is short."""
 _COMMITMENT_LIMIT = 1455
-"""What Windows says then."""
-_EXPORT_PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
+"""The number of Windows's error when memory is short."""
 _MAX_LISTED = 20
-"""Of files that cannot be read."""
-_EXPORTING = ("carnet export", "carnet compare", "carnet benchmark", "carnet.export_model")
-"""What needs both: the extra `export` brings `train` as well."""
+"""Number of unreadable images that a message lists."""
 
 
 class CarnetError(Exception):
@@ -55,14 +51,7 @@ class CarnetError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors pass between the processes of a run, whatever their constructors take.
-        return _rebuild, (type(self), str(self), vars(self))
-
-
-def _rebuild(kind: type[CarnetError], message: str, attributes: dict[str, Any]) -> CarnetError:
-    error = kind.__new__(kind, message)
-    error.args = (message,)
-    vars(error).update(attributes)
-    return error
+        return copyreg.__newobj__, (type(self), str(self)), vars(self)  # type: ignore[attr-defined]
 
 
 class DataError(CarnetError, ValueError):
@@ -88,14 +77,14 @@ class UnreadableImagesError(DataError):
 
     def __init__(self, errors: Sequence[ImageError], num_images: int) -> None:
         self.errors = tuple(errors)
-        # The first line shall still be seen where all the photos of a phone cannot be read.
-        shown = errors[:_MAX_LISTED]
-        listing = "".join(f"\n  {error}" for error in shown)
-        more = f"\n  and {len(errors) - len(shown):,} more" if len(errors) > len(shown) else ""
-        super().__init__(
+        lines = [
             f"{len(errors)} of {num_images} images cannot be read; mend or remove them, "
-            f"or go on without them with --skip-unreadable:{listing}{more}"
-        )
+            "or go on without them with --skip-unreadable:",
+            *map(str, errors[:_MAX_LISTED]),
+        ]
+        if len(errors) > _MAX_LISTED:
+            lines.append(f"and {len(errors) - _MAX_LISTED:,} more")
+        super().__init__("\n  ".join(lines))
 
 
 class ConfigError(CarnetError, ValueError):
@@ -132,11 +121,11 @@ class MissingExtraError(CarnetError, ImportError):
 
     @classmethod
     def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:
-        """The error a user should see for a missing module; None if no extra of ours would bring it."""
+        """Return the error for a missing module, or None if no extra of ours would install it."""
         module = (error.name or "").partition(".")[0]
-        if module in _TRAIN_PACKAGES:
-            return cls(what, _TRAIN_PACKAGES[module], "export" if what in _EXPORTING else "train")
-        return cls(what, _EXPORT_PACKAGES[module], "export") if module in _EXPORT_PACKAGES else None
+        if module not in _PACKAGES:
+            return None
+        return cls(what, _PACKAGES[module], "export" if "onnx" in module or what in _NEEDS_EXPORT else "train")
 
 
 class NonFiniteLossError(CarnetError, ArithmeticError):
@@ -168,32 +157,26 @@ class StoppedError(CarnetError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that memory is short, in the words of whoever raised it."""
+    """Return whether an error, or one that caused it, says that memory is short, in the words of whoever raised it."""
     return _shortage(error) is not None
 
 
 def _shortage(error: BaseException | None) -> BaseException | None:
-    """The first of an error and its causes that says so."""
-    while error is not None and not _says_shortage(error):
+    """Return the first of an error and its causes that says that memory is short."""
+    while error is not None:
+        if isinstance(error, OSError):
+            says_so = error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
+        else:
+            says_so = isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+        if says_so:
+            return error
         error = error.__cause__
-    return error
-
-
-def _says_shortage(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
-    return any(words in str(error).lower() for words in _NO_MEMORY)
+    return None
 
 
 @contextmanager
 def explaining_lack_of_memory(what: str, way_out: str) -> Iterator[None]:
-    """Say in one sentence that memory ran out.
-
-    Args:
-        what: took it.
-        way_out: what to do.
+    """Turn any error that says that memory is short into one sentence: not enough memory for `what`; `way_out`.
 
     Raises:
         OutOfMemoryError: instead of the error of whoever found no memory.
@@ -204,5 +187,5 @@ def explaining_lack_of_memory(what: str, way_out: str) -> Iterator[None]:
         shortage = _shortage(error)
         if isinstance(error, CarnetError) or shortage is None:
             raise
-        reason = next(iter(str(shortage).strip().splitlines()), "")
+        reason = str(shortage).strip().partition("\n")[0]
         raise OutOfMemoryError(f"not enough memory for {what}{reason and f' ({reason})'}; {way_out}") from error

@@ -1,48 +1,208 @@
-"""Write files so that they are whole or absent."""
+"""Read files within limits, and write files that are whole or absent.
+
+A named pipe keeps its reader waiting for ever, a device has no end, and a sparse file may claim any size. All of them
+can lie among photos, so they count as files that cannot be read: each is an `OSError` that says so in its `strerror`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import glob
 import hashlib
 import io
 import json
 import math
 import os
 import re
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from carnet.documents import MAX_BYTES, DocumentError, conform, parse, sealed
 from carnet.errors import OutputError, RunError
-from carnet.inputs import open_file, read_file
-from carnet.text import printable
+from carnet.text import printable, show_bytes
 
-_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds."""
-_BEYOND = 2**30
-"""Where Windows locks a byte: past the end of the file, so that others may read it."""
+MAX_IMAGE_BYTES = 256 * 10**6
+"""Limit of an encoded image; cameras write up to a few dozen million bytes."""
+MAX_TABLE_BYTES = 10**9
+"""Limit of a table, or of a list of paths."""
+MAX_MODEL_BYTES = 2**31
+"""Limit of a model file, because Protocol Buffers allow no more."""
+_RENAME_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6) if os.name == "nt" else ()
+"""Seconds between attempts; on Windows a virus scanner may hold a fresh file open."""
+_LOCKED_BYTE = 2**30
+"""The byte that Windows locks: past the end of the file, so that others may read the file."""
 _TEMPORARY = re.compile(r"\.\d+\.[0-9a-f]{8}\.tmp")
-"""The name that a file of ours has until it is whole."""
+"""Names of files that are not whole yet."""
 _cleaned: set[Path] = set()
-"""Folders from which this process has removed what killed writers left."""
+"""Folders from which this process has removed the files of killed writers."""
 _FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
-"""Where a spreadsheet would begin a formula: at a cell's first sign, and many begin a new cell at each semicolon."""
+"""Where a spreadsheet would begin a formula: at a cell's first sign; many begin a new cell at each semicolon."""
 
 
-def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Fill a temporary file beside `path`, flush it to the disk, then give it its name.
-
-    A kill at any moment leaves the previous file, whole; with `previous`, under one of the two names. A
-    temporary file that it leaves as well is removed by the next process that writes into the folder.
+def open_file(path: Path | str, max_bytes: int | None = None) -> io.BufferedReader:
+    """Open an ordinary file to read its bytes.
 
     Args:
         path: the file.
-        content: what it shall hold.
-        previous: the name under which the file that was there until now stays.
+        max_bytes: the largest size allowed; None allows any, for readers with limits of their own.
+
+    Raises:
+        OSError: if it cannot be opened, is a folder, a pipe, a device or a socket, or is larger.
+    """
+    # Check before opening: opening would wake the writer of a pipe, or start a device.
+    _check(Path(path).stat(), path, max_bytes)
+    # Another file may have taken the name since; O_NONBLOCK keeps a pipe from blocking until the second check.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _check(os.fstat(descriptor), path, max_bytes)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check(state: os.stat_result, path: Path | str, max_bytes: int | None) -> None:
+    mode = state.st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"{kind}, not an ordinary file", str(path))
+    if max_bytes is not None and state.st_size > max_bytes:
+        raise _too_large(path, max_bytes)
+
+
+def _too_large(path: Path | str, max_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"larger than {show_bytes(max_bytes)}", str(path))
+
+
+def read_file(path: Path | str, max_bytes: int) -> bytes:
+    """Return the bytes of an ordinary file.
+
+    Raises:
+        OSError: as `open_file`, also for a file that grows beyond `max_bytes` while it is read.
+    """
+    with open_file(path, max_bytes) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1)
+        if len(content) > size:
+            content += file.read(max_bytes + 1 - len(content))
+    if len(content) > max_bytes:
+        raise _too_large(path, max_bytes)
+    return content
+
+
+def open_text(path: Path | str, *, errors: str = "strict") -> TextIO:
+    """Open a table or a list of paths, in UTF-8 with or without a byte-order mark; line ends are kept as they are.
+
+    Args:
+        path: the file.
+        errors: how to treat bytes that are not UTF-8, as for `open`.
+
+    Raises:
+        OSError: as `open_file`, with `MAX_TABLE_BYTES`.
+    """
+    return io.TextIOWrapper(open_file(path, MAX_TABLE_BYTES), encoding="utf-8-sig", errors=errors, newline="")
+
+
+def state_of(path: Path) -> os.stat_result | None:
+    """Return what the system knows of a path, or None where nothing is there.
+
+    Raises:
+        PermissionError: if a folder on the way may not be entered.
+    """
+    try:
+        return path.stat()
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return None
+
+
+def broken_link(path: Path) -> str:
+    """Return a clause about the link that keeps a path from being reached, or "" where no link does."""
+    # pathlib's methods would raise an error for a name that is longer than names can be.
+    for part in (path, *path.parents):
+        if os.path.islink(part) and not os.path.exists(part):  # noqa: PTH110, PTH114
+            target = part.readlink()
+            return f"{part} is a link to {target}, which cannot be reached; mount its disk, or correct the link"
+    return ""
+
+
+def check_listed(pattern: Path | str) -> None:
+    """Check that the folder before the first wildcard of a pattern, such as photos/*.jpg, may be listed.
+
+    Raises:
+        PermissionError: if it may not; then the pattern may have matches that nobody sees.
+    """
+    folder = next(folder for folder in Path(pattern).parents if not glob.has_magic(str(folder)))
+    state = state_of(folder)
+    if state is not None and stat.S_ISDIR(state.st_mode):
+        os.scandir(folder).close()
+
+
+def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
+    """Return the SHA-256 of a file's bytes, reading a part at a time.
+
+    Args:
+        path: the file.
+        on_bytes: called with the number of bytes read so far.
+        max_bytes: the largest size allowed; None allows any.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    digest = hashlib.sha256()
+    with open_file(path, max_bytes) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(file.tell())
+    return digest.hexdigest()
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file of a run.
+
+    Raises:
+        RunError: if it cannot be read, or is larger than `max_bytes`.
+    """
+    try:
+        return read_file(path, max_bytes)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Read a JSON document of ours that is of a type, as `carnet.documents.conform` takes it.
+
+    Raises:
+        RunError: if it is missing, larger than `max_bytes`, not JSON, or of another type.
+    """
+    content = read_whole(path, max_bytes)
+    try:
+        return conform(parse(content, max_bytes=max_bytes), kind)
+    except DocumentError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+    """Fill a temporary file beside `path`, flush it to the disk, then rename it.
+
+    A kill at any moment leaves the previous file, whole; with `previous`, under one of the two names. The next process
+    that writes into the folder removes the temporary file.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        previous: a new name for the file that was there until now; None replaces that file.
 
     Raises:
         OutputError: if the folder is missing, read-only or full.
@@ -55,23 +215,29 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
         _remove_abandoned(path.parent)
         _fill(temporary, content)
         if previous is not None and path.exists():
-            _name(path, previous)
+            rename(path, previous)
         try:
-            _name(temporary, path)
+            rename(temporary, path)
         except FileNotFoundError:
-            # Another process took it for abandoned before it was locked, or where the file system has no locks.
+            # Another process removed it as abandoned before it was locked, or where the file system has no locks.
             _fill(temporary, content)
-            _name(temporary, path)
-        _flush_folder(path.parent)
+            rename(temporary, path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+    # Some systems do not let a folder be opened to flush the new name.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed, when this process first writes into a folder."""
+    """Remove the temporary files of killed writers, when this process first writes into a folder."""
     if (absolute := folder.absolute()) in _cleaned:
         return
     _cleaned.add(absolute)
@@ -80,7 +246,7 @@ def _remove_abandoned(folder: Path) -> None:
         left = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
     for path in left:
         with contextlib.suppress(OSError):
-            # What belongs to another user cannot be locked, and may be in use.
+            # Files of other users cannot be locked, and may be in use.
             with locked(path) as is_abandoned:
                 is_ours = os.access(path, os.W_OK)
             if is_abandoned and is_ours:
@@ -91,45 +257,130 @@ def _fill(path: Path, content: bytes) -> None:
     """Write a file to the disk, locked, so that no other process takes it for abandoned."""
     with path.open("wb") as file:
         _lock(file)
-        # On Windows a lock is taken far beyond the end.
+        # On Windows the lock lies far beyond the end.
         file.seek(0)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _name(path: Path, name: Path) -> None:
-    # The new name counts even if it is taken, on every system.
-    patiently(lambda: path.replace(name))
-
-
-def patiently(rename: Callable[[], object]) -> None:
-    """Rename something; on Windows, where a scanner may hold a fresh file open, try again for some seconds.
+def rename(path: Path, name: Path, pauses: Sequence[float] = _RENAME_PAUSES) -> None:
+    """Give a file or folder another name, replacing a file of that name; try again after each of the pauses.
 
     Raises:
         OSError: if it is not possible.
     """
-    for pause in _PAUSES if os.name == "nt" else ():
+    for pause in pauses:
         try:
-            rename()
+            path.replace(name)
             return
         except PermissionError:
             time.sleep(pause)
-    rename()
+    path.replace(name)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make new names outlive a loss of power, where the system lets a folder be opened for that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Lock a file without changing it; yields False where another process holds the lock.
+
+    The system releases the lock when this process ends, in whatever way. Where the file system has no locks, or the
+    file may not be written, nothing is locked and the result is True.
+    """
+    try:
+        file = path.open("r+b")
+    except OSError:
+        yield True
+        return
+    with file:
+        yield _lock(file)
+
+
+def _lock(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(_LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text, whole or not at all; undecodable bytes of file names are written as they were.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_bytes(path, content.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, document: Any, *, seal: bool = False) -> None:
+    """Write a JSON document a person can read, whole or not at all.
+
+    Args:
+        path: the file.
+        document: plain values.
+        seal: add a checksum, which `carnet.documents.unsealed` checks.
+
+    Raises:
+        OutputError: as `write_bytes`.
+    """
+    write_text(path, to_json(sealed(_finite(document)) if seal else document) + "\n")
+
+
+def to_json(document: Any, *, ascii_only: bool = False) -> str:
+    """Return JSON text a person can read; infinities and NaN become null, because JSON has no word for them.
+
+    Args:
+        document: plain values.
+        ascii_only: write other letters as JSON's escapes.
+    """
+    return json.dumps(_finite(document), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table of rows; the first row's keys head the columns."""
+    rows = list(rows)
+    columns = list(rows[0]) if rows else []
+    return "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)]))
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """Return one row of a table, with its line end."""
+    texts = ["" if cell is None else str(cell) for cell in cells]
+    # Python's csv up to 3.11.8 and 3.12.2 does not quote a lone carriage return, and then cannot read it back.
+    quote_all = any("\r" in cell for cell in texts)
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL).writerow(texts)
+    return line.getvalue()
+
+
+def csv_line_for_people(cells: Iterable[Any]) -> str:
+    """Return one row of a table for people: no text in it controls a terminal, or is a formula to a spreadsheet.
+
+    Spreadsheets read an apostrophe as the mark of a text. Programs read tables of `csv_line`, which changes nothing.
+    """
+    return csv_line(_FORMULA.sub(r"\1'", printable(cell)) if isinstance(cell, str) else cell for cell in cells)
 
 
 def check_target(path: Path, *endings: str) -> None:
-    """Find out before long work whether a file may be written there.
+    """Check, before long work, that a file may be written.
 
     Args:
         path: the file.
@@ -149,7 +400,7 @@ def check_target(path: Path, *endings: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Find out before long work whether a folder may be made, or written into.
+    """Check, before long work, that a folder may be made, or written into.
 
     Raises:
         OutputError: if a file has its name, or that of a folder above it, or nothing may be written there.
@@ -163,166 +414,6 @@ def check_folder(path: Path) -> None:
         raise OutputError(f"nothing may be written into {there}; allow it, or choose another --output")
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a file, whose content stays; yields False where somebody else holds it.
-
-    The system lets go of it when this process ends, in whatever way. Where a file system has no locks, or the file may
-    not be written, nothing is held and nobody is stopped.
-    """
-    try:
-        file = path.open("r+b")
-    except OSError:
-        yield True
-        return
-    with file:
-        yield _lock(file)
-
-
-def _lock(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_BEYOND)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text, whole or not at all; undecodable bytes of file names come out as they were.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
-    write_bytes(path, content.encode("utf-8", "surrogateescape"))
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document a person can read, whole or not at all.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
-    write_text(path, to_json(document) + "\n")
-
-
-def write_sealed_json(path: Path, document: Mapping[str, Any]) -> None:
-    """The same with a checksum of its own in it, which `carnet.documents.unsealed` checks.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
-    write_json(path, sealed(_finite(document)))
-
-
-def to_json(document: Any, *, ascii_only: bool = False) -> str:
-    """JSON text a person can read; what is infinite or not a number becomes null, since JSON has no word for it.
-
-    Args:
-        document: plain values.
-        ascii_only: write other letters as JSON's escapes.
-    """
-    return json.dumps(_finite(document), indent=2, ensure_ascii=ascii_only, allow_nan=False)
-
-
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table, whole or not at all; the first row's keys head the columns.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
-    write_text(path, csv_text(rows))
-
-
-def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The table that `write_csv` writes."""
-    rows = list(rows)
-    columns = list(rows[0]) if rows else []
-    return "".join(map(csv_line, [columns, *([row[column] for column in columns] for row in rows)]))
-
-
-def csv_line(cells: Iterable[Any]) -> str:
-    """One row of a table, with its end.
-
-    A lone carriage return, which names may have, is not quoted by the csv of Python up to 3.11.8 and 3.12.2, and then
-    cannot be read back.
-    """
-    texts = ["" if cell is None else str(cell) for cell in cells]
-    text = io.StringIO()
-    quote_all = any("\r" in cell for cell in texts)
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
-    writer.writerow(texts)
-    return text.getvalue()
-
-
-def csv_line_for_people(cells: Iterable[Any]) -> str:
-    """One row of a table that people open: no text in it rules a terminal, or is a formula to a spreadsheet.
-
-    Spreadsheets take an apostrophe before it for the sign of a text. What is read back by programs is written by
-    `csv_line`, which changes nothing.
-    """
-    return csv_line(_FORMULA.sub(r"\1'", printable(cell)) if isinstance(cell, str) else cell for cell in cells)
-
-
-def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON document of ours.
-
-    Args:
-        path: the file.
-        kind: what it should be, as `carnet.documents.conform` takes it.
-        max_bytes: how large it may be.
-
-    Raises:
-        RunError: if it is missing, not JSON, or something else than it should be.
-    """
-    content = read_whole(path, max_bytes)
-    try:
-        return conform(parse(content, max_bytes=max_bytes), kind)
-    except DocumentError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-
-
-def read_whole(path: Path, max_bytes: int) -> bytes:
-    """The content of a file of a run.
-
-    Raises:
-        RunError: if it cannot be read, or is larger than it may be.
-    """
-    try:
-        return read_file(path, max_bytes)
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
-    """SHA-256 of a file's bytes, which never lie in memory all at once.
-
-    Args:
-        path: the file.
-        on_bytes: told how many bytes are done.
-        max_bytes: how large it may be; None: of any size.
-
-    Raises:
-        OSError: if it cannot be read, as `carnet.inputs.open_file` has it.
-    """
-    digest = hashlib.sha256()
-    with open_file(path, max_bytes) as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-            if on_bytes is not None:
-                on_bytes(file.tell())
-    return digest.hexdigest()
-
-
 def make_folder(path: Path) -> None:
     """Create a folder and those above it.
 
@@ -333,11 +424,3 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,14 +1,4 @@
-"""What numbers were measured on: processor and versions. Without PyTorch.
-
-How long compute threads wait for each other before they give their core away. Without PyTorch.
-
-PyTorch on Linux computes with threads of the GNU OpenMP library. After each piece of work they wait for the slowest
-one, and by default keep their cores busy with that for a millisecond or more. Beside another program this is the wrong
-thing to do: the thread that is waited for has lost its core, and those that wait use up their share of the others.
-Short waiting leaves the time to whoever has work (`benchmarks/busy_cores.py`).
-
-How long calls take, compared fairly: in turns, so that other work on the machine slows all of them alike.
-"""
+"""The machine: its processor and versions, threads that load data ahead, and fair timing. Without PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +7,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -25,22 +17,10 @@ from typing import TypeVar
 from carnet.text import OnProgress
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
 _PACKAGES = ("carnet", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm")
-
-
-def versions(*others: str) -> dict[str, str]:
-    """Versions of what the numbers depend on.
-
-    Args:
-        others: packages to name as well.
-    """
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in (*_PACKAGES, *others):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 _INSTRUCTION_SETS = {
     "AMX": {"amx_tile", "amx_bf16"},
     "AVX512 with bf16": {"avx512f", "avx512_bf16"},
@@ -50,14 +30,23 @@ _INSTRUCTION_SETS = {
     "NEON": {"asimd"},
 }
 """Name -> the flags of /proc/cpuinfo that it needs; the newest first."""
+_WAIT_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""Environment variables that each decide how OpenMP threads wait."""
+SPINS = 20_000
+"""Turns of an empty loop before a waiting thread sleeps; the default is 300,000. Fewer slow down an idle machine."""
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of Python, of the packages that results depend on, and of `others` that are installed."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in (*_PACKAGES, *others):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The newest instructions for vectors that the processor has, such as AVX2, as far as the system tells.
-
-    Args:
-        cpuinfo: where Linux lists them; tests have their own.
-    """
+    """Return the processor's newest vector instructions, such as AVX2, or its architecture where they are unknown."""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, flags = line.partition(":")
@@ -68,36 +57,104 @@ def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def processor_name() -> str:
-    """The processor's model, as far as the system tells."""
+    """Return the processor's model, or its architecture where the model is unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            # A Raspberry Pi has no model name, and tells which board it is instead.
+            # A Raspberry Pi states no model name, but the model of the board.
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-"""Either says how threads wait."""
-SPINS = 20_000
-"""Turns of an empty loop; PyTorch's own are 300,000. Fewer slow down a machine that has nothing else to do."""
+def available_cores() -> int:
+    """Return how many cores this process may use; in a container that can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def wait_briefly() -> None:
-    """Have threads wait briefly, unless the user has said how. Has an effect only before PyTorch is imported."""
-    if not is_waiting_chosen():
-        os.environ[_VARIABLES[0]] = str(SPINS)
+def loading_threads() -> int:
+    """Return how many threads decode images: one per core, at most 8 because large photos take memory."""
+    return min(8, available_cores())
 
 
 def is_waiting_chosen() -> bool:
-    """Whether somebody said how threads wait, or the system has no such threads."""
-    return sys.platform != "linux" or any(name in os.environ for name in _VARIABLES)
+    """Return whether the user has chosen how OpenMP threads wait, or the system has no such threads."""
+    return sys.platform != "linux" or any(name in os.environ for name in _WAIT_VARIABLES)
+
+
+def wait_briefly() -> None:
+    """Let OpenMP threads wait briefly for each other, unless the user has chosen how. Call before importing PyTorch.
+
+    After each piece of work, PyTorch's threads on Linux wait for the slowest one, and by default keep their cores busy
+    for a millisecond or more. Beside another program that costs the most: the slowest thread has lost its core, and the
+    waiting ones use up the shares of the others (`benchmarks/busy_cores.py`).
+    """
+    if not is_waiting_chosen():
+        os.environ[_WAIT_VARIABLES[0]] = str(SPINS)
+
+
+def each_on_threads(
+    work: Callable[[Item], Loaded], items: Sequence[Item], progress: OnProgress | None = None
+) -> Iterator[Loaded]:
+    """Yield `work(item)` of every item, in order, computed on several threads; `progress` is told after each."""
+    with ThreadPoolExecutor(max_workers=loading_threads()) as pool:
+        try:
+            for done, answer in enumerate(pool.map(work, items), start=1):
+                yield answer
+                if progress is not None:
+                    progress(done, len(items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def load_ahead(
+    load: Callable[[Item], Loaded], batches: Iterable[Sequence[Item]], *, threads: int, ahead: int = 2
+) -> Iterator[list[Loaded]]:
+    """Apply `load` to every item, batch by batch, in order, on threads that work ahead of the batch in use.
+
+    Threads suffice because Pillow decodes and resizes without holding the interpreter's lock. They start at once, share
+    memory, and need neither pickling nor a guarded main module, as worker processes do.
+
+    Args:
+        load: depends on its item alone, so that neither `threads` nor `ahead` can change a result.
+        batches: items to load together.
+        threads: how many load at the same time; 0 loads every batch when it is asked for.
+        ahead: number of batches under way beyond the one in use.
+
+    Raises:
+        Exception: whatever `load` raises, when its batch is due; whatever `batches` raises, after the batches before.
+    """
+    if threads == 0:
+        for batch in batches:
+            yield [load(item) for item in batch]
+        return
+    remaining, under_way = iter(batches), deque[list[Future[Loaded]]]()
+    end: Exception | None = None
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        try:
+            while end is None:
+                try:
+                    under_way.append([pool.submit(load, item) for item in next(remaining)])
+                except Exception as error:
+                    end = error
+                if len(under_way) > ahead:
+                    yield [future.result() for future in under_way.popleft()]
+            while under_way:
+                yield [future.result() for future in under_way.popleft()]
+            if not isinstance(end, StopIteration):
+                raise end
+        finally:
+            # A caller that stops early does not wait for batches that nobody will use.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def take_turns(
     calls: Mapping[Key, Callable[[], object]], rounds: int, progress: OnProgress | None = None
 ) -> dict[Key, list[float]]:
-    """Milliseconds of every call, once in each round, right after one that is not counted."""
+    """Return the milliseconds of every call, once per round, each right after an untimed call of the same.
+
+    The calls take turns, so that other work on the machine slows all of them alike.
+    """
     milliseconds: dict[Key, list[float]] = {name: [] for name in calls}
     for done in range(rounds):
         for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""Numbers that say how good a classifier is. Arrays in, numbers out; every count is per image."""
+"""Metrics of classifiers: arrays in, numbers out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 Z95 = 1.959963984540054
-"""Standard deviations either way that hold 95 % of a normal distribution."""
+"""Half-width of the central 95% of a normal distribution, in standard deviations."""
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:
-    """(N, classes) -> (N, classes) probabilities, computed in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
+    """(N, classes) -> probabilities (N, classes), computed in float64."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
@@ -30,10 +29,10 @@ def cross_entropy(logits: Floats, labels: Labels) -> NDArray[np.float64]:
 
 
 def in_top_k(logits: Floats, labels: Labels, k: int) -> NDArray[np.bool_]:
-    """Whether each image's true class is among its k highest logits: (N, classes), (N,) -> (N,).
+    """Return which images have their true class among their k highest logits: (N, classes), (N,) -> (N,) bool.
 
-    A tie goes to the class with the lower number, so the answer never depends on the order of computation. An image
-    with a logit that is not a number is a miss.
+    A tie goes to the class with the lower index, so the result never depends on the order of computation. An image with
+    a NaN logit is a miss.
     """
     true_logits = logits[np.arange(len(labels)), labels][:, None]
     numbers = np.arange(logits.shape[1])
@@ -42,36 +41,33 @@ def in_top_k(logits: Floats, labels: Labels, k: int) -> NDArray[np.bool_]:
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> NDArray[np.int64]:
-    """Counts (num_classes, num_classes); a row is the true class, a column the predicted one."""
+    """Return counts (num_classes, num_classes); rows are true classes, columns predicted ones."""
     counts = np.bincount(labels * num_classes + predictions, minlength=num_classes * num_classes)
     return counts.astype(np.int64, copy=False).reshape(num_classes, num_classes)
 
 
 def precision_recall_f1(confusion: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    """Per class, from a confusion matrix; where a quotient has no denominator it is 0."""
+    """Return precision, recall and F1 per class; a quotient without a denominator is 0."""
     hits = np.diag(confusion).astype(np.float64)
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
-    recall = np.divide(hits, true, out=np.zeros_like(hits), where=true > 0)
-    f1 = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=true + predicted > 0)
-    return precision, recall, f1
+    # A denominator of 0 has 0 hits, and 0 / 1 is 0.
+    return hits / np.maximum(predicted, 1), hits / np.maximum(true, 1), 2 * hits / np.maximum(true + predicted, 1)
 
 
 def macro_f1(confusion: NDArray[np.int64]) -> float:
-    """Unweighted mean of the classes' F1; a class that is neither true nor predicted anywhere is left out."""
+    """Return the unweighted mean of the classes' F1, without classes that are neither true nor predicted anywhere."""
     f1 = precision_recall_f1(confusion)[2]
     present = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
     return float(f1[present].mean())
 
 
 def wilson_interval(num_correct: float, num_images: float, z: float = Z95) -> tuple[float, float]:
-    """Interval for an accuracy, 95 % by default. Source: Wilson, "Probable Inference", 1927.
+    """Return the interval of an accuracy, 95% by default. Source: Wilson, "Probable Inference", 1927.
 
-    Unlike the plain normal interval it stays within 0 and 1 and keeps its promise for few images and for
-    accuracies near either end.
+    Unlike the normal interval it stays within 0 and 1, and holds for few images and for accuracies near either end.
 
     Raises:
-        ValueError: without images, or with more correct than there are.
+        ValueError: without images, or with more correct than images.
     """
     if not 0 <= num_correct <= num_images or num_images == 0:
         raise ValueError(f"cannot give an interval for {num_correct} correct of {num_images}")
@@ -80,15 +76,15 @@ def wilson_interval(num_correct: float, num_images: float, z: float = Z95) -> tu
     centre = (share + z * z / (2 * num_images)) / denominator
     spread = share * (1 - share) / num_images + z * z / (4 * num_images**2)
     half = z * math.sqrt(spread) / denominator
-    # Exact at the ends, where rounding would leave a hair's breadth.
+    # Exact at the ends, in spite of rounding.
     return 0.0 if share == 0 else max(0.0, centre - half), 1.0 if share == 1 else min(1.0, centre + half)
 
 
 def paired_difference(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Accuracy of one classifier less another's on the same images, and its 95 % interval: (N,), (N,)
+    """Return the accuracy of one classifier minus another's on the same images, and its 95% interval: (N,), (N,).
 
     Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", 2005: the normal
-    interval with half an image added to each of the four outcomes, so that it has a width even where both always agree.
+    interval with half an image added to each of the four outcomes, so that it has a width even if both always agree.
 
     Raises:
         ValueError: without images.
@@ -103,20 +99,20 @@ def paired_difference(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> t
 
 
 def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 15) -> float:
-    """How far confidence and accuracy lie apart: mean over equally wide bins, each with the weight of its images.
+    """Return the mean gap between confidence and accuracy over equally wide bins, weighted by their images.
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
 
     Args:
         confidence: (N,) highest probability of each image.
-        correct: (N,) whether the answer is right.
-        bins: between 0 and 1.
+        correct: (N,) marks correct predictions.
+        bins: number of bins between 0 and 1.
 
     Raises:
         ValueError: without images.
     """
     if len(confidence) == 0:
-        raise ValueError("cannot judge confidence without images")
+        raise ValueError("cannot compute a calibration error without images")
     places = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(places, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))

@@ -1,8 +1,7 @@
-"""What a classifier answers for one image, and how it answers for many."""
+"""Predict the classes of one image, or of many."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.errors import ConfigError, ImageError
-from carnet.prefetch import load_ahead, loading_threads
+from carnet.machine import load_ahead, loading_threads
 from carnet.preprocess import MAX_PIXELS, Images, ImageSource, load_image
 from carnet.spec import ModelSpec
 
@@ -23,7 +22,7 @@ class Prediction:
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     is_confident: bool | None = None
-    """Whether the most probable class reaches the model's threshold; None where it has none."""
+    """Whether the most probable class reaches the model's threshold; None if it has none."""
 
     @property
     def label(self) -> str:
@@ -32,26 +31,24 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the most probable class."""
+        """Its probability."""
         return self.probabilities[0]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A list of {"class", "probability"}, most probable first."""
-        pairs = zip(self.classes, self.probabilities, strict=True)
-        return [{"class": name, "probability": probability} for name, probability in pairs]
+        """Return a list of {"class", "probability"}, most probable first."""
+        return [{"class": name, "probability": p} for name, p in zip(self.classes, self.probabilities, strict=True)]
 
     def __str__(self) -> str:
-        pairs = zip(self.classes, self.probabilities, strict=True)
-        answer = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+        answer = ", ".join(f"{name} {100 * p:.1f} %" for name, p in zip(self.classes, self.probabilities, strict=True))
         return f"not sure: {answer}" if self.is_confident is False else answer
 
 
 class Predictor:
-    """Anything that turns pixels into probabilities, and so can name images.
+    """Base of models that turn pixels into probabilities.
 
     Attributes:
-        spec: classes, size of the images, and what else makes an input of an image.
-        threshold: an answer less probable than this is not sure; None: nobody has chosen one.
+        spec: classes, and how an image becomes an input.
+        threshold: predictions less probable than this are not confident; None if no threshold was chosen.
         max_pixels: larger images are refused before they are decoded.
     """
 
@@ -60,7 +57,7 @@ class Predictor:
     max_pixels: int = MAX_PIXELS
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
-        """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)"""
+        """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)."""
         raise NotImplementedError
 
     def predict(self, source: ImageSource, top_k: int = 5) -> Prediction:
@@ -69,7 +66,7 @@ class Predictor:
         Args:
             source: a path, the bytes of a file (also as a bytearray or memoryview), a Pillow image, or a uint8 array
                 (H, W, 3).
-            top_k: how many classes to name.
+            top_k: number of classes in the prediction.
 
         Raises:
             ImageError: if it cannot be decoded.
@@ -81,30 +78,27 @@ class Predictor:
     def predict_many(
         self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
     ) -> Iterator[Prediction | ImageError]:
-        """Classify many images, in order; an `ImageError` takes the place of one that cannot be decoded.
-
-        Takes from `sources` as it goes, so that they may be any number.
+        """Classify any number of images, in order; an `ImageError` takes the place of one that cannot be decoded.
 
         Args:
-            sources: as `predict` takes them; a buffer may be used again as soon as the next one is asked for.
+            sources: as `predict` takes them; a buffer may be reused as soon as the next one is asked for.
             batch_size: images that are computed at a time.
-            top_k: how many classes to name.
+            top_k: number of classes in the prediction.
 
         Raises:
             ConfigError: at once, if `batch_size` or `top_k` is below 1.
-            Exception: whatever `sources` raises, after the answers for what they gave before.
+            Exception: whatever `sources` raises, after the predictions for the sources before.
         """
         _require_positive("top_k", top_k)
-        # Decoding comes later, when whoever fills one buffer again and again has the next image in it.
+        # Images are decoded later, when a reused buffer already holds the next one.
         kept = (bytes(source) if isinstance(source, bytearray | memoryview) else source for source in sources)
         return self._answers(load_batches(kept, self.spec, batch_size, self._load), top_k)
 
     def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
-        """The `top_k` most probable of all classes: (classes,) -> Prediction; all of them if there are fewer."""
+        """Return the `top_k` most probable of all classes, or all if there are fewer: (classes,) -> Prediction."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
-        names, shares = zip(*((self.spec.classes[k], float(probabilities[k])) for k in order), strict=True)
-        is_confident = None if self.threshold is None else shares[0] >= self.threshold
-        return Prediction(names, shares, is_confident)
+        names, values = tuple(self.spec.classes[k] for k in order), tuple(float(probabilities[k]) for k in order)
+        return Prediction(names, values, None if self.threshold is None else values[0] >= self.threshold)
 
     def _load(self, source: ImageSource) -> Images:
         return load_image(source, self.spec, max_pixels=self.max_pixels)
@@ -122,7 +116,7 @@ class Predictor:
 def load_batches(
     sources: Iterable[Any], spec: ModelSpec, batch_size: int, read: Callable[[Any], Images] | None = None
 ) -> Iterator[list[Images | ImageError]]:
-    """Decode on several threads, ahead of their use; a failure takes its image's place in the batch.
+    """Decode images on several threads, ahead of their use; an `ImageError` takes the place of a failed one.
 
     Raises:
         ConfigError: at once, for a batch size below 1.
@@ -144,18 +138,17 @@ def _require_positive(name: str, number: int) -> None:
 
 
 def _batches(sources: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """What the sources give, `size` at a time; what they raise comes after all that they gave."""
-    remaining = iter(sources)
-    problem: Exception | None = None
-    while problem is None:
-        batch: list[Any] = []
-        try:
-            for source in itertools.islice(remaining, size):
-                batch.append(source)
-        except Exception as error:
-            problem = error
+    """Group the sources by `size`; an error that they raise follows the last group."""
+    batch: list[Any] = []
+    try:
+        for source in sources:
+            batch.append(source)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
         if batch:
             yield batch
-        elif problem is None:
-            return
-    raise problem
+        raise
+    if batch:
+        yield batch

@@ -14,7 +14,7 @@ becomes 8-bit RGB (or grey, or RGB with opacity, if the model takes that) in one
 - 16 bits per channel are reduced to the upper 8; floating-point and 32-bit pixels have no stated range and are refused;
 - more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb);
 - what a file says besides its pixels (`carnet.image_files`) is not looked at, and cannot make it unreadable;
-- files that are no ordinary ones, or larger than `carnet.inputs.MAX_IMAGE_BYTES`, are refused before they are read.
+- files that are no ordinary ones, or larger than `carnet.files.MAX_IMAGE_BYTES`, are refused before they are read.
 
 A JPEG much larger than needed is decoded at a half, a quarter or an eighth, never below twice the model's size on
 either side: several times faster, and part of the rule on every machine.
@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from carnet.errors import ImageError
+from carnet.files import MAX_IMAGE_BYTES, open_file, read_file
 from carnet.image_files import essence, signature_of
-from carnet.inputs import MAX_IMAGE_BYTES, open_file, read_file
 from carnet.spec import ModelSpec, ResizeRule
 from carnet.text import show_bytes
 

@@ -18,19 +18,17 @@ from carnet.config import FORMAT, from_format_1
 from carnet.data.samples import Layout
 from carnet.documents import MAX_BYTES, Count, DocumentError, Range, conform
 from carnet.errors import OutputError, RunError
-from carnet.inputs import open_text, state_of
 from carnet.text import first_few, quoted
 
 _MAX_TABLE_BYTES = 2**30
 _MAX_COPIED_BYTES = 32 * 2**30
-"""Of any file of a run; checkpoints are the largest."""
-_MAX_CONFIG_LETTERS = MAX_BYTES // 4
-"""Of `config.json`, of which checkpoints hold a copy inside other JSON, where letters and marks take more bytes."""
-_CHECKSUM_WRONG = "its checksum is wrong, so it is damaged or was changed; copy it again from where the run was made"
+"""Limit of any file of a run; checkpoints are the largest."""
+_MAX_CONFIG_LENGTH = MAX_BYTES // 4
+"""Characters of `config.json`; checkpoints hold a copy inside other JSON, where a character can take 4 bytes."""
 
 
 class RecordedData(TypedDict):
-    """What `config.json` says of the images."""
+    """The entry of `config.json` about the images."""
 
     path: str
     content_hash: str
@@ -38,7 +36,7 @@ class RecordedData(TypedDict):
     num_images: dict[str, Count]
     num_unreadable: Count
     ignore: NotRequired[list[str]]
-    """Runs from before there was an ignore list have none."""
+    """Images to leave out; early runs lack the entry."""
 
 
 class RecordedConfig(TypedDict):
@@ -49,7 +47,7 @@ class RecordedConfig(TypedDict):
 
 
 class Record(TypedDict):
-    """What `config.json` says, and every checkpoint."""
+    """The content of `config.json`, and of an entry of every checkpoint."""
 
     format: Annotated[int, Range(FORMAT, FORMAT)]
     requested: RecordedConfig
@@ -59,11 +57,11 @@ class Record(TypedDict):
     processor_features: str
     data: RecordedData
     checksums: NotRequired[dict[str, str]]
-    """SHA-256 of files that are written once, by name; older runs have none."""
+    """SHA-256 of files that are written once, by name; early runs lack the entry."""
 
 
 def current_record(values: Any) -> dict[str, Any]:
-    """What a `config.json` or a checkpoint of any version says, as this version would have written it.
+    """Translate the record in a `config.json` or checkpoint of any version to this version's format.
 
     Raises:
         DocumentError: if it is damaged.
@@ -95,32 +93,32 @@ class RunFolder:
     weights = _File("model.safetensors")
     """Weights, in safetensors form."""
     model = _File("model.json")
-    """What the weights need to be used: model name, classes, size, normalisation; and how good they are."""
+    """How to use the weights (model name, classes, size, normalisation), and how accurate they are."""
     config = _File("config.json")
-    """Config, versions and data, as they were before the first step."""
+    """`Record`, written before the first step."""
     data = _File("data.csv")
-    """One line per image: split, class, path, content hash, what is odd about it."""
+    """One line per image: split, class, path, content hash, oddities."""
     batch = _File("batch.png")
-    """Images of the first batch as they go in, drawn."""
+    """The augmented images of the first batch."""
     metrics = _File("metrics.csv")
     """One line per epoch."""
     curves = _File("curves.png")
-    """Loss and accuracy over epochs, drawn."""
+    """Loss and accuracy over the epochs."""
     checkpoint = _File("last.ckpt")
-    """Everything needed to go on."""
+    """Everything needed to resume."""
     previous_checkpoint = _File("previous.ckpt")
-    """The checkpoint before it, for when the last one is damaged."""
+    """The checkpoint before it, used if the last one is damaged."""
     result = _File("result.json")
-    """How the run ended."""
+    """The result of the run."""
     report = _File("report.html")
-    """The page to open."""
+    """The report as a page."""
 
     @classmethod
     def new(cls, path: Path) -> RunFolder:
-        """A run that is still to come; `create` makes its folder.
+        """Return a run that does not exist yet; `create` makes its folder.
 
         Raises:
-            OutputError: if the folder exists and holds anything but what a kill has left of `create`.
+            OutputError: if the folder exists, and is neither empty nor left by a killed `create`.
         """
         if path.exists() and not cls(path)._is_begun():
             raise OutputError(f"{path} exists; go on with --resume {quoted(path)}, or choose another --output")
@@ -128,7 +126,7 @@ class RunFolder:
 
     @classmethod
     def numbered(cls, base: Path) -> RunFolder:
-        """A run that is still to come: `base`, or base-2, base-3 …, made at once, so that no other takes the name.
+        """Return a run in a new folder `base`, or base-2, base-3 …, made at once so that no other takes the name.
 
         Raises:
             OutputError: if the folder cannot be made.
@@ -138,22 +136,22 @@ class RunFolder:
             path = new_run_path(base)
             try:
                 path.mkdir()
+                return cls(path)
             except FileExistsError:
                 # Another process was faster.
                 continue
             except OSError as error:
                 raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
-            return cls(path)
 
     def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> dict[str, Any]:
         """Make the folder, with `data.csv` and `config.json` in it.
 
         Args:
-            data: one record per image.
-            config: config, versions and what else `config.json` says.
+            data: one row per image.
+            config: a `Record` without checksums.
 
         Returns:
-            What `config.json` says, the checksum of `data.csv` included.
+            The `Record` with the checksum of `data.csv`.
 
         Raises:
             OutputError: if that is not possible.
@@ -166,25 +164,25 @@ class RunFolder:
         digest = hashlib.sha256(table.encode("utf-8", "surrogateescape")).hexdigest()
         config = {**config, "checksums": {self.data.name: digest}}
         text = files.to_json(config) + "\n"
-        if len(text) > _MAX_CONFIG_LETTERS:
+        if len(text) > _MAX_CONFIG_LENGTH:
             raise OutputError(
                 f"{self.config} would be too large to be read again: the ignore list names too many images; move them "
                 "away instead"
             )
-        # Last, because a folder without it is not a run yet: after a kill in between, `new` takes it again.
+        # Written last, because a folder without it is not a run yet: after a kill in between, `new` accepts the folder.
         files.write_text(self.config, text)
         return config
 
     def copy_to(self, path: Path) -> RunFolder:
-        """The same run in a new folder.
+        """Copy the run to a new folder.
 
         Raises:
-            OutputError: if that folder exists and holds anything, or cannot be written.
+            OutputError: as `new`; or if the folder cannot be written, or is the working directory.
         """
         if path.resolve() == Path.cwd():
             raise OutputError("a run cannot be copied into the folder where the command runs; name another --output")
         copy = RunFolder.new(path)
-        # It gets its name when it is whole; what a kill leaves of it makes room for the next.
+        # The copy is renamed when it is whole; the next copy removes what a kill leaves.
         begun = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(begun, ignore_errors=True)
         files.make_folder(begun)
@@ -193,31 +191,34 @@ class RunFolder:
                 files.write_bytes(begun / file.name, files.read_whole(file, _MAX_COPIED_BYTES))
         shutil.rmtree(path, ignore_errors=True)
         try:
-            files.patiently(lambda: begun.rename(path))
+            files.rename(begun, path)
         except OSError as error:
             raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
         return copy
 
     def _is_begun(self) -> bool:
-        """Whether the folder is empty, or holds what a kill has left of `create`."""
+        """Return whether the folder is empty, or left by a killed `create`."""
         if not self.path.is_dir():
             return False
-        # What a kill has left, and what the system puts into a folder that is looked at.
-        ours = [file for file in self.path.iterdir() if not file.match(".*.tmp")]
-        there = [file for file in ours if file.name.lower() not in (".ds_store", "desktop.ini")]
+        # Ignore unfinished files of a killed writer, and the files that systems add to a folder on display.
+        there = [
+            file
+            for file in self.path.iterdir()
+            if not file.match(".*.tmp") and file.name.lower() not in (".ds_store", "desktop.ini")
+        ]
         if there != [self.data]:
             return not there
-        # A table of the user's may have the same name, and so may something that is no file.
+        # A table of the user's, or a pipe, may have the same name.
         begins = "split,label,filepath,sha256,"
         try:
-            with open_text(self.data, errors="replace") as file:
+            with files.open_text(self.data, errors="replace") as file:
                 return file.read(len(begins)) == begins
         except OSError:
             return False
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Train it in one process only, since two that write the same files by turns would spoil what both have done.
+        """Lock the run, so that only one process trains it and writes its files.
 
         Raises:
             RunError: if another process trains it.
@@ -228,26 +229,26 @@ class RunFolder:
             yield
 
     def promote_previous_checkpoint(self) -> None:
-        """Make the checkpoint before the last one the last again.
+        """Make the previous checkpoint the last one.
 
         Raises:
             OutputError: if the folder cannot be written.
         """
         try:
-            files.patiently(lambda: self.previous_checkpoint.replace(self.checkpoint))
+            files.rename(self.previous_checkpoint, self.checkpoint)
         except OSError as error:
             raise OutputError(f"cannot write {self.checkpoint}: {error.strerror or error}") from error
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """Take up an existing run.
+        """Open an existing run.
 
         Raises:
             RunError: if the folder is not there or is not a run's.
         """
         run = cls(Path(path))
         try:
-            there, *known = map(state_of, (run.path, run.config, run.model))
+            there, *known = map(files.state_of, (run.path, run.config, run.model))
         except PermissionError as error:
             raise RunError(f"cannot look into {path}: {error.strerror}; allow it") from error
         if there is None or not stat.S_ISDIR(there.st_mode):
@@ -259,7 +260,7 @@ class RunFolder:
         return run
 
     def read_config(self) -> dict[str, Any]:
-        """The recorded config, versions and data.
+        """Return the `Record` of the run.
 
         Raises:
             RunError: if it is missing or damaged.
@@ -271,7 +272,7 @@ class RunFolder:
             raise RunError(f"{self.config} does not describe a run: {error}") from error
 
     def recorded_data(self) -> tuple[str, Layout, Sequence[str]]:
-        """Where the images are, what their folders are, and which of them were left out.
+        """Return where the images are, what their folders are, and which images are left out.
 
         Raises:
             RunError: if the record is missing or damaged.
@@ -280,7 +281,7 @@ class RunFolder:
         return config["data"]["path"], config["requested"].get("layout") or "auto", config["data"].get("ignore", ())
 
     def digests(self) -> dict[str, set[str]] | None:
-        """Content hashes of the run's images by split, or None where the run keeps no record of its data.
+        """Return the content hashes of the run's images by split, or None where the run has no `data.csv`.
 
         Raises:
             RunError: if the record is damaged.
@@ -293,7 +294,7 @@ class RunFolder:
         return splits
 
     def images(self) -> list[dict[str, str]]:
-        """What `data.csv` says of each image; nothing where there is none.
+        """Return the rows of `data.csv`, one per image; none where there is no such file.
 
         Raises:
             RunError: if it is damaged.
@@ -303,10 +304,12 @@ class RunFolder:
         content = files.read_whole(self.data, _MAX_TABLE_BYTES)
         recorded = self.read_config().get("checksums", {}) if self.config.exists() else {}
         if recorded.get(self.data.name, found := hashlib.sha256(content).hexdigest()) != found:
-            raise RunError(f"cannot read {self.data}: {_CHECKSUM_WRONG}")
+            raise RunError(
+                f"cannot read {self.data}: its checksum is wrong, so it is damaged or was changed; copy it again from "
+                "where the run was made"
+            )
         try:
-            text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
-            rows = list(csv.DictReader(text))
+            rows = list(csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")))
         except csv.Error as error:
             raise RunError(f"cannot read {self.data}: {error}") from error
         if missing := {"split", "label", "filepath", "sha256"} - set(rows[0] if rows else ()):
@@ -317,7 +320,7 @@ class RunFolder:
 
 
 def new_run_path(base: Path) -> Path:
-    """`base`, or the first of base-2, base-3 … that does not exist."""
+    """Return `base`, or the first of base-2, base-3 … that does not exist."""
     path, number = base, 1
     while path.exists() or path.is_symlink():
         number += 1

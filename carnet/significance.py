@@ -1,12 +1,13 @@
-"""Which of two classifiers is better, and how sure that is.
+"""Test which of two classifiers is better.
 
-Everything works on arrays of correct answers: a row for each run (seed), a column for each image, the same images for
-all. With one run of each the images decide; with several, what another seed would have given counts as well.
+Everything works on arrays of correct predictions: a row for each run (seed), a column for each image, the same images
+for all. With one run of each model only the images vary; with several, the seeds count as well.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,20 +18,38 @@ from carnet import metrics
 
 Correct = NDArray[np.bool_]
 Part = tuple[float, float]
-"""Of what makes a mean vary: a variance, and how much is known of it, in degrees of freedom."""
+"""A part of a mean's variance, and its degrees of freedom."""
+_SMALLEST_TAIL = 1e-30
+"""Smallest tail for which p-values are computed."""
+_MAX_IMAGES, _MAX_SEEDS = 10**9, 1000
+
+
+@dataclass(frozen=True)
+class SeedsPart:
+    """The part of a difference's variance that is due to seeds.
+
+    Attributes:
+        variance: with the runs there are.
+        freedom: degrees of freedom.
+        of_one_each: variance with one run of each model.
+    """
+
+    variance: float
+    freedom: float
+    of_one_each: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one model less another's, as shares.
+    """Accuracy of one model minus another's, as shares.
 
     Attributes:
-        mean: as measured.
-        low: of the 95 % interval.
-        high: of the 95 % interval.
-        p_value: how likely so large a difference, or a larger one, is where there is none.
-        image_variance: part of the mean's variance that other images would show.
-        seeds: part that other seeds would show; None where there was one run of each.
+        mean: measured difference.
+        low: lower end of the 95% interval.
+        high: upper end of the 95% interval.
+        p_value: probability of a difference at least as large if there is none.
+        image_variance: part of the mean's variance that is due to images.
+        seeds: part that is due to seeds; None for one run of each model.
     """
 
     mean: float
@@ -41,30 +60,15 @@ class Difference:
     seeds: SeedsPart | None = None
 
 
-@dataclass(frozen=True)
-class SeedsPart:
-    """What other seeds would change in a difference.
-
-    Attributes:
-        variance: of the difference, with the runs there are.
-        freedom: how much is known of it: degrees of freedom.
-        of_one_each: what the variance would be with one run of each model.
-    """
-
-    variance: float
-    freedom: float
-    of_one_each: float
-
-
 def mcnemar(correct: Correct, other: Correct) -> float:
-    """Two-sided p-value for two single runs on the same images, exact: (N,), (N,)
+    """Return the exact two-sided p-value for two single runs on the same images: (N,), (N,).
 
-    Of the images that only one of both names right, each is as likely either's where there is no difference.
+    If there is no difference, each image that only one run predicts correctly is equally likely to be either run's.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
     """
     only_one, only_other = int((correct & ~other).sum()), int((other & ~correct).sum())
     number, fewer = only_one + only_other, min(only_one, only_other)
-    # Each binomial coefficient from the one before it: exact, and fast for thousands of images.
+    # Compute each binomial coefficient from the one before it: exact, and fast for thousands of images.
     ways, coefficient = 0, 1
     for k in range(fewer + 1):
         ways += coefficient
@@ -73,10 +77,10 @@ def mcnemar(correct: Correct, other: Correct) -> float:
 
 
 def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
-    """What two runs differ by on the same images; what other seeds would give stays unknown: (N,), (N,)
+    """Compare two runs on the same images; the effect of other seeds stays unknown: (N,), (N,).
 
     The p-value is the exact one of `mcnemar`, the interval that of `carnet.metrics.paired_difference`, which is less
-    strict with few images: where the test finds no difference, it is made to hold none as well.
+    strict for few images: where the test finds no difference, the interval is extended to 0.
 
     Raises:
         ValueError: with fewer than two images.
@@ -92,41 +96,41 @@ def difference_of_single_runs(correct: Correct, other: Correct) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for being several: each stays below a bound only if all smaller ones do.
+    """Adjust the p-values of several comparisons: each stays below a level only if all smaller ones do.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, (len(p_values) - rank) * p_values[place])
         adjusted[place] = min(1.0, largest)
     return adjusted
 
 
 def difference_over_seeds(correct: Correct, other: Correct) -> Difference:
-    """What two models differ by, for images and seeds alike: (seeds, N), (seeds, N)
+    """Compare two models, counting images and seeds alike: (seeds, N), (seeds, N).
 
-    The variance of the mean over images, plus that over seeds. Answers that change with the seed for one image alone
-    are in both; with few seeds, taking them off once makes intervals too narrow (simulated in the tests). As in
-    `carnet.metrics.paired_difference`, half an image is added to each outcome of two answers. A model with a single run
-    is taken to vary with the seed as the other does.
+    The variance is that of the mean over images plus that over seeds. Predictions that change with the seed for a
+    single image are in both; with few seeds, subtracting them once makes intervals too narrow (simulated in the tests).
+    As in `carnet.metrics.paired_difference`, half an image is added to each of the four outcomes. A model with a single
+    run is assumed to vary with the seed as the other one does.
 
-    Each part has as many degrees of freedom of its own as it has; see `_half_width`. One number for both, after
-    Satterthwaite, raised false alarms with two or three seeds and thousands of images (simulated too).
+    Each part keeps its own degrees of freedom, see `_half_width`. One number for both, after Satterthwaite, raised
+    false alarms with two or three seeds and thousands of images (simulated too).
 
     Raises:
         ValueError: with one run of each, fewer than two images, or unequal numbers of them.
     """
     number = correct.shape[1]
     if number != other.shape[1] or number < 2:
-        raise ValueError(f"both must name the same images, at least two, got {number} and {other.shape[1]}")
+        raise ValueError(f"both must have the same images, at least two, got {number} and {other.shape[1]}")
     of_images = correct.mean(axis=0) - other.mean(axis=0)
     total, squares = float(of_images.sum()), float((of_images**2).sum())
     middle = total / (number + 2)
     image_variance = (squares + 1 - total * middle) / (number + 2) ** 2
     seeds = _seeds_part(correct, other)
     parts = ((image_variance, number - 1), (seeds.variance, seeds.freedom))
-    half = _half_width(0.975, *parts)
+    half = _half_width(0.025, *parts)
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Difference(total / number, low, high, _two_sided(abs(middle), *parts), image_variance, seeds)
 
@@ -137,90 +141,119 @@ def _seeds_part(correct: Correct, other: Correct) -> SeedsPart:
         raise ValueError("a difference over seeds needs at least two runs of one model")
     spreads = [_variance_over_seeds(runs if len(runs) > 1 else several[0]) for runs in (correct, other)]
     parts = [spread / len(runs) for spread, runs in zip(spreads, (correct, other), strict=True)]
-    if len(several) == 2:
-        freedom = _freedom(*((part, len(runs) - 1) for part, runs in zip(parts, several, strict=True)))
-    else:
-        freedom = len(several[0]) - 1
+    freedom: float = min(len(runs) - 1 for runs in several)
+    if len(several) == 2 and any(parts):
+        # Source: Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
+        freedom = sum(parts) ** 2 / sum(part**2 / (len(runs) - 1) for part, runs in zip(parts, several, strict=True))
     return SeedsPart(sum(parts), freedom, sum(spreads))
 
 
 def _variance_over_seeds(runs: Correct) -> float:
-    """Of the accuracies of single runs."""
     return float(runs.mean(axis=1).var(ddof=1))
 
 
-def _freedom(*parts: Part) -> float:
-    """Degrees of freedom of a sum of variances, each with its own.
+def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
+    """Return a model's accuracy and its 95% interval, counting images and seeds: (seeds, N), at least two of both.
 
-    Source: Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
+    This is Wilson's interval for the number of images that would leave the variance of images and seeds together,
+    widened as by `_half_width`. It stays within 0 and 1, and has a width even if all predictions are correct.
     """
-    squares = sum(variance**2 / freedom for variance, freedom in parts)
-    return sum(variance for variance, _ in parts) ** 2 / squares if squares else min(freedom for _, freedom in parts)
+    number = correct.shape[1]
+    mean, image_variance = float(correct.mean()), float(correct.mean(axis=0).var(ddof=1)) / number
+    seed_variance = _variance_over_seeds(correct) / len(correct)
+    variance = image_variance + seed_variance
+    if variance == 0:
+        return mean, *metrics.wilson_interval(mean * number, number)
+    half = _half_width(0.025, (image_variance, number - 1), (seed_variance, len(correct) - 1))
+    images = min(mean * (1 - mean) / variance, correct.size)
+    return mean, *metrics.wilson_interval(mean * images, images, half / math.sqrt(variance))
 
 
-def _half_width(share: float, *parts: Part) -> float:
-    """What lies between a mean and the end of its interval, where several things of their own make it vary.
+def enough(
+    difference: Difference, num_images: int, num_seeds: int, alarm: float = 0.05
+) -> tuple[int | None, int | None]:
+    """Estimate how many images, or how many seeds, would show a difference four times out of five.
+
+    Args:
+        difference: a difference that is not significant yet.
+        num_images: number of images it was measured on.
+        num_seeds: number of runs of the model with fewer runs.
+        alarm: significance level.
+
+    Returns:
+        images in all, seeds of each model in all; None where no number of them alone suffices.
+    """
+    seeds = difference.seeds
+
+    def is_shown(*parts: Part) -> bool:
+        # Beyond the interval, and beyond the amount by which the next runs may fall short.
+        required = sum(
+            variance * (student_quantile(alarm / 2, freedom) + student_quantile(0.2, freedom)) ** 2
+            for variance, freedom in parts
+        )
+        return abs(difference.mean) > math.sqrt(required)
+
+    def by_images(number: int) -> bool:
+        part = difference.image_variance * num_images / number, number - 1
+        return is_shown(part) if seeds is None else is_shown(part, (seeds.variance, seeds.freedom))
+
+    def by_seeds(number: int) -> bool:
+        assert seeds is not None
+        return is_shown((difference.image_variance, num_images - 1), (seeds.of_one_each / number, 2 * (number - 1)))
+
+    images = num_images + 1 + bisect_left(range(num_images + 1, _MAX_IMAGES), True, key=by_images)
+    if seeds is None:
+        return images if images < _MAX_IMAGES else None, None
+    runs = num_seeds + 1 + bisect_left(range(num_seeds + 1, _MAX_SEEDS), True, key=by_seeds)
+    return images if images < _MAX_IMAGES else None, runs if runs < _MAX_SEEDS else None
+
+
+def _half_width(tail: float, *parts: Part) -> float:
+    """Return half the width of an interval for a mean whose variance has several independent parts.
 
     Source: Howe, "Approximate confidence limits on the mean of X + Y where X and Y are two tabled independent random
     variables", 1974.
 
     Args:
-        share: of outcomes below the upper end, a half or more; 0.975 for an interval of 95 %.
+        tail: share of outcomes above the interval, at most a half; 0.025 for a 95% interval.
         parts: variance and degrees of freedom of each.
     """
-    return math.sqrt(sum(variance * student_quantile(share, freedom) ** 2 for variance, freedom in parts if variance))
+    return math.sqrt(sum(variance * student_quantile(tail, freedom) ** 2 for variance, freedom in parts if variance))
 
 
 def _two_sided(distance: float, *parts: Part) -> float:
-    """The p-value at which an interval of `_half_width` just reaches a mean that lies so far away."""
-    parts = tuple(part for part in parts if part[0])
-    if distance == 0:
+    """Return the p-value at which an interval of `_half_width` just reaches a mean at this distance."""
+    # It lies between those for the smallest and the largest degrees of freedom.
+    t = distance / math.sqrt(sum(variance for variance, _ in parts))
+    tails = [max(student_tail(t, freedom), _SMALLEST_TAIL) for _, freedom in parts]
+    if max(tails) >= 0.5:
         return 1.0
-    variance, freedom = min(parts, key=lambda part: part[1])
-    # In terms of the distribution with the largest quantiles, whose own part is not all of the width.
-    nearest, farthest = distance / math.sqrt(sum(one for one, _ in parts)), distance / math.sqrt(variance)
 
-    def tail(t: float) -> float:
-        return max(student_tail(t, freedom), _SMALLEST_TAIL)
+    def excess(log_tail: float) -> float:
+        return math.log(_half_width(math.exp(-log_tail), *parts) / distance)
 
-    def reaches(t: float) -> float:
-        others = (one * _quantile_above(tail(t), own) ** 2 for one, own in parts if own != freedom)
-        return math.sqrt(sum(one for one, own in parts if own == freedom) * t**2 + sum(others)) - distance
-
-    return 2 * tail(_root(reaches, nearest, farthest, precision=1e-6))
-
-
-_SMALLEST_TAIL = 1e-30
-"""Below it p-values say nothing more."""
+    return 2 * math.exp(-_root(excess, -math.log(max(tails)), -math.log(min(tails)), precision=1e-7))
 
 
 def student_tail(t: float, freedom: float) -> float:
-    """Share of Student's distribution above t, of 0 or more."""
+    """Return the share of Student's distribution above t >= 0."""
     whole = freedom + t * t
     return 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / whole, t * t / whole)
 
 
-def student_quantile(share: float, freedom: float) -> float:
-    """The t below which a share of Student's distribution lies; for shares of a half and more."""
-    return _quantile_above(1 - share, freedom)
-
-
-def _quantile_above(tail: float, freedom: float) -> float:
-    """The t above which a share of Student's distribution lies, of a half or less."""
+def student_quantile(tail: float, freedom: float) -> float:
+    """Return the t above which a share of Student's distribution lies, of a half or less."""
     if tail >= 0.5:
         return 0.0
     high = 1.0
     while student_tail(high, freedom) > tail:
         high *= 2
-
-    def beyond(t: float) -> float:
-        return math.log(tail / student_tail(t, freedom))
-
-    return _root(beyond, 0.0 if high == 1 else high / 2, high)
+    low = 0.0 if high == 1 else high / 2
+    return _root(lambda t: math.log(tail / student_tail(t, freedom)), low, high)
 
 
 def _root(function: Callable[[float], float], low: float, high: float, *, precision: float = 1e-12) -> float:
-    """Where an increasing function is zero, by the Illinois method; between its arguments, or at the end next to it."""
+    """Return the zero of an increasing function by the Illinois method, or the nearer end if it lies outside."""
     below, above, side = function(low), function(high), 0
     if below >= 0 or above <= 0:
         return low if below >= 0 else high
@@ -230,7 +263,7 @@ def _root(function: Callable[[float], float], low: float, high: float, *, precis
         if value == 0 or not low < middle < high:
             return middle
         if value < 0:
-            # The end that stays twice counts half, so that it does not stay for good.
+            # An end that stays twice counts half, so that it does not stay for good.
             low, below, above, side = middle, value, above / 2 if side < 0 else above, -1
         else:
             high, above, below, side = middle, value, below / 2 if side > 0 else below, 1
@@ -238,7 +271,7 @@ def _root(function: Callable[[float], float], low: float, high: float, *, precis
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """Regularised, by its continued fraction, which converges fast below the distribution's middle.
+    """Return the regularised incomplete beta function by its continued fraction.
 
     Sources: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8; evaluated from the front, after
     Lentz, "Generating Bessel functions in Mie scattering calculations using continued fractions", 1976.
@@ -247,11 +280,12 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
         a: above 0; one of a and b is a half.
         b: above 0.
         x: from 0 to 1.
-        rest: 1 - x, which x itself cannot tell to the last digit where it is close to 1.
+        rest: 1 - x, which x itself does not give to the last digit where it is close to 1.
     """
     if x <= 0 or rest <= 0:
         return float(rest <= 0)
-    # Of x / rest, so that the exchanged one, however x and rest are rounded, does not come back here.
+    # The fraction converges fast below the middle. Comparing multiples of x and rest, however they are rounded, keeps
+    # the exchanged call from coming back here.
     if x * (b + 1) > rest * (a + 1):
         return 1 - _incomplete_beta(b, a, rest, x)
     d = 1 / (1 - (a + b) * x / (a + 1))
@@ -266,79 +300,9 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
             fraction *= d * c
         if abs(fraction - before) <= 1e-15 * fraction:
             break
+    n = max(a, b)
+    # The logarithm of gamma(n + 1/2) / gamma(n); for large n the difference would lose its digits.
+    series = 0.5 * math.log(n) - 1 / (8 * n) + 1 / (192 * n**3)
+    step = series if n >= 1000 else math.lgamma(n + 0.5) - math.lgamma(n)
     log_x, log_rest = (math.log(one) if one < 0.5 else math.log1p(-other) for one, other in ((x, rest), (rest, x)))
-    return math.exp(_log_gamma_step(max(a, b)) - math.lgamma(0.5) + a * log_x + b * log_rest) * fraction / a
-
-
-def _log_gamma_step(a: float) -> float:
-    """Logarithm of gamma(a + 1/2) / gamma(a); of large numbers by a series, as the difference would lose its digits."""
-    if a < 1000:
-        return math.lgamma(a + 0.5) - math.lgamma(a)
-    return 0.5 * math.log(a) - 1 / (8 * a) + 1 / (192 * a**3)
-
-
-def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
-    """A model's accuracy and its 95 % interval, for images and seeds alike: (seeds, N); at least two of both.
-
-    Wilson's interval, for so many images as would leave the variance that images and seeds leave together, and as wide
-    as `_half_width` has it. It stays within 0 and 1, and has a width where all answers are right.
-    """
-    number = correct.shape[1]
-    mean, image_variance = float(correct.mean()), float(correct.mean(axis=0).var(ddof=1)) / number
-    seed_variance = _variance_over_seeds(correct) / len(correct)
-    variance = image_variance + seed_variance
-    if variance == 0:
-        return mean, *metrics.wilson_interval(mean * number, number)
-    half = _half_width(0.975, (image_variance, number - 1), (seed_variance, len(correct) - 1))
-    images = min(mean * (1 - mean) / variance, correct.size)
-    return mean, *metrics.wilson_interval(mean * images, images, half / math.sqrt(variance))
-
-
-_MOST_IMAGES, _MOST_SEEDS = 10**9, 1000
-"""More than anyone has."""
-
-
-def enough(
-    difference: Difference, num_images: int, num_seeds: int, alarm: float = 0.05
-) -> tuple[int | None, int | None]:
-    """How many images, or how many seeds, would show a difference as it was measured, four times of five.
-
-    Args:
-        difference: that does not show yet.
-        num_images: it was measured on.
-        num_seeds: of the model with fewer of them.
-        alarm: a difference counts below this p-value.
-
-    Returns:
-        images in all, seeds of each model in all; None where no number of them alone would.
-    """
-    seeds = difference.seeds
-
-    def shown(*parts: Part) -> bool:
-        # Far enough for the interval, and for what the next runs may fall short of.
-        wanted = sum(
-            variance * (student_quantile(1 - alarm / 2, freedom) + student_quantile(0.8, freedom)) ** 2
-            for variance, freedom in parts
-        )
-        return abs(difference.mean) > math.sqrt(wanted)
-
-    def by_images(number: int) -> bool:
-        part = difference.image_variance * num_images / number, number - 1
-        return shown(part) if seeds is None else shown(part, (seeds.variance, seeds.freedom))
-
-    def by_seeds(number: int) -> bool:
-        assert seeds is not None
-        return shown((difference.image_variance, num_images - 1), (seeds.of_one_each / number, 2 * (number - 1)))
-
-    images = _least(by_images, num_images + 1, _MOST_IMAGES)
-    return images, None if seeds is None else _least(by_seeds, num_seeds + 1, _MOST_SEEDS)
-
-
-def _least(fits: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest number that fits, where all larger ones do; None if not even the highest does."""
-    if not fits(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return low
+    return math.exp(step - math.lgamma(0.5) + a * log_x + b * log_rest) * fraction / a

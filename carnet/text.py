@@ -1,7 +1,4 @@
-"""How work that takes long tells what it is doing. `carnet.report.console` shows it; the default keeps silent.
-
-Sizes and times as people write them.
-"""
+"""Progress of long work, and text for people: counts, sizes, durations, paths. `carnet.report.console` shows it."""
 
 from __future__ import annotations
 
@@ -17,67 +14,67 @@ from typing import Protocol
 from carnet.errors import ConfigError
 
 OnProgress = Callable[[int, int], None]
-"""Told how many of how many are done."""
+"""Called with the number of steps done, and of all steps."""
 
 
 class Progress(Protocol):
-    """Receives what a person would like to see."""
+    """Receives messages and progress for a person."""
 
     def say(self, text: str) -> None:
-        """A line, or several."""
+        """Show one or more lines."""
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of `what`; called as often as it changes, and with done == total at the end."""
+        """Show that `done` of `total` steps of `what` are done; the last call has done == total."""
 
 
 class Silent:
-    """Shows nothing."""
+    """A `Progress` that shows nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """1 image, 2 images, 1,000 classes."""
+    """Return a number with its noun: 1 image, 2 images, 1,000 classes."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def is_command(character: str) -> bool:
-    """Whether a character shows nothing itself and changes how others are shown.
+    """Return whether a character is invisible and changes how others are shown.
 
-    These are control characters, separators of lines and paragraphs, and what Unicode calls format: writing directions,
-    and what has no width.
+    These are control characters, line and paragraph separators, and Unicode's format characters: writing directions,
+    and characters without width.
     """
     return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text without characters that command: a name must not rule a terminal, forge a line, or look like another.
+    """Escape control characters, so that a name cannot control a terminal, forge a line, or look like another name.
 
     Args:
         text: to be shown on a terminal.
-        keep: such characters that are meant; the others are spelled out, as in a Python string.
+        keep: control characters that are intended; the others are escaped as in a Python string.
     """
     return "".join(c if c in keep or not is_command(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(path: Path | str) -> str:
-    """A path as a command that is shown takes it: with spaces, in quotation marks."""
+    """Return a path as a command line takes it: in quotation marks if it has spaces."""
     text = str(path)
     return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
-    """Some of a list that may be long: a, b, c and 1,000 more."""
+    """Return the first items of a list that may be long: a, b, c and 1,000 more."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit a person would choose: 8 s, 3 min 20 s, 2 h 05 min, 4 days 6 h."""
+    """Return a duration in readable units: 8 s, 3 min 20 s, 2 h 05 min, 4 days 6 h."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"
@@ -88,38 +85,34 @@ def duration(seconds: float) -> str:
     return f"{total // 86400} days {total % 86400 // 3600} h"
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SECONDS = {"h": 3600, "m": 60, "s": 1}
+def show_bytes(number: float) -> str:
+    """Return a size in readable units: 1.5 GB, 800 MB."""
+    return f"{number / 1e9:.1f} GB" if number >= 0.95e9 else f"{number / 1e6:.0f} MB"
 
 
 def parse_bytes(text: str) -> int:
-    """2GB, 800 MB, 1.5G -> bytes, in units of a thousand; GiB and the like count 1,024.
+    """Return the number of bytes of a size such as 2GB, 800 MB or 1.5G; GiB and the like count 1,024.
 
     Raises:
-        ConfigError: if it is none of these.
+        ConfigError: if it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or not float(match[1]):
         raise ConfigError(f"--max-memory must be a size such as 2GB or 800MB, got {text!r}")
-    unit = 1024 ** list(_UNITS).index(match[2]) if match[3] else _UNITS[match[2]]
-    return int(float(match[1]) * unit)
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
 def parse_seconds(text: str) -> float:
-    """10m, 90s, 1h30m, 1.5 h -> seconds.
+    """Return the seconds of a duration such as 10m, 90s, 1h30m or 1.5 h.
 
     Raises:
-        ConfigError: if it is none of these.
+        ConfigError: if it is not a duration.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([hms])[a-z]*\s*", text.lower())
-    if not parts or re.sub(r"\d+(?:\.\d+)?\s*[hms][a-z]*\s*", "", text.lower()).strip():
+    part = r"(\d+(?:\.\d+)?)\s*([hms])[a-z]*\s*"
+    if re.fullmatch(rf"\s*(?:{part})+", text.lower()) is None:
         raise ConfigError(f"--budget must be a time such as 10m, 90s or 1h30m, got {text!r}")
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    units = {"h": 3600, "m": 60, "s": 1}
+    seconds = sum(float(number) * units[unit] for number, unit in re.findall(part, text.lower()))
     if not seconds:
         raise ConfigError(f"--budget must be a time above 0, got {text!r}")
     return seconds
-
-
-def show_bytes(number: float) -> str:
-    """1.5 GB, 800 MB."""
-    return f"{number / 1e9:.1f} GB" if number >= 0.95e9 else f"{number / 1e6:.0f} MB"

@@ -1,7 +1,7 @@
 import csv
 import os
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -100,21 +100,25 @@ def test_json_in_ascii(tmp_path: Path) -> None:
     assert files.to_json("dögs") == '"dögs"'
 
 
-def test_renaming_waits_for_whoever_holds_a_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    answers = iter([PermissionError(), PermissionError(), None])
+class HeldOpen:
+    """A path that another program holds open at the first attempts to rename it, as virus scanners do on Windows."""
 
-    def rename() -> None:
-        if (answer := next(answers)) is not None:
-            raise answer
+    def __init__(self, attempts: int) -> None:
+        self.attempts, self.name = attempts, Path()
 
-    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
-    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=waits.append))
-    files.patiently(rename)
-    assert len(waits) == 2
-    answers = iter([PermissionError()] * 20)
+    def replace(self, name: Path) -> None:
+        if self.attempts:
+            self.attempts -= 1
+            raise PermissionError
+        self.name = name
+
+
+def test_renaming_is_tried_again() -> None:
+    held = HeldOpen(attempts=2)
+    files.rename(held, Path("new"), pauses=(0.0, 0.0, 0.0))
+    assert held.name == Path("new")
     with pytest.raises(PermissionError):
-        files.patiently(rename)
+        files.rename(HeldOpen(attempts=4), Path("new"), pauses=(0.0, 0.0, 0.0))
 
 
 def test_a_folder_that_cannot_be_made_is_noticed_early(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cat\r", "a\rb", "a\r\nb", "a\nb", 'a"b', "a,b", " a "])
 def test_a_table_reads_back_what_was_written(name: str, tmp_path: Path) -> None:
-    files.write_csv(tmp_path / "a.csv", [{"split": "train", name: 1}, {"split": name, name: None}])
+    files.write_text(tmp_path / "a.csv", files.csv_text([{"split": "train", name: 1}, {"split": name, name: None}]))
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.DictReader(file)) == [{"split": "train", name: "1"}, {"split": name, name: ""}]
     assert files.csv_line(["a", 1.5, True, None]) == "a,1.5,True,\n"
@@ -188,19 +192,23 @@ def test_what_killed_writers_left_goes_with_the_next_that_writes_there(tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"whole", in_use.name, other.name}
 
 
-def test_a_writer_whose_file_was_taken_for_abandoned_writes_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_whose_file_was_removed_as_abandoned_writes_it_again(tmp_path: Path) -> None:
     """File systems without locks cannot tell who is at work on another machine."""
-    fill, fills = files._fill, []
+    removed: list[Path] = []
+    started = threading.Event()
 
-    def fill_and_lose(path: Path, content: bytes) -> None:
-        fill(path, content)
-        if not fills:
-            path.unlink()
-        fills.append(path)
+    def remove_the_first() -> None:
+        while not removed:
+            started.set()
+            for path in tmp_path.glob(".*.tmp"):
+                path.unlink()
+                removed.append(path)
 
-    monkeypatch.setattr(files, "_fill", fill_and_lose)
-    files.write_bytes(tmp_path / "whole", b"whole")
-    assert (tmp_path / "whole").read_bytes() == b"whole"
-    assert len(fills) == 2
+    other = threading.Thread(target=remove_the_first)
+    other.start()
+    assert started.wait(30)
+    content = bytes(2**26)
+    files.write_bytes(tmp_path / "whole", content)
+    other.join(30)
+    assert len(removed) == 1
+    assert (tmp_path / "whole").read_bytes() == content

@@ -21,7 +21,6 @@ BASE = {
     "preprocess",
     "image_files",
     "prediction",
-    "prefetch",
     "text",
     "metrics",
     "calibration",
@@ -29,7 +28,6 @@ BASE = {
     "evaluation",
     "documents",
     "files",
-    "inputs",
     "run_folder",
 }
 ALLOWED = {

@@ -15,7 +15,7 @@ import tyro
 
 from carnet.cli.main import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
-from carnet.inputs import MAX_IMAGE_BYTES, check_listed
+from carnet.files import MAX_IMAGE_BYTES, check_listed
 from carnet.text import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import numpy as np
 from carnet.edge.model_file import ModelFile, is_model_file
 from carnet.edge.runtimes import Runtime, open_runtime
 from carnet.errors import ConfigError
-from carnet.machine import instruction_set, processor_name, take_turns, versions
-from carnet.prefetch import available_cores
+from carnet.machine import available_cores, instruction_set, processor_name, take_turns, versions
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 from carnet.text import Progress, Silent

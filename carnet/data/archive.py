@@ -24,8 +24,7 @@ from carnet.data.folder import is_hidden
 from carnet.data.tar import WAY_OUT, ArchiveReadError, TarReader, damaged, quoted_member, ratio_limit, reading
 from carnet.documents import Count
 from carnet.errors import DataError
-from carnet.files import digest_of, read_json, write_json
-from carnet.inputs import open_file
+from carnet.files import digest_of, open_file, read_json, write_json
 from carnet.preprocess import looks_like_image
 from carnet.text import OnProgress, counted
 

@@ -116,7 +116,7 @@ def _make(folder: Path, fill: Callable[[Path], None]) -> None:
         with suppress(FileNotFoundError):
             folder.rename(aside)
         try:
-            files.patiently(lambda: scratch.rename(folder))
+            files.rename(scratch, folder)
         except OSError:
             if not is_whole(folder):
                 raise

@@ -25,8 +25,8 @@ from carnet import files
 from carnet.data.cache import cache_root, cached_folder, explaining_failure, forget_unused, is_whole, scratch_folder
 from carnet.data.scan import ImageFacts, inspect_bytes, inspect_images, unreadable
 from carnet.errors import ImageError, OutOfMemoryError, RunError
-from carnet.inputs import MAX_IMAGE_BYTES, read_file
-from carnet.prefetch import each_on_threads
+from carnet.files import MAX_IMAGE_BYTES, read_file
+from carnet.machine import each_on_threads
 from carnet.preprocess import Images, reason_of, to_square
 from carnet.spec import ResizeRule
 from carnet.text import OnProgress, show_bytes
@@ -186,8 +186,7 @@ class _Rows:
             self.pixels.flush()
             self.close()
             os.truncate(self._file, math.prod((self._number, *self._shape[1:])))
-            file = self._file
-            files.patiently(lambda: file.rename(target))
+            files.rename(self._file, target)
 
     def close(self) -> None:
         """Let go of the file, which Windows could not rename or remove otherwise."""

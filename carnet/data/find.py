@@ -33,7 +33,7 @@ from carnet.data.samples import (
 from carnet.data.table import fits, labels_of, list_table
 from carnet.data.tar import is_packed, is_tar
 from carnet.errors import ConfigError, DataError
-from carnet.inputs import broken_link, open_file, state_of
+from carnet.files import broken_link, open_file, state_of
 from carnet.preprocess import looks_like_image
 from carnet.text import OnProgress, counted, first_few
 

@@ -30,8 +30,7 @@ from carnet.data.folder import is_folder, is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
 from carnet.data.tar import READ_ERRORS, TarReader
 from carnet.errors import DataError
-from carnet.files import digest_of
-from carnet.inputs import MAX_IMAGE_BYTES, check_listed, open_file, read_file, state_of
+from carnet.files import MAX_IMAGE_BYTES, check_listed, digest_of, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.text import OnProgress, counted
 

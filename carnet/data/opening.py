@@ -21,7 +21,7 @@ from PIL import Image
 from carnet.data.hub import LABEL_MEMBERS, Source, check_whole
 from carnet.data.samples import SPLIT_NAMES
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
-from carnet.inputs import MAX_IMAGE_BYTES
+from carnet.files import MAX_IMAGE_BYTES
 from carnet.text import counted, first_few
 
 _UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"

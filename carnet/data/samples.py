@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from carnet.errors import DataError
-from carnet.inputs import open_text
+from carnet.files import open_text
 from carnet.text import counted, first_few
 
 Layout = Literal["auto", "classes", "splits"]
@@ -203,7 +203,7 @@ def read_ignore_file(path: Path | str) -> tuple[str, ...]:
         path: a text file in UTF-8.
 
     Raises:
-        DataError: if there is no such file, or it is no such text, or larger than `carnet.inputs.MAX_TABLE_BYTES`.
+        DataError: if there is no such file, or it is no such text, or larger than `carnet.files.MAX_TABLE_BYTES`.
     """
     path = Path(path)
     lines: list[str] = []

@@ -15,10 +15,9 @@ from PIL import Image
 
 from carnet.data.samples import LabeledImages, Sample, hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
-from carnet.files import digest_of
+from carnet.files import MAX_IMAGE_BYTES, digest_of, read_file
 from carnet.image_files import has_lost_data, without_end
-from carnet.inputs import MAX_IMAGE_BYTES, read_file
-from carnet.prefetch import each_on_threads
+from carnet.machine import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.text import OnProgress, counted, first_few
 

@@ -41,7 +41,7 @@ from carnet.data.samples import ByClass, LabeledImages, Listing, expanded, leave
 from carnet.data.scan import ImageFacts, ScannedImages, hash_files, inspect_bytes, scan_images
 from carnet.documents import Count
 from carnet.errors import DataError, ImageError
-from carnet.prefetch import load_ahead, loading_threads
+from carnet.machine import load_ahead, loading_threads
 from carnet.preprocess import open_image
 from carnet.text import OnProgress, counted, first_few
 

@@ -22,7 +22,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from carnet.files import patiently
+from carnet.files import rename
 
 Canvas = ImageDraw.ImageDraw
 Colour = tuple[int, int, int]
@@ -313,7 +313,7 @@ def write_dataset(
             (staged / "planted.json").write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
         if root.exists():
             root.rmdir()  # Windows renames no folder onto another, not even onto an empty one
-        patiently(lambda: staged.rename(root))
+        rename(staged, root)
     paths = {kind: tuple(fault["path"] for fault in group) for kind, group in faults.items()}
     return SyntheticSummary(num_train, num_valid, **paths)
 

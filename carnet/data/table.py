@@ -23,7 +23,7 @@ from typing import TextIO
 from carnet.data.folder import visible
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
 from carnet.errors import DataError
-from carnet.inputs import MAX_TABLE_BYTES, broken_link, open_file, open_text, state_of
+from carnet.files import MAX_TABLE_BYTES, broken_link, open_file, open_text, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.text import counted, first_few
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from carnet.errors import DataError, is_out_of_memory
-from carnet.inputs import open_file
+from carnet.files import open_file
 
 BLOCK = 512
 """Bytes; everything in a tar archive is a multiple of it."""

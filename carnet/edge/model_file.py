@@ -20,7 +20,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from carnet.calibration import NEVER_CONFIDENT
 from carnet.documents import DocumentError, Range, conform, parse
 from carnet.errors import ModelFileError
-from carnet.inputs import MAX_MODEL_BYTES, read_file
+from carnet.files import MAX_MODEL_BYTES, read_file
 from carnet.spec import ModelSpec
 
 FORMAT = 1

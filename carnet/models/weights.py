@@ -87,7 +87,7 @@ def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mappin
         OutputError: if the folder cannot be written.
     """
     files.write_bytes(run.weights, pack(network.state_dict(), _WEIGHTS_METADATA))
-    files.write_sealed_json(run.model, spec.to_json() | dict(info))
+    files.write_json(run.model, spec.to_json() | dict(info), seal=True)
 
 
 def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from carnet.config import ResolvedConfig, TrainingConfig, steps_per_epoch
 from carnet.data.samples import LabeledImages
 from carnet.errors import CarnetError
+from carnet.machine import loading_threads
 from carnet.models.registry import RESIZABLE, create_model, default_image_size
-from carnet.prefetch import loading_threads
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted

@@ -22,7 +22,7 @@ from carnet import files
 from carnet.documents import CHECKSUM, Count, DocumentError, Range, Seconds, Share, build, conform, parse
 from carnet.errors import RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
-from carnet.inputs import read_file
+from carnet.files import read_file
 from carnet.models.weights import pack, read_metadata, unpack
 from carnet.run_folder import current_record
 from carnet.training.optim import state_names

@@ -196,7 +196,7 @@ class History(Callback):
                 run.folder.metrics.unlink(missing_ok=True)
                 run.folder.curves.unlink(missing_ok=True)
                 return
-            files.write_csv(run.folder.metrics, history)
+            files.write_text(run.folder.metrics, files.csv_text(history))
             if time.monotonic() - self.drawn >= draw_every and self.epochs_drawn != len(history):
                 title = f"{run.spec.model}, {run.folder.path.name}"
                 files.write_bytes(run.folder.curves, draw_curves(history, title=title))

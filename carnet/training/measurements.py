@@ -24,8 +24,7 @@ from carnet import files
 from carnet.config import MuonPrecision, ResolvedConfig
 from carnet.data.cache import cache_root
 from carnet.errors import OutputError, RunError
-from carnet.machine import processor_name, take_turns
-from carnet.prefetch import available_cores
+from carnet.machine import available_cores, processor_name, take_turns
 from carnet.text import counted
 
 Numbers = dict[str, float]

@@ -25,7 +25,7 @@ from carnet.data.hub import Source
 from carnet.data.samples import Sample
 from carnet.data.stream import ImageStream
 from carnet.errors import DataError
-from carnet.prefetch import load_ahead
+from carnet.machine import load_ahead
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation, Change

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from carnet.config import ResolvedConfig
+from carnet.machine import available_cores
 from carnet.models.summary import summarize
 from carnet.models.weights import TrainedModel, on_threads
-from carnet.prefetch import available_cores
 from carnet.spec import ModelSpec
 from carnet.training import measurements, memory
 from carnet.training.depthwise import num_depthwise

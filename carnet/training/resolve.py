@@ -14,9 +14,8 @@ import torch
 
 from carnet.config import Device, Precision, ResolvedConfig, TrainingConfig, steps_per_epoch
 from carnet.errors import ConfigError, DataError
-from carnet.machine import SPINS, is_waiting_chosen
+from carnet.machine import SPINS, available_cores, is_waiting_chosen, loading_threads
 from carnet.models.weights import choose_device, device_name
-from carnet.prefetch import available_cores, loading_threads
 from carnet.text import counted
 from carnet.training.autotune import CHOICES, augmentation_for, whole_micro_batch
 from carnet.training.distributed import num_launched

@@ -11,9 +11,8 @@ from carnet import files
 from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
 from carnet.data.scan import ScannedImages
 from carnet.errors import ConfigError, DataError, RunError
-from carnet.machine import versions
+from carnet.machine import available_cores, versions
 from carnet.models.weights import device_name
-from carnet.prefetch import available_cores
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, first_few, quoted
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint

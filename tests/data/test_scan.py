@@ -159,7 +159,7 @@ def test_names_that_are_no_utf8(flat: Path, tmp_path: Path) -> None:
     odd = os.fsencode(flat / "red") + b"/caf\xe9.png"
     Path(os.fsdecode(odd)).write_bytes((flat / "red" / "0.png").read_bytes())
     images = check(flat)
-    files.write_csv(tmp_path / "data.csv", images.rows())
+    files.write_text(tmp_path / "data.csv", files.csv_text(images.rows()))
     assert b"red/caf\xe9.png" in (tmp_path / "data.csv").read_bytes()
     assert len(images.content_hash) == 64
 

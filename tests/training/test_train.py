@@ -35,7 +35,7 @@ from carnet.errors import (
     StoppedError,
     UnreadableImagesError,
 )
-from carnet.prefetch import available_cores
+from carnet.machine import available_cores
 from carnet.run_folder import RunFolder
 from carnet.text import Silent
 from carnet.training import hooks, loop, preparation, resumption
@@ -890,7 +890,7 @@ def test_folder_archive_and_table_train_alike(photos: Path, tmp_path: Path, monk
          "data set": path.parent.parent.name}
         for path in sorted(photos.rglob("*.jpg"), reverse=True)
     ]  # fmt: skip
-    files.write_csv(table, rows)
+    files.write_text(table, files.csv_text(rows))
     monkeypatch.chdir(tmp_path)
     runs = [train(data, config(epochs=1)).run for data in (photos, archive, table)]
     assert [str(run) for run in runs] == ["runs/photos-carnet_n", "runs/pictures-carnet_n", "runs/photos-carnet_n-2"]
