@@ -1,4 +1,4 @@
-"""Archives of labelled images: zip, and tar in any of its packings. Unpacked once, then a folder like any other.
+"""Archives of labelled images: zip, and tar compressed in any way. Unpacked once, then a folder like any other.
 
 They come from anywhere. A name that leads out of the folder, a link, two names that some system takes for one, and
 more bytes than the archive can honestly hold are refused; no header's word is taken for how many bytes there are.
@@ -16,12 +16,13 @@ import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO
 
 from carnet.data.cache import cached_folder
 from carnet.data.folder import is_hidden
-from carnet.data.tar import WAY_OUT, ArchiveReadError, TarReader, damaged, quoted_member, ratio_limit, reading
+from carnet.data.tar import REGULAR, WAY_OUT, ArchiveReadError, TarReader, damaged, quoted_member, ratio_limit, reading
 from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, open_file, read_json, write_json
@@ -44,13 +45,6 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?$", re.IGNORECASE)
 _CHUNK = 2**20
 
 
-class Readable(Protocol):
-    """Where a member's bytes come from."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
-
-
 class SafeFolder:
     """Takes the members of one archive.
 
@@ -58,6 +52,7 @@ class SafeFolder:
         folder: where they go.
         archive: where they come from, for messages.
         num_bytes: written so far.
+        hidden: files and folders that stayed out, as they would be counted in a folder.
     """
 
     def __init__(self, folder: Path, archive: Path, *, capitals_count: bool | None = None) -> None:
@@ -71,17 +66,23 @@ class SafeFolder:
         self.folder = folder
         self.archive = archive
         self.num_bytes = 0
-        self._limit, self._why = _limit(folder, archive)
+        self.hidden: set[str] = set()
+        by_disk = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
+        self._limit, self._why = min(
+            (MAX_BYTES, f"more than {MAX_BYTES / 1e9:,.0f} GB; {WAY_OUT}"),
+            ratio_limit(archive),
+            (
+                by_disk,
+                f"more than the {by_disk / 1e9:,.1f} GB that the disk of the cache {folder.parent} can spare; "
+                f"free some space, or name another place in the environment variable CARNET_CACHE",
+            ),
+        )
         self._files: set[str] = set()
         self._folders: dict[str, str] = {}
-        self._hidden: set[str] = set()
-        self._capitals_count = tells_capitals(folder) if capitals_count is None else capitals_count
-        self._made: set[Path] = set()
-
-    @property
-    def num_hidden(self) -> int:
-        """Hidden files and folders that stayed out, as they would be counted in a folder."""
-        return len(self._hidden)
+        if capitals_count is None:
+            with tempfile.NamedTemporaryFile(prefix="a", dir=folder) as probe:
+                capitals_count = not Path(folder, Path(probe.name).name.swapcase()).exists()
+        self._capitals_count = capitals_count
 
     def place(self, member: str, *, is_folder: bool = False) -> Path | None:
         """Where a member goes, by its name in the archive; None for what is hidden and stays out.
@@ -90,18 +91,22 @@ class SafeFolder:
             DataError: if the name could mean a place outside the folder, or is one that some system has already.
         """
         parts = self._parts(member)
-        if len(self._files) + len(self._folders) + len(self._hidden) >= MAX_MEMBERS:
+        if len(self._files) + len(self._folders) + len(self.hidden) >= MAX_MEMBERS:
             raise self.refusal(member, f"is one more than {MAX_MEMBERS:,} files and folders")
         hidden = next((place for place, part in enumerate(parts, 1) if is_hidden(part)), None)
         if hidden is not None:
             # What lies in a hidden folder is not looked at.
-            self._hidden.add("/".join(parts[:hidden]))
+            self.hidden.add("/".join(parts[:hidden]))
         if not parts or hidden is not None:
             return None
         for length in range(1, len(parts) + is_folder):
             self._enter_folder(member, "/".join(parts[:length]))
         if not is_folder:
-            self._enter_file(member, "/".join(parts))
+            key = self._folded("/".join(parts))
+            if key in self._files or key in self._folders:
+                capitals = "" if self._capitals_count else " (on the disk of the cache, capitals do not count)"
+                raise self.refusal(member, f"has a name that is there twice{capitals}")
+            self._files.add(key)
         inside = os.path.join(*parts)  # noqa: PTH118 - pathlib takes ten times as long
         # What the rules above have let through is inside, where no links are; should they be wrong, nothing is written.
         if os.path.normpath(inside) != inside or inside.startswith(os.sep):
@@ -117,13 +122,7 @@ class SafeFolder:
         if num_bytes > self._limit:
             raise DataError(f"{self.archive}: with {quoted_member(member)} it unpacks to {self._why}")
 
-    def make(self, path: Path) -> None:
-        """Make a folder that `place` gave."""
-        if path not in self._made:
-            path.mkdir(parents=True, exist_ok=True)
-            self._made.add(path)
-
-    def write(self, path: Path, member: str, size: int, content: Readable) -> None:
+    def write(self, path: Path, member: str, size: int, content: IO[bytes] | TarReader) -> None:
         """Fill a file that `place` gave.
 
         Raises:
@@ -131,7 +130,7 @@ class SafeFolder:
             ArchiveReadError: if the archive cannot be read.
         """
         self.check_room(member, self.num_bytes + size)
-        self.make(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         before = self.num_bytes
         with path.open("xb") as file:
             while True:
@@ -152,21 +151,23 @@ class SafeFolder:
     def _parts(self, member: str) -> list[str]:
         name = member.replace("\\", "/")
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if _CONTROL.search(name):
-            raise self.refusal(member, "has control characters in its name")
-        if name.startswith("/") or re.match("[A-Za-z]:", name):
-            raise self.refusal(member, "has an absolute name")
-        # Where dots and spaces at the end of a name are left out, ".. " would be "..".
-        if any(not part.strip(" .") for part in parts):
-            raise self.refusal(member, "has a name that leads out of its folder")
-        if len(os.fsencode(name)) > _MAX_NAME_BYTES:
-            sizes = [len(os.fsencode(part)) for part in parts]
-            if max(sizes, default=0) > _MAX_NAME_BYTES or sum(sizes) + len(sizes) > _MAX_PATH_BYTES:
-                raise self.refusal(member, "has a name that is too long")
-        if os.name == "nt" and any(_DEVICE.match(part) for part in parts):
-            raise self.refusal(member, "has the name of a device on Windows")
-        if os.name == "nt" and any(character in '<>:"|?*' for character in name):
-            raise self.refusal(member, "has a name that Windows does not know")
+        sizes = [len(os.fsencode(part)) for part in parts]
+        on_windows = os.name == "nt"
+        rules = (
+            (_CONTROL.search(name), "has control characters in its name"),
+            (name.startswith("/") or re.match("[A-Za-z]:", name), "has an absolute name"),
+            # Where dots and spaces at the end of a name are left out, ".. " would be "..".
+            (any(not part.strip(" .") for part in parts), "has a name that leads out of its folder"),
+            (
+                max(sizes, default=0) > _MAX_NAME_BYTES or sum(sizes) + len(sizes) > _MAX_PATH_BYTES,
+                "has a name that is too long",
+            ),
+            (on_windows and any(map(_DEVICE.match, parts)), "has the name of a device on Windows"),
+            (on_windows and re.search(r'[<>:"|?*]', name), "has a name that Windows does not know"),
+        )
+        for is_broken, why in rules:
+            if is_broken:
+                raise self.refusal(member, why)
         return parts
 
     def _enter_folder(self, member: str, name: str) -> None:
@@ -178,39 +179,12 @@ class SafeFolder:
         if (known := self._folders.setdefault(key, name)) != name:
             raise self.refusal(member, f"lies in a folder that some systems take for {quoted_member(known)}")
 
-    def _enter_file(self, member: str, name: str) -> None:
-        key = self._folded(name)
-        if key in self._files or key in self._folders:
-            capitals = "" if self._capitals_count else " (on the disk of the cache, capitals do not count)"
-            raise self.refusal(member, f"has a name that is there twice{capitals}")
-        self._files.add(key)
-
     def _folded(self, name: str) -> str:
         """Equal for two names where a system exists that takes them for one; of capitals, this disk's word counts."""
         plain = unicodedata.normalize("NFC", name)
         if not self._capitals_count:
             plain = unicodedata.normalize("NFC", plain.casefold())
         return _UNSEEN.sub("", plain)
-
-
-def tells_capitals(folder: Path) -> bool:
-    """Whether a folder's disk can hold two names that differ in capitals only."""
-    with tempfile.NamedTemporaryFile(prefix="a", dir=folder) as probe:
-        return not Path(folder, Path(probe.name).name.swapcase()).exists()
-
-
-def _limit(folder: Path, archive: Path) -> tuple[int, str]:
-    """How many bytes may be written, and what to say if they are not enough."""
-    by_disk = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
-    return min(
-        (MAX_BYTES, f"more than {MAX_BYTES / 1e9:,.0f} GB; {WAY_OUT}"),
-        ratio_limit(archive),
-        (
-            by_disk,
-            f"more than the {by_disk / 1e9:,.1f} GB that the disk of the cache {folder.parent} can spare; "
-            f"free some space, or name another place in the environment variable CARNET_CACHE",
-        ),
-    )
 
 
 ARCHIVE_EXTENSIONS = frozenset(
@@ -246,20 +220,27 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
         DataError: naming the member, if it is refused, damaged or encrypted; if there are no images.
         OutputError: if the cache cannot be written.
     """
-    try:
-        # The file is read twice, for its hash and for its members.
-        size = path.stat().st_size
-        show = _in_percent(2 * size, progress)
-        digest = digest_of(path, show)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    size = shown = 0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        # The file is read twice, for its hash and for its members. A damaged archive may claim any sizes.
+        percent = min(99, 50 * done // max(1, size))
+        if percent > shown and progress is not None:
+            shown = percent
+            progress(percent, 100)
 
     def fill(folder: Path) -> None:
         safe = SafeFolder(folder, path)
         unpack_into(safe, lambda done: show(size + done))
         _check_content(folder, path)
-        write_json(folder / _ABOUT, {"num_hidden": safe.num_hidden})
+        write_json(folder / _ABOUT, {"num_hidden": len(safe.hidden)})
 
+    try:
+        size = path.stat().st_size
+        digest = digest_of(path, show)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     folder = cached_folder("archives", digest, fill)
     if progress is not None:
         progress(100, 100)
@@ -313,29 +294,15 @@ def unpack_into(safe: SafeFolder, show: Callable[[int], None]) -> None:
         raise damaged(path, error.__cause__) from error
 
 
-def _in_percent(num_bytes: int, progress: OnProgress | None) -> Callable[[int], None]:
-    shown = 0
-
-    def show(done: int) -> None:
-        nonlocal shown
-        # Only `unpack` says that all is done: a damaged archive may claim any sizes.
-        percent = min(99, 100 * done // max(1, num_bytes))
-        if percent > shown and progress is not None:
-            shown = percent
-            progress(percent, 100)
-
-    return show
-
-
 def _unpack_tar(path: Path, safe: SafeFolder, show: Callable[[int], None]) -> None:
     fence = getattr(tarfile, "data_filter", None)
     fenced: set[Path] = set()
     with TarReader.open(path) as tar:
-        for info, content in tar.members():
+        for info in tar.members():
             place = safe.place(info.name, is_folder=info.isdir())
             if place is None:
                 continue
-            if content is None and not info.isdir():
+            if info.type not in REGULAR and not info.isdir():
                 raise safe.refusal(info.name, f"is {_KINDS.get(info.type, 'no ordinary file')}")
             if fence is not None and place.parent not in fenced:
                 # Python's rules, should ours be wrong. It follows each name to its end, which for each member of a
@@ -345,10 +312,10 @@ def _unpack_tar(path: Path, safe: SafeFolder, show: Callable[[int], None]) -> No
                     fence(info, str(safe.folder))
                 except tarfile.FilterError as error:
                     raise safe.refusal(info.name, f"is refused by Python ({error})") from error
-            if content is None:
-                safe.make(place)
+            if info.isdir():
+                place.mkdir(parents=True, exist_ok=True)
             else:
-                safe.write(place, info.name, info.size, content)
+                safe.write(place, info.name, info.size, tar)
             show(tar.position)
 
 
@@ -364,7 +331,7 @@ def _unpack_zip(source: _ZipSource, safe: SafeFolder, show: Callable[[int], None
         packed = 0
         for info, name, place in plan:
             if _is_folder(info, name):
-                safe.make(place)
+                place.mkdir(parents=True, exist_ok=True)
                 continue
             try:
                 with reading():
@@ -381,7 +348,11 @@ def _plan_zip(archive: zipfile.ZipFile, safe: SafeFolder) -> list[tuple[zipfile.
     plan = []
     declared = 0
     for info in archive.infolist():
-        name = _zip_name(info)
+        name = info.orig_filename
+        if not info.flag_bits & _UTF8_FLAG:
+            # macOS writes UTF-8 without saying so, which reads as code page 437.
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode("utf-8")
         place = safe.place(name, is_folder=_is_folder(info, name))
         if place is None:
             continue
@@ -396,16 +367,6 @@ def _plan_zip(archive: zipfile.ZipFile, safe: SafeFolder) -> list[tuple[zipfile.
     return plan
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
-    if info.flag_bits & _UTF8_FLAG:
-        return info.orig_filename
-    try:
-        # macOS writes UTF-8 without saying so, which reads as code page 437.
-        return info.orig_filename.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return info.orig_filename
-
-
 def _is_folder(info: zipfile.ZipInfo, name: str) -> bool:
     return (
         name.endswith(("/", "\\"))
@@ -415,18 +376,16 @@ def _is_folder(info: zipfile.ZipInfo, name: str) -> bool:
 
 
 def _check_content(folder: Path, path: Path) -> None:
-    num_files, packed = 0, []
+    others = []
     for current, _, names in os.walk(folder):
-        for name in names:
-            if looks_like_image(Path(current) / name):
+        for file in (Path(current, name) for name in names):
+            if looks_like_image(file):
                 return
-            num_files += 1
-            if is_packed_data(name):
-                packed.append((Path(current) / name).relative_to(folder).as_posix())
-    if packed:
-        what = "a Parquet file" if min(packed).lower().endswith(".parquet") else "another archive"
-        raise DataError(f"{path} holds no images but {what}, {min(packed)!r}; unpack it, and name what comes out")
+            others.append(file.relative_to(folder).as_posix())
+    if packed := min(filter(is_packed_data, others), default=""):
+        what = "a Parquet file" if packed.lower().endswith(".parquet") else "another archive"
+        raise DataError(f"{path} holds no images but {what}, {packed!r}; unpack it, and name what comes out")
     raise DataError(
-        f"{path} holds no images ({counted(num_files, 'other file')}); DATA needs one folder of images per class, "
+        f"{path} holds no images ({counted(len(others), 'other file')}); DATA needs one folder of images per class, "
         f"such as cat/1.jpg"
     )

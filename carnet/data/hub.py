@@ -1,4 +1,4 @@
-"""Data sets that Hugging Face `datasets` reads: what DATA can say, and what opening it can say in turn.
+"""Data sets that Hugging Face `datasets` reads: what DATA can say, and how they are opened.
 
 - `hf:NAME` or `hf:OWNER/NAME`, then `:CONFIGURATION` and `@REVISION` where wanted: a data set of the hub
   (`hf:beans`, `hf:owner/birds:small@v2`). `hf:./FOLDER`, or any path that begins with `.`, `/` or `~`: a folder as
@@ -8,34 +8,33 @@
   by the file or a folder.
 
 `?image=NAME,label=NAME` after `hf:…` chooses columns, `?train=NAME,valid=NAME,test=NAME` splits, where their names are
-unusual. `carnet.data.opening` opens what is named here.
-
-Shards of a WebDataset: tars in which `key.jpg` stands beside its label in `key.cls`, `.json` or `.txt`.
+unusual.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from carnet.data.folder import is_folder, is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.tar import READ_ERRORS, TarReader
-from carnet.errors import DataError
+from carnet.data.tar import is_webdataset
+from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 from carnet.files import MAX_IMAGE_BYTES, check_listed, digest_of, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
 from carnet.text import OnProgress, counted
 
 FORMAT = 2
-"""Of what `carnet.data.stream` and `carnet.data.stream` keep; another number makes it anew."""
+"""Of what `carnet.data.stream` keeps; another number makes it anew."""
 _HUB = "hf://datasets/"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@]+))?(?:@(?P<revision>[^:@]+))?")
 
@@ -99,78 +98,38 @@ class Source:
             # In a plain folder the path is the label.
             name = split or path.relative_to(self.loader).as_posix()
             with _readable():
-                is_read = by_content and not (self.is_folder and _is_no_image(path))
-                line = f"{name}\t{digest_of(path) if is_read else _stamp(path)}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+                state = path.stat()
+                # What is called like an image and is larger than any is refused when it is looked into.
+                is_too_large = path.suffix.lower() in EXTENSIONS and state.st_size > MAX_IMAGE_BYTES
+                if by_content and not (self.is_folder and is_too_large):
+                    content = digest_of(path)
+                else:
+                    content = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+            digest.update(f"{name}\t{content}\n".encode("utf-8", "surrogateescape"))
             if progress is not None:
                 progress(number, len(self.files))
         return digest.hexdigest()
 
 
-def check_whole(source: Source, taken: Iterable[str]) -> None:
-    """Refuse a folder of images of which `datasets` would leave some out without a word, or take what is no data.
-
-    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, leaves
-    out what it does not know (.heic), and knows no folders of systems. Where a README.md says what belongs to the data,
-    that counts.
-
-    Args:
-        source: the folder.
-        taken: the paths of the files that it would read.
-
-    Raises:
-        DataError: naming an image, and the way out.
-    """
-    folder = Path(source.loader)
-    if _says_what_belongs(folder / "README.md"):
-        return
-    way_out = f"name the folder itself, {source.data.removeprefix('hf:').partition('?')[0]}, or move them away"
-    found = {Path(path) for path in taken}
-    if hidden := sorted(path for path in found if any(map(is_hidden, path.relative_to(folder).parts[:-1]))):
-        raise DataError(
-            f"{source.data}: {hidden[0].relative_to(folder)} lies in a folder of the system's, which datasets takes "
-            f"for data; {way_out}"
-        )
-    images = [path for _, path in source.files if path.suffix.lower() in EXTENSIONS]
-    if left_out := [path for path in images if path not in found]:
-        raise DataError(
-            f"{source.data}: datasets would leave out {counted(len(left_out), 'image')}, such as "
-            f"{left_out[0].relative_to(folder)}, because it follows no links, takes names like train and test for "
-            f"splits, and does not know all endings; {way_out}"
-        )
-
-
-def _says_what_belongs(readme: Path) -> bool:
-    try:
-        return b"data_files" in read_file(readme, MAX_IMAGE_BYTES)
-    except OSError:
-        return False
-
-
-def _is_no_image(path: Path) -> bool:
-    """Whether a file is called like an image and is larger than any."""
-    return path.suffix.lower() in EXTENSIONS and path.stat().st_size > MAX_IMAGE_BYTES
-
-
 def is_dataset(data: str) -> bool:
-    """Whether DATA is one of the forms above; goes by names, and looks into a tar that could be an ordinary archive.
+    """Return whether DATA is one of the forms above; goes by names, and looks into a tar that could be an archive.
 
     Raises:
         DataError: if a tar could be either.
+        OSError: if a folder cannot be listed.
     """
     if data.startswith("hf:"):
         return True
     path = expanded(data)
-    if path.is_dir():
-        files = _data_files(path)
-        if any(_loader(file) == "parquet" for file in files):
-            return True
-        return bool(files) and is_webdataset(files[0], pattern=str(path / "**" / "*.tar"))
-    if path.is_file():
-        # A pattern of one file, {p}hotos.tar.
-        pattern = str(path.with_name(f"{{{path.name[0]}}}{path.name[1:]}"))
-        return _loader(path) == "parquet" or (_loader(path) == "webdataset" and is_webdataset(path, pattern))
-    return _loader(path) == "parquet" or (_loader(path) == "webdataset" and bool(re.search(r"[*?\[{]", data)))
+    files = _data_files(path) if path.is_dir() else [path]
+    loaders = {_loader(file) for file in files}
+    if "webdataset" not in loaders or "parquet" in loaders:
+        return "parquet" in loaders
+    if not path.exists():
+        return re.search(r"[*?\[{]", data) is not None
+    # {p}hotos.tar is a pattern of one file.
+    pattern = path / "**" / "*.tar" if path.is_dir() else path.with_name(f"{{{path.name[0]}}}{path.name[1:]}")
+    return is_webdataset(files[0], str(pattern))
 
 
 def find_source(data: str) -> Source:
@@ -179,20 +138,22 @@ def find_source(data: str) -> Source:
     Raises:
         DataError: not a name, no such file, one cut short, files of two kinds, or splits that cannot be told.
     """
-    if data.startswith("hf:"):
-        return _named(data)
-    path = expanded(data)
     with _readable():
+        if data.startswith("hf:"):
+            return _named(data)
+        path = expanded(data)
         files = _data_files(path) if path.is_dir() else [path] if path.is_file() else _matching(data)
-    loaders = {str(_loader(file)) for file in files}
-    if len(loaders) != 1 or loaders == {"None"}:
-        raise DataError(f"{data} is not parquet files alone, nor tars alone; name the ones or the others")
-    with _readable():
-        # `datasets` would wait for a pipe.
-        cut = next((file for file in files if not _has_end(file)), None)
-    if cut is not None:
-        raise DataError(f"{cut} is damaged or incomplete, its end is missing; copy or download it again")
-    return Source(data, loaders.pop(), _by_split(data, files))
+        loaders = {_loader(file) for file in files}
+        if len(loaders) != 1 or None in loaders:
+            raise DataError(f"{data} is not parquet files alone, nor tars alone; name the ones or the others")
+        loader = str(loaders.pop())
+        for file in files:
+            # All are opened, since `datasets` would wait for a pipe.
+            with open_file(file) as content:
+                content.seek(max(0, file.stat().st_size - 4))
+                if loader == "parquet" and content.read(4) != b"PAR1":
+                    raise DataError(f"{file} is damaged or incomplete, its end is missing; copy or download it again")
+    return Source(data, loader, _by_split(data, files))
 
 
 def _named(data: str) -> Source:
@@ -200,23 +161,24 @@ def _named(data: str) -> Source:
     chosen = dict(part.partition("=")[::2] for part in choice.split(",") if part)
     if not set(chosen) <= {"image", "label", "train", "valid", "test"} or not all(chosen.values()):
         raise DataError(f"{data}: write image=, label=, train=, valid= or test= after ?, with commas between them")
-    if said.startswith((".", "~")) or Path(said).is_absolute():
-        folder = expanded(said).resolve()
-        with _readable():
-            state = state_of(folder)
-        if state is None or not stat.S_ISDIR(state.st_mode):
-            raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
-        shown = sorted(_files_in(folder, (".",)))
-        if no_file := next((path for path in shown if not path.is_file()), None):
+    if not said.startswith((".", "~")) and not Path(said).is_absolute():
+        match = _HUB_NAME.fullmatch(said)
+        if match is None:
             raise DataError(
-                f"{data}: {no_file} is no ordinary file or cannot be reached, and datasets would pass over it; remove "
-                f"it, or name the folder itself, {said}"
+                f"{data} is no name; a data set of the hub is hf:NAME or hf:OWNER/NAME, a folder hf:./FOLDER"
             )
-        return Source(data, str(folder), tuple(("", path) for path in shown), chosen=chosen)
-    match = _HUB_NAME.fullmatch(said)
-    if match is None:
-        raise DataError(f"{data} is no name; a data set of the hub is hf:NAME or hf:OWNER/NAME, a folder hf:./FOLDER")
-    return Source(data, _HUB + match["name"], (), match["config"], match["revision"], chosen)
+        return Source(data, _HUB + match["name"], (), match["config"], match["revision"], chosen)
+    folder = expanded(said).resolve()
+    state = state_of(folder)
+    if state is None or not stat.S_ISDIR(state.st_mode):
+        raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
+    files = sorted(_files_in(folder, (".",)))
+    if no_file := next((path for path in files if not path.is_file()), None):
+        raise DataError(
+            f"{data}: {no_file} is no ordinary file or cannot be reached, and datasets would pass over it; remove "
+            f"it, or name the folder itself, {said}"
+        )
+    return Source(data, str(folder), tuple(("", path) for path in files), chosen=chosen)
 
 
 def _loader(path: Path) -> str | None:
@@ -239,44 +201,43 @@ def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
     """Every file in a folder and those inside it, but not what begins with one of `hidden`; links are followed.
 
     Raises:
-        DataError: if a folder may not be looked into, or a link leads nowhere.
+        OSError: if a folder may not be looked into.
+        DataError: if a link leads nowhere, or to files that are there already.
     """
 
     def refuse(error: OSError) -> None:
         raise error
 
     seen: set[str] = set()
-    with _readable():
-        for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-            if (real := os.path.realpath(current)) in seen:
-                inside = os.path.realpath(Path(current).parent)
-                if not f"{inside}{os.sep}".startswith(f"{real}{os.sep}"):
-                    raise DataError(f"{current} leads to {real}, whose files are there already; remove the link")
-                # A link back to a folder in which it lies.
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not (name.startswith(hidden) or is_hidden(name)))
-            for path in (Path(current, name) for name in sorted(names) if not name.startswith(hidden)):
-                # An image that is a link to nothing is one that cannot be read.
-                if path.suffix.lower() not in EXTENSIONS and path.is_symlink():
-                    is_folder(path)
-                yield path
+    for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(current)) in seen:
+            inside = os.path.realpath(Path(current).parent)
+            if not f"{inside}{os.sep}".startswith(f"{real}{os.sep}"):
+                raise DataError(f"{current} leads to {real}, whose files are there already; remove the link")
+            # A link back to a folder in which it lies.
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not (name.startswith(hidden) or is_hidden(name)))
+        for path in (Path(current, name) for name in sorted(names) if not name.startswith(hidden)):
+            # An image that is a link to nothing is one that cannot be read.
+            if path.suffix.lower() not in EXTENSIONS and path.is_symlink():
+                is_folder(path)
+            yield path
 
 
 def _matching(data: str) -> list[Path]:
+    """The files that a pattern names, in order."""
     found: dict[Path, None] = {}
-    # What exists is a name, even if it looks like a pattern.
+    # What exists is a name, even if it looks like a pattern. On Windows the drive itself may be missing.
     whole = expanded(data)
-    start = next((folder for folder in whole.parents if folder.is_dir()), None)
-    below = [str(whole)] if start is None else _expand(str(whole.relative_to(start)))
-    for pattern in (Path(part) if start is None else start / part for part in below):
-        # On Windows the drive itself may be missing.
-        base = next((folder for folder in pattern.parents if folder.is_dir()), None)
+    start = next((folder for folder in whole.parents if folder.is_dir()), whole.parents[-1])
+    for pattern in (start / part for part in _expand(str(whole.relative_to(start)))):
+        base = next((folder for folder in pattern.parents if folder.is_dir()), start)
+        name = str(pattern.relative_to(base))
         try:
-            name = "" if base is None else str(pattern.relative_to(base))
             # Brackets that find nothing may be part of a name.
-            in_base = [] if base is None else _globbed(base, name) or _globbed(base, name.replace("[", "[[]"))
+            in_base = _globbed(base, name) or _globbed(base, name.replace("[", "[[]"))
         except ValueError as error:
             raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
         matches = [pattern] if pattern.is_file() else in_base
@@ -307,22 +268,21 @@ def _expand(pattern: str) -> list[str]:
 
 def _by_split(data: str, files: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
     base = os.path.commonpath([path.parent for path in files])
-    splits = {}
+    splits: dict[Path, str] = {}
     for path in files:
-        for part in path.relative_to(base).parts:
-            words = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_NAMES}
-            if len(words) > 1:
-                raise DataError(f"{path} names the splits {' and '.join(sorted(words))}; rename it after one of them")
-            if words:
-                splits[path] = words.pop()
-                break
-    without = [path for path in files if path not in splits]
-    if splits and without:
+        words = [re.split(r"[^a-z]+", part.lower()) for part in path.relative_to(base).parts]
+        named = [{SPLIT_NAMES[word] for word in part if word in SPLIT_NAMES} for part in words]
+        first = next(filter(None, named), set())
+        if len(first) > 1:
+            raise DataError(f"{path} names the splits {' and '.join(sorted(first))}; rename it after one of them")
+        splits[path] = next(iter(first), "")
+    without = next((path for path, split in splits.items() if not split), None)
+    if without is not None and (within := next((path for path, split in splits.items() if split), None)):
         raise DataError(
-            f"{data}: {next(iter(splits)).name} names a split and {without[0].name} none; "
+            f"{data}: {within.name} names a split and {without.name} none; "
             f"name train, valid or test in all of them, or in none"
         )
-    return tuple((splits.get(path, "train"), path) for path in files)
+    return tuple((split or "train", path) for path, split in splits.items())
 
 
 @contextmanager
@@ -334,89 +294,159 @@ def _readable() -> Iterator[None]:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}{allow}") from error
 
 
-def _has_end(path: Path) -> bool:
-    """Whether a file ends as all of its kind do, as far as that can be told of it without reading all."""
-    with open_file(path) as file:
-        file.seek(max(0, path.stat().st_size - 4))
-        return file.read(4) == b"PAR1" or _loader(path) != "parquet"
+_UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"
+_REASONS = (
+    ("GatedRepo|is a gated", "is not open to everybody; ask for it at {page}, then `hf auth login`"),
+    ("RevisionNotFound|Revision '", "has no revision {revision!r}; {page}/commits/main lists them"),
+    (
+        "RepositoryNotFound|DatasetNotFound",
+        "is no data set of the Hugging Face hub, or a private one; find its name at https://huggingface.co/datasets, "
+        "or `hf auth login`; a folder is hf:./FOLDER",
+    ),
+    (_UNREACHABLE, "cannot be read, for the Hugging Face hub does not answer; try again later ({text})"),
+    ("scripts are no longer", "is a Python script, which `datasets` no longer runs; try {name}@refs/convert/parquet"),
+    (r"[Aa]vailable(?: configs)?: \[(.*?)\]", "needs a configuration; name one of {found}, hf:NAME:CONFIGURATION"),
+    ("EmptyDataset|DataFilesNotFound", "has no data files of a kind that `datasets` knows; name another"),
+    ("TarError|EOFError|LZMAError|zlib.error", "has a damaged tar ({text}); copy or download it again"),
+    ("JSONDecodeError", "has a damaged .json member ({text}); write its shards again"),
+    (
+        "WebDataset format|at least one table|Duplicate field",
+        "has tars whose samples are not all of the same members, such as 1.jpg and 1.cls side by side ({text}); "
+        "write them again, or unpack them and name the folder",
+    ),
+    (r"literal for int\(\)", "has a label that should be a number ({text}); names belong into .txt members, not .cls"),
+    (
+        "CastError|ArrowNotImplemented|No match for FieldRef",
+        "has files with different columns ({text}); write them all with the same",
+    ),
+    ("BatchSize must be", "has a parquet file without rows; leave it out"),
+    ("ArrowException", "has a damaged parquet file ({text}); copy or download it again"),
+    ("", "cannot be read ({text}); mend it, or see whether `datasets` itself can load it"),
+)
+"""What to find in an error's kinds and text -> what to tell."""
 
 
-def _stamp(path: Path) -> str:
-    state = path.stat()
-    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+class HubUnreachableError(DataError):
+    """The hub does not answer."""
 
 
-LABEL_MEMBERS = ("cls", "json", "txt")
-"""What holds the label, the surest first."""
-_FIRST_MEMBERS = 64
-"""So many show whether labels stand beside the images."""
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Turn what `datasets` and all it stands on raise into one line that names the data and a way out.
+
+    Raises:
+        DataError: that line.
+    """
+    try:
+        yield
+    except CarnetError:
+        raise
+    # Arrow, fsspec, httpx and tarfile each have errors of their own, and `datasets` lets most of them through.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:300]
+        told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)}: {text}"
+        found, reason = next((found, reason) for p, reason in _REASONS if (found := re.search(p, told)))
+        line = reason.format(
+            text=text or type(error).__name__,
+            name=f"hf:{source.repository}",
+            page=f"https://huggingface.co/datasets/{source.repository}",
+            revision=source.revision,
+            found=found[1] if found.re.groups else "",
+        )
+        kind = HubUnreachableError if found.re.pattern == _UNREACHABLE else DataError
+        raise kind(f"{source.data} {line}") from error
 
 
-def is_webdataset(path: Path, pattern: str) -> bool:
-    """Whether the first files of a tar are samples: an image and its label under one key.
+def import_datasets() -> Any:
+    """The package, silent from here on: what it has to say comes as errors, and progress is shown by us.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import datasets
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+    except ImportError as error:
+        raise MissingExtraError("DATA of this form", "Hugging Face datasets", "datasets") from error
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    disable_progress_bars()
+    return datasets
+
+
+def pin(source: Source) -> Source:
+    """The source with its present revision, so that all that follows reads the same bytes.
+
+    Raises:
+        DataError: no such data set or revision, not open to everybody, or `HubUnreachableError`.
+    """
+    if not source.on_hub or re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        return source
+    import_datasets()
+    import huggingface_hub
+
+    with explained(source):
+        found = huggingface_hub.HfApi().dataset_info(source.repository, revision=source.revision, timeout=20)
+        return replace(source, revision=found.sha)
+
+
+def open_source(source: Source, columns: Sequence[str] | None = None) -> tuple[str, dict[str, Any]]:
+    """The source's format, and its splits as `datasets.IterableDataset` under their own names.
 
     Args:
-        path: the tar; where it is damaged, what stands before the damage counts.
-        pattern: what names it as shards, whatever is inside.
+        source: pinned.
+        columns: only these are read; for the format "parquet".
 
     Raises:
-        DataError: if its folders could be the classes just as well, as in `cat/1.jpg` beside `cat/1.txt`.
+        DataError: whatever is wrong with it.
     """
-    kinds = _beside_images(path)
-    if not kinds or "cls" in kinds:
-        return bool(kinds)
-    if len(folders := _image_folders(path)) > 1:
+    datasets = import_datasets()
+    options = {} if columns is None else {"columns": list(columns)}
+    with explained(source):
+        if source.loader in ("parquet", "webdataset"):
+            by_split: dict[str, list[str]] = {}
+            for split, path in source.files:
+                by_split.setdefault(split, []).append(str(path.absolute()))
+            # Said this way, a path may hold what `datasets` would take for a pattern.
+            from datasets.data_files import DataFilesDict, DataFilesList
+
+            lists = {split: DataFilesList(paths, [()] * len(paths)) for split, paths in by_split.items()}
+            options["data_files"] = DataFilesDict(lists)
+        builder = datasets.load_dataset_builder(source.loader, source.config, revision=source.revision, **options)
+        if source.is_folder and builder.name == "imagefolder":
+            taken = (path for paths in builder.config.data_files.values() for path in paths)
+            # What is called otherwise, it leaves out as well, but only when it comes to it.
+            _check_whole(source, {Path(path) for path in taken if path.lower().endswith(tuple(builder.EXTENSIONS))})
+        # It would fetch and decode images of which only the label is asked.
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0
+        return str(builder.name), dict(builder.as_streaming_dataset())
+
+
+def _check_whole(source: Source, taken: set[Path]) -> None:
+    """Refuse a folder of images of which `datasets` would leave some out without a word, or take what is no data.
+
+    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, leaves
+    out what it does not know (.heic), and knows no folders of systems. Where a README.md says what belongs to the data,
+    that counts.
+    """
+    folder = Path(source.loader)
+    with suppress(OSError):
+        if b"data_files" in read_file(folder / "README.md", MAX_IMAGE_BYTES):
+            return
+    way_out = f"name the folder itself, {source.data.removeprefix('hf:').partition('?')[0]}, or move them away"
+    if hidden := sorted(path for path in taken if any(map(is_hidden, path.relative_to(folder).parts[:-1]))):
         raise DataError(
-            f"{path} has images in several folders ({', '.join(map(repr, folders))}) and .{kinds[0]} files beside "
-            f"them, and either could be the classes; for the folders unpack it and name the folder, for the files "
-            f"write {pattern}"
+            f"{source.data}: {hidden[0].relative_to(folder)} lies in a folder of the system's, which datasets takes "
+            f"for data; {way_out}"
         )
-    return True
-
-
-def check_tars(paths: Iterable[Path]) -> None:
-    """Read shards to their ends; `datasets` takes a damaged header, or the end of a joined archive, for the last one.
-
-    Raises:
-        DataError: naming the shard.
-    """
-    for path in paths:
-        try:
-            with TarReader.open(path) as tar:
-                for _ in tar.members():
-                    pass
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _beside_images(path: Path) -> list[str]:
-    """Which label members stand beside images, the surest first."""
-    found: dict[str, set[str]] = {}
-    for folder, key, extension in islice(_names(path), _FIRST_MEMBERS):
-        found.setdefault(f"{folder}/{key}", set()).add(extension)
-    samples = [
-        extensions for extensions in found.values() if {f".{extension}" for extension in extensions} & EXTENSIONS
-    ]
-    return [kind for kind in LABEL_MEMBERS if any(kind in kinds for kinds in samples)]
-
-
-def _image_folders(path: Path) -> list[str]:
-    """The first two folders that hold images; a tar that is sorted has to be read for the second."""
-    with_images = (folder for folder, _, extension in _names(path) if f".{extension}" in EXTENSIONS)
-    folders: list[str] = []
-    for folder in with_images:
-        if folder not in folders:
-            folders.append(folder)
-        if len(folders) == 2:
-            break
-    return folders
-
-
-def _names(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Folder, key and extensions of each file, as far as the tar can be read."""
-    with suppress(DataError, *READ_ERRORS), TarReader.open(path) as tar:
-        for info, content in tar.members():
-            if content is not None:
-                folder, _, name = info.name.rpartition("/")
-                key, _, extensions = name.lower().partition(".")
-                yield folder, key, extensions
+    images = [path for _, path in source.files if path.suffix.lower() in EXTENSIONS]
+    if left_out := [path for path in images if path not in taken]:
+        raise DataError(
+            f"{source.data}: datasets would leave out {counted(len(left_out), 'image')}, such as "
+            f"{left_out[0].relative_to(folder)}, because it follows no links, takes names like train and test for "
+            f"splits, and does not know all endings; {way_out}"
+        )

@@ -9,9 +9,9 @@ are left alone. Capitals, spaces and underscores in a header make no difference.
 from __future__ import annotations
 
 import csv
+import os
 import posixpath
 import re
-import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,6 +65,8 @@ class _Row:
     name: str
     label: str
     split: str
+    written: str
+    """The label as the table has it, with blanks and ways of writing a letter."""
 
 
 def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -> Listing:
@@ -82,13 +84,12 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
     shown = shown or path
     locator = Locator(path, shown, inside=inside)
     listing = Listing(path.parent, {})
-    spelled: dict[str, set[str]] = {}
-    rows = _read_rows(path, shown, listing.warnings, spelled)
-    repeated = _place(rows, shown, locator, listing)
+    written: dict[str, set[str]] = {}
+    repeated = _place(_read_rows(path, shown, listing.warnings), shown, locator, listing, written)
     if not listing.splits:
         raise DataError(f"{shown} has a header and no rows below it; it needs {_EXAMPLE}")
     listing.warnings += locator.warnings()
-    for label, spellings in sorted(spelled.items()):
+    for label, spellings in sorted(written.items()):
         if len(spellings) > 1:
             what = f"{len(spellings)} ways, with other blanks or ways of writing a letter"
             listing.warnings.append(f"{path.name} writes the class {label} in {what}; they are one class")
@@ -109,7 +110,7 @@ def fits(path: Path) -> bool:
     try:
         # Whether all of it is UTF-8 shall be told where it is read.
         with open_text(path, errors="replace") as file:
-            _columns(file, path)
+            _columns(file, path, [])
     except (DataError, OSError):
         return False
     return True
@@ -123,27 +124,33 @@ def labels_of(path: Path) -> set[str]:
         return set()
 
 
-def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing) -> list[int]:
-    """Sort the rows' images into the listing; return the lines that only repeat another."""
+def _place(
+    rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing, written: dict[str, set[str]]
+) -> list[int]:
+    """Sort the rows' images into the listing, and how each class is written; return the lines that repeat another."""
     first: dict[Path, _Row] = {}
     missing: list[_Row] = []
     num_missing = 0
     repeated: list[int] = []
     for row in rows:
+        written.setdefault(row.label, set()).add(row.written)
         path = locator.find(row.name)
         if path is None:
-            _check_closed(row, table)
+            try:
+                state_of(locator.root / row.name)
+            except PermissionError as error:
+                way_out = f"cannot be looked for ({error.strerror}); allow that, or drop it"
+                raise DataError(f"{table} line {row.line}: {row.name} {way_out}") from error
             num_missing += 1
             # A table of a gigabyte may name nothing that is there.
             missing += [row] if len(missing) < _SHOWN else []
-        elif kind_of(path) == "folder":
+        elif path.is_dir():
             raise DataError(
                 f"{table} line {row.line}: {row.name} is a folder; name each image in a row of its own, "
                 f"or give the folder itself as DATA"
             )
         elif path in first:
-            _check_one_file(first[path], row, table, locator)
-            _check_same(first[path], row, table)
+            _check_repeated(first[path], row, table, locator)
             repeated.append(row.line)
         else:
             first[path] = row
@@ -151,36 +158,20 @@ def _place(rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing
     if missing:
         names = ", ".join(f"{row.name} (line {row.line})" for row in missing)
         more = f" and {num_missing - len(missing):,} more" if num_missing > len(missing) else ""
-        raise DataError(
-            f"{table}: {num_missing:,} of {num_missing + len(first):,} files are not there: {names}{more}; "
-            + (
-                broken_link(locator.root / missing[0].name)
-                or "paths count from the table's folder, so correct them or move the table"
-            )
-        )
-    locator.check()
+        link = broken_link(locator.root / missing[0].name)
+        way_out = link or "paths count from the table's folder, so correct them or move the table"
+        all_rows = num_missing + len(first)
+        raise DataError(f"{table}: {num_missing:,} of {all_rows:,} files are not there: {names}{more}; {way_out}")
     return repeated
 
 
-def _check_closed(row: _Row, table: Path) -> None:
-    try:
-        state_of(table.parent / row.name)
-    except PermissionError as error:
-        raise DataError(
-            f"{table} line {row.line}: {row.name} cannot be looked for ({error.strerror}); allow that, or drop it"
-        ) from error
-
-
-def _check_one_file(first: _Row, row: _Row, table: Path, locator: Locator) -> None:
+def _check_repeated(first: _Row, row: _Row, table: Path, locator: Locator) -> None:
     names = [locator.foreign(first.name), locator.foreign(row.name)]
     if all(names) and names[0] != names[1]:
         raise DataError(
             f"{table} lines {first.line} and {row.line} name different files, {first.name} and {row.name}, but only "
             f"one is here; bring the other one as well, or mend the paths"
         )
-
-
-def _check_same(first: _Row, row: _Row, table: Path) -> None:
     for was, now in ((first.label, row.label), (first.split, row.split)):
         if was != now:
             raise DataError(
@@ -188,10 +179,7 @@ def _check_same(first: _Row, row: _Row, table: Path) -> None:
             )
 
 
-def _read_rows(
-    path: Path, shown: Path, warnings: list[str], spelled: dict[str, set[str]] | None = None
-) -> Iterator[_Row]:
-    """The rows, one by one; `spelled` takes up how each class is written."""
+def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
     try:
         with open_text(path) as file:
             columns = _columns(file, shown, warnings)
@@ -201,10 +189,7 @@ def _read_rows(
                 filled = _filled(reader)
                 next(filled)
                 for cells in filled:
-                    row = _row(cells, reader.line_num, columns, shown)
-                    if spelled is not None:
-                        spelled.setdefault(row.label, set()).add(cells[columns.label])
-                    yield row
+                    yield _row(cells, reader.line_num, columns, shown)
             except csv.Error as error:
                 raise DataError(f"{shown} line {reader.line_num}: {error}; is a quotation mark missing?") from error
     except UnicodeDecodeError as error:
@@ -231,24 +216,24 @@ def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
             f"{path} line {line} has {counted(len(cells), 'column')} where the header has {len(columns.names)}; "
             f"put what holds a {_DELIMITERS[columns.delimiter]} into quotation marks"
         )
-    name, label = cells[columns.path].strip(), unicodedata.normalize("NFC", cells[columns.label].strip())
+    name, written = cells[columns.path].strip(), cells[columns.label]
+    label = unicodedata.normalize("NFC", written.strip())
     for what, value in (("path", name), ("class", label)):
         if not value:
             raise DataError(f"{path} line {line}: the {what} is empty; fill it in, or remove the row")
         if any(ord(character) < 32 for character in value):
             raise DataError(f"{path} line {line}: the {what} {value[:60]!r} has a line break or the like; remove it")
-    return _Row(line, name, label, "all" if columns.split is None else _split(cells[columns.split], line, path))
-
-
-def _split(value: str, line: int, path: Path) -> str:
-    split = SPLIT_NAMES.get(value.strip().lower())
+    if columns.split is None:
+        return _Row(line, name, label, "all", written)
+    said = cells[columns.split].strip()
+    split = SPLIT_NAMES.get(said.lower())
     if split is None:
-        what = f"unknown split {value.strip()[:60]!r}" if value.strip() else "the split is empty"
+        what = f"unknown split {said[:60]!r}" if said else "the split is empty"
         raise DataError(f"{path} line {line}: {what}; write train, valid or test")
-    return split
+    return _Row(line, name, label, split, written)
 
 
-def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Columns:
+def _columns(file: TextIO, path: Path, warnings: list[str]) -> _Columns:
     """Read the header: of the possible delimiters the one that gives the columns, or else the most of them."""
     headers = [(delimiter, _header(file, delimiter)) for delimiter in _DELIMITERS]
     if not any(cells for _, cells in headers):
@@ -257,8 +242,10 @@ def _columns(file: TextIO, path: Path, warnings: list[str] | None = None) -> _Co
         place, label = _choose(cells, _PATH) or _choose(cells, _ID), _choose(cells, _LABEL)
         if place and label:
             split = _choose(cells, _SPLIT)
-            if warnings is not None:
-                warnings += _ambiguities(cells, (place, label, split), path)
+            for places in (place, label, split):
+                if len(places) > 1:
+                    names = " and ".join(cells[number].strip() for number in places)
+                    warnings.append(f"{path.name} has the columns {names}; the first is taken")
             return _Columns(tuple(cells), delimiter, place[0], label[0], split[0] if split else None)
     cells = max((cells for _, cells in headers), key=len)
     if any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
@@ -279,14 +266,6 @@ def _choose(cells: Sequence[str], names: Sequence[str]) -> list[int]:
     """Places of the columns that go by one of the names, the preferred name first."""
     plain = [cell.strip().lower().replace(" ", "").replace("_", "").replace("-", "") for cell in cells]
     return [place for name in names for place, cell in enumerate(plain) if cell == name]
-
-
-def _ambiguities(cells: Sequence[str], choices: Sequence[list[int]], path: Path) -> list[str]:
-    return [
-        f"{path.name} has the columns {' and '.join(cells[place].strip() for place in places)}; the first is taken"
-        for places in choices
-        if len(places) > 1
-    ]
 
 
 def _first_undecodable_line(path: Path) -> int:
@@ -324,7 +303,9 @@ class Locator:
         self._inside = inside
         self._roots = {self.root.absolute(), self.root.resolve()}
         folders = [path for path in visible(self.root) if path.is_dir()]
-        self._beside = [path for path in folders if _is_called_like(path.name, table.stem)] or folders
+        # A folder may have the table's name, or that and another word: train.csv, train or train_images.
+        called_like = re.compile(rf"{re.escape(table.stem)}(?![^\W_])", re.IGNORECASE)
+        self._beside = [path for path in folders if called_like.match(path.name)] or folders
         elsewhere = () if inside else (table.resolve().parent, Path.cwd())
         self._elsewhere = [folder for folder in elsewhere if folder not in self._roots]
         self._stems: dict[Path, dict[str, list[str]]] = {}
@@ -348,8 +329,8 @@ class Locator:
         plain, path = self._absolute(name)
         return plain if path is not None and not self._is_there(path) else ""
 
-    def check(self) -> None:
-        """To be called when all names have been looked for.
+    def warnings(self) -> list[str]:
+        """What was done to find the files, for the user to judge; to be asked for when all have been looked for.
 
         Raises:
             DataError: if files of several folders of another machine were found by their bare names.
@@ -359,9 +340,6 @@ class Locator:
                 f"{self._shown} has paths of another machine, below {first_few(list(self._foreign))}, of which only "
                 f"the last part is found here; bring their folders as well, or mend the paths"
             )
-
-    def warnings(self) -> list[str]:
-        """What was done to find the files, for the user to judge."""
         warnings = [
             f"{counted(number, 'path')} of another machine, below {prefix}, found below {self._shown.parent}"
             for prefix, number in self._foreign.items()
@@ -413,7 +391,9 @@ class Locator:
         return self._stems[folder]
 
     def _is_there(self, path: Path) -> bool:
-        return bool(kind_of(path)) and (not self._inside or path.resolve().is_relative_to(self.root.resolve()))
+        # pathlib's raises an error for a name that no file could have, and in a folder that may not be entered.
+        is_there = os.path.exists(path)  # noqa: PTH110
+        return is_there and (not self._inside or path.resolve().is_relative_to(self.root.resolve()))
 
     def _below_root(self, path: Path) -> Path:
         """The same path, written as if it had been relative where it lies below the root."""
@@ -428,22 +408,8 @@ class Locator:
         # What was found for one path is tried first for the next, so that all are taken from one place if they can be.
         for prefix in sorted(prefixes, key=lambda prefix: prefix not in self._foreign):
             path = self.root / name.removeprefix(prefix).lstrip("/")
-            if kind_of(path) == "file" and self._is_there(path):
+            if self._is_there(path) and not path.is_dir():
                 self._foreign[prefix] += 1
                 self._by_name_alone |= path.parent == self.root
                 return path
         return None
-
-
-def kind_of(path: Path) -> str:
-    """file or folder; nothing ("") where there is neither, or the name is none this system could have."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return ""
-    return "folder" if stat.S_ISDIR(mode) else "file"
-
-
-def _is_called_like(folder: str, table: str) -> bool:
-    """Whether a folder has a table's name, perhaps with a word added: train.csv, train or train_images."""
-    return bool(re.match(rf"{re.escape(table)}(?![^\W_])", folder, re.IGNORECASE))

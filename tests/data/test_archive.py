@@ -241,9 +241,12 @@ def test_capitals_count_where_the_disk_tells_them(tells: bool, tmp_path: Path) -
 
 
 def test_the_disk_is_asked_about_capitals(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    assert archive.tells_capitals(tmp_path) == (not (tmp_path / "A").exists())
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "archive").touch()
+    safe = SafeFolder(tmp_path, tmp_path / "archive")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+    assert safe.place("cat/1.jpg") is not None
+    with pytest.raises(DataError) if (tmp_path / "ARCHIVE").exists() else contextlib.nullcontext():
+        assert safe.place("cat/1.JPG") is not None
 
 
 def test_names_that_are_taken(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 import pytest
 from pictures import save_picture
 
-from carnet.data.hub import find_source, is_dataset
-from carnet.data.opening import HubUnreachableError
+from carnet.data.hub import HubUnreachableError, find_source, is_dataset
 from carnet.data.stream import ImageStream, store
 from carnet.errors import DataError, MissingExtraError
 
