@@ -1,8 +1,8 @@
 """What an image file consists of: which of its parts the decoder is given, and whether its image data are all there.
 
-A file holds much besides its image: text, colour profiles, previews, further pictures, what the camera noted. A decoder
+A file holds much besides its image: text, colour profiles, previews, further images, what the camera noted. A decoder
 that reads them all refuses a whole image for a damaged or huge note about it, and may be made to unpack gigabytes of
-text. So it is given no more than what decides the pixels, as the tables say; what it is given, it still checks.
+text. So it is given only what decides the pixels, as the tables say; what it is given, it still checks.
 
 - PNG: chunks, `PNG_CHUNKS`;
 - JPEG: segments, `JPEG_SEGMENTS`; the segments of the codec itself always stay;
@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -45,58 +46,41 @@ def essence(content: bytes) -> bytes:
 
     Where its structure ends, and of formats without a table, everything stays: the decoder says what is wrong.
     """
+    notes: Iterable[tuple[int, int]]
     match signature_of(content[:16]):
         case "PNG":
-            return _join(content, _png_parts(content))
+            notes = _png_notes(content)
         case "JPEG":
-            return _join(content, _jpeg_parts(content))
+            notes = (
+                (start, end)
+                for marker, start, end in _jpeg_segments(content)
+                if marker in JPEG_SEGMENTS and not JPEG_SEGMENTS[marker](content[start + 4 : end])
+            )
         case "WEBP":
             return _webp_essence(content)
         case _:
             return content
+    kept, begin = [], 0
+    for start, end in notes:
+        kept.append(content[begin:start])
+        begin = end
+    return b"".join((*kept, content[begin:])) if begin else content
 
 
-def _join(content: bytes, parts: Iterator[tuple[int, int, bool]]) -> bytes:
-    """The content without the parts (start, end, whether it stays) that do not."""
-    pieces, begin = [], 0
-    for start, end, stays in parts:
-        if not stays:
-            pieces.append(content[begin:start])
-            begin = end
-    return b"".join((*pieces, content[begin:])) if begin else content
+def _tells_orientation(name: bytes, data: bytes) -> bool:
+    """Whether Pillow would look for an orientation in a PNG text of one of three kinds, and can unpack it.
 
-
-def _always(data: bytes) -> bool:
-    return True
-
-
-def _has_length(length: int) -> Callable[[bytes], bool]:
-    return lambda data: len(data) == length
-
-
-def _tells_frames(data: bytes) -> bool:
-    return len(data) == 8 and data[:4] > b"\0\0\0\1"
-
-
-def _tells_orientation(data: bytes) -> bool:
-    return len(data) <= _MAX_TEXT and data.partition(b"\0")[0] in _ORIENTATION_TEXTS
-
-
-def _tells_orientation_packed(data: bytes) -> bool:
-    return _tells_orientation(data) and _unpacks(data.partition(b"\0")[2][1:])
-
-
-def _tells_orientation_perhaps_packed(data: bytes) -> bool:
-    """Keyword, 0, whether it is packed, method, language, 0, keyword in that language, 0, text."""
-    fields = data.partition(b"\0")[2]
-    text = fields[2:].split(b"\0", 2)[-1]
-    return _tells_orientation(data) and (fields[:1] == b"\0" or _unpacks(text))
-
-
-def _unpacks(packed: bytes) -> bool:
+    tEXt: keyword, 0, text. zTXt: keyword, 0, method, packed text. iTXt: keyword, 0, whether it is packed, method,
+    language, 0, keyword in that language, 0, text.
+    """
+    keyword, _, text = data.partition(b"\0")
+    if len(data) > _MAX_TEXT or keyword not in _ORIENTATION_TEXTS:
+        return False
+    if name == b"tEXt" or (name == b"iTXt" and text[:1] == b"\0"):
+        return True
     unpacking = zlib.decompressobj()
     try:
-        unpacking.decompress(packed, _MAX_TEXT)
+        unpacking.decompress(text[1:] if name == b"zTXt" else text[2:].split(b"\0", 2)[-1], _MAX_TEXT)
     except zlib.error:
         return False
     return not unpacking.unconsumed_tail
@@ -105,27 +89,24 @@ def _unpacks(packed: bytes) -> bool:
 PNG_CHUNKS: Mapping[bytes, Callable[[bytes], bool] | None] = {
     # Pixels, palette, transparency: as they are, and what is damaged there is an error.
     **dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")),
-    # Animation: whether there are several frames. The first picture is in IDAT, so that the frames (fcTL, fdAT) can go.
-    b"acTL": _tells_frames,
+    # Animation: whether there are several frames. The first image is in IDAT, so that the frames (fcTL, fdAT) can go.
+    b"acTL": lambda data: len(data) == 8 and data[:4] > b"\0\0\0\1",
     # Orientation.
-    b"eXIf": _always,
-    b"tEXt": _tells_orientation,
-    b"zTXt": _tells_orientation_packed,
-    b"iTXt": _tells_orientation_perhaps_packed,
+    b"eXIf": lambda data: True,
+    **{name: partial(_tells_orientation, name) for name in (b"tEXt", b"zTXt", b"iTXt")},
     # Gamma: stated, not applied.
-    b"gAMA": _has_length(4),
+    b"gAMA": lambda data: len(data) == 4,
 }
 """Chunk -> which content of it the decoder is given, if its checksum is right; None: any, and the decoder checks it.
 
 No other chunk is given to it, be it text, a profile (iCCP), a resolution (pHYs) or a date.
 """
-
-
 _PNG_COLOUR, _PNG_PALETTE = 25, 3
 """Where a PNG says how its pixels are coloured, and what it says if they are places in a palette."""
 
 
-def _png_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
+def _png_notes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of each chunk that the decoder is not given."""
     start = 8
     while start + 8 <= len(content):
         length, name = struct.unpack_from(">I4s", content, start)
@@ -134,11 +115,12 @@ def _png_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
             return
         # A palette beside colours is advice for screens of few colours.
         if name not in PNG_CHUNKS or (name == b"PLTE" and content[_PNG_COLOUR] != _PNG_PALETTE):
-            yield start, min(end, len(content)), False
+            yield start, min(end, len(content))
         elif (matters := PNG_CHUNKS[name]) is not None:
             data = content[start + 8 : end - 4]
-            is_whole = content[end - 4 : end] == struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
-            yield start, min(end, len(content)), is_whole and matters(data)
+            checksum = struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+            if content[end - 4 : end] != checksum or not matters(data):
+                yield start, min(end, len(content))
         if name == b"IEND":
             return
         start = end
@@ -151,7 +133,7 @@ JPEG_SEGMENTS: Mapping[int, Callable[[bytes], bool]] = {
     0xE1: lambda data: data.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")),
     # APP14: which colours they are. A decoder takes one of 12 bytes or more for it.
     0xEE: lambda data: len(data) >= 12 and data.startswith(b"Adobe"),
-    # All else of this kind, and comments: profiles (APP2), further pictures (APP2), Photoshop's notes (APP13).
+    # All else of this kind, and comments: profiles (APP2), further images (APP2), Photoshop's notes (APP13).
     **dict.fromkeys((*range(0xE2, 0xEE), 0xEF, 0xFE), lambda data: False),
 }
 """Marker of a segment that is not the codec's -> which content of it the decoder is given."""
@@ -193,12 +175,6 @@ def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, in
         return segments
 
 
-def _jpeg_parts(content: bytes) -> Iterator[tuple[int, int, bool]]:
-    for marker, start, end in _jpeg_segments(content):
-        if marker in JPEG_SEGMENTS:  # The others are the codec's.
-            yield start, end, JPEG_SEGMENTS[marker](content[start + 4 : end])
-
-
 WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "))
 """Pixels, transparency, animation, orientation. The decoder is given no other chunk, and no incomplete EXIF or XMP."""
 
@@ -213,43 +189,55 @@ def _webp_chunks(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, 
 
 def _webp_essence(content: bytes) -> bytes:
     stated = 8 + int.from_bytes(content[4:8], "little")
-    pieces, is_essence = [], stated <= len(content)
+    kept, is_essence = [], stated <= len(content)
     for name, start, end in _webp_chunks(content, 12, min(stated, len(content))):
-        if name in WEBP_CHUNKS and (end <= len(content) or name not in (b"EXIF", b"XMP ")):
-            pieces.append(content[start - 8 : end] + bytes((end - start) % 2))
-        else:
+        is_cut = end > len(content)
+        if name not in WEBP_CHUNKS or (is_cut and name in (b"EXIF", b"XMP ")):
             is_essence = False
-        if end > len(content) and name not in (b"EXIF", b"XMP ") and name in WEBP_CHUNKS:
+        elif is_cut:
             # Pixels are missing: the decoder says so.
             return content
-    body = b"WEBP" + b"".join(pieces)
+        else:
+            kept.append(content[start - 8 : end] + bytes((end - start) % 2))
+    body = b"WEBP" + b"".join(kept)
     return content if is_essence else b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 _FILLER = b"\xfe" * 16
 """Data that are hardly enough for one block: decoders look some bytes ahead."""
-_FEW_ZEROS = 256
-"""Bytes; more zeros in a row do not come out of an encoder, but where zeros mean that nothing changes."""
+_ZEROS = bytes(256)
+"""More zeros in a row do not come out of an encoder, but where zeros mean that nothing changes."""
 
 
-def has_lost_data(content: bytes) -> bool:
-    """Whether a JPEG or WebP file shows that image data are missing, though a decoder may fill in for them.
+def find_losses(content: bytes) -> tuple[bool, bytes | None]:
+    """Look whether a JPEG or WebP file has lost image data, though a decoder may fill in for them.
 
     The signs: no end marker after the last scan of a JPEG, or not all scans of a progressive one; many zeros in a row
-    in the data. Where the file ends, and what lies behind the image, does not matter. False for other formats.
+    in the data. Where the file ends, and what lies behind the image, does not matter.
+
+    Returns:
+        Whether it shows that data are missing; False for other formats. And what may show it when it is decoded, for a
+        JPEG of one scan, or else None: the file with a few bytes in place of what follows the scan. From this a decoder
+        makes the same image, unless the scan breaks off early: then it waits for more data, while an end marker would
+        have made it fill the rest with grey.
     """
-    match signature_of(content[:16]):
-        case "JPEG":
-            scans, is_closed = _jpeg_scans(content)
-            return not is_closed or not _is_complete(scans) or any(scan.has_hole(content) for scan in scans)
-        case "WEBP":
-            return any(content.find(bytes(_FEW_ZEROS), start, end) >= 0 for start, end in _webp_pixels(content))
-        case _:
-            return False
+    kind = signature_of(content[:16])
+    if kind == "WEBP":
+        return any(content.find(_ZEROS, start, end) >= 0 for start, end in _webp_pixels(content)), None
+    if kind != "JPEG":
+        return False, None
+    scans, is_closed = _jpeg_scans(content)
+    # Every coefficient of every component that occurs has to come down to its last bit.
+    components = {component for scan in scans for component in scan.components}
+    lowest_bits = {(c, k): scan.lowest_bit for scan in scans for c in scan.components for k in scan.coefficients}
+    is_complete = bool(scans) and list(lowest_bits.values()).count(0) == 64 * len(components)
+    has_hole = any(not s.may_have_zeros and content.find(_ZEROS, s.start, s.end) >= 0 for s in scans)
+    unended = content[: scans[0].end] + _FILLER if len(scans) == 1 and is_closed else None
+    return not is_closed or not is_complete or has_hole, unended
 
 
 def _webp_pixels(content: bytes) -> Iterator[tuple[int, int]]:
-    """Where the pixels of the first picture are."""
+    """Where the pixels of the first image are."""
     for name, start, end in _webp_chunks(content, 12, len(content)):
         if name in (b"VP8 ", b"VP8L"):
             yield start, end
@@ -258,18 +246,6 @@ def _webp_pixels(content: bytes) -> Iterator[tuple[int, int]]:
             inside = _webp_chunks(content, start + 16, min(end, len(content)))
             yield from ((start, end) for name, start, end in inside if name in (b"VP8 ", b"VP8L"))
             return
-
-
-def without_end(content: bytes) -> bytes | None:
-    """A JPEG with a few bytes in place of what follows its scan, if it has one scan only; None for others.
-
-    From this a decoder makes the same image, unless the scan breaks off early: then it waits for more data, while an
-    end marker would have made it fill the rest with grey.
-    """
-    if signature_of(content[:16]) != "JPEG":
-        return None
-    scans, is_closed = _jpeg_scans(content)
-    return content[: scans[0].end] + _FILLER if len(scans) == 1 and is_closed else None
 
 
 @dataclass
@@ -285,60 +261,40 @@ class _Scan:
     """Of its entropy-coded data in the file."""
     end: int
 
-    def has_hole(self, content: bytes) -> bool:
-        return not self.may_have_zeros and content.find(bytes(_FEW_ZEROS), self.start, self.end) >= 0
-
 
 def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
-    """The scans of the first picture, and whether an end marker follows them."""
+    """The scans of the first image, and whether an end marker follows them."""
     scans: list[_Scan] = []
+    # Class and number of each Huffman table -> the symbol whose code is zeros: the first, with the shortest code.
     codes: dict[int, int] = {}
     is_progressive = False
     segments = _jpeg_segments(content)
     while segments and segments[-1][0] == _SOS:
         for marker, start, end in segments:
-            if marker == _DHT:
-                codes |= _zero_codes(content[start + 4 : end])
             is_progressive |= marker in _PROGRESSIVE
+            table = start + 4
+            while marker == _DHT and table + 17 < end:
+                codes[content[table]] = content[table + 17]
+                table += 17 + sum(content[table + 1 : table + 17])
         found = _END_OF_DATA.search(content, end)
         after = len(content) if found is None else found.start()
-        scans += _scan(content[start + 4 : end], codes, is_progressive, end, after)
+        header = content[start + 4 : end]
+        # One that is damaged announces no scan.
+        if header and len(header) == 4 + 2 * header[0]:
+            scans.append(_scan(header, codes, is_progressive, end, after))
         segments = _jpeg_segments(content, after)
     return scans, bool(segments) and segments[-1][0] == _EOI
 
 
-def _zero_codes(tables: bytes) -> dict[int, int]:
-    """Class and number of each Huffman table -> the symbol whose code is zeros: the first, with the shortest code."""
-    codes, start = {}, 0
-    while start + 17 < len(tables):
-        codes[tables[start]] = tables[start + 17]
-        start += 17 + sum(tables[start + 1 : start + 17])
-    return codes
-
-
-def _scan(header: bytes, codes: Mapping[int, int], is_progressive: bool, start: int, end: int) -> list[_Scan]:
-    """The scan that a header announces; none if it is damaged."""
-    number = header[0] if header else 0
-    if len(header) != 4 + 2 * number:
-        return []
+def _scan(header: bytes, codes: Mapping[int, int], is_progressive: bool, start: int, end: int) -> _Scan:
+    """The scan that a header announces."""
     components, tables = tuple(header[1:-3:2]), header[2:-3:2]
     first, last, bits = header[-3:]
     # In an even area the means do not change, and nothing else follows: symbol 0 of the tables for both.
     may_have_zeros = not any(codes.get(table >> 4, 0) for table in tables)
     if not is_progressive:
         may_have_zeros &= not any(codes.get(0x10 | table & 15, 0) for table in tables)
-        return [_Scan(components, range(64), 0, may_have_zeros, start, end)]
+        return _Scan(components, range(64), 0, may_have_zeros, start, end)
     # A later scan of the means is one bit for each. Blocks in which nothing follows are counted: that takes few bits.
     may_have_zeros = first == 0 and (may_have_zeros or bits > 15)
-    return [_Scan(components, range(first, min(last, 63) + 1), bits & 15, may_have_zeros, start, end)]
-
-
-def _is_complete(scans: list[_Scan]) -> bool:
-    """Whether every coefficient of every component that occurs comes down to its last bit."""
-    lowest: dict[int, list[int]] = {}
-    for scan in scans:
-        for component in scan.components:
-            bits = lowest.setdefault(component, [-1] * 64)
-            for coefficient in scan.coefficients:
-                bits[coefficient] = scan.lowest_bit
-    return bool(scans) and not any(any(bits) for bits in lowest.values())
+    return _Scan(components, range(first, min(last, 63) + 1), bits & 15, may_have_zeros, start, end)

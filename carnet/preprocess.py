@@ -84,6 +84,14 @@ DECODER_ERRORS = (
     *(struct.error, MemoryError),
 )
 """What Pillow lets through for damaged files, besides its own OSErrors."""
+_REASONS: dict[type[BaseException], str] = {
+    FileNotFoundError: "no such file",
+    PermissionError: "no permission to read it",
+    IsADirectoryError: "a folder, not an image",
+    MemoryError: "not enough memory to decode it",
+}
+_MOST = {"L": 255, "L;2": 3, "L;4": 15}
+"""Greys of a PNG, by Pillow's name for how they are stored -> the highest of them."""
 
 
 def looks_like_image(path: Path) -> bool:
@@ -148,10 +156,9 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
-    if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
+    content = b""
     try:
         if isinstance(source, Image.Image):
             if 0 in source.size:
@@ -159,23 +166,23 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
             _check_header(source, name, max_pixels)
             # It may not be loaded yet, and be damaged.
             return source.copy()
-        whole = source if isinstance(source, bytes) else read_file(source, MAX_IMAGE_BYTES)
-        if not whole:
+        content = read_file(source, MAX_IMAGE_BYTES) if isinstance(source, Path | str) else bytes(source)
+        if not content:
             raise ImageError(name, "the file is empty")
-        if len(whole) > MAX_IMAGE_BYTES:
+        if len(content) > MAX_IMAGE_BYTES:
             raise ImageError(name, f"larger than {show_bytes(MAX_IMAGE_BYTES)}")
-        content = essence(whole)
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        given = essence(content)
+        image = Image.open(io.BytesIO(given), formats=FORMATS)
         _check_header(image, name, max_pixels)
-        return _with_stated_opacity(image, content)
+        if image.format == "PNG" and "transparency" in image.info:
+            _state_opacity(image, given)
+        return image
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(name, _why_unknown(whole)) from None
+        raise ImageError(name, _why_unknown(content)) from None
     except Image.DecompressionBombError:
-        raise ImageError(name, _too_many(max_pixels)) from None
-    except FileNotFoundError:
-        raise ImageError(name, "no such file") from None
+        raise ImageError(name, f"more than {max_pixels:,} pixels") from None
     except DECODER_ERRORS as error:
         raise ImageError(name, reason_of(error)) from error
 
@@ -200,7 +207,15 @@ def decode(
         if min_side is not None and image.format == "JPEG":
             image.draft(None, (min_side, min_side))
         image.load()
-        return _to_channels(_upright(image), name, in_channels)
+        orientation = None
+        # A damaged EXIF block says nothing about the pixels, which are fine.
+        with suppress(*DECODER_ERRORS):
+            orientation = image.getexif().get(_ORIENTATION_TAG)
+        if isinstance(orientation, int) and orientation in _ORIENTATIONS:
+            stored = image
+            image = stored.transpose(_ORIENTATIONS[orientation])
+            stored.close()
+        return _to_channels(image, name, in_channels)
     except ImageError:
         raise
     except DECODER_ERRORS as error:
@@ -216,13 +231,26 @@ def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
     """
     match rule:
         case "crop":
-            return _resize_and_crop(image, size)
+            short = min(image.size)
+            if max(image.size) > MAX_ASPECT * short:
+                image = _centre(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
+            width, height = (max(size, int(size * side / short)) for side in image.size)
+            return _centre(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
         case "pad":
-            return _resize_and_pad(image, size)
+            width, height = (max(1, round(size * side / max(image.size))) for side in image.size)
+            square = Image.new(image.mode, (size, size))
+            small = image.resize((width, height), Image.Resampling.BILINEAR)
+            square.paste(small, ((size - width) // 2, (size - height) // 2))
+            return square
         case "stretch":
             return image.resize((size, size), Image.Resampling.BILINEAR)
         case _:
             assert_never(rule)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _why_unknown(content: bytes) -> str:
@@ -236,61 +264,45 @@ def _why_unknown(content: bytes) -> str:
     return f"not an image in a supported format ({', '.join(FORMATS)})"
 
 
-def _too_many(max_pixels: int) -> str:
-    return f"more than {max_pixels:,} pixels"
-
-
 def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None:
     """Raise an ImageError for too many pixels, or pixels without a stated range."""
     if image.width * image.height > max_pixels:
-        raise ImageError(name, _too_many(max_pixels))
+        raise ImageError(name, f"more than {max_pixels:,} pixels")
     if image.mode == "F":
         raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
-    # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
-    if image.mode == "I" and image.format != "PPM" and _bits_of_tiff(image) != 16:
-        raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+    if image.mode == "I" and image.format != "PPM":
+        # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG)
+        if (bits[0] if isinstance(bits, tuple) else bits) != 16:
+            raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
     if image.format == "TIFF":
         _silence_libtiff()
 
 
-def _bits_of_tiff(image: Image.Image) -> int | None:
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG)
-    return bits[0] if isinstance(bits, tuple) else bits
-
-
-def _with_stated_opacity(image: Image.Image, content: bytes) -> Image.Image:
-    """See to the one grey or colour that a PNG may declare transparent; it is given in the bits of the file.
+def _state_opacity(image: Image.Image, content: bytes) -> None:
+    """See to the one grey or colour that a PNG declares transparent; it is given in the bits of the file.
 
     Only an image with colours of 16 bits is decoded here, since Pillow keeps the upper 8.
     """
-    transparent = image.info.get("transparency")
-    if transparent is None or image.format != "PNG":
-        return image
-    match image.tile[0][3]:  # type: ignore[attr-defined]
-        case "L" | "L;2" | "L;4" as raw:
-            most = {"L": 255, "L;2": 3, "L;4": 15}[raw]
-            image.info["transparency"] = (transparent & most) * 255 // most
-        case "RGB":
-            image.info["transparency"] = tuple(value & 255 for value in transparent)
-        case "RGB;16B":
-            _give_opacity(image, content)
-    return image
+    transparent = image.info["transparency"]
+    raw = image.tile[0][3]  # type: ignore[attr-defined]
+    if raw in _MOST:
+        image.info["transparency"] = (transparent & _MOST[raw]) * 255 // _MOST[raw]
+    elif raw == "RGB":
+        image.info["transparency"] = tuple(value & 255 for value in transparent)
+    elif raw == "RGB;16B":
+        colour = np.array(image.info.pop("transparency"))
+        lower = Image.open(io.BytesIO(content), formats=("PNG",))
+        # The other of each two bytes.
+        lower.tile = [image.tile[0]._replace(args="RGB;16L")]  # type: ignore[attr-defined]
+        image.load()
+        lower.load()
 
+        def opacity(part: Image.Image, box: _Box) -> Image.Image:
+            is_colour = (np.asarray(part) == colour >> 8) & (np.asarray(lower.crop(box)) == colour & 255)
+            return Image.fromarray(np.where(is_colour.all(axis=2), 0, 255).astype(np.uint8))
 
-def _give_opacity(image: Image.Image, content: bytes) -> None:
-    """Give an image with colours of 16 bits the opacity that follows from the one that is transparent."""
-    colour = np.array(image.info.pop("transparency"))
-    lower = Image.open(io.BytesIO(content), formats=("PNG",))
-    # The other of each two bytes.
-    lower.tile = [image.tile[0]._replace(args="RGB;16L")]  # type: ignore[attr-defined]
-    image.load()
-    lower.load()
-
-    def opacity(part: Image.Image, box: _Box) -> Image.Image:
-        is_colour = (np.asarray(part) == colour >> 8) & (np.asarray(lower.crop(box)) == colour & 255)
-        return Image.fromarray(np.where(is_colour.all(axis=2), 0, 255).astype(np.uint8))
-
-    image.putalpha(_by_parts(image, "L", opacity))
+        image.putalpha(_by_parts(image, "L", opacity))
 
 
 @cache
@@ -306,77 +318,28 @@ def name_of(source: ImageSource) -> Path | str:
     return source if isinstance(source, Path | str) else f"<{type(source).__name__}>"
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    short = min(image.size)
-    if max(image.size) > MAX_ASPECT * short:
-        image = _centre(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
-    width, height = (max(size, int(size * side / short)) for side in image.size)
-    return _centre(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
-
-
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _resize_and_pad(image: Image.Image, size: int) -> Image.Image:
-    long = max(image.size)
-    width, height = (max(1, round(size * side / long)) for side in image.size)
-    square = Image.new(image.mode, (size, size))
-    small = image.resize((width, height), Image.Resampling.BILINEAR)
-    square.paste(small, ((size - width) // 2, (size - height) // 2))
-    return square
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    orientation = None
-    # A damaged EXIF block says nothing about the pixels, which are fine.
-    with suppress(*DECODER_ERRORS):
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    transpose = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
-    if transpose is None:
-        return image
-    turned = image.transpose(transpose)
-    image.close()
-    return turned
-
-
 def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Image.Image:
-    match in_channels:
-        case 4:
-            return image if image.mode == "RGBA" else _by_parts(image, "RGBA", lambda part, _: _to_rgba(part, name))
-        case 1 if image.mode == "L" and not _has_opacity(image):
-            return image
-        case 1:
-            return _to_rgb(image, name).convert("L")
-        case _:
-            return _to_rgb(image, name)
+    has_opacity = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
+    def to_rgba(part: Image.Image, _: _Box) -> Image.Image:
+        if not image.mode.startswith("I"):
+            return (part if has_opacity else part.convert("RGB")).convert("RGBA")
+        rgba = _from_16_bit(part, name).convert("RGBA")
+        if has_opacity:
+            is_opaque = np.asarray(part) != image.info["transparency"]
+            rgba.putalpha(Image.fromarray(np.where(is_opaque, 255, 0).astype(np.uint8)))
+        return rgba
 
-def _has_opacity(image: Image.Image) -> bool:
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    def on_white(part: Image.Image, box: _Box) -> Image.Image:
+        return Image.alpha_composite(Image.new("RGBA", part.size, WHITE), to_rgba(part, box)).convert("RGB")
 
-
-def _to_rgb(image: Image.Image, name: Path | str) -> Image.Image:
-    if _has_opacity(image):
-        return _by_parts(image, "RGB", lambda part, _: _on_white(_to_rgba(part, name)))
-    if image.mode.startswith("I"):
-        return _by_parts(image, "RGB", lambda part, _: _from_16_bit(part, name).convert("RGB"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_rgba(image: Image.Image, name: Path | str) -> Image.Image:
-    if not image.mode.startswith("I"):
-        return (image if _has_opacity(image) else image.convert("RGB")).convert("RGBA")
-    grey = _from_16_bit(image, name)
-    rgba = grey.convert("RGBA")
-    if (transparent := image.info.get("transparency")) is not None:
-        rgba.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
-    return rgba
-
-
-def _on_white(rgba: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
+    if in_channels == 4:
+        return image if image.mode == "RGBA" else _by_parts(image, "RGBA", to_rgba)
+    if has_opacity or image.mode.startswith("I"):
+        image = _by_parts(image, "RGB", on_white)
+    elif image.mode != "RGB" and not (in_channels == 1 and image.mode == "L"):
+        image = image.convert("RGB")
+    return image.convert("L") if in_channels == 1 else image
 
 
 def _from_16_bit(image: Image.Image, name: Path | str) -> Image.Image:
@@ -415,12 +378,9 @@ def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
 
 def reason_of(error: BaseException) -> str:
     """What a decoder's exception means to the owner of the file."""
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if isinstance(error, IsADirectoryError):
-        return "a folder, not an image"
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({error.strerror})"
     text = str(error).strip().splitlines()

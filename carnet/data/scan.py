@@ -16,7 +16,7 @@ from PIL import Image
 from carnet.data.samples import LabeledImages, Sample, hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import MAX_IMAGE_BYTES, digest_of, read_file
-from carnet.image_files import has_lost_data, without_end
+from carnet.image_files import find_losses
 from carnet.machine import each_on_threads
 from carnet.preprocess import DECODER_ERRORS, decode, open_image, reason_of
 from carnet.text import OnProgress, counted, first_few
@@ -236,32 +236,23 @@ def inspect_bytes(
         keep: decodes the opened image, and does something with it; None: it is decoded and forgotten.
     """
     digest = digest or hashlib.sha256(content).hexdigest()
-
-    def look(content: bytes) -> ImageFacts:
-        with open_image(content) as image:
-            width, height = image.size
-            oddities = _oddities(path, image, content)
-            facts = ImageFacts(digest, width, height, image.format or "", image.mode, oddities)
-            if keep is None:
-                decode(image, path, min_side=2 * image_size)
-            else:
-                keep(image)
-            return facts
-
-    try:
-        endless = without_end(content)
+    facts = ImageFacts(digest)
+    is_cut, unended = find_losses(content)
+    for given in [content] if unended is None else [unended, content]:
         try:
-            facts = look(content if endless is None else endless)
-            is_cut = has_lost_data(content)
-        except (ImageError, *DECODER_ERRORS):
-            if endless is None:
-                raise
-            facts, is_cut = look(content), True
-        return replace(facts, oddities=(*facts.oddities, LOST)) if is_cut else facts
-    except ImageError as error:
-        return ImageFacts(digest, error=ImageError(path, error.reason))
-    except DECODER_ERRORS as error:
-        return ImageFacts(digest, error=ImageError(path, reason_of(error)))
+            with open_image(given) as image:
+                facts = ImageFacts(digest, *image.size, image.format or "", image.mode, _oddities(path, image, given))
+                if keep is None:
+                    decode(image, path, min_side=2 * image_size)
+                else:
+                    keep(image)
+            return replace(facts, oddities=(*facts.oddities, LOST)) if is_cut else facts
+        except ImageError as error:
+            facts = ImageFacts(digest, error=ImageError(path, error.reason))
+        except DECODER_ERRORS as error:
+            facts = ImageFacts(digest, error=ImageError(path, reason_of(error)))
+        is_cut = True
+    return facts
 
 
 def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]:
