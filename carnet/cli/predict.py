@@ -7,14 +7,17 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from carnet import files
 from carnet.cli.main import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
+from carnet.files import csv_line_for_people
 from carnet.inputs import MAX_IMAGE_BYTES, check_listed
 from carnet.text import Progress, counted, printable, quoted
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _STEM_BYTES = 200
+"""So much of a name leaves room for a number and an ending: no system takes more than 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,23 @@ class Command:
             def source_of(name: str) -> Path | bytes:
                 return piped if name == STDIN else Path(name)
 
-            heat = _HeatFolder(self.explain, model) if self.explain is not None else None
+            draw_heat = None if self.explain is None else _heat_drawer(self.explain, model)
             # Of millions of images nothing is kept but their names, unless one document has to hold all answers.
             documents: list[dict[str, Any]] = []
             num_unread = 0
+            if self.csv:
+                print(csv_line_for_people(("image", "class", "probability", "confident", "error")), end="")
             answers = model.predict_many(map(source_of, names), self.batch_size, self.top_k)
-            with _Printer(self.csv, self.json) as printer:
-                for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
-                    printer.print(name, answer)
-                    num_unread += isinstance(answer, ImageError)
-                    drawn = {}
-                    if heat is not None and not isinstance(answer, ImageError):
-                        drawn = {"heat": str(heat.write(name, source_of(name)))}
-                    if self.json:
-                        documents.append(_document(name, answer) | drawn)
-                    # Where the answers themselves are seen to come, a bar would stand in their way.
-                    if self.json or not sys.stdout.isatty():
-                        progress.bar("predicting", done, len(names))
+            for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
+                document = self._print(name, answer)
+                num_unread += isinstance(answer, ImageError)
+                if draw_heat is not None and not isinstance(answer, ImageError):
+                    document["heat"] = str(draw_heat(name, source_of(name)))
+                if self.json:
+                    documents.append(document)
+                # Where the answers themselves are seen to come, a bar would stand in their way.
+                if self.json or not sys.stdout.isatty():
+                    progress.bar("predicting", done, len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
         return 1 if num_unread else 0
@@ -123,81 +127,47 @@ class Command:
 
         return load(self.model, device=self.device)
 
-
-class _Printer:
-    """Prints answers as they come, one line each; in JSON they come later."""
-
-    def __init__(self, as_csv: bool, as_json: bool) -> None:
-        self.as_csv, self.as_json = as_csv, as_json
-
-    def __enter__(self) -> _Printer:
-        if self.as_csv:
-            self._print_row("image", "class", "probability", "confident", "error")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.stdout.flush()
-
-    def print(self, name: str, answer: Prediction | ImageError) -> None:
+    def _print(self, name: str, answer: Prediction | ImageError) -> dict[str, Any]:
+        """Print an answer, unless all of them come in one document; returns what that says of it."""
+        row: tuple[object, ...]
         if isinstance(answer, ImageError):
             complain(printable(f"{name}: {answer.reason}"))
-            if self.as_csv:
-                self._print_row(name, "", "", "", answer.reason)
-        elif self.as_csv:
-            self._print_row(name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
-        elif not self.as_json:
-            print(printable(f"{name}: {answer}"))
+            document: dict[str, Any] = {"image": name, "error": answer.reason}
+            row = (name, "", "", "", answer.reason)
+        else:
+            if not self.csv and not self.json:
+                print(printable(f"{name}: {answer}"))
+            document = {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
+            row = (name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
+        if self.csv:
+            print(csv_line_for_people(row), end="")
+        return document
 
-    def _print_row(self, *cells: object) -> None:
-        from carnet.files import csv_line_for_people
 
-        print(csv_line_for_people(cells), end="")
+def _heat_drawer(folder: Path, model: Predictor) -> Callable[[str, Path | bytes], Path]:
+    """Make a folder for pictures with heat; returns what draws an image's, named like the image, and gives its path."""
+    from carnet.edge.classifier import Classifier
 
+    assert isinstance(model, Classifier)
+    files.make_folder(folder)
+    taken: set[str] = set()
 
-class _HeatFolder:
-    """Pictures with heat, named like the images."""
-
-    def __init__(self, folder: Path, model: Predictor) -> None:
-        from carnet import files
-        from carnet.edge.classifier import Classifier
-
-        assert isinstance(model, Classifier)
-        self.folder, self.model = folder, model
-        self.taken: set[str] = set()
-        files.make_folder(folder)
-
-    def write(self, name: str, source: Path | bytes) -> Path:
-        """Draw one, and return its path."""
-        from carnet import files
-
-        stem = "stdin" if name == STDIN else _cut(Path(name).stem)
-        path, number = self.folder / f"{stem}.heat.png", 1
-        while (key := _same_on_all_systems(path.name)) in self.taken:
+    def draw(name: str, source: Path | bytes) -> Path:
+        stem = "stdin" if name == STDIN else Path(name).stem
+        while len(os.fsencode(stem)) > _STEM_BYTES:
+            stem = stem[:-1]
+        path, number = folder / f"{stem}.heat.png", 1
+        # Some systems tell neither A from a nor one way of writing an accent from the other.
+        while (key := unicodedata.normalize("NFC", path.name).casefold()) in taken:
             number += 1
-            path = self.folder / f"{stem}-{number}.heat.png"
-        self.taken.add(key)
+            path = folder / f"{stem}-{number}.heat.png"
+        taken.add(key)
         png = io.BytesIO()
-        self.model.explain(source).picture.save(png, "PNG")
+        model.explain(source).picture.save(png, "PNG")
         files.write_bytes(path, png.getvalue())
         return path
 
-
-def _cut(stem: str) -> str:
-    """So much of a name that a number and an ending have room: no system takes more than 255 bytes."""
-    while len(os.fsencode(stem)) > _STEM_BYTES:
-        stem = stem[:-1]
-    return stem
-
-
-def _same_on_all_systems(name: str) -> str:
-    # Some tell neither A from a nor one way of writing an accent from the other.
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _document(name: str, answer: Prediction | ImageError) -> dict[str, Any]:
-    if isinstance(answer, ImageError):
-        return {"image": name, "error": answer.reason}
-    return {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
+    return draw
 
 
 def _leave_out(
@@ -225,11 +195,6 @@ def _is_folder(name: str) -> bool:
     return name != STDIN and os.path.isdir(name)  # noqa: PTH112
 
 
-def _is_pattern(name: str) -> bool:
-    """Whether it can only be meant as a pattern: a browser calls a second download `photo[1].jpg`."""
-    return "*" in name or "?" in name
-
-
 def _matches(pattern: str) -> list[str]:
     """What a pattern finds, sorted. A folder that exists is taken by its name, even if it looks like a pattern."""
     folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib's would change how the names are written
@@ -251,7 +216,8 @@ def _expand(names: tuple[str, ...]) -> list[str]:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or _is_pattern(name)):
+        # Brackets alone may be a name, since a browser calls a second download `photo[1].jpg`.
+        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or {*"*?"} & {*name}):
             # Also what is no file, or a link to nothing: it is reported by name, as in a folder.
             found = [match for match in matches if not _is_folder(match)]
             # With ** the images of a folder are among the matches themselves.
