@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from carnet.files import csv_line_for_people
 from carnet.report.findings import percent
-from carnet.report.html import Picture, render
+from carnet.report.html import render
 from carnet.report.plots import INK, MUTED, RULE, rendered
 from carnet.text import duration
 
@@ -269,13 +269,6 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
     """
     columns, lines = _cells(rows)
     title = f"{', '.join(str(row['label']) for row in rows)} compared"
-    figure = Picture.from_file(png)
     return render(
-        "comparison",
-        title=title,
-        sentences=sentences,
-        figure=figure,
-        columns=columns,
-        lines=lines,
-        document=document,
+        "comparison", title=title, sentences=sentences, figure=png, columns=columns, lines=lines, document=document
     )

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -76,7 +75,7 @@ def evaluation_html(
             title=title,
             report=report,
             findings=findings(report),
-            curves=Picture.from_file(draw_curves(history)) if history else None,
+            curves=draw_curves(history) if history else None,
             confusion=Markup(draw_confusion(report)),
             shows_counts=len(report.classes) <= MAX_CLASSES_WITH_COUNTS,
             pairs=[pair for pair in most_confused(report, MAX_PAIRS) if pair.count + pair.count_reverse > 1],
@@ -115,50 +114,35 @@ def export_html(
         title=title,
         sentences=sentences,
         gate_report=gate_report,
-        curve=Picture.from_file(draw_coverage(crossed, threshold)),
+        curve=draw_coverage(crossed, threshold),
         quantization=quantization,
         max_layers=MAX_LAYERS,
         document=document,
     )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that stands in a page itself.
+def _image(content: bytes, alt: str = "") -> Markup:
+    """The element of a page that holds a PNG or JPEG file of ours."""
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        kind, (width, height) = str(image.format).lower(), image.size
+    element = Markup('<img alt="{}" width="{}" height="{}" src="data:image/{};base64,{}">')
+    return element.format(alt, width, height, kind, base64.b64encode(content).decode())
 
-    Attributes:
-        format: png or jpeg.
-        width: in pixels.
-        height: in pixels.
-        data: the file, in base64.
+
+def _thumbnail(path: Path) -> bytes:
+    """An image file, small, as JPEG.
+
+    Raises:
+        ImageError: if it cannot be read.
     """
-
-    format: str
-    width: int
-    height: int
-    data: str
-
-    @classmethod
-    def from_file(cls, content: bytes) -> Picture:
-        """The picture of a PNG or JPEG file of ours."""
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            return cls(str(image.format).lower(), image.width, image.height, base64.b64encode(content).decode())
-
-    @classmethod
-    def thumbnail(cls, path: Path) -> Picture:
-        """An image file, small.
-
-        Raises:
-            ImageError: if it cannot be read.
-        """
-        with open_image(path) as image:
-            small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        # What else the file said (place, camera, comments) is not for everyone the report is sent to.
-        small.info.clear()
-        jpeg = io.BytesIO()
-        small.save(jpeg, "JPEG", quality=82, optimize=True)
-        return cls.from_file(jpeg.getvalue())
+    with open_image(path) as image:
+        small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    # What else the file said (place, camera, comments) is not for everyone the report is sent to.
+    small.info.clear()
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=82, optimize=True)
+    return jpeg.getvalue()
 
 
 def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
@@ -174,7 +158,7 @@ def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
             "file": sample.path.name,
         }
         try:
-            mistake["picture"] = Picture.thumbnail(sample.path)
+            mistake["thumbnail"] = _thumbnail(sample.path)
         except ImageError as error:
             mistake["problem"] = error.reason
         mistakes.append(mistake)
@@ -198,7 +182,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         auto_reload=False,
     )
-    environment.filters.update(percent=percent, shortened=shortened, thousands="{:,}".format)
+    environment.filters.update(image=_image, percent=percent, shortened=shortened, thousands="{:,}".format)
     style, script = (resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in PARTS)
     # Names come from files and may hold anything; should one slip through, the browser runs only our script.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
