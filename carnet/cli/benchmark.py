@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from carnet.cli.main import console, print_json, words
+from carnet.cli.main import console, print_json, table, words
 from carnet.errors import ConfigError
 from carnet.text import counted, printable
 
@@ -66,28 +66,24 @@ class Command:
         if self.json:
             print_json(result.to_json())
         else:
-            print(printable(_table(result), keep="\n"))
+            print(printable(_text(result), keep="\n"))
         return 0
 
 
-def _table(result: Benchmark) -> str:
-    wide = max(5, *(len(timing.model) for timing in result.timings)) + 2
-    head = f"{'model':{wide}}{'image':>7}  {'runtime':13}{'batch':>5}{'median':>12}{'middle half':>20}"
-    rows = [f"{head}{'95 % below':>14}{'images/s':>11}{'times':>8}"]
+def _text(result: Benchmark) -> str:
+    rows = [("model", "image", "runtime", "batch", "median", "middle half", "95 % below", "images/s", "times")]
     for timing in result.timings:
+        size, speed = f"{timing.image_size} px", f"{timing.images_per_second:,.0f}"
         half = f"{timing.percentile(25):.2f} to {timing.percentile(75):.2f} ms"
-        rows.append(
-            f"{timing.model:{wide}}{timing.image_size:>4} px  {timing.runtime:13}{timing.batch_size:>5}"
-            f"{timing.median_ms:>9.2f} ms{half:>20}{timing.percentile(95):>11.2f} ms"
-            f"{timing.images_per_second:>11,.0f}{result.times_the_first(timing):>8.2f}"
-        )
+        median, high = f"{timing.median_ms:.2f} ms", f"{timing.percentile(95):.2f} ms"
+        times = f"{result.times_the_first(timing):.2f}"
+        rows.append((timing.model, size, timing.runtime, str(timing.batch_size), median, half, high, speed, times))
     machine = result.to_json()["machine"]
     names = (f"{name} {number}" for name, number in machine["versions"].items() if name in ("torch", "onnxruntime"))
-    processor = f"{machine['processor']}, {machine['instruction_set']}"
-    rows.append(
-        f"\n{counted(result.rounds, 'turn')} of each, on {counted(result.threads, 'thread')} of "
-        f"{counted(machine['cores'], 'core')} ({processor}); {', '.join(names)}."
+    about = (
+        f"{counted(result.rounds, 'turn')} of each, on {counted(result.threads, 'thread')} of "
+        f"{counted(machine['cores'], 'core')} ({machine['processor']}, {machine['instruction_set']}); "
+        f"{', '.join(names)}."
     )
-    if result.device != "cpu":
-        rows.append(f"PyTorch computed on {result.device} ({result.device_name}).")
-    return "\n".join(rows)
+    device = [] if result.device == "cpu" else [f"PyTorch computed on {result.device} ({result.device_name})."]
+    return "\n".join([*table(rows, left=(0, 2)), "", about, *device])

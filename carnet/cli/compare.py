@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from carnet.cli.main import console, parse_with_recipe, print_json, words
+from carnet.cli.main import console, print_json, words
 from carnet.config import PRESETS, TrainingConfig
 from carnet.errors import ConfigError
 
@@ -51,11 +50,9 @@ class Command:
     """Print the answer as one JSON document; progress goes to standard error."""
     recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """Read the flags, with the preset's recipe as their defaults."""
-        command: Self = parse_with_recipe(cls, "compare", arguments, lambda command: PRESETS[command.preset]())
-        return command
+    def initial_recipe(self) -> TrainingConfig:
+        """What the recipe's flags change."""
+        return PRESETS[self.preset]()
 
     def run(self, train: TrainOne | None = None, to_graph: ToGraph | None = None) -> int:
         """Train what is missing and compare, by the given means or as usual; returns the exit code."""

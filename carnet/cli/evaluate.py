@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from carnet.cli.main import console, print_json
+from carnet.cli.main import console, print_json, table
 from carnet.errors import ConfigError
-from carnet.text import quoted
+from carnet.text import counted, quoted
 
 if TYPE_CHECKING:
-    from carnet.data.samples import Layout
     from carnet.evaluation import EvaluationReport, PredictFn
     from carnet.spec import ModelSpec
 
@@ -55,102 +55,89 @@ class Command:
 
     def run(self) -> int:
         from carnet import files
-        from carnet.data.samples import short_name
+        from carnet.data.samples import read_ignore_file, short_name
         from carnet.edge.model_file import is_model_file
         from carnet.evaluation import select_samples
         from carnet.report.findings import findings
         from carnet.report.html import evaluation_html
+        from carnet.run_folder import RunFolder
 
         is_exported = is_model_file(self.model)
+        target = self.output or self.model / f"report-{self.split}.html"
+        if is_exported and self.output is None:
+            # Several models may lie in one folder.
+            target = self.model.with_name(f"{self.model.name.removesuffix('.onnx')}.{target.name}")
         with console(self.json) as progress:
-            target = self.output or self._report(is_exported)
-            predict_fn, spec, digests = self._open_exported() if is_exported else self._open_run()
+            predict_fn, spec, digests = self._open(is_exported)
             # A slip shall not replace the model, or a table of images.
             files.check_target(target, ".html", ".htm")
-            data, layout, ignored = self._data(is_exported)
-            chosen = select_samples(
-                data, self.split, spec.classes, digests, layout=layout, ignore=ignored, progress=progress
+            data, layout = self.data, self.layout
+            ignore: Sequence[str] = () if self.ignore is None else read_ignore_file(self.ignore)
+            if not data:
+                data, layout_then, ignore_then = RunFolder.open(self.model).recorded_data()
+                layout, ignore = layout_then if layout == "auto" else layout, ignore or ignore_then
+            selected = select_samples(
+                data, self.split, spec.classes, digests, layout=layout, ignore=ignore, progress=progress
             )
-            report = chosen.evaluate(
+            report = selected.evaluate(
                 predict_fn,
                 spec,
                 batch_size=self.batch_size,
                 skip_unreadable=self.skip_unreadable,
-                progress=lambda done, total: progress.bar("evaluating", done, total),
+                progress=partial(progress.bar, "evaluating"),
             )
-            run, name = self.model.resolve().name, short_name(Path(data))
+            model, name = self.model.resolve().name, short_name(Path(data))
             facts = [
-                ("model" if is_exported else "run", f"{run}, a {spec.model}"),
+                ("model" if is_exported else "run", f"{model}, a {spec.model}"),
                 ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
                 ("images", f"{name}, {self.split}"),
             ]
             notes = _notes(report, self.ignore)
-            page = evaluation_html(report, title=f"{run} on {name}", facts=facts, notes=notes)
+            page = evaluation_html(report, title=f"{model} on {name}", facts=facts, notes=notes)
             # Before anything can go wrong with the page.
             if self.json:
                 print_json(report.to_json() | {"split": self.split, "report": str(target)})
             else:
-                progress.say("\n".join([_table(report), "", *notes, *findings(report)]))
+                progress.say("\n".join([*_numbers(report), "", *notes, *findings(report)]))
             files.write_text(target, page)
             if not self.json:
                 progress.say(f"The report is {target}.")
         return 0
 
-    def _report(self, is_exported: bool) -> Path:
-        name = f"report-{self.split}.html"
+    def _open(self, is_exported: bool) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
+        """What turns images into logits, its spec, and the digests of each split's images where they are known."""
         if not is_exported:
-            return self.model / name
-        # Several models may lie in one folder.
-        return self.model.with_name(f"{self.model.name.removesuffix('.onnx')}.{name}")
+            from carnet.models.weights import load
+            from carnet.run_folder import RunFolder
 
-    def _open_run(self) -> tuple[PredictFn, ModelSpec, dict[str, set[str]] | None]:
-        from carnet.models.weights import load
-        from carnet.run_folder import RunFolder
-
-        model = load(self.model, device=self.device)
-        return model.logits, model.spec, RunFolder.open(self.model).digests()
-
-    def _open_exported(self) -> tuple[PredictFn, ModelSpec, None]:
+            model = load(self.model, device=self.device)
+            return model.logits, model.spec, RunFolder.open(self.model).digests()
         from carnet.edge.classifier import Classifier
 
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
+        if not self.data:
+            raise ConfigError(f"name the images as well: carnet evaluate {quoted(self.model)} DATA")
         classifier = Classifier(self.model)
         return classifier.calibrated_logits, classifier.spec, None
 
-    def _data(self, is_exported: bool) -> tuple[str, Layout, Sequence[str]]:
-        """Where the images are, how their folders are read, and which of them are left out."""
-        from carnet.data.samples import read_ignore_file
-        from carnet.run_folder import RunFolder
-
-        ignored = read_ignore_file(self.ignore) if self.ignore is not None else ()
-        if self.data:
-            return self.data, self.layout, ignored
-        if is_exported:
-            raise ConfigError(f"name the images as well: carnet evaluate {quoted(self.model)} DATA")
-        path, layout, ignored_then = RunFolder.open(self.model).recorded_data()
-        return path, layout if self.layout == "auto" else self.layout, ignored or ignored_then
-
 
 def _notes(report: EvaluationReport, ignore: Path | None) -> list[str]:
-    from carnet.text import counted
-
     notes = [f"Note: {warning}." for warning in report.warnings]
     if ignore is not None or report.num_ignored:
         notes.append(f"Ignored: {counted(report.num_ignored, 'image')}, as asked.")
     return notes + [f"Left out because it cannot be read: {error}." for error in report.unreadable]
 
 
-def _table(report: EvaluationReport) -> str:
-    wide = max(len(result.name) for result in report.per_class) + 2
-    lines = [f"{'class':{wide}}{'images':>8}{'precision':>11}{'recall':>8}{'F1':>8}"]
+def _numbers(report: EvaluationReport) -> list[str]:
+    rows = [("class", "images", "precision", "recall", "F1")]
     for result in report.worst_first:
         precision, recall, f1 = ("" if share is None else f"{100 * share:.1f}" for share in result.shares)
-        lines.append(f"{result.name:{wide}}{result.num_images:>8}{precision:>11}{recall:>8}{f1:>8}")
+        rows.append((result.name, str(result.num_images), precision, recall, f1))
     low, high = report.top1_ci95
-    lines.append(
+    return [
+        *table(rows),
         f"top-1 {100 * report.top1:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
         f"top-5 {100 * report.top5:.1f} %, macro F1 {100 * report.macro_f1:.1f}, loss {report.loss:.3f}, "
-        f"{report.num_images:,} images"
-    )
-    return "\n".join(lines)
+        f"{report.num_images:,} images",
+    ]

@@ -1,8 +1,9 @@
 """`carnet`: find the command, parse its flags, turn errors into one line and an exit code.
 
 A command is a dataclass named `Command` in the file of its name: fields are flags (tyro makes them from types,
-defaults and the text below each), the docstring is the help, `run()` returns the exit code. Only the command that was
-asked for is imported, and what it works with only inside `run()`, so that `carnet --help` answers at once.
+defaults and the text below each), the docstring is the help, `run()` returns the exit code. One with a field `recipe`
+has a method `initial_recipe()`, which gives the defaults of the recipe's flags. Only the command that was asked for is
+imported, and what it works with only inside `run()`, so that `carnet --help` answers at once.
 
 Where a command's words go: with --json one document on standard output, everything else on standard error.
 """
@@ -15,10 +16,12 @@ import inspect
 import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Never, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Never, Union, get_args, get_origin
 
 from carnet import __version__
 from carnet.errors import (
@@ -31,11 +34,8 @@ from carnet.errors import (
 )
 from carnet.files import to_json
 from carnet.machine import wait_briefly
-from carnet.report.console import Console, silence
+from carnet.report.console import Console, is_broken_pipe, silence
 from carnet.text import is_command, printable
-
-if TYPE_CHECKING:
-    from carnet.config import TrainingConfig
 
 COMMANDS = {
     "demo": "watch a CARNet learn drawn pictures, in a few minutes",
@@ -51,6 +51,7 @@ COMMANDS = {
 """Name -> what it does; each is a file in this folder."""
 
 _RENAMED_FLAGS = {"--start-share": "--initial-size-ratio", "--adam-share": "--adamw-lr-ratio"}
+"""Flags of version 0.1 -> what they are called now."""
 _SMALLER = {
     "train": "--micro-batch or --image-size",
     "compare": "--micro-batch or --image-size",
@@ -78,8 +79,16 @@ Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
 def main(arguments: Sequence[str] | None = None) -> Never:
     """Run the command line and leave the process."""
     wait_briefly()
-    open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
+    # Of standard output and standard error that whoever called has closed (`>&-`), Python has no stream, and the first
+    # file that is opened would take the number that libraries write their messages to. Let both lead nowhere.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Open for as long as the process lives, as these streams are.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        stream = getattr(sys, name)
         # A name that the terminal's encoding lacks is no reason to fail; a file or another program gets it as it is.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", encoding=None if stream.isatty() else "utf-8")
@@ -91,13 +100,12 @@ def run(arguments: list[str]) -> int:
     name, *rest = arguments or ["--help"]
     try:
         code = 0
-        if (answer := _answer(name)) is None:
-            smaller = _SMALLER.get(name)
-            way_out = "close other programs" + (f", or take a smaller {smaller}" if smaller else "")
-            with explaining_lack_of_memory(f"carnet {name}", way_out):
-                code = _run_command(name, rest)
+        if name in ("-h", "--help", "help"):
+            print(_HELP.format(commands="\n".join(f"  {command:10}{does}" for command, does in COMMANDS.items())))
+        elif name == "--version":
+            print(f"carnet {__version__}")
         else:
-            print(answer)
+            code = _run_command(name, rest)
         if sys.stdout is not None:
             # At the end of Python it would be too late to tell an error.
             sys.stdout.flush()
@@ -111,8 +119,6 @@ def run(arguments: list[str]) -> int:
         complain("stopped")
         return 130
     except OSError as error:
-        from carnet.report.console import is_broken_pipe
-
         if is_broken_pipe(error):
             # The reader of our output has gone (`| head`); what it did not want is not an error.
             silence(sys.stdout)
@@ -127,140 +133,83 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
-def parse(command: type[Any], name: str, arguments: Sequence[str], default: Any = None) -> Any:
-    """Make a command of its flags; `default` gives defaults other than the dataclass's own.
-
-    Raises:
-        SystemExit: with 0 after --help, 2 for flags that do not parse.
-    """
-    import tyro
-
-    return tyro.cli(
-        command,
-        prog=f"carnet {name}",
-        description=inspect.getdoc(command),
-        args=arguments,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_registry(),
-    )
-
-
-def _registry() -> Any:
-    """How values are written: `auto` is None, which leaves a choice open; switches are on and off."""
-    import tyro
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def auto_is_none(info: Any) -> Any:
-        kind = _one_or_none(info.type)
-        if kind is bool or get_origin(kind) is Literal:
-            values = {"on": True, "off": False} if kind is bool else {str(value): value for value in get_args(kind)}
-            values = {"auto": None} | values
-            words = {value: word for word, value in values.items()}
-            return PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="{" + ",".join(values) + "}",
-                choices=tuple(values),
-                instance_from_str=lambda given: values[given[0]],
-                is_instance=lambda value: value in words,
-                str_from_instance=lambda value: [words[value]],
-            )
-        if kind in (int, float):
-            return PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="INT" if kind is int else "FLOAT",
-                instance_from_str=lambda given: None if given[0] == "auto" else kind(given[0]),
-                is_instance=lambda value: value is None or isinstance(value, kind),
-                str_from_instance=lambda value: ["auto" if value is None else str(value)],
-            )
-        if kind is str:
-            is_place = tyro.conf.Positional in info.markers
-            return PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="STR",
-                # A folder of images may have any name.
-                instance_from_str=lambda given: None if given[0] in ("none", "auto") and not is_place else given[0],
-                is_instance=lambda value: value is None or isinstance(value, str),
-                str_from_instance=lambda value: ["none" if value is None else value],
-            )
-        return None
-
-    return registry
-
-
-def _one_or_none(kind: Any) -> Any:
-    """The type beside None in a union of two; None for any other type."""
-    if get_origin(kind) not in (Union, UnionType):
-        return None
-    kinds = [option for option in get_args(kind) if option is not NoneType]
-    if len(kinds) != 1 or len(get_args(kind)) != 2:
-        return None
-    return get_args(kinds[0])[0] if get_origin(kinds[0]) is Annotated else kinds[0]
-
-
-def parse_with_recipe(
-    command: type[Any], name: str, arguments: Sequence[str], recipe_of: Callable[[Any], TrainingConfig]
-) -> Any:
-    """Read the flags, with the recipe that they name as the defaults of the recipe's own flags.
-
-    Args:
-        command: has a field `recipe`, and defaults for all others.
-        name: of the command.
-        arguments: its flags.
-        recipe_of: the recipe, given the command as read with the recommended one.
-    """
-    arguments = [_renamed(word) for word in arguments]
-    first = parse(command, name, arguments)
-    recipe = recipe_of(first)
-    return first if recipe == type(recipe)() else parse(command, name, arguments, command(recipe=recipe))
-
-
-def _renamed(word: str) -> str:
-    """A flag of version 0.1 as it is called now; any other word as it is."""
-    flag, equals, value = word.partition("=")
-    return _RENAMED_FLAGS.get(flag, flag) + equals + value
-
-
-def _answer(name: str) -> str | None:
-    """What to say at once; None if `name` is a command's."""
-    if name in ("-h", "--help", "help"):
-        return _HELP.format(commands="\n".join(f"  {command:10}{does}" for command, does in COMMANDS.items()))
-    return f"carnet {__version__}" if name == "--version" else None
-
-
-def _run_command(name: str, arguments: list[str]) -> int:
+def _run_command(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean carnet {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {name!r}; {hint}")
-    command = importlib.import_module(f"carnet.cli.{name}").Command
-    parser = getattr(command, "parse", None)
-    try:
-        parsed = parser(arguments) if parser else parse(command, name, arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
-    try:
-        return int(parsed.run())
-    except ModuleNotFoundError as error:
-        raise MissingExtraError.explaining(error, f"carnet {name}") or error from None
+    way_out = "close other programs" + (f", or take a smaller {_SMALLER[name]}" if name in _SMALLER else "")
+    with explaining_lack_of_memory(f"carnet {name}", way_out):
+        command = importlib.import_module(f"carnet.cli.{name}").Command
+        try:
+            parsed = parse(command, name, arguments)
+        except SystemExit as end:
+            return int(end.code or 0)
+        try:
+            return int(parsed.run())
+        except ModuleNotFoundError as error:
+            raise MissingExtraError.explaining(error, f"carnet {name}") or error from None
 
 
-def open_closed_streams() -> None:
-    """Let standard output and standard error that whoever called has closed (`>&-`) lead nowhere.
+def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
+    """Make a command of its flags; where it has a recipe, the flags change the initial one that they name.
 
-    Python has no stream then, and the first file that is opened would take the number that libraries write their
-    messages to.
+    Raises:
+        SystemExit: with 0 after --help, 2 for flags that do not parse.
+        CarnetError: if the initial recipe cannot be read.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            # Open for as long as the process lives, as these streams are.
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    import tyro
+
+    for old, new in _RENAMED_FLAGS.items():
+        arguments = [re.sub(f"^{old}(?==|$)", new, word) for word in arguments]
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_value_or_auto)
+    read = partial(
+        tyro.cli,
+        command,
+        prog=f"carnet {name}",
+        description=inspect.getdoc(command),
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=registry,
+    )
+    parsed = read()
+    if hasattr(parsed, "recipe") and (recipe := parsed.initial_recipe()) != type(recipe)():
+        parsed = read(default=command(recipe=recipe))
+    return parsed
+
+
+def _value_or_auto(info: Any) -> Any:
+    """How tyro reads and writes a value or None: None is `auto`, or `none` for a text; switches are on and off."""
+    from tyro.conf import Positional
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1 or len(get_args(info.type)) != 2:
+        return None
+    kind = get_args(kinds[0])[0] if get_origin(kinds[0]) is Annotated else kinds[0]
+    none = "auto"
+    choices: dict[str, Any] = {}
+    if kind is bool:
+        choices = {"auto": None, "on": True, "off": False}
+    elif get_origin(kind) is Literal:
+        choices = {"auto": None} | {str(value): value for value in get_args(kind)}
+    elif kind is str:
+        none = "none"
+    elif kind not in (int, float):
+        return None
+    # A folder of images may have any name.
+    nones = () if kind is str and Positional in info.markers else ("auto", none)
+    words = {value: word for word, value in choices.items()} or {None: none}
+    read: Callable[[str], Any] = choices.__getitem__ if choices else kind
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(choices) + "}" if choices else kind.__name__.upper(),
+        choices=tuple(choices) or None,
+        instance_from_str=lambda given: None if given[0] in nones else read(given[0]),
+        is_instance=lambda value: value in words or (not choices and isinstance(value, kind)),
+        str_from_instance=lambda value: [words.get(value, str(value))],
+    )
 
 
 def complain(text: str) -> None:
@@ -292,3 +241,12 @@ def print_json(document: Any) -> None:
 def words(text: str) -> list[str]:
     """The parts of a flag that takes several, separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Lines of aligned cells: the columns `left` to the left, the others to the right."""
+    aligned = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        aligned.append([cell.ljust(width) if place in left else cell.rjust(width) for cell in column])
+    return ["  ".join(cells).rstrip() for cells in zip(*aligned, strict=True)]

@@ -7,22 +7,27 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from carnet import files
 from carnet.cli.main import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
-from carnet.files import MAX_IMAGE_BYTES, check_listed
+from carnet.files import MAX_IMAGE_BYTES, check_listed, csv_line_for_people
 from carnet.text import Progress, counted, printable, quoted
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from carnet.prediction import Prediction, Predictor
 
 STDIN = "-"
 _STEM_BYTES = 200
+"""So much of a name leaves room for a number and an ending: no system takes more than 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +90,23 @@ class Command:
             def source_of(name: str) -> Path | bytes:
                 return piped if name == STDIN else Path(name)
 
-            heat = _HeatFolder(self.explain, model) if self.explain is not None else None
+            write_heat = None if self.explain is None else _heat_writer(self.explain)
             # Of millions of images nothing is kept but their names, unless one document has to hold all answers.
             documents: list[dict[str, Any]] = []
             num_unread = 0
-            answers = model.predict_many(map(source_of, names), self.batch_size, self.top_k)
-            if heat is not None:
-                answers = (heat.explain(source_of(name), self.top_k) for name in names)
-            with _Printer(self.csv, self.json) as printer:
-                for done, (name, answer) in enumerate(zip(names, answers, strict=True), start=1):
-                    printer.print(name, answer)
-                    num_unread += isinstance(answer, ImageError)
-                    drawn = {}
-                    if heat is not None and not isinstance(answer, ImageError):
-                        drawn = {"heat": str(heat.write(name))}
-                    if self.json:
-                        documents.append(_document(name, answer) | drawn)
-                    # Where the answers themselves are seen to come, a bar would stand in their way.
-                    if self.json or not sys.stdout.isatty():
-                        progress.bar("predicting", done, len(names))
+            if self.csv:
+                print(csv_line_for_people(("image", "class", "probability", "confident", "error")), end="")
+            answers = self._answers(model, map(source_of, names))
+            for done, (name, (answer, heat)) in enumerate(zip(names, answers, strict=True), start=1):
+                document = self._print(name, answer)
+                num_unread += isinstance(answer, ImageError)
+                if write_heat is not None and heat is not None:
+                    document["heat"] = str(write_heat(name, heat))
+                if self.json:
+                    documents.append(document)
+                # Where the answers themselves are seen to come, a bar would stand in their way.
+                if self.json or not sys.stdout.isatty():
+                    progress.bar("predicting", done, len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
         return 1 if num_unread else 0
@@ -125,90 +128,62 @@ class Command:
 
         return load(self.model, device=self.device)
 
-
-class _Printer:
-    """Prints answers as they come, one line each; in JSON they come later."""
-
-    def __init__(self, as_csv: bool, as_json: bool) -> None:
-        self.as_csv, self.as_json = as_csv, as_json
-
-    def __enter__(self) -> _Printer:
-        if self.as_csv:
-            self._print_row("image", "class", "probability", "confident", "error")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.stdout.flush()
-
-    def print(self, name: str, answer: Prediction | ImageError) -> None:
-        if isinstance(answer, ImageError):
-            complain(printable(f"{name}: {answer.reason}"))
-            if self.as_csv:
-                self._print_row(name, "", "", "", answer.reason)
-        elif self.as_csv:
-            self._print_row(name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
-        elif not self.as_json:
-            print(printable(f"{name}: {answer}"))
-
-    def _print_row(self, *cells: object) -> None:
-        from carnet.files import csv_line_for_people
-
-        print(csv_line_for_people(cells), end="")
-
-
-class _HeatFolder:
-    """Pictures with heat, named like the images."""
-
-    def __init__(self, folder: Path, model: Predictor) -> None:
-        from carnet import files
+    def _answers(
+        self, model: Predictor, sources: Iterable[Path | bytes]
+    ) -> Iterator[tuple[Prediction | ImageError, Image | None]]:
+        """Classify the images in order; with --explain each answer has its heat map."""
+        if self.explain is None:
+            yield from ((answer, None) for answer in model.predict_many(sources, self.batch_size, self.top_k))
+            return
         from carnet.edge.classifier import Classifier
 
         assert isinstance(model, Classifier)
-        self.folder, self.model = folder, model
-        self.taken: set[str] = set()
-        files.make_folder(folder)
+        for source in sources:
+            try:
+                explanation = model.explain(source, top_k=self.top_k)
+            except ImageError as error:
+                yield error, None
+            else:
+                yield explanation.prediction, explanation.picture
 
-    def explain(self, source: Path | bytes, top_k: int) -> Prediction | ImageError:
-        """Predict one, and keep its picture for `write`."""
-        try:
-            explanation = self.model.explain(source, top_k=top_k)
-        except ImageError as error:
-            return error
-        self.picture = explanation.picture
-        return explanation.prediction
+    def _print(self, name: str, answer: Prediction | ImageError) -> dict[str, Any]:
+        """Print an answer, unless all of them come in one document; returns what that says of it."""
+        row: tuple[object, ...]
+        if isinstance(answer, ImageError):
+            complain(printable(f"{name}: {answer.reason}"))
+            document: dict[str, Any] = {"image": name, "error": answer.reason}
+            row = (name, "", "", "", answer.reason)
+        else:
+            if not self.csv and not self.json:
+                print(printable(f"{name}: {answer}"))
+            document = {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
+            row = (name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
+        if self.csv:
+            print(csv_line_for_people(row), end="")
+        return document
 
-    def write(self, name: str) -> Path:
-        """Write the picture of the last one, and return its path."""
-        from carnet import files
 
-        stem = "stdin" if name == STDIN else _cut(Path(name).stem)
-        path, number = self.folder / f"{stem}.heat.png", 1
-        while (key := _same_on_all_systems(path.name)) in self.taken:
+def _heat_writer(folder: Path) -> Callable[[str, Image], Path]:
+    """Make a folder for heat maps; return a function that writes one, named like its image, and returns its path."""
+    files.make_folder(folder)
+    taken: set[str] = set()
+
+    def write(name: str, heat: Image) -> Path:
+        stem = "stdin" if name == STDIN else Path(name).stem
+        while len(os.fsencode(stem)) > _STEM_BYTES:
+            stem = stem[:-1]
+        path, number = folder / f"{stem}.heat.png", 1
+        # Some systems tell neither A from a nor one way of writing an accent from the other.
+        while (key := unicodedata.normalize("NFC", path.name).casefold()) in taken:
             number += 1
-            path = self.folder / f"{stem}-{number}.heat.png"
-        self.taken.add(key)
+            path = folder / f"{stem}-{number}.heat.png"
+        taken.add(key)
         png = io.BytesIO()
-        self.picture.save(png, "PNG")
+        heat.save(png, "PNG")
         files.write_bytes(path, png.getvalue())
         return path
 
-
-def _cut(stem: str) -> str:
-    """So much of a name that a number and an ending have room: no system takes more than 255 bytes."""
-    while len(os.fsencode(stem)) > _STEM_BYTES:
-        stem = stem[:-1]
-    return stem
-
-
-def _same_on_all_systems(name: str) -> str:
-    # Some tell neither A from a nor one way of writing an accent from the other.
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _document(name: str, answer: Prediction | ImageError) -> dict[str, Any]:
-    if isinstance(answer, ImageError):
-        return {"image": name, "error": answer.reason}
-    return {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
+    return write
 
 
 def _leave_out(
@@ -236,11 +211,6 @@ def _is_folder(name: str) -> bool:
     return name != STDIN and os.path.isdir(name)  # noqa: PTH112
 
 
-def _is_pattern(name: str) -> bool:
-    """Whether it can only be meant as a pattern: a browser calls a second download `photo[1].jpg`."""
-    return "*" in name or "?" in name
-
-
 def _matches(pattern: str) -> list[str]:
     """What a pattern finds, sorted. A folder that exists is taken by its name, even if it looks like a pattern."""
     folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib's would change how the names are written
@@ -262,7 +232,8 @@ def _expand(names: tuple[str, ...]) -> list[str]:
             raise DataError("an image's name is empty; name files, folders, or - for standard input")
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or _is_pattern(name)):
+        # Brackets alone may be a name, since a browser calls a second download `photo[1].jpg`.
+        elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or {*"*?"} & {*name}):
             # Also what is no file, or a link to nothing: it is reported by name, as in a folder.
             found = [match for match in matches if not _is_folder(match)]
             # With ** the images of a folder are among the matches themselves.

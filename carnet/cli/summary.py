@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from carnet.cli.main import print_json
+from carnet.cli.main import print_json, table
 
 if TYPE_CHECKING:
     from carnet.models.summary import ModelSummary
@@ -46,20 +46,16 @@ class Command:
         if self.json:
             print_json(asdict(summary))
         else:
-            print(_table(summary))
+            print(_text(summary))
         return 0
 
 
-def _table(summary: ModelSummary) -> str:
-    names = ["  " * layer.depth + (layer.name.rpartition(".")[2] or summary.model) for layer in summary.layers]
-    wide = max(map(len, names)) + 2
-    kind = max(len(layer.type) for layer in summary.layers) + 2
-    rows = [f"{'layer':{wide}}{'type':{kind}}{'output':>20}{'parameters':>14}{'MACs':>16}"]
-    for name, layer in zip(names, summary.layers, strict=True):
-        shape = " x ".join(map(str, layer.output_shape[1:]))
-        params = f"{layer.params:,}" if layer.params else ""
-        macs = f"{layer.macs:,}" if layer.macs else ""
-        rows.append(f"{name:{wide}}{layer.type:{kind}}{shape:>20}{params:>14}{macs:>16}")
+def _text(summary: ModelSummary) -> str:
+    rows = [("layer", "type", "output", "parameters", "MACs")]
+    for layer in summary.layers:
+        name = "  " * layer.depth + (layer.name.rpartition(".")[2] or summary.model)
+        params, macs = (f"{number:,}" if number else "" for number in (layer.params, layer.macs))
+        rows.append((name, layer.type, " x ".join(map(str, layer.output_shape[1:])), params, macs))
     totals = {
         "input": " x ".join(map(str, summary.input_shape[1:])),
         "parameters": f"{summary.params:,}",
@@ -68,6 +64,4 @@ def _table(summary: ModelSummary) -> str:
         "weights": f"{summary.weights_bytes:,} bytes in float32",
         "activations": f"{summary.activations_bytes:,} bytes for one image, forward and backward (published rule)",
     }
-    rows.append("")
-    rows += [f"{key:30}{value}" for key, value in totals.items()]
-    return "\n".join(rows)
+    return "\n".join([*table(rows, left=(0, 1)), "", *table(list(totals.items()), left=(0, 1))])

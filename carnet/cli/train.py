@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import tyro
 
-from carnet.cli.main import console, is_first_process, parse_with_recipe, print_json
+from carnet.cli.main import console, is_first_process, print_json
 from carnet.config import PRESETS, TrainingConfig
 from carnet.errors import ConfigError
 from carnet.text import quoted
@@ -52,14 +51,8 @@ class Command:
     """Print the result as one JSON document; progress goes to standard error."""
     recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """Read the flags, with the preset's or the resumed run's recipe as their defaults."""
-        command: Self = parse_with_recipe(cls, "train", arguments, cls._recipe)
-        return command
-
-    def _recipe(self) -> TrainingConfig:
-        """What the recipe's flags change."""
+    def initial_recipe(self) -> TrainingConfig:
+        """What the recipe's flags change: the preset's recipe, or that of the run to be resumed."""
         if self.resume is None:
             return PRESETS[self.preset]()
         if self.preset != "default":
@@ -73,7 +66,6 @@ class Command:
         from carnet.data.samples import read_ignore_file
         from carnet.training.run import train
 
-        ignore = () if self.ignore is None else read_ignore_file(self.ignore)
         with console(self.json) as progress:
             result = train(
                 self.data,
@@ -81,7 +73,7 @@ class Command:
                 output=self.output,
                 init=self.init,
                 resume=self.resume,
-                ignore=ignore,
+                ignore=() if self.ignore is None else read_ignore_file(self.ignore),
                 progress=progress,
             )
             if not self.json and is_first_process():

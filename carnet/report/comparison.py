@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from carnet.files import csv_line_for_people
 from carnet.report.findings import percent
-from carnet.report.html import Picture, named_numbers, render
+from carnet.report.html import render
 from carnet.report.plots import INK, MUTED, RULE, rendered
 from carnet.text import duration
 
@@ -55,7 +56,7 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
-    styles = _styles(len(rows))
+    styles = list(itertools.islice(itertools.cycle(STYLES), len(rows)))
     measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
     widths = (1.75, 1) if measured else (1,)
     over_time, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
@@ -69,21 +70,61 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * max(run["seconds"][-1] for run in runs)))
     # A name has room above the best.
     over_time.set_ylim(0, max(1.0, 1.12 * over_time.dataLim.y1))
-    names = [f"{row['label']} {100 * row['top1']:.1f} %" for row in rows]
-    _write_names(over_time, names, ends, styles)
+    _write_names(over_time, [f"{row['label']} {percent(row['top1'])}" for row in rows], ends, styles)
     for over_latency in beside:
         _draw_latencies(over_latency, measured)
     return rendered(figure, "png"), rendered(figure, "svg")
 
 
+def _draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
+    """Returns where the mean ends: seconds, per cent."""
+    colour, dashes, mark = style
+    for run in runs:
+        accuracy = 100 * np.array(run["valid_top1"])
+        axes.plot(run["seconds"], accuracy, color=colour, linewidth=0.8, linestyle=dashes, alpha=0.45)
+    seconds, accuracy = mean_run(runs)
+    # A single epoch is no line yet.
+    marker = mark if len(seconds) == 1 else ""
+    axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes, marker=marker)
+    return float(seconds[-1]), 100 * float(accuracy[-1])
+
+
+def mean_run(runs: Rows) -> tuple[Floats, Floats]:
+    """Mean seconds and mean accuracy after each epoch: (epochs,), (epochs,)
+
+    Runs are compared where they have come equally far, so that a slow one drags neither number at the end. Of runs with
+    unequal numbers of epochs, that is an equal share of them.
+    """
+    shares = np.linspace(0, 1, max(len(run["seconds"]) for run in runs))
+    seconds, accuracy = (
+        np.mean([np.interp(shares, np.linspace(0, 1, len(run[key])), run[key]) for run in runs], axis=0)
+        for key in ("seconds", "valid_top1")
+    )
+    return seconds, accuracy
+
+
 def _draw_latencies(axes: Axes, measured: Sequence[tuple[Mapping[str, Any], Style]]) -> None:
-    for row, style in measured:
-        _draw_point(axes, row, style)
+    points = []
+    for row, (colour, _, mark) in measured:
+        x, y, (low, high) = row["latency_ms"]["onnx_p50"], row["top1"], row["top1_ci95"]
+        # Nothing is below nothing, whatever is rounded.
+        errors = [[100 * max(0.0, y - low)], [100 * max(0.0, high - y)]]
+        axes.errorbar(x, 100 * y, yerr=errors, color=colour, marker=mark, capsize=4)
+        points.append((x, 100 * y))
     _dress(axes, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
-    points = [(row["latency_ms"]["onnx_p50"], 100 * row["top1"]) for row, _ in measured]
     latencies = [milliseconds for milliseconds, _ in points]
     _scale(axes, latencies, begin=min(latencies) / 2, room=0.45)
     _write_names(axes, [row["label"] for row, _ in measured], points, [style for _, style in measured])
+
+
+def _dress(axes: Axes, title: str, across: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
+    axes.set_xlabel(across, color=MUTED, fontsize=10, loc="right")
+    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.tick_params(colors=MUTED, labelsize=10, length=0)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
 def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) -> None:
@@ -104,55 +145,27 @@ def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) ->
         axes.set_xlim(0, (1 + room) * slowest)
 
 
-def _styles(number: int) -> list[Style]:
-    return [STYLES[place % len(STYLES)] for place in range(number)]
-
-
-def _draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
-    """Returns where the mean ends: seconds, per cent."""
-    colour, dashes, mark = style
-    for run in runs:
-        axes.plot(
-            run["seconds"], 100 * np.array(run["valid_top1"]), color=colour, linewidth=0.8, linestyle=dashes, alpha=0.45
-        )
-    seconds, accuracy = mean_run(runs)
-    # A single epoch is no line yet.
-    marker = mark if len(seconds) == 1 else ""
-    axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes, marker=marker)
-    return float(seconds[-1]), 100 * float(accuracy[-1])
-
-
-def mean_run(runs: Rows) -> tuple[Floats, Floats]:
-    """Mean seconds and mean accuracy after each epoch: (epochs,), (epochs,)
-
-    Runs are compared where they have come equally far, so that a slow one drags neither number at the end. Of runs with
-    unequal numbers of epochs, that is an equal share of them.
-    """
-    shares = np.linspace(0, 1, max(len(run["seconds"]) for run in runs))
-
-    def mean(key: str) -> Floats:
-        alike = [np.interp(shares, np.linspace(0, 1, len(run[key])), run[key]) for run in runs]
-        return np.asarray(np.mean(alike, axis=0))
-
-    return mean("seconds"), mean("valid_top1")
-
-
-def _draw_point(axes: Axes, row: Mapping[str, Any], style: Style) -> None:
-    colour, _, mark = style
-    x, (low, high) = row["latency_ms"]["onnx_p50"], row["top1_ci95"]
-    # Nothing is below nothing, whatever is rounded.
-    errors = [[100 * max(0.0, row["top1"] - low)], [100 * max(0.0, high - row["top1"])]]
-    axes.errorbar(x, 100 * row["top1"], yerr=errors, color=colour, marker=mark, capsize=4)
-
-
 def _write_names(
     axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[Style]
 ) -> None:
     """Write each name to the right of its point, moved so that it covers no other and as little as can be of lines."""
     from matplotlib.patheffects import withStroke
 
-    drawn = _drawn_points(axes)
+    paths = [line.get_path() for line in axes.lines]
+    paths += [path for bars in axes.collections for path in bars.get_paths()]
+    # Points along everything that is drawn, in pixels.
+    drawn = [axes.transData.transform_path(path).interpolated(50).vertices for path in paths]
+    covered = np.concatenate([np.empty((0, 2)), *drawn])
     taken: list[BboxBase] = []
+
+    def cost(place: tuple[int, BboxBase]) -> tuple[int, int, float]:
+        """How many names it covers, where outside counts as one; how many points; how far it is moved."""
+        lift, box = place
+        outside = box.y0 < axes.bbox.y0 or box.y1 > axes.bbox.y1
+        above = any(box.y0 > other.y0 for other in taken)
+        return box.count_overlaps(taken) + outside, box.count_contains(covered), abs(lift) + _ABOVE * above
+
+    # The best first, so that no other stands above it.
     for name, point, (colour, *_) in sorted(zip(names, points, styles, strict=True), key=lambda named: -named[1][1]):
         text = axes.annotate(
             name,
@@ -166,39 +179,9 @@ def _write_names(
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
         box = text.get_window_extent().padded(3)
-        places = {lift: box.translated(0, lift * axes.figure.dpi / 72) for lift in _LIFTS}
-        costs = {lift: _cost(lift, place, axes, taken, drawn) for lift, place in places.items()}
-        best = min(costs, key=lambda lift: costs[lift])
-        text.set_position((_BESIDE, best))
-        taken.append(places[best])
-
-
-def _drawn_points(axes: Axes) -> Floats:
-    """Points along everything that is drawn, in pixels: (points, 2)"""
-    paths = [line.get_path() for line in axes.lines]
-    paths += [path for bars in axes.collections for path in bars.get_paths()]
-    points = [axes.transData.transform_path(path).interpolated(50).vertices for path in paths]
-    return np.concatenate([np.empty((0, 2)), *points])
-
-
-def _cost(lift: int, place: BboxBase, axes: Axes, taken: Sequence[BboxBase], drawn: Floats) -> tuple[int, int, float]:
-    """Of a name there: how many others it covers, where outside counts as one; how many points; how far it is moved.
-
-    Names come from the best to the worst.
-    """
-    outside = place.y0 < axes.bbox.y0 or place.y1 > axes.bbox.y1
-    above = any(place.y0 > other.y0 for other in taken)
-    return place.count_overlaps(taken) + outside, place.count_contains(drawn), abs(lift) + _ABOVE * above
-
-
-def _dress(axes: Axes, title: str, across: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
-    axes.set_xlabel(across, color=MUTED, fontsize=10, loc="right")
-    axes.yaxis.set_major_formatter("{x:g} %")
-    axes.tick_params(colors=MUTED, labelsize=10, length=0)
-    axes.grid(color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+        lift, place = min(((lift, box.translated(0, lift * axes.figure.dpi / 72)) for lift in _LIFTS), key=cost)
+        text.set_position((_BESIDE, lift))
+        taken.append(place)
 
 
 def table_of(rows: Rows) -> tuple[str, str]:
@@ -219,10 +202,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in row.items():
         if isinstance(value, Mapping):
             flat |= {f"{key} {name}": item for name, item in _flat(value).items()}
-        elif isinstance(value, list | tuple):
-            flat[key] = " ".join(map(str, value))
         else:
-            flat[key] = value
+            flat[key] = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
     return flat
 
 
@@ -236,6 +217,9 @@ def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
 def _measures(row: Mapping[str, Any], targets: Sequence[str]) -> list[tuple[str, str]]:
     """What is measured, and what that is for a network."""
     low, high = (100 * end for end in row["top1_ci95"])
+    latency = {name: f"{milliseconds:.2f} ms" for name, milliseconds in row["latency_ms"].items()}
+    memory = (("", row["peak_memory_bytes"]), ("GPU ", row["peak_device_bytes"]))
+    peaks = [f"{kind}{size / 1e9:.2f} GB" for kind, size in memory if size is not None]
     num_runs = len(row["seeds"])
     return [
         ("seeds", str(num_runs)),
@@ -252,20 +236,15 @@ def _measures(row: Mapping[str, Any], targets: Sequence[str]) -> list[tuple[str,
         ("multiply-accumulates", f"{row['macs'] / 1e6:,.0f} M"),
         ("weights", f"{row['weights_bytes'] / 1e6:.1f} MB"),
         ("activations of an image", f"{row['activations_bytes'] / 1e6:.0f} MB"),
-        ("memory in training", _memory(row)),
+        ("memory in training", ", ".join(peaks)),
         ("time for an epoch", duration(row["seconds_per_epoch"])),
         ("time in all", duration(row["seconds"])),
         *((f"time to {target}", _time_to(row["seconds_to"][target], num_runs)) for target in targets),
-        ("latency in ONNX Runtime, median", _latency(row, "onnx_p50")),
-        ("95th percentile", _latency(row, "onnx_p95")),
-        ("latency in PyTorch, median", _latency(row, "pytorch_p50")),
-        ("95th percentile", _latency(row, "pytorch_p95")),
+        ("latency in ONNX Runtime, median", latency.get("onnx_p50", "not measured")),
+        ("95th percentile", latency.get("onnx_p95", "not measured")),
+        ("latency in PyTorch, median", latency.get("pytorch_p50", "not measured")),
+        ("95th percentile", latency.get("pytorch_p95", "not measured")),
     ]
-
-
-def _latency(row: Mapping[str, Any], name: str) -> str:
-    latency = row["latency_ms"]
-    return f"{latency[name]:.2f} ms" if name in latency else "not measured"
 
 
 def _time_to(reached: Mapping[str, Any], num_runs: int) -> str:
@@ -279,12 +258,6 @@ def _points(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def _memory(row: Mapping[str, Any]) -> str:
-    of_process, of_device = row["peak_memory_bytes"], row["peak_device_bytes"]
-    parts = [] if of_process is None else [f"{of_process / 1e9:.2f} GB"]
-    return ", ".join([*parts, *([] if of_device is None else [f"GPU {of_device / 1e9:.2f} GB"])])
-
-
 def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str, Any], png: bytes) -> str:
     """Write a comparison as one self-contained HTML document.
 
@@ -295,22 +268,7 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
         png: the figure.
     """
     columns, lines = _cells(rows)
-    images = document["images"]
-    counts = ", ".join(f"{number:,} {split}" for split, number in images["data"].items())
-    unseen = " that no run was trained on" if images["unseen"] else ""
-    facts = [
-        ("images", f"{counts}; judged by {images['count']:,}{unseen}"),
-        ("trained on", "; ".join(dict.fromkeys(run["device"] for run in document["runs"]))),
-        ("latencies on", document["machine"]),
-        ("versions", named_numbers(document["versions"])),
-    ]
-    names = ", ".join(str(row["label"]) for row in rows)
+    title = f"{', '.join(str(row['label']) for row in rows)} compared"
     return render(
-        "comparison",
-        title=f"{names} compared",
-        sentences=sentences,
-        figure=Picture.png(png),
-        columns=columns,
-        lines=lines,
-        facts=facts,
+        "comparison", title=title, sentences=sentences, figure=png, columns=columns, lines=lines, document=document
     )

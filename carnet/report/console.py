@@ -10,9 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from carnet.text import duration, printable
 
@@ -22,7 +22,7 @@ IN_PLACE_SECONDS = 0.2
 """The same on a terminal without rich."""
 
 
-class Console:
+class Console(AbstractContextManager["Console"]):
     """Shows what a `carnet.text.Progress` is told, on a stream of its own choice.
 
     Use it in a `with` block, which leaves the terminal as it was.
@@ -36,73 +36,48 @@ class Console:
     def __init__(
         self, stream: TextIO, *, has_rich: bool | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.stream = stream
-        draws = stream.isatty() and (find_spec("rich") is not None if has_rich is None else has_rich)
-        self._bars = _RichBars(stream) if draws else _PlainBars(stream, clock)
+        self.stream, self.clock = stream, clock
+        self.in_place = stream.isatty()
+        draws = self.in_place and (find_spec("rich") is not None if has_rich is None else has_rich)
+        self.bars = _RichBars(stream) if draws else None
+        self.width = 0
+        self.shown: dict[str, tuple[float, int, float]] = {}
+        """For each work under way, when it was first told of, at which step, and when it was last shown."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.close()
+    def __exit__(self, *error: object) -> None:
+        self._wipe()
+        if self.bars is not None:
+            self.bars.progress.stop()
 
     def say(self, text: str) -> None:
         """Print lines, above any bar."""
-        self._bars.say(printable(text, keep="\n"))
+        text = printable(text, keep="\n")
+        if self.bars is not None:
+            self.bars.console.print(text, markup=False)
+        else:
+            self._wipe()
+            self._write(f"{text}\n")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         """Show how far some work is; the bar goes when done == total."""
-        self._bars.bar(printable(what), done, total, note)
-
-
-def silence(stream: TextIO) -> None:
-    """Send a stream whose reader has gone to nowhere; also what Python still writes to it at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def is_broken_pipe(error: OSError) -> bool:
-    """Whether the reader of a stream has gone; Windows has another word for it."""
-    return isinstance(error, BrokenPipeError) or (
-        os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
-    )
-
-
-class _PlainBars:
-    """A line now and then, for logs and pipes; on a terminal one line, written again and again."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
-        self.stream, self.clock = stream, clock
-        self.in_place = stream.isatty()
-        self.width = 0
-        self.started: dict[str, tuple[float, int]] = {}
-        self.shown: dict[str, float] = {}
-
-    def say(self, text: str) -> None:
-        self.close()
-        self._write(f"{text}\n")
-
-    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        now = self.clock()
+        what, now = printable(what), self.clock()
+        if self.bars is not None:
+            self.bars.bar(what, done, total, note)
+            return
         # Work that is taken up again does not start at 0.
-        started, first = self.started.setdefault(what, (now, done))
-        shown = self.shown.setdefault(what, now)
+        started, first, last = self.shown.setdefault(what, (now, done, now))
         if done == total:
-            del self.started[what], self.shown[what]
-            self.close()
-        elif now - shown >= (IN_PLACE_SECONDS if self.in_place else PLAIN_SECONDS) and done > first:
-            self.shown[what] = now
+            del self.shown[what]
+            self._wipe()
+        elif now - last >= (IN_PLACE_SECONDS if self.in_place else PLAIN_SECONDS) and done > first:
+            self.shown[what] = (started, first, now)
             left = (now - started) / (done - first) * (total - done)
             line = f"{what}: {done} of {total}{', ' + note if note else ''}, about {duration(left)} left"
-            if self.in_place:
-                self._write(f"\r{line:{self.width}}")
-                self.width = len(line)
-            else:
-                self.say(line)
+            self._write(f"\r{line:{self.width}}" if self.in_place else f"{line}\n")
+            self.width = len(line) if self.in_place else 0
 
-    def close(self) -> None:
-        """Wipe the line away."""
+    def _wipe(self) -> None:
+        """Wipe away the line that is written again and again."""
         if self.width:
             self._write(f"\r{'':{self.width}}\r")
             self.width = 0
@@ -117,8 +92,20 @@ class _PlainBars:
             silence(self.stream)
 
 
+def silence(stream: TextIO) -> None:
+    """Send a stream whose reader has gone to nowhere; also what Python still writes to it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_broken_pipe(error: OSError) -> bool:
+    """Whether the reader of a stream has gone; Windows has another word for it."""
+    return isinstance(error, BrokenPipeError) or (
+        os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
+    )
+
+
 class _RichBars:
-    """One bar for each work under way."""
+    """One bar for each work under way, drawn by rich."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich import console, progress
@@ -144,10 +131,7 @@ class _RichBars:
         )
         self.tasks: dict[str, progress.TaskID] = {}
 
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
-
-    def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+    def bar(self, what: str, done: int, total: int, note: str) -> None:
         if what not in self.tasks:
             if done == total:
                 return
@@ -158,6 +142,3 @@ class _RichBars:
             self.progress.remove_task(self.tasks.pop(what))
             if not self.tasks:
                 self.progress.stop()
-
-    def close(self) -> None:
-        self.progress.stop()

@@ -15,7 +15,7 @@ import numpy as np
 
 from carnet.evaluation import EvaluationReport
 from carnet.metrics import wilson_interval
-from carnet.text import is_command
+from carnet.text import counted, is_command
 
 FEW_IMAGES = 20
 """Below this many images, one image is worth more than five percentage points of its class."""
@@ -53,19 +53,11 @@ def findings(report: EvaluationReport) -> list[str]:
             f"For {broken:,} of {report.num_images:,} images the model answered with something that is not "
             "a number; no figure of this evaluation can be trusted."
         ]
+    leaks = _about_leaks(report)
     if report.num_images == 1:
         right = "right" if report.top1 else "wrong"
-        return [
-            f"The model named the one image {right}; a single image cannot say how good a model is.",
-            *_about_leaks(report),
-        ]
-    leaks = _about_leaks(report)
-    rest = [
-        _against_guessing(report),
-        *_about_classes(report),
-        *_about_confusions(report),
-        _about_confidence(report),
-    ]
+        return [f"The model named the one image {right}; a single image cannot say how good a model is.", *leaks]
+    rest = [_against_guessing(report), *_about_classes(report), *_about_confusions(report), _about_confidence(report)]
     # Leaked images change how the score is to be read, so they follow it; their absence can wait.
     return [_score(report), *leaks, *rest] if report.num_leaked else [_score(report), *rest, *leaks]
 
@@ -80,14 +72,9 @@ def most_confused(report: EvaluationReport, limit: int) -> list[ConfusedPair]:
     for first, second in zip(firsts[order].tolist(), seconds[order].tolist(), strict=True):
         swapped = confusion[second, first] > confusion[first, second]
         true, predicted = (second, first) if swapped else (first, second)
+        count, reverse, num_true = confusion[true, predicted], confusion[predicted, true], confusion[true].sum()
         pairs.append(
-            ConfusedPair(
-                true=report.classes[true],
-                predicted=report.classes[predicted],
-                count=int(confusion[true, predicted]),
-                num_true=int(confusion[true].sum()),
-                count_reverse=int(confusion[predicted, true]),
-            )
+            ConfusedPair(report.classes[true], report.classes[predicted], int(count), int(num_true), int(reverse))
         )
     return pairs
 
@@ -96,7 +83,7 @@ def confident_mistakes(report: EvaluationReport, limit: int) -> list[int]:
     """Which images were named wrong with the highest probability, the surest mistake first."""
     wrong = np.flatnonzero(~report.correct)
     order = np.argsort(-report.probabilities[wrong].max(axis=1), kind="stable")
-    return [int(index) for index in wrong[order][:limit]]
+    return list(wrong[order][:limit].tolist())
 
 
 def percent(share: float) -> str:
@@ -106,11 +93,10 @@ def percent(share: float) -> str:
 
 def displayable(text: str) -> str:
     """Text without what no page may hold: characters that command, and the undecodable bytes of file names."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_unprintable(c) else c for c in text)
-
-
-def _is_unprintable(character: str) -> bool:
-    return is_command(character) or unicodedata.category(character) == "Cs" or character in "\ufffe\uffff"
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if is_command(c) or unicodedata.category(c) == "Cs" or c in "\ufffe\uffff" else c
+        for c in text
+    )
 
 
 def shortened(name: str) -> str:
@@ -162,34 +148,29 @@ def _against_guessing(report: EvaluationReport) -> str:
     counts = report.confusion.sum(axis=1)
     most = int(counts.max())
     frequent, present = np.flatnonzero(counts == most), int((counts > 0).sum())
+    name = _quoted(report.classes[int(frequent[0])])
     if present == 1:
-        name = _quoted(report.classes[int(frequent[0])])
         return f"All of these images are {name}, so they cannot show whether the model tells classes apart."
     if len(frequent) < present:
         rank = "the most frequent class" if len(frequent) == 1 else "one of the most frequent classes"
-        guess = f"Always answering {_quoted(report.classes[int(frequent[0])])}, {rank} here,"
+        guess = f"Always answering {name}, {rank} here,"
     elif present < len(report.classes):
         guess = f"Every class with images here has {most:,}; always giving the same answer"
     else:
-        images = "1 image" if most == 1 else f"{most:,} images"
-        guess = f"Every class has {images} here; always giving the same answer"
-    by_guessing = f"{most:,} right ({percent(most / report.num_images)})"
-    sentence = f"{guess} would name {by_guessing}; {_verdict(report, most)}."
+        guess = f"Every class has {counted(most, 'image')} here; always giving the same answer"
+    share, right, (low, high) = most / report.num_images, int(report.correct.sum()), report.top1_ci95
+    if share < low:
+        verdict = "the model does clearly better"
+    elif share > high:
+        verdict = "the model does clearly worse"
+    elif right > most:
+        verdict = "the model does better, but with this many images that may be chance"
+    else:
+        verdict = "the model does no better"
+    sentence = f"{guess} would name {most:,} right ({percent(share)}); {verdict}."
     if not _gives_several_answers(report):
         sentence += f" It called every single image {_quoted(report.classes[int(report.predictions[0])])}."
     return sentence
-
-
-def _verdict(report: EvaluationReport, by_guessing: int) -> str:
-    right, (low, high) = int(report.correct.sum()), report.top1_ci95
-    share = by_guessing / report.num_images
-    if share < low:
-        return "the model does clearly better"
-    if share > high:
-        return "the model does clearly worse"
-    if right > by_guessing:
-        return "the model does better, but with this many images that may be chance"
-    return "the model does no better"
 
 
 def _gives_several_answers(report: EvaluationReport) -> bool:
@@ -212,27 +193,28 @@ def _about_classes(report: EvaluationReport) -> list[str]:
 
 
 def _easy_and_hard(report: EvaluationReport, present: list[int], right: list[int], counts: list[int]) -> list[str]:
-    top1 = report.top1
-    flawless = [k for k in present if right[k] == counts[k]]
-    chance_low = {k: _chance_of_at_most(right[k], counts[k], top1) for k in present}
-    chance_high = {k: _chance_of_at_most(counts[k] - right[k], counts[k], 1 - top1) for k in present}
-    # Of many classes some look odd by chance; dividing by their number (Bonferroni, 1936) allows for that.
-    easy = _least_likely(chance_high, CHANCE / len(present)) if len(flawless) <= 3 else []
-    hard = _least_likely(chance_low, CHANCE / len(present))
-    perhaps_hard = [] if hard else _least_likely(chance_low, CHANCE)
+    def odd(chances: Mapping[int, float], below: float) -> list[int]:
+        return sorted((k for k in chances if chances[k] < below), key=lambda k: chances[k])[:3]
 
     def listed(group: list[int]) -> str:
         named = [f"{_quoted(report.classes[k])} ({right[k]:,} of {counts[k]:,} right)" for k in group]
         return f"{'is' if len(group) == 1 else 'are'} {_listing(named, 3)}"
 
+    chance_low = {k: _chance_of_at_most(right[k], counts[k], report.top1) for k in present}
+    chance_high = {k: _chance_of_at_most(counts[k] - right[k], counts[k], 1 - report.top1) for k in present}
+    num_flawless = sum(right[k] == counts[k] for k in present)
+    # Of many classes some look odd by chance; dividing by their number (Bonferroni, 1936) allows for that.
+    easy, hard = odd(chance_high, CHANCE / len(present)), odd(chance_low, CHANCE / len(present))
     sentences = []
-    if len(flawless) > 3:
-        sentences.append(f"{len(flawless)} of {len(present)} classes were named right every time.")
-    if easy:
+    if num_flawless > 3:
+        sentences.append(f"{num_flawless} of {len(present)} classes were named right every time.")
+    elif easy:
         sentences.append(f"Best known {listed(easy)}.")
     if hard:
-        sentences.append(f"Hardest {listed(hard)}.{_hint(min(counts[k] for k in hard))}")
-    if perhaps_hard:
+        fewest = min(counts[k] for k in hard)
+        hint = f" Take such small counts as hints: in a class of {fewest}, one image makes {100 / fewest:.0f} points."
+        sentences.append(f"Hardest {listed(hard)}.{hint if fewest < FEW_IMAGES else ''}")
+    elif perhaps_hard := odd(chance_low, CHANCE):
         sentences.append(f"Perhaps hardest {listed(perhaps_hard)}, though that may be chance.")
     may_be_chance = "with this many images, the differences between the classes may be chance"
     return sentences or [f"No class stands out: {may_be_chance}."]
@@ -248,31 +230,19 @@ def _chance_of_at_most(num_right: int, num_images: int, share: float) -> float:
     return total
 
 
-def _least_likely(chances: Mapping[int, float], below: float) -> list[int]:
-    return sorted((k for k in chances if chances[k] < below), key=lambda k: chances[k])[:3]
-
-
-def _hint(fewest: int) -> str:
-    if fewest >= FEW_IMAGES:
-        return ""
-    points = f"{100 / fewest:.0f} points"
-    return f" Take such small counts as hints: in a class of {fewest}, one image makes {points}."
-
-
 def _about_confusions(report: EvaluationReport) -> list[str]:
     mistakes = int((~report.correct).sum())
-    pairs = [pair for pair in most_confused(report, 3) if pair.count > 1]
     if mistakes < 2 or not _gives_several_answers(report):
         return []
-    if not pairs:
-        no_pattern = "no class was taken for the same other class twice"
-        return [f"The {mistakes:,} mistakes follow no pattern: {no_pattern}."]
-    return [f"Most often confused: {'; '.join(_confusion(pair) for pair in pairs)}."]
-
-
-def _confusion(pair: ConfusedPair) -> str:
-    called = f"{pair.count:,} of {pair.num_true:,} {_quoted(pair.true)} were called {_quoted(pair.predicted)}"
-    return f"{called}, {pair.count_reverse:,} the other way" if pair.count_reverse else called
+    phrases = []
+    for pair in most_confused(report, 3):
+        if pair.count > 1:
+            reverse = f", {pair.count_reverse:,} the other way" if pair.count_reverse else ""
+            called = f"{_quoted(pair.true)} were called {_quoted(pair.predicted)}"
+            phrases.append(f"{pair.count:,} of {pair.num_true:,} {called}{reverse}")
+    if phrases:
+        return [f"Most often confused: {'; '.join(phrases)}."]
+    return [f"The {mistakes:,} mistakes follow no pattern: no class was taken for the same other class twice."]
 
 
 def _about_confidence(report: EvaluationReport) -> str:

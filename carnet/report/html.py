@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from carnet.calibration import CrossFitted
 from carnet.errors import ImageError
@@ -42,6 +41,8 @@ MAX_PAIRS = 10
 MAX_LAYERS = 12
 THUMBNAIL_SIDE = 160
 """Pixels."""
+PARTS = "style.css", "sort.js"
+"""What every page holds."""
 
 
 def evaluation_html(
@@ -74,7 +75,7 @@ def evaluation_html(
             title=title,
             report=report,
             findings=findings(report),
-            curves=Picture.png(draw_curves(history)) if history else None,
+            curves=draw_curves(history) if history else None,
             confusion=Markup(draw_confusion(report)),
             shows_counts=len(report.classes) <= MAX_CLASSES_WITH_COUNTS,
             pairs=[pair for pair in most_confused(report, MAX_PAIRS) if pair.count + pair.count_reverse > 1],
@@ -108,81 +109,40 @@ def export_html(
         quantization: what was tried, as the JSON report has it; None: nothing.
         document: what the file says about itself.
     """
-    training = document["training"]
-    counts = ", ".join(f"{number:,} {split}" for split, number in training["num_images"].items())
-    facts = [
-        ("model", f"{document['model']}, {document['params']:,} parameters, {document['arithmetic']}"),
-        ("input", f"{document['image_size']} x {document['image_size']} px, {document['resize']}"),
-        ("classes", f"{len(document['classes'])}"),
-        ("images", f"{counts}; hash {training['data_hash'][:16]}"),
-        ("temperature", f"{document['temperature']:.3f}"),
-        ("threshold", f"{document['threshold']:.3f}"),
-        ("versions", named_numbers(document["versions"])),
-    ]
-    errors = quantization["error_of_each_layer_alone"] if quantization else {}
     return render(
         "export",
         title=title,
         sentences=sentences,
         gate_report=gate_report,
-        curve=Picture.png(draw_coverage(crossed, threshold)),
+        curve=draw_coverage(crossed, threshold),
         quantization=quantization,
-        tried=_tried(quantization or {}),
-        layers=[(name, percent(error)) for name, error in list(errors.items())[:MAX_LAYERS]],
-        facts=facts,
+        max_layers=MAX_LAYERS,
+        document=document,
     )
 
 
-def _tried(quantization: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            one["variant"],
-            percent(one["error"]),
-            f"{one['latency_ms']:.3f} ms",
-            f"{quantization['float_latency_ms'] / one['latency_ms']:.2f}",
-        )
-        for one in quantization.get("tried", ())
-    ]
+def _image(content: bytes, alt: str = "") -> Markup:
+    """The element of a page that holds a PNG or JPEG file of ours."""
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        kind, (width, height) = str(image.format).lower(), image.size
+    element = Markup('<img alt="{}" width="{}" height="{}" src="data:image/{};base64,{}">')
+    return element.format(alt, width, height, kind, base64.b64encode(content).decode())
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that stands in a page itself.
+def _thumbnail(path: Path) -> bytes:
+    """An image file, small, as JPEG.
 
-    Attributes:
-        format: png or jpeg.
-        width: in pixels.
-        height: in pixels.
-        data: the file, in base64.
+    Raises:
+        ImageError: if it cannot be read.
     """
-
-    format: str
-    width: int
-    height: int
-    data: str
-
-    @classmethod
-    def png(cls, content: bytes) -> Picture:
-        """The picture of a PNG file."""
-        # Its sides stand at the beginning, after the format's name.
-        width, height = struct.unpack(">II", content[16:24])
-        return cls("png", width, height, base64.b64encode(content).decode())
-
-    @classmethod
-    def thumbnail(cls, path: Path) -> Picture:
-        """An image file, small.
-
-        Raises:
-            ImageError: if it cannot be read.
-        """
-        with open_image(path) as image:
-            small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        # What else the file said (place, camera, comments) is not for everyone the report is sent to.
-        small.info.clear()
-        jpeg = io.BytesIO()
-        small.save(jpeg, "JPEG", quality=82, optimize=True)
-        return cls("jpeg", small.width, small.height, base64.b64encode(jpeg.getvalue()).decode())
+    with open_image(path) as image:
+        small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    # What else the file said (place, camera, comments) is not for everyone the report is sent to.
+    small.info.clear()
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=82, optimize=True)
+    return jpeg.getvalue()
 
 
 def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
@@ -191,27 +151,18 @@ def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
     probabilities = report.probabilities.max(axis=1)
     for index in confident_mistakes(report, MAX_MISTAKES):
         sample = report.samples[index]
-        picture, problem = None, ""
+        mistake: dict[str, Any] = {
+            "said": report.classes[int(report.predictions[index])],
+            "true": report.classes[int(report.labels[index])],
+            "probability": float(probabilities[index]),
+            "file": sample.path.name,
+        }
         try:
-            picture = Picture.thumbnail(sample.path)
+            mistake["thumbnail"] = _thumbnail(sample.path)
         except ImageError as error:
-            problem = error.reason
-        mistakes.append(
-            {
-                "picture": picture,
-                "problem": problem,
-                "said": report.classes[int(report.predictions[index])],
-                "true": report.classes[int(report.labels[index])],
-                "probability": float(probabilities[index]),
-                "file": sample.path.name,
-            }
-        )
+            mistake["problem"] = error.reason
+        mistakes.append(mistake)
     return mistakes
-
-
-def named_numbers(numbers: Mapping[str, Any]) -> str:
-    """Versions and the like: torch 2.11, numpy 2.0."""
-    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def render(template: str, **values: Any) -> str:
@@ -231,22 +182,17 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         auto_reload=False,
     )
-    environment.filters.update(percent=percent, shortened=shortened, thousands="{:,}".format)
-    script = read_part("sort.js")
+    environment.filters.update(image=_image, percent=percent, shortened=shortened, thousands="{:,}".format)
+    style, script = (resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in PARTS)
     # Names come from files and may hold anything; should one slip through, the browser runs only our script.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(
         counted=counted,
-        style=Markup(read_part("style.css")),
+        style=Markup(style),
         script=Markup(script),
         policy=Markup(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"),
     )
     return environment
-
-
-def read_part(name: str) -> str:
-    """What every page holds: `style.css`, `sort.js`."""
-    return resources.files("carnet.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:

@@ -19,7 +19,7 @@ from runs import write_table
 
 import carnet
 from carnet import TrainingConfig, files
-from carnet.cli.main import COMMANDS, run
+from carnet.cli.main import COMMANDS, parse, run
 from carnet.errors import OutputError
 
 
@@ -448,9 +448,8 @@ def test_a_preset_and_other_flags_of_compare() -> None:
     from carnet.cli.compare import Command
     from carnet.config import published
 
-    command = Command.parse(
-        ["photos", "--models", "carnet18,resnet18", "--preset", "published", "--lr", "0.1", "--json"]
-    )
+    flags = ["--models", "carnet18,resnet18", "--preset", "published", "--lr", "0.1", "--json"]
+    command = parse(Command, "compare", ["photos", *flags])
     assert (command.targets, command.models, command.json) == (("photos",), "carnet18,resnet18", True)
     assert command.recipe == TrainingConfig(**(published().to_json() | {"lr": 0.1}))
 

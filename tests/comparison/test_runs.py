@@ -19,6 +19,7 @@ from runs import write_table
 
 from carnet import TrainingConfig
 from carnet.cli.compare import Command
+from carnet.cli.main import parse
 from carnet.cli.main import run as run_command
 from carnet.comparison.runs import read_history, read_run, train_alone, train_here, train_runs
 from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError, RunError, StoppedError
@@ -86,7 +87,7 @@ def test_what_one_network_meets_leaves_the_others_their_comparison(
 
     flags = ["--seeds", "1", "--image-size", "32", "--epochs", "2", "--batch-size", "8", "--compile", "off"]
     flags += ["--output", str(tmp_path / "answer"), "--json"]
-    command = Command.parse([str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags])
+    command = parse(Command, "compare", [str(photos), "--models", "carnet_n,resnet18,carnet_s", *flags])
     assert command.run(train, graph_of) == 1
     printed = capsys.readouterr()
     document = json.loads(printed.out)
@@ -95,7 +96,7 @@ def test_what_one_network_meets_leaves_the_others_their_comparison(
     assert "resnet18, seed 0, could not be trained: a step does not fit" in printed.err
     # With nothing left to compare, it is the error of the whole.
     with pytest.raises(OutOfMemoryError, match=r"^a step does not fit$") as error:
-        Command.parse([str(photos), "--models", "carnet_n,resnet18", *flags]).run(train, graph_of)
+        parse(Command, "compare", [str(photos), "--models", "carnet_n,resnet18", *flags]).run(train, graph_of)
     assert error.value.exit_code == 2
 
 

@@ -20,7 +20,6 @@ from PIL import Image
 from carnet.metrics import wilson_interval
 from carnet.report.comparison import (
     STYLES,
-    _draw_point,
     _draw_runs,
     _scale,
     _time_to,
@@ -56,12 +55,11 @@ def test_the_mean_of_runs_with_unequal_numbers_of_epochs() -> None:
     assert (seconds.tolist(), accuracy.tolist()) == ([10], [0.4])
 
 
-@pytest.mark.parametrize("number", range(2, 400, 7))
-def test_a_network_that_is_always_right_or_always_wrong_has_its_place(number: int) -> None:
-    for right in (0, number):
-        low, high = wilson_interval(right, number)
-        assert low <= right / number <= high
-        _draw_point(Figure().subplots(), row("a", right / number, (low, high), 1.0), STYLES[0])
+def test_a_network_that_is_always_right_or_always_wrong_has_its_place() -> None:
+    answers = [(right, number) for number in (2, 9, 51, 393) for right in (0, number)]
+    rows = [row(f"{answer}", answer[0] / answer[1], wilson_interval(*answer), 1.0) for answer in answers]
+    assert all(low <= row["top1"] <= high for row in rows for low, high in [row["top1_ci95"]])
+    assert draw_comparison(rows, [run([1.0], [row["top1"]], row["label"]) for row in rows])
 
 
 def test_the_figure_shows_what_it_was_given() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 
 from carnet.data.samples import Sample
 from carnet.evaluation import EvaluationReport
-from carnet.report.html import Picture, evaluation_html, read_part, render
+from carnet.report.html import evaluation_html, render
 
-SORT_SCRIPT = read_part("sort.js")
+SORT_SCRIPT = resources.files("carnet.report").joinpath("sort.js").read_text("utf-8")
 VOID = {"meta", "img"}
 BLOCKS = {"dt", "dd", "p", "li", "td", "th", "div", "span", "h1", "h2"}
 NASTY = (
@@ -163,10 +164,18 @@ def test_no_name_becomes_markup():
 
 
 def test_no_text_of_any_kind_becomes_markup():
-    texts = {"sentences": NASTY, "columns": NASTY, "lines": [NASTY], "facts": [(name, name) for name in NASTY]}
-    page = Page(render("comparison", title=NASTY[1], figure=Picture("png", 1, 1, ""), **texts))
+    texts = {"sentences": NASTY, "columns": NASTY, "lines": [NASTY]}
+    document = {
+        "images": {"data": dict.fromkeys(NASTY, 1), "count": 1, "unseen": False},
+        "runs": [{"device": name} for name in NASTY],
+        "machine": NASTY[1],
+        "versions": {name: name for name in NASTY},
+    }
+    Image.new("L", (1, 1)).save(figure := io.BytesIO(), "PNG")
+    page = Page(render("comparison", title=NASTY[1], figure=figure.getvalue(), document=document, **texts))
     assert sum(tag in ("b", "img", "script") for tag, _ in page.elements) == 2
-    assert page.text().count("alert(1)") == 2 * 5 + 1
+    # Two of the names have it: in each list once, in the versions twice; the heading and the machine are one of them.
+    assert page.text().count("alert(1)") == 2 * 5 + 2 * 2 + 2
     assert not {"\x00", "\x1b", "\udcff"} & set(page.text())
 
 

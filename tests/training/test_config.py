@@ -4,7 +4,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from carnet.cli.main import parse_with_recipe
+from carnet.cli.main import parse
 from carnet.cli.train import Command
 from carnet.config import PRESETS, ResolvedConfig, TrainingConfig, from_format_1, published
 from carnet.errors import ConfigError, RunError
@@ -117,9 +117,9 @@ def test_nothing_is_left_open_in_a_resolved_config() -> None:
 
 
 def test_flags_of_a_resolved_config_are_those_of_one_that_was_asked_for() -> None:
-    parsed = parse_with_recipe(Command, "train", ["x", "--compile", "off", "--epochs", "auto"], lambda _: published())
+    parsed = parse(Command, "train", ["x", "--preset", "published", "--compile", "off", "--epochs", "auto"])
     assert (parsed.recipe.compile, parsed.recipe.epochs, parsed.recipe.workers) == (False, None, None)
-    older = parse_with_recipe(Command, "train", ["x", "--start-share=1", "--adam-share", "0.5"], lambda _: published())
+    older = parse(Command, "train", ["x", "--preset", "published", "--start-share=1", "--adam-share", "0.5"])
     assert (older.recipe.initial_size_ratio, older.recipe.adamw_lr_ratio) == (1, 0.5)
 
 
