@@ -89,7 +89,7 @@ ENTRY_NAMES: Sequence[tuple[str, ...]] = (
     ("network", "model"),
 )
 """The same of the columns of `metrics.csv`, the counters, and the beginnings of tensors' names."""
-COUNTERS_NEEDED = ("epoch", "step", "num_steps", "progress")
+COUNTERS_NEEDED = ("epoch", "step", "num_steps", "planned_progress")
 OF_THE_CLOCK = {"seconds", "step_seconds", "images_per_second", "peak_memory_bytes", "peak_device_bytes", "notes"}
 TENSOR_FILES = ("*.safetensors", "*.ckpt")
 NUM_TRAIN, NUM_VALID = 20, 6

@@ -15,7 +15,7 @@ from equal_weights import COMMON, CONFIGURATIONS, Side, compare_runs, draw_photo
 from safetensors.torch import save_file
 from worktree import ROOT, worktree
 
-STATE = {"epoch": 2, "step": 0, "num_steps": 20, "progress": 1.0, "seconds": 3.5, "history": [{"valid_loss": 0.5}]}
+STATE = {"epoch": 2, "step": 0, "num_steps": 20, "planned_progress": 0.0, "seconds": 3.5, "history": [{"valid_loss": 0.5}]}
 METRICS = {"epoch": "1", "seconds": "3.5", "train_loss": "1.25"}
 # A stand-in for the package, which "learns" its seed and what `learned.txt` beside it says.
 STAND_IN = """
@@ -89,11 +89,11 @@ def test_nothing_to_compare_is_a_difference(tmp_path: Path) -> None:
 
 def test_a_renamed_counter_does_not_go_unseen(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other")
-    state = {("place" if key == "progress" else key): value for key, value in STATE.items()}
+    state = {("place" if key == "planned_progress" else key): value for key, value in STATE.items()}
     tensors = {"network.weight": torch.arange(4.0), "average.weight": torch.zeros(2)}
     save_file(tensors, other / "last.ckpt", {"state": json.dumps(state), "optimizer": json.dumps([{"lr": 0.1}])})
     (line,) = compare_runs(one, other)
-    assert "progress" in line
+    assert "planned_progress" in line
 
 
 def test_renamed_tensors_are_compared(tmp_path: Path) -> None:
