@@ -2,11 +2,13 @@
 
     import carnet
 
-    carnet.train("photos", carnet.TrainingConfig(epochs=10), output="runs/photos")
-    carnet.export_model("runs/photos", "photos.onnx")
-    print(carnet.Classifier("photos.onnx").predict("photo.jpg"))
+    model = carnet.train("photos", epochs=30)
+    print(model.predict("photo.jpg"))
+    model.export("model.onnx")
 
-Importing this package imports neither PyTorch nor ONNX Runtime; each name below brings what it needs when it is used.
+    model = carnet.load("model.onnx")  # runs without PyTorch
+
+Importing this package imports neither PyTorch nor ONNX Runtime; each name below imports what it needs when it is used.
 """
 
 from __future__ import annotations
@@ -17,44 +19,54 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
+    from carnet.comparison.latency import benchmark as benchmark
+    from carnet.comparison.verdict import compare as compare
     from carnet.config import TrainingConfig as TrainingConfig
     from carnet.config import published as published
     from carnet.edge.classifier import Classifier as Classifier
-    from carnet.edge.classifier import Explanation as Explanation
+    from carnet.edge.selftest import verify as verify
     from carnet.errors import CarnetError as CarnetError
     from carnet.evaluation import EvaluationReport as EvaluationReport
+    from carnet.explanation import Explanation as Explanation
     from carnet.export.exporter import ExportResult as ExportResult
     from carnet.export.exporter import export_model as export_model
+    from carnet.model import Model as Model
+    from carnet.model import evaluate as evaluate
+    from carnet.model import load as load
+    from carnet.model import train as train
     from carnet.models.registry import create_model as create_model
     from carnet.models.registry import list_models as list_models
+    from carnet.models.summary import summarize as summarize
     from carnet.models.weights import TrainedModel as TrainedModel
-    from carnet.models.weights import evaluate as evaluate
-    from carnet.models.weights import load as load
     from carnet.prediction import Prediction as Prediction
     from carnet.spec import ModelSpec as ModelSpec
     from carnet.training.hooks import Callback as Callback
     from carnet.training.run import TrainingResult as TrainingResult
-    from carnet.training.run import train as train
 
 _HOMES = {
     "Callback": "training.hooks",
     "CarnetError": "errors",
     "Classifier": "edge.classifier",
     "EvaluationReport": "evaluation",
-    "Explanation": "edge.classifier",
+    "Explanation": "explanation",
     "ExportResult": "export.exporter",
+    "Model": "model",
     "ModelSpec": "spec",
     "Prediction": "prediction",
     "TrainedModel": "models.weights",
     "TrainingConfig": "config",
     "TrainingResult": "training.run",
+    "benchmark": "comparison.latency",
+    "compare": "comparison.verdict",
     "create_model": "models.registry",
-    "evaluate": "models.weights",
+    "evaluate": "model",
     "export_model": "export.exporter",
     "list_models": "models.registry",
-    "load": "models.weights",
+    "load": "model",
     "published": "config",
-    "train": "training.run",
+    "summarize": "models.summary",
+    "train": "model",
+    "verify": "edge.selftest",
 }
 
 __all__ = list(_HOMES)

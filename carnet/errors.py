@@ -128,6 +128,22 @@ class MissingExtraError(CarnetError, ImportError):
         return cls(what, _PACKAGES[module], "export" if "onnx" in module or what in _NEEDS_EXPORT else "train")
 
 
+@contextmanager
+def explaining_missing_extra(what: str) -> Iterator[None]:
+    """Turn the import of a package that is not installed into one line.
+
+    Args:
+        what: what needs the package, for the message.
+
+    Raises:
+        MissingExtraError: if an extra of ours would install it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.explaining(error, what) or error from None
+
+
 class NonFiniteLossError(CarnetError, ArithmeticError):
     """Training diverged: the loss of a step is infinite or not a number."""
 

@@ -6,34 +6,37 @@ executes nothing from it, unlike a pickle.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from carnet import files, metrics
 from carnet.config import Device
-from carnet.data.samples import Layout
 from carnet.documents import CHECKSUM, DocumentError, conform, parse, unsealed
-from carnet.errors import ConfigError, RunError, is_out_of_memory
-from carnet.evaluation import EvaluationReport, select_samples
+from carnet.errors import ConfigError, ModelError, RunError, is_out_of_memory
+from carnet.explanation import Explanation, explain
 from carnet.machine import processor_name
+from carnet.models.class_maps import Centres, Features, map_centres, mean_and_linear_head
 from carnet.models.registry import create_model, head_names
 from carnet.prediction import Predictor
-from carnet.preprocess import Images
+from carnet.preprocess import Images, ImageSource
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
-from carnet.text import OnProgress, quoted
+from carnet.text import quoted
 
 _WEIGHTS_METADATA = {"format": "pt"}
 _INFO = {"params", "epoch", "metrics"}
@@ -64,8 +67,64 @@ class TrainedModel(Predictor):
         return np.asarray(answer.float().cpu().numpy(), dtype=np.float32)
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
-        """uint8 images (N, S, S, C) -> probabilities (N, classes)"""
+        """uint8 images (N, S, S, C) -> probabilities (N, classes); they are not calibrated."""
         return metrics.softmax(self.logits(images))
+
+    @cached_property
+    def _head(self) -> tuple[nn.Linear, Centres] | None:
+        """The last layer, and where the class maps look; None if the head is not a mean and a linear layer."""
+        network = copy.deepcopy(self.network).cpu().to(memory_format=torch.contiguous_format)
+        head = mean_and_linear_head(network, self.spec)
+        return None if head is None else (head, map_centres(network, self.spec))
+
+    @property
+    def map_centres(self) -> Centres | None:
+        """Where each row, and each column, of the class maps looks, in pixels of the input; None without class maps."""
+        return None if self._head is None else self._head[1]
+
+    def class_maps(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """uint8 images (N, S, S, C) -> probabilities (N, classes) and class maps (N, classes, h, w).
+
+        Raises:
+            ModelError: if the network has none.
+        """
+        if self._head is None:
+            raise ModelError(f"{self.spec.model} has no class maps: its head is not a mean and a linear layer")
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            pixels = normalize_on(device, torch.from_numpy(images), self.spec)
+            features = cast(Features, self.network.forward_features)(pixels).float().cpu()
+            head = self._head[0]
+            maps = F.conv2d(features, head.weight[:, :, None, None])
+            logits = head(features.mean(dim=(2, 3)))
+        return metrics.softmax(logits.numpy()), maps.numpy()
+
+    def explain(self, source: ImageSource, label: str | None = None, top_k: int | None = None) -> Explanation:
+        """Show where in an image a class is seen: `carnet.explanation.explain` with this model."""
+        return explain(self, source, label, top_k)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The weights alone, so that another process may compute them on another device.
+        device = next(self.network.parameters()).device.type
+        return {"spec": self.spec, "info": self.info, "weights": pack(self.network.state_dict(), {}), "device": device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device: str = "cpu"
+        with suppress(ConfigError):
+            device = choose_device(state["device"])
+        network = _network_of(state["spec"])
+        network.load_state_dict(unpack(state["weights"]))
+        self.__init__(_placed(network, device), state["spec"], state["info"])  # type: ignore[misc]
+
+
+def _network_of(spec: ModelSpec) -> nn.Module:
+    return create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
+
+
+def _placed(network: nn.Module, device: str) -> nn.Module:
+    """Move a network to a device, where float32 stays float32."""
+    compute_exactly()
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def normalize_on(device: torch.device, images: Tensor, spec: ModelSpec) -> Tensor:
@@ -90,14 +149,14 @@ def save_model(run: RunFolder, network: nn.Module, spec: ModelSpec, info: Mappin
     files.write_json(run.model, spec.to_json() | dict(info), seal=True)
 
 
-def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
+def load(run: Path | str, *, device: str | None = "cpu") -> TrainedModel:
     """Load the model of a run folder. Never executes code from a file.
 
     Switches PyTorch's reduced precision (TF32) off, so that evaluation is float32 on every device.
 
     Args:
         run: the folder.
-        device: cpu, cuda, mps, or auto.
+        device: cpu, cuda or mps; None and auto take a GPU where there is one.
 
     Raises:
         ConfigError: if the device is not available.
@@ -115,8 +174,7 @@ def load(run: Path | str, *, device: str = "cpu") -> TrainedModel:
         if is_out_of_memory(error):
             raise
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
-    compute_exactly()
-    return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec, info)
+    return TrainedModel(_placed(network, choose_device(device)), spec, info)
 
 
 def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
@@ -190,47 +248,6 @@ def _read_weights(run: RunFolder) -> dict[str, Tensor]:
         return unpack(content)
     except DocumentError as error:
         raise RunError(f"cannot read {run.weights}: {error}; {_COPY_AGAIN}") from error
-
-
-def evaluate(
-    run: Path | str,
-    data: Path | str,
-    *,
-    split: str = "valid",
-    device: str = "cpu",
-    batch_size: int = 32,
-    skip_unreadable: bool = False,
-    layout: Layout = "auto",
-    ignore: Sequence[str] = (),
-    progress: OnProgress | None = None,
-) -> EvaluationReport:
-    """Evaluate a run's model on a split of some images.
-
-    Args:
-        run: the run folder.
-        data: the images, in any form that `carnet.data.find` describes. What the run itself split, a flat folder or
-            a `train` without `valid`, is split the same way, by content.
-        split: train, valid, test, or all for every image of a flat folder.
-        device: cpu, cuda, mps, or auto.
-        batch_size: images at a time.
-        skip_unreadable: leave out, and count, images that cannot be decoded.
-        layout: what the data's folders are, classes or splits, where that is ambiguous.
-        ignore: paths of images to leave out and count, as `carnet.data.samples.read_ignore_file` gives them.
-        progress: called with the number of images done, and of all.
-
-    Raises:
-        ConfigError: for a device that is not available, or a batch size below 1.
-        RunError: if the run has no model.
-        DataError: if the data lacks the split or has classes that the model does not know.
-        UnreadableImagesError: listing the images that cannot be decoded.
-    """
-    model = load(run, device=device)
-    chosen = select_samples(
-        data, split, model.spec.classes, RunFolder.open(run).digests(), layout=layout, ignore=ignore
-    )
-    return chosen.evaluate(
-        model.logits, model.spec, batch_size=batch_size, skip_unreadable=skip_unreadable, progress=progress
-    )
 
 
 def choose_device(wish: str | None) -> Device:

@@ -22,7 +22,7 @@ from carnet.data.scan import describe
 from carnet.errors import ConfigError, DataError, RunError, UnreadableImagesError, explaining_lack_of_memory
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.machine import versions
-from carnet.models.weights import load
+from carnet.models.weights import TrainedModel, load
 from carnet.report.console import Console
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
@@ -77,7 +77,7 @@ def train(
         raise ConfigError("--resume goes on with a run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
-    asked = config or _recipe(resume)
+    asked = config or recipe_of(resume)
     with ExitStack() as holding, _explaining_lack_of_memory():
         heard = holding.enter_context(_shown(progress))
 
@@ -184,7 +184,8 @@ def _with_device(asked: TrainingConfig, resume: Path | str | None) -> TrainingCo
     return asked
 
 
-def _recipe(resume: Path | str | None) -> TrainingConfig:
+def recipe_of(resume: Path | str | None) -> TrainingConfig:
+    """Return the recipe that a run was asked for; None: the recommended one."""
     if resume is None:
         return TrainingConfig()
     run = RunFolder.open(resume)
@@ -200,12 +201,14 @@ class TrainingResult:
         report: the kept weights' answers for the validation images.
         history: one dictionary of metrics per epoch.
         document: what `result.json` says.
+        model: the kept weights.
     """
 
     run: Path
     report: EvaluationReport
     history: Sequence[EpochMetrics]
     document: dict[str, Any]
+    model: TrainedModel
 
     @property
     def top1(self) -> float:
@@ -241,7 +244,7 @@ def finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult
     files.write_text(run.report, page)
     files.write_json(run.result, document)
     progress.say("\n".join(["", *findings(report), f"The report is {run.report}."]))
-    return TrainingResult(run.path, report, tuple(state.history), document)
+    return TrainingResult(run.path, report, tuple(state.history), document, model)
 
 
 def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[str, Any]:

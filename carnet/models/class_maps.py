@@ -1,0 +1,95 @@
+"""Find out what each place of an image adds to each class, for networks whose head is a mean and a linear layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from carnet.models.blocks import ChannelAttention
+from carnet.models.registry import head_names
+from carnet.spec import ModelSpec
+
+_LARGE = 512
+"""Side of an image in whose middle no position depends on what lies outside, in pixels."""
+
+Features = Callable[[Tensor], Tensor]
+Centres = tuple[tuple[float, ...], tuple[float, ...]]
+"""Where each row, and each column, of a class map looks, in pixels of the input."""
+
+
+def mean_and_linear_head(network: nn.Module, spec: ModelSpec) -> nn.Linear | None:
+    """Return the last layer if the logits are that layer of the mean of `forward_features`; None otherwise.
+
+    Found out by trying, since timm's networks do not say.
+    """
+    features = getattr(network, "forward_features", None)
+    try:
+        head = network.get_submodule(head_names(network)[0])
+    except (AttributeError, KeyError, IndexError):
+        return None
+    if features is None or not isinstance(head, nn.Linear):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, spec.in_channels, spec.image_size, spec.image_size, generator=generator)
+    with torch.inference_mode():
+        maps = features(images)
+        if maps.dim() != 4 or maps.shape[1] != head.in_features:
+            return None
+        close = torch.allclose(head(maps.mean(dim=(2, 3))), network(images), rtol=1e-3, atol=1e-3)
+    return head if close else None
+
+
+def map_centres(network: nn.Module, spec: ModelSpec) -> Centres:
+    """Return the centre of the receptive field of each row, and of each column, of the features, in pixels.
+
+    Computed on a copy of the network that only takes means: for a large image whose values are its own coordinates, a
+    position in the middle returns the centre of what it depends on. A network that takes no means even so (other gates,
+    attention, SiLU) is assumed to divide the image evenly.
+    """
+    side = spec.image_size
+    features = cast(Features, _averaging(network).forward_features)
+    with torch.inference_mode():
+        number = features(torch.zeros(1, spec.in_channels, side, side)).shape[-1]
+        answers = _answers_to_coordinates(features, spec.in_channels)
+    if answers is None:
+        first, step = (side / number - 1) / 2, side / number
+    else:
+        place = len(answers) // 2
+        step = float(answers[place + 1] - answers[place])
+        first = float(answers[place]) - place * step
+    centres = tuple(round(first + k * step, 2) for k in range(number))
+    return centres, centres
+
+
+def _answers_to_coordinates(features: Features, channels: int) -> Tensor | None:
+    """Return what each row of features answers to a large image of its own coordinates; None if that is no mean."""
+    # As shares of the side: a gate is open to large numbers, whatever they are.
+    rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE) / _LARGE
+    try:
+        once, twice, total = (
+            features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, 2 * rows, torch.ones_like(rows))
+        )
+    except (RuntimeError, AssertionError):
+        # Attention that is made for images of one size.
+        return None
+    if not torch.allclose(twice, 2 * once, rtol=1e-3):
+        return None
+    return _LARGE * (once / total)[:, once.shape[1] // 2]
+
+
+def _averaging(network: nn.Module) -> nn.Module:
+    """Return a copy in which every convolution takes a mean, without batch norm and channel attention."""
+    averaging = copy.deepcopy(network)
+    for module in list(averaging.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ChannelAttention | nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.Conv2d):
+                nn.init.constant_(child.weight, 1 / child.weight[0].numel())
+                if child.bias is not None:
+                    nn.init.zeros_(child.bias)
+    return averaging
