@@ -29,7 +29,7 @@ from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import create_model
 from carnet.models.residual_carnet import ResidualBlock
 from carnet.training.depthwise import speed_up_depthwise
-from carnet.training.measurements import measure_matrix_rates
+from carnet.training.measure import measure_matrix_rates
 from carnet.training.memory import keep_freed_memory
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     shape = (options.batch_size, 3, options.image_size, options.image_size)
     images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 100, (options.batch_size,))
-    gflops = measure_matrix_rates(side=1024).fp32
+    gflops = measure_matrix_rates(side=1024)["fp32"]
     gbytes = copy_rate()
     kinds = count(network, images)
     for line in kinds.values():

@@ -14,7 +14,7 @@ from typing import Any
 
 from carnet import files
 from carnet.machine import available_cores, processor_name, versions
-from carnet.training.measurements import measure_matrix_rates, processor_features
+from carnet.training.measure import measure_matrix_rates, processor_features
 
 RESULTS = Path(__file__).parent / "results"
 HELD_TO_AVX2 = {
@@ -36,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": available_cores(),
         "instruction_set": processor_features(),
-        "matrix_gflops": measure_matrix_rates(side=512).to_json(),
+        "matrix_gflops": measure_matrix_rates(side=512),
         "memory_bytes": memory,
         "gpu": describe_gpu(),
         "versions": versions("onnx", "onnxruntime"),

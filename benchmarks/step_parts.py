@@ -25,7 +25,7 @@ from torch import Tensor
 from carnet.models.registry import create_model
 from carnet.training.batch_norm import sum_batch_norms
 from carnet.training.depthwise import (
-    _gradient_in_pieces,
+    _gradient_in_tiles,
     _gradient_of_input,
     _gradient_of_weight,
     _gradients,
@@ -104,7 +104,7 @@ def depthwise(channels: int, side: int, kernel: int, stride: int) -> dict[str, W
         return _gradients(full, x, weight, ((1, 1), padding), [True, False, False])[0]
 
     def in_pieces() -> Tensor:
-        return _gradient_in_pieces(grad, F.pad(x, (around,) * 4), weight, steps)
+        return _gradient_in_tiles(grad, F.pad(x, (around,) * 4), weight, steps)
 
     generated = torch.compile(products, dynamic=False)
     of = f"{channels} channels, {side} px, {kernel}x{kernel}, stride {stride}"

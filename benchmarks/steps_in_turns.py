@@ -58,15 +58,15 @@ def main() -> None:
     if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
         # Before PyTorch is imported, also for what the result says of the machine.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
-    from carnet.training.measurements import measure_matrix_rates
+    from carnet.training.measure import faster_precision, measure_matrix_rates
 
     rates = measure_matrix_rates(side=1024)
-    options.precision = options.precision or rates.faster_precision
+    options.precision = options.precision or faster_precision(rates)
     numbers: dict[str, Any] = {
         "other_commit": options.commit,
         "precision": options.precision,
-        "matrix_gflops_of_1024": rates.to_json(),
-        **compare(options, gflops=getattr(rates, options.precision)),
+        "matrix_gflops_of_1024": rates,
+        **compare(options, gflops=rates[options.precision]),
     }
     print(json.dumps({key: value for key, value in numbers.items() if key != "seconds"}, indent=2))
     name = f"steps-in-turns-{options.model}-{options.image_size}px" + ("-avx2" if options.held_to_avx2 else "")

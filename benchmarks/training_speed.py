@@ -216,12 +216,11 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
     from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
     config, samples, pipeline, augmentation = recipe(options)
-    from carnet.training.pipeline import augmenting_rng
 
     class Photos(Dataset[Any]):
         def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
             epoch, index = key
-            change = augmentation.draw(augmenting_rng(config.seed, epoch, index))
+            change = augmentation.draw(np.random.default_rng([config.seed, epoch, index]))
             picture = functional.resize(Image.open(samples[index].path).convert("RGB"), options.image_size)
             picture = functional.center_crop(picture, [options.image_size, options.image_size])
             picture = functional.adjust_brightness(picture, change.factor)
@@ -257,7 +256,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     from carnet.training.pipeline import step_seed
     from carnet.training.preparation import rehearse, scan_data
     from carnet.training.resolve import first_guess, resolve
-    from carnet.training.schedule import initial_view
+    from carnet.training.schedule import view_at
     from carnet.training.step import TrainingStep
 
     asked, _, _, _ = recipe(options, max_memory=options_memory(options) if lean else None, cache="disk")
@@ -281,7 +280,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
         step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
         number = epoch = 0
         network.train()
-        view, augment = initial_view(config), config.device != "cuda"
+        view, augment = view_at(0, config, config.num_steps), config.device != "cuda"
         while True:
             for batch in pipeline.batches(epoch, 0, lambda _: view, threads=config.workers, augment=augment):
                 yield step(batch, step_seed(config.seed, epoch, number, 0), lambda _: None).loss

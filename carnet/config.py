@@ -6,11 +6,10 @@ The command line takes its flags from `TrainingConfig`; there is no second list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from carnet.documents import Count, DocumentError, Range, Seconds, Share, build, conform, phrase
 from carnet.errors import ConfigError, RunError
@@ -161,7 +160,7 @@ class TrainingConfig:
     """Write the curves for TensorBoard as well."""
 
     def __post_init__(self) -> None:
-        for name, kind in _types(cast(Hashable, type(self))).items():
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             try:
                 conform(value, kind)
@@ -215,12 +214,6 @@ def change(name: str, then: object, now: object) -> str:
     words = {True: "on", False: "off", None: "none" if name in ("budget", "max_memory") else "auto"}
     then, now = (words[value] if value is None or isinstance(value, bool) else value for value in (then, now))
     return f"--{name.replace('_', '-')} {now} (was {then})"
-
-
-@cache
-def _types(kind: Hashable) -> dict[str, Any]:
-    """Type of each field, with its range."""
-    return get_type_hints(cast(Any, kind), include_extras=True)
 
 
 @dataclass(frozen=True, kw_only=True)

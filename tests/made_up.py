@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from carnet.config import ResolvedConfig
-from carnet.training.measurements import MatrixRates, Numbers, compiling
+from carnet.training.autotune import COMPILING
+from carnet.training.measure import Measure, Numbers
 
 GIGA = 10**9
 Seconds = Callable[[ResolvedConfig], float]
@@ -14,12 +15,12 @@ Seconds = Callable[[ResolvedConfig], float]
 
 def another_network(seconds: float) -> dict[str, Numbers]:
     """What compiling another network took on this machine, which is expected of every network then."""
-    return {compiling("another network"): {"seconds": seconds}}
+    return {f"{COMPILING}another network": {"seconds": seconds}}
 
 
 @dataclass
-class MadeUp:
-    """Four cores of two threads each, half a gigabyte in use, four free, a compiler: an `autotune.Measure`."""
+class MadeUp(Measure):
+    """Four cores of two threads each, half a gigabyte in use, four free, a compiler."""
 
     of_step: Seconds = lambda _: 0.1
     """What a step takes."""
@@ -30,7 +31,7 @@ class MadeUp:
     compile_seconds: float = 0.0
     """What compiling takes."""
     known: dict[str, Numbers] = field(default_factory=lambda: another_network(60.0))
-    rates: MatrixRates = field(default_factory=lambda: MatrixRates(fp32=80.0, bf16=1.0))
+    rates: Numbers = field(default_factory=lambda: {"fp32": 80.0, "bf16": 1.0})
     no_compiler: str = ""
     free: int = 4 * GIGA
     can_keep: bool = True
@@ -48,7 +49,7 @@ class MadeUp:
     def elapsed(self) -> float:
         return self.spent
 
-    def used_bytes(self, *, settled: bool = False) -> int:
+    def used_bytes(self) -> int:
         return GIGA // 2
 
     def free_bytes(self) -> int:
@@ -63,7 +64,7 @@ class MadeUp:
     def compiler_problem(self, device: str) -> str:
         return self.no_compiler
 
-    def matrix_rates(self, config: ResolvedConfig) -> MatrixRates:
+    def matrix_rates(self, config: ResolvedConfig) -> Numbers:
         return self.rates
 
     def recall(self) -> Mapping[str, Numbers]:
@@ -93,7 +94,7 @@ class MadeUp:
 
 @dataclass(frozen=True)
 class Images:
-    """So many of them: `autotune.Images`."""
+    """As many images as it says, for `resolve`."""
 
     num_train: int
     num_valid: int = 50

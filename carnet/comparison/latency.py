@@ -294,9 +294,9 @@ def _device(wish: str) -> tuple[str, str]:
 
 
 def _matrix_gflops(device: str) -> dict[str, float]:
-    from carnet.training.measurements import measure_matrix_rates
+    from carnet.training.measure import measure_matrix_rates
 
-    return measure_matrix_rates(device, side=512).to_json()
+    return measure_matrix_rates(device, side=512)
 
 
 def _pytorch_threads(number: int) -> Any:

@@ -32,7 +32,7 @@ from carnet.significance import (
     holm,
 )
 from carnet.text import Progress, Silent, counted, first_few
-from carnet.training.measurements import measure_matrix_rates
+from carnet.training.measure import measure_matrix_rates
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _document(
             "unseen": first.report.leaks_known and not first.report.leaked.any(),
         },
         "machine": f"{processor_name()} ({instruction_set()})",
-        "matrix_gflops": measure_matrix_rates().to_json(),
+        "matrix_gflops": measure_matrix_rates(),
         "versions": versions(),
         "models": [_row(group, latencies[group.label], targets) for group in groups],
         "pairs": compare_pairs(groups),

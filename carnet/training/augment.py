@@ -1,7 +1,7 @@
-"""Random changes to training images, each a function of the generator it is drawn from and of nothing else.
+"""Augmentation of training images, drawn from a random generator for each image and from nothing else.
 
-On processors Pillow changes one image at a time, on the threads that prepare images: measured, twice as fast as whole
-batches in PyTorch (`benchmarks/kernels.py`). On a GPU whole batches are changed there, to the same pixels.
+On processors Pillow augments one image at a time, on the threads that prepare images; `benchmarks/kernels.py` measured
+that as twice as fast as whole batches in PyTorch. On a GPU whole batches are augmented there, to the same pixels.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from carnet.config import TrainingConfig
 from carnet.preprocess import Images, as_picture
 
-MAX_LEAN = 4 / 3
-"""How much wider than high, or higher than wide, a piece may be."""
+MAX_RATIO = 4 / 3
+"""Largest ratio of the sides of a crop, either way."""
 _FIXED = 65536
-"""Pillow counts positions in parts of a pixel of this size."""
+"""Pillow counts positions in this many parts of a pixel."""
 
 
 class Change(NamedTuple):
-    """What happens to one image."""
+    """The augmentation of one image, as it was drawn."""
 
     left: float
-    """Of the piece that is cut out, as a share of the image's side; and so on."""
+    """The four numbers of the crop are shares of the image's side."""
     top: float
     width: float
     height: float
@@ -38,16 +38,16 @@ class Change(NamedTuple):
     angle: float
     """In degrees."""
     contrast: float
-    """Factor of how far pixels are from the image's mean grey."""
+    """Factor of the distance of pixels from the image's mean grey."""
     saturation: float
-    """Factor of how far they are from their own grey."""
+    """Factor of the distance of pixels from their own grey."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random piece of the image; then jitter of its colours, mirroring, rotation, in the published order.
+    """A random crop (RandomResizedCrop); then jitter of colours, mirroring and rotation, in the published order.
 
-    How large the piece is at least, and what comes out, changes over a run: see `carnet.training.schedule`.
+    The smallest crop and the side of the result change over a run: see `carnet.training.schedule`.
     """
 
     brightness: float
@@ -55,55 +55,60 @@ class Augmentation:
     flip: float
     """Probability of mirroring left to right."""
     rotation: float
-    """Degrees either way; corners that come from outside become black."""
+    """Largest angle in degrees, either way; corners from outside the image become black."""
     color: float = 0.0
     """Factors of contrast and of saturation between 1 - this and 1 + this."""
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> Augmentation:
-        """Take the recipe's strengths."""
+        """Return the augmentation that the recipe names."""
         return cls(config.brightness, config.flip, config.rotation, config.color)
 
     def draw(self, rng: np.random.Generator, min_crop: float = 1.0) -> Change:
-        """What to do to an image; always as many draws, so that switching one off leaves the others as they were.
+        """Draw the change to one image.
+
+        The number of draws is constant, so that switching one kind off leaves the others as they were. The crop has a
+        random area, and a random ratio of its sides between 3:4 and 4:3 as far as the square image allows.
 
         Args:
-            rng: what it is drawn from.
-            min_crop: share of the area that is cut out at least; 1: the whole image.
+            rng: from which everything is drawn.
+            min_crop: smallest share of the area that is cut out; 1: the whole image.
         """
-        factor, mirrored, angle = (
-            rng.uniform(1 - self.brightness, 1 + self.brightness),
-            bool(rng.random() < self.flip),
-            rng.uniform(-self.rotation, self.rotation),
-        )
-        piece = _draw_piece(rng, min_crop)
-        contrast, saturation = rng.uniform(1 - self.color, 1 + self.color, 2)
-        return Change(*piece, factor, mirrored, angle, float(contrast), float(saturation))
+        factor = rng.uniform(1 - self.brightness, 1 + self.brightness)
+        mirrored = bool(rng.random() < self.flip)
+        angle = rng.uniform(-self.rotation, self.rotation)
+        area = rng.uniform(min_crop, 1)
+        widest = min(math.log(MAX_RATIO), abs(math.log(area)))
+        ratio = math.exp(rng.uniform(-widest, widest))
+        width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
+        left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+        contrast, saturation = rng.uniform(1 - self.color, 1 + self.color, 2).tolist()
+        return Change(left, top, width, height, factor, mirrored, angle, contrast, saturation)
 
-    def apply(self, image: Images, change: Change, size: int) -> Images:
+    def apply(self, pixels: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
-        picture = as_picture(image)
-        if size != picture.width or min(change.width, change.height) < 1:
-            left, top, width, height = (picture.width * share for share in change[:4])
+        image = as_picture(pixels)
+        if size != image.width or min(change.width, change.height) < 1:
+            left, top, width, height = (image.width * share for share in change[:4])
             box = (left, top, left + width, top + height)
-            picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
         if self.brightness:
-            picture = ImageEnhance.Brightness(picture).enhance(change.factor)
+            image = ImageEnhance.Brightness(image).enhance(change.factor)
         if self.color:
-            picture = ImageEnhance.Contrast(picture).enhance(change.contrast)
-            picture = ImageEnhance.Color(picture).enhance(change.saturation)
+            image = ImageEnhance.Contrast(image).enhance(change.contrast)
+            image = ImageEnhance.Color(image).enhance(change.saturation)
         if change.mirrored:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rotation:
-            picture = picture.rotate(change.angle, Image.Resampling.NEAREST)
-        return np.array(picture).reshape(picture.height, picture.width, image.shape[2])
+            image = image.rotate(change.angle, Image.Resampling.NEAREST)
+        return np.array(image).reshape(image.height, image.width, pixels.shape[2])
 
     def apply_to_batch(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
-        """The same for uint8 images (N, S, S, C) and their changes (N, 9), on the device where they are."""
+        """uint8 (N, S, S, C), changes (N, 9) -> uint8 (N, size, size, C), as `apply`, on the device of the images."""
         turns = [_turn(angle, size) for angle in changes[:, 6].tolist()] if self.rotation else [_turn(0, size)]
-        has_pieces = size != images.shape[1] or bool((changes[:, 2:4] < 1).any())
+        is_cropped = size != images.shape[1] or bool((changes[:, 2:4] < 1).any())
         changes = changes.to(images.device)
-        images = _cut(images, changes[:, :4], size) if has_pieces else images
+        images = _cut(images, changes[:, :4], size) if is_cropped else images
         if self.brightness:
             images = _scaled(images, torch.zeros(1, device=images.device), changes[:, 4])
         if self.color:
@@ -113,17 +118,8 @@ class Augmentation:
         return _place(images, changes[:, 5].bool(), torch.tensor(turns, device=images.device))
 
 
-def _draw_piece(rng: np.random.Generator, min_crop: float) -> tuple[float, float, float, float]:
-    """A box of a random area, and a random ratio of its sides between 3:4 and 4:3, as far as the square allows."""
-    area = rng.uniform(min_crop, 1)
-    lean = min(math.log(MAX_LEAN), abs(math.log(area)))
-    ratio = math.exp(rng.uniform(-lean, lean))
-    width, height = (min(1.0, math.sqrt(area * share)) for share in (ratio, 1 / ratio))
-    return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
-
-
 def _cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Resize a box of every image to (size, size), as Pillow does: columns first, then rows, each to whole levels.
+    """Resize a box of every image to (size, size), as Pillow does: along rows, then columns, each to whole levels.
 
     Args:
         images: uint8 (N, S, S, C).
@@ -137,36 +133,36 @@ def _cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """What every pixel of a line counts for each of the `size` pixels that a part of it is resized to.
+    """Return the weight of every pixel of a line for each of the `size` pixels that a part of it is resized to.
 
-    (N,), (N,) -> (N, size, side); triangles, as wide as a new pixel is, and at least as an old one.
+    (N,), (N,) -> (N, size, side); a triangle filter as wide as a new pixel, and at least as wide as an old one.
     """
     scale = length / size
     centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale[:, None]
     distances = torch.arange(side, device=start.device) + 0.5 - centres[..., None]
     weights = (1 - distances.abs() / scale.clamp(min=1)[:, None, None]).clamp(min=0)
-    # Pillow lets pixels outside the box count as well, as long as they are inside the image.
+    # As in Pillow, pixels outside the box count as well if they are inside the image.
     return (weights / weights.sum(-1, keepdim=True)).float()
 
 
 def _turn(angle: float, size: int) -> list[int]:
-    """What Pillow's `rotate` makes of an angle in degrees, for a square and the nearest pixel.
+    """Return the affine map that Pillow's `rotate` makes of an angle in degrees, for squares and nearest pixels.
 
     Returns:
-        In fixed point: where the first pixel comes from, x and y; how that moves along a row, and down a column.
+        In fixed point: the origin of the first pixel, x and y; its change along a row, and down a column.
     """
     radians = -math.radians(angle % 360)
     cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
     centre = size / 2
     x = cos * -centre + sin * -centre + centre
     y = -sin * -centre + cos * -centre + centre
-    # Of the first pixel, its middle counts.
+    # The origin of a pixel is that of its middle.
     x, y = x + cos * 0.5 + sin * 0.5, y - sin * 0.5 + cos * 0.5
     return [math.floor(value * _FIXED + 0.5) for value in (x, y, cos, -sin, sin, cos)]
 
 
 def _place(images: Tensor, mirrored: Tensor, turns: Tensor) -> Tensor:
-    """Mirror and turn: every pixel comes from one place, or from outside and is black."""
+    """Mirror and rotate: every pixel is copied from one place, or is black if that lies outside."""
     number, size, _, channels = images.shape
     along = torch.arange(size, device=images.device)
     x0, y0, x_along, y_along, x_down, y_down = turns.unsqueeze(-1).unsqueeze(-1).unbind(1)
@@ -180,17 +176,14 @@ def _place(images: Tensor, mirrored: Tensor, turns: Tensor) -> Tensor:
 
 
 def _scaled(images: Tensor, origin: Tensor, factors: Tensor) -> Tensor:
-    """Multiply the distance of all pixels from `origin`, and cut off what leaves the scale, as Pillow does.
-
-    Opacity stays.
-    """
+    """Multiply the distance of all pixels from `origin` and clip to 0..255, as Pillow does; opacity stays."""
     values = images[..., :3].float()
     scaled = origin.float() + factors.float()[:, None, None, None] * (values - origin.float())
     return torch.cat([scaled.clamp(0, 255).to(torch.uint8), images[..., 3:]], dim=-1)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(N, S, S, C) -> (N, S, S) in whole levels, as Pillow does it: ITU-R 601."""
+    """(N, S, S, C) -> (N, S, S), whole levels of grey as Pillow computes them: ITU-R 601."""
     if images.shape[-1] == 1:
         return images[..., 0]
     red, green, blue = images[..., :3].int().unbind(-1)

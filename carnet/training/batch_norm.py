@@ -1,8 +1,8 @@
-"""Batch norm whose compiled code is fast on processors: statistics as sums, and a gradient of its own.
+"""Batch norm whose compiled code is fast on processors: statistics as sums, and its own gradient.
 
 The compiler computes mean and variance by an update for every value (Welford's), which keeps a processor's vector units
 waiting. Sums of values and of squares vectorise. The squares are of differences to the mean of the first image, so that
-nothing is lost where a channel is far from zero.
+no precision is lost where a channel is far from zero.
 
 Only a compiled network in float32 uses this: elsewhere the module computes as an `nn.BatchNorm2d`, also in evaluation
 and in everything exported.
@@ -10,16 +10,17 @@ and in everything exported.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from carnet.training.channel_sums import channel_sums
+_LARGE_IMAGE = 2**18
+"""Values of an image that no longer fits into a core's own cache: one megabyte in float32."""
 
 
 class SummedBatchNorm2d(nn.BatchNorm2d):
-    """An `nn.BatchNorm2d`; where it is compiled for training in float32, it is computed as above."""
+    """An `nn.BatchNorm2d` that computes as described above where it is compiled for training in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), as `nn.BatchNorm2d`."""
@@ -27,16 +28,12 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         # Channels last, so that sums run over whole vectors of channels.
         output, mean, variance = _SummedBatchNorm.apply(input.permute(0, 2, 3, 1), self.weight, self.bias, self.eps)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
+        momentum = cast(float, self.momentum)
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
-        normalized: Tensor = output.permute(0, 3, 1, 2)
-        return normalized
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            cast(Tensor, self.running_mean).lerp_(mean, momentum)
+            cast(Tensor, self.running_var).lerp_(variance, momentum)
+        return cast(Tensor, output.permute(0, 3, 1, 2))
 
 
 def sum_batch_norms(network: nn.Module, *, compiled: bool) -> int:
@@ -45,15 +42,20 @@ def sum_batch_norms(network: nn.Module, *, compiled: bool) -> int:
     Returns:
         How many there are.
     """
-    modules = [module for module in network.modules() if type(module) in (nn.BatchNorm2d, SummedBatchNorm2d)]
-    found = [module for module in modules if _is_supported(module)]
+    found = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and type(module) in (nn.BatchNorm2d, SummedBatchNorm2d)
+        and (module.affine and module.track_running_stats and module.momentum is not None)
+    ]
     for module in found:
         module.__class__ = SummedBatchNorm2d if compiled else nn.BatchNorm2d
     return len(found)
 
 
 class _SummedBatchNorm(torch.autograd.Function):
-    """Of (N, H, W, C); also gives the mean and the unbiased variance of each channel."""
+    """Batch norm of (N, H, W, C), which also returns the mean and the unbiased variance of each channel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +88,15 @@ def _sum(x: Tensor) -> Tensor:
     return channel_sums(x.permute(0, 3, 1, 2))
 
 
-def _is_supported(module: nn.Module) -> bool:
-    assert isinstance(module, nn.BatchNorm2d)
-    return module.affine and module.track_running_stats and module.momentum is not None
+def channel_sums(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (C,), row by row where images are large, otherwise image by image.
+
+    With channels last, either is a loop over vectors of channels that stays within the cache, on all threads, and of
+    which the compiler makes fast code.
+    """
+    return x.sum(3).sum((0, 2)) if is_large(x) else x.sum((2, 3)).sum(0)
+
+
+def is_large(x: Tensor) -> bool:
+    """Return whether one image of (N, C, H, W) exceeds a core's own cache."""
+    return x[0].numel() > _LARGE_IMAGE

@@ -1,4 +1,4 @@
-"""What memory there is, what this run takes of it, and how its freed memory is kept for the next step."""
+"""Measure the memory that there is and that this process takes, and control how freed memory is kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import platform
 import re
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
@@ -20,31 +19,36 @@ from carnet.text import parse_bytes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """From glibc's malloc.h."""
 _LARGE_BLOCK = 4 * 2**20
+_INTERVAL_SECONDS = 0.005
+"""Time between two readings while a peak is measured."""
 
 
 def free_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process may still take, by the system and by the control group it runs in.
+    """Return the memory that this process may still take, by the system and by the control group it runs in.
 
     Args:
         root: of the file system in which the control group is looked up; tests have their own.
     """
     free = int(psutil.virtual_memory().available)
+    folder = root / "sys/fs/cgroup"
     for limit, used, statistics in (
         ("memory.max", "memory.current", "memory.stat"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
-        # No such group, no limit ("max"), or a system without groups.
+        # There may be no such group, no limit ("max"), or a system without groups.
         with suppress(OSError, ValueError):
-            folder = root / "sys/fs/cgroup"
             left = int((folder / limit).read_text()) - int((folder / used).read_text())
-            # Cached files count as used, and give way.
+            # Cached files count as used, but the system drops them when memory is needed.
             cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / statistics).read_text(), re.MULTILINE)
             free = min(free, left + (int(cached[1]) if cached else 0))
     return max(0, free)
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
-    """Memory that no file backs, of a process (this one) and those it started; where the system cannot tell, all."""
+    """Return the memory that no file backs, of a process (default: this one) and its children.
+
+    Where the system does not tell it apart, all of their memory counts.
+    """
     total = 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -54,40 +58,24 @@ def anonymous_bytes(pid: int | None = None) -> int:
     return total
 
 
-_LOOK_SECONDS = 0.005
+def peak_anonymous_bytes(work: Callable[[], object]) -> int:
+    """Do some work and return the most anonymous memory that this process took meanwhile."""
+    process, done = psutil.Process(), threading.Event()
+    peak = _anonymous_bytes_of(process)
 
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_INTERVAL_SECONDS):
+            peak = max(peak, _anonymous_bytes_of(process))
 
-class PeakMemory:
-    """The most anonymous memory that this process takes while the block runs, looked at every few milliseconds.
-
-    Attributes:
-        peak_bytes: so far.
-    """
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._process = psutil.Process()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._look()
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._end.wait(_LOOK_SECONDS):
-            self._look()
-
-    def _look(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, _anonymous_bytes_of(self._process))
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        done.set()
+        thread.join()
+    return max(peak, _anonymous_bytes_of(process))
 
 
 def _anonymous_bytes_of(process: psutil.Process) -> int:
@@ -96,13 +84,13 @@ def _anonymous_bytes_of(process: psutil.Process) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had in use at once, shared libraries included."""
+    """Return the most memory that this process has had in use at once, shared libraries included."""
     try:
         import resource
     except ModuleNotFoundError:
-        # Only Windows has none, and there psutil knows.
+        # Only Windows lacks this module, and psutil knows the answer there.
         return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    # Linux's answer also counts what the process that started this one had in use then; this one does not.
+    # Linux's `getrusage` also counts what the parent process had in use at the start; `VmHWM` does not.
     with suppress(OSError):
         if found := re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(found[1]) * 1024
@@ -111,7 +99,7 @@ def peak_resident_bytes() -> int:
 
 
 def peak_device_bytes(device: str) -> int:
-    """The most memory of its GPU that this process's tensors have taken at once; 0 on other devices."""
+    """Return the most GPU memory that this process's tensors have taken at once; 0 on other devices."""
     if device != "cuda":
         return 0
     import torch
@@ -120,7 +108,7 @@ def peak_device_bytes(device: str) -> int:
 
 
 def forget_peak_device_bytes(device: str) -> None:
-    """Count from here: what was measured before, to choose, is no part of what training takes."""
+    """Restart the count of `peak_device_bytes`, so that trial steps are not counted as training."""
     if device == "cuda":
         import torch
 
@@ -128,46 +116,46 @@ def forget_peak_device_bytes(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _has_glibc() -> bool:
-    # Elsewhere the question opens a file, which a Python from Microsoft's store does not allow.
-    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-
-
 def keep_freed_memory() -> bool:
     """Have the C library keep the memory that a step frees, for the next step, until the process ends.
 
-    Every step of a small network on large images takes and frees gigabytes. Given back to the system, they have to be
-    fetched again page by page, each filled with zeros, which can take longer than the arithmetic. In return, gaps
-    remain between what is in use, and memory grows.
+    Every step of a small network on large images takes and frees gigabytes. If they are returned to the system, they
+    have to be fetched again page by page, each filled with zeros, which can take longer than the arithmetic. In return,
+    gaps remain between the blocks in use, and the process takes more memory.
 
     Returns:
-        Whether the C library (glibc) can.
+        Whether the C library (glibc) can do that.
     """
     if not _has_glibc():
         return False
     library = ctypes.CDLL(None)
-    # No block gets a mapping of its own, and the top of the heap is never given back.
+    # No block gets a mapping of its own, and the top of the heap is never returned.
     return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def return_freed_memory() -> None:
-    """Have every large block go back to the system as soon as it is free: for runs whose memory is limited.
+def _has_glibc() -> bool:
+    # On Windows `libc_ver` opens a file, which a Python from Microsoft's store does not allow.
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
-    Linux is asked for pages of 2 MB, of which fewer have to be fetched anew, and the network is compiled by one process
-    at a time. Both have an effect only before the process's first tensor.
+
+def return_freed_memory() -> None:
+    """Return every large block to the system as soon as it is free, for runs with a memory limit.
+
+    Linux is asked for pages of 2 MB, so that fewer have to be fetched anew, and only one process compiles the network.
+    Both have an effect only before the process creates its first tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if _has_glibc():
-        # Else the library raises it to 32 MB by itself, and gaps remain between smaller blocks.
+        # By default glibc raises this threshold to 32 MB over time, and gaps remain between smaller blocks.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def hold_memory_below(limit: str, device: str) -> None:
-    """Do what this process can to keep a limit, beyond images at a time.
+    """Keep to a memory limit as far as this process can, besides choosing the micro-batch.
 
     Args:
-        limit: as in "2GB"; of a GPU it is for each.
+        limit: such as "2GB"; on GPUs it is the limit of each.
         device: cpu, cuda or mps.
     """
     if device == "cuda":
@@ -180,6 +168,6 @@ def hold_memory_below(limit: str, device: str) -> None:
 
 
 def trim_memory() -> None:
-    """Give back to the system what is free now, such as gaps of another use of memory."""
+    """Return to the system whatever is free now."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)

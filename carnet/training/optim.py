@@ -1,11 +1,7 @@
-"""What turns gradients into new weights.
+"""The optimizer (Muon or Adam), the moving average of weights (EMA), and filters that whiten patches of images.
 
-The average of the weights over the last part of training, which judges better than the weights themselves.
-
-First filters that tell apart what a patch of an image consists of, taken from the training images themselves.
-
-Neighbouring pixels are much alike, so random filters nearly all answer with a patch's brightness. These answer with the
-patch's principal components, each as strongly as the others, and training need not find them first.
+Random filters nearly all respond to the brightness of a patch, because neighbouring pixels are alike. The filters of
+`whiten` respond to a patch's principal components, each as strongly as the others, and training need not find them.
 Sources: Coates and Ng, "Learning feature representations with k-means", 2012 (whitening of patches); Jordan, "94% on
 CIFAR-10 in 3.29 seconds on a single GPU", 2024 (as the first layer of a network that is trained).
 """
@@ -29,28 +25,36 @@ from carnet.spec import ModelSpec
 from carnet.training.pipeline import Batch
 
 _POLYNOMIALS = (7.711, -22.114, 16.249), (3.215, -2.411, 0.501)
-"""Of x, x^3 and x^5, for one step each: of all two such steps these bring singular values between 1/50 of the bound and
-the bound closest to one, which is 0.49 to 1.51."""
+"""Factors of x, x^3 and x^5 for each step: of all pairs of such steps these bring singular values between 1/50 of the
+bound and the bound closest to one, to between 0.49 and 1.51."""
 _SMALLEST_SIDE = 32
-"""A matrix that is narrower has few directions to learn equally fast, and takes as many calls."""
+"""A narrower matrix has few directions to learn equally fast, and costs as many calls."""
+NUM_IMAGES = 512
+"""Images that `whiten` computes components from."""
+_CHUNK = 8
+"""Images at a time, because patches take several times the memory of a batch."""
+_FAINTEST = 1e-3
+"""Variance that is added to every component, so that noise is not amplified to the strength of the rest."""
+_NO_VARIANCE = 1e-6
+"""Less than rounding to pixels gives, as the differences between the channels of grey images have."""
 
 
 class Muon(Optimizer):
     """Muon for the matrices of a network, AdamW for everything else.
 
     Muon replaces the momentum of a matrix by the nearest orthogonal matrix, so that every direction is learned equally
-    fast; a convolution counts as the matrix (out_channels, in_channels x height x width). Depthwise convolutions, the
-    first layer, linear layers, biases and batch norms are none of those, and go with AdamW, at a smaller rate.
+    fast; a convolution counts as the matrix (out_channels, in_channels x height x width). AdamW trains depthwise
+    convolutions, the first layer, linear layers, biases and batch norms, at a smaller learning rate.
     Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Loshchilov and Hutter,
     "Decoupled weight decay regularization", 2019.
 
     Args:
         network: whose parameters are trained.
-        lr: of the matrices.
-        adamw_lr_ratio: learning rate of the others, as a share of it.
-        weight_decay: times the learning rate, taken off matrices and other weights at each step; not off vectors.
+        lr: learning rate of the matrices.
+        adamw_lr_ratio: learning rate of the others, as a share of `lr`.
+        weight_decay: decay of matrices and other weights, times the learning rate; vectors have none.
         momentum: of the matrices.
-        precision: fp32 or bf16, in which matrices are made orthogonal; the weights stay as they are.
+        precision: of the products that make matrices orthogonal, fp32 or bf16; weights keep their own.
     """
 
     def __init__(
@@ -67,20 +71,13 @@ class Muon(Optimizer):
         matrices = hidden_matrices(network)
         known = set(map(id, matrices))
         others = [parameter for parameter in network.parameters() if id(parameter) not in known]
+        weights = [parameter for parameter in others if parameter.ndim > 1]
+        vectors = [parameter for parameter in others if parameter.ndim <= 1]
+        adamw_lr = lr * adamw_lr_ratio
         groups: list[dict[str, Any]] = [
             {"params": matrices, "kind": "muon", "lr": lr, "weight_decay": weight_decay},
-            {
-                "params": [parameter for parameter in others if parameter.ndim > 1],
-                "kind": "adamw",
-                "lr": lr * adamw_lr_ratio,
-                "weight_decay": weight_decay,
-            },
-            {
-                "params": [parameter for parameter in others if parameter.ndim <= 1],
-                "kind": "adamw",
-                "lr": lr * adamw_lr_ratio,
-                "weight_decay": 0.0,
-            },
+            {"params": weights, "kind": "adamw", "lr": adamw_lr, "weight_decay": weight_decay},
+            {"params": vectors, "kind": "adamw", "lr": adamw_lr, "weight_decay": 0.0},
         ]
         defaults = {"momentum": momentum, "betas": (0.9, 0.99), "eps": 1e-8}
         super().__init__([group for group in groups if group["params"]], defaults)
@@ -91,7 +88,7 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Change the weights by their gradients."""
+        """Update the weights by their gradients."""
         assert closure is None, "no closure is needed"
         for group in self.param_groups:
             (self._step_matrices if group["kind"] == "muon" else self._step_others)(group)
@@ -123,7 +120,7 @@ class Muon(Optimizer):
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
         states = [self.state[parameter] for parameter in parameters]
-        # There one kernel does it; on a GPU it would want the number of steps there too.
+        # Only processors take the fused kernel: on a GPU it would need the number of steps there too.
         on_cpu = parameters[0].device.type == "cpu"
         adamw(
             parameters,
@@ -145,19 +142,19 @@ class Muon(Optimizer):
 
 
 def hidden_matrices(network: nn.Module) -> list[Tensor]:
-    """Weights of the convolutions that mix many channels, without the first one, which sees pixels."""
+    """Return the weights of the convolutions that mix many channels, except the first one, which sees pixels."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return [layer.weight for layer in convolutions[1:] if min(layer.weight.shape[:2]) >= _SMALLEST_SIDE]
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest matrix whose rows, or columns if there are fewer, are orthonormal; roughly.
+    """Return roughly the nearest matrix whose rows, or columns if there are fewer, are orthonormal.
 
     (M, N) -> (M, N), singular values between 0.48 and 1.55; below that where they were under 1/50 of the bound
 
     Args:
         matrix: of any size.
-        dtype: of the products. bfloat16 is exact enough, and the faster one where the hardware computes it.
+        dtype: of the products. bfloat16 is exact enough, and faster where the hardware computes it.
 
     Source of the polynomials: Amsel et al., "The Polar Express: Optimal matrix sign methods and their application to
     the Muon algorithm", 2025.
@@ -167,7 +164,7 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     x = x.mT if is_tall else x
     x = x / (x.norm() + 1e-7)
     gram = x @ x.mT
-    # A bound on the square of the largest singular value that is closer than the squared norm of the matrix.
+    # This bound on the square of the largest singular value is closer than the squared norm of the matrix.
     bound = gram.norm() + 1e-7
     gram, x = gram / bound, x / bound.sqrt()
     for number, (a, b, c) in enumerate(_POLYNOMIALS):
@@ -177,93 +174,76 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def make_optimizer(network: nn.Module, config: ResolvedConfig) -> Optimizer:
-    """The optimizer that the recipe names.
+    """Return the optimizer that a recipe names.
 
     Args:
         network: whose parameters are trained.
-        config: names optimizer, rates and precision.
+        config: names optimizer, learning rates and precision.
     """
-    match config.optimizer:
-        case "adam":
-            return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        case "muon":
-            return Muon(
-                network,
-                lr=config.lr,
-                adamw_lr_ratio=config.adamw_lr_ratio,
-                weight_decay=config.weight_decay,
-                precision=config.muon_precision,
-            )
+    if config.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return Muon(
+        network,
+        lr=config.lr,
+        adamw_lr_ratio=config.adamw_lr_ratio,
+        weight_decay=config.weight_decay,
+        precision=config.muon_precision,
+    )
 
 
 def state_names(group: Mapping[str, Any]) -> set[str]:
-    """What the optimizer keeps of each parameter of a group, once it has changed it."""
+    """Return the names of the state that the optimizer keeps of each parameter of a group after its first update."""
     return {"momentum"} if group.get("kind") == "muon" else {"step", "exp_avg", "exp_avg_sq"}
 
 
-def set_lr(optimizer: Optimizer, share: float) -> None:
-    """Give every group of parameters that share of the learning rate it began with."""
+def set_lr(optimizer: Optimizer, ratio: float) -> None:
+    """Set the learning rate of every group of parameters to a share of its initial one."""
     for group in optimizer.param_groups:
-        group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+        group["lr"] = ratio * group.setdefault("initial_lr", group["lr"])
 
 
 class WeightAverage:
     """An exponential moving average of a network's weights and batch-norm statistics.
 
     Args:
-        network: the one that learns, already on its device.
-        decay: see below.
+        network: the network that is trained, already on its device.
+        decay: weight of the average against the newest weights; smaller early in the run, so that the initial weights
+            are forgotten.
 
     Attributes:
-        network: with averaged weights, ready to judge.
-        decay: weight of the average against the newest weights; early in the run it is smaller, so that random weights
-            are forgotten.
+        network: a copy with averaged weights, ready to be evaluated.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        # Looked up once, since there are many; optimizers and checkpoints change tensors in place.
-        self._averages, self._news = _floats(self.network), _floats(network)
+        # Looked up once, because there are many; optimizers and checkpoints change tensors in place.
+        self._averages, self._newest = (
+            [tensor for tensor in each.state_dict().values() if tensor.is_floating_point()]
+            for each in (self.network, network)
+        )
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step.
-
-        Args:
-            step: how many steps there were before, in the whole run.
-        """
+        """Average in the weights after a step; `step` is the number of steps before it, in the whole run."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._news, 1 - decay)
-
-
-def _floats(network: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-
-
-NUM_IMAGES = 512
-_AT_A_TIME = 8
-"""Images, since patches take several times the memory of a batch."""
-_FAINTEST = 1e-3
-"""Variance that is added to every component, so that noise is not made as strong as the rest."""
-_NOTHING = 1e-6
-"""Less variance than the rounding of pixels gives: differences between the channels of grey images have none."""
+        torch._foreach_lerp_(self._averages, self._newest, 1 - decay)
 
 
 def has_patches(network: nn.Module) -> bool:
-    """Whether a network begins with patches of the image."""
+    """Return whether the first layer of a network sees separate patches of the image, so that `whiten` can set it."""
     return isinstance(network, ResidualCARNet)
 
 
 @torch.no_grad()
 def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> None:
-    """Set the filters of a network that `has_patches`: each component twice, as it is and negated, strongest first.
+    """Set the first filters of a network that `has_patches`: each component and its negative, strongest first.
 
-    Where there are more filters than components that vary, the others stay as they are.
+    Where there are more filters than components that vary, the others keep their weights.
 
     Args:
         network: on the processor.
-        batches: training images, as they are shown; the first `NUM_IMAGES` count.
+        batches: augmented training images, of which the first `NUM_IMAGES` count.
         spec: of the network.
     """
     assert isinstance(network, ResidualCARNet)
@@ -272,11 +252,14 @@ def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> Non
     size = stem.weight[0].numel()
     sums, moments = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     number, seen = 0, 0
-    # A resumed run may begin with another number of threads, which would change the last digits.
+    # One thread, because another number of threads, as a resumed run may have, would change the last digits.
     with on_threads(1):
         for batch in batches:
-            for images in torch.split(batch.images, _AT_A_TIME):
-                patches = _patches(normalize_on(torch.device("cpu"), images, spec), stem).double()
+            for images in torch.split(batch.images, _CHUNK):
+                pixels = normalize_on(torch.device("cpu"), images, spec)
+                # (N, C, S, S) -> (N, C x K x K, places) -> (patches, C x K x K)
+                columns = F.unfold(pixels, stem.kernel_size, stride=stem.stride)
+                patches = columns.transpose(1, 2).flatten(0, 1).double()
                 sums += patches.sum(0)
                 moments += patches.T @ patches
                 number += len(patches)
@@ -285,12 +268,6 @@ def whiten(network: nn.Module, batches: Iterable[Batch], spec: ModelSpec) -> Non
                 break
         mean = sums / number
         variances, components = torch.linalg.eigh(moments / number - torch.outer(mean, mean))
-    filters = (components / (variances + _FAINTEST).sqrt())[:, variances > _NOTHING].T.flip(0)
+    filters = (components / (variances + _FAINTEST).sqrt())[:, variances > _NO_VARIANCE].T.flip(0)
     filters = torch.cat([filters, -filters])[: stem.out_channels]
     stem.weight[: len(filters)] = filters.view(-1, *stem.weight.shape[1:])
-
-
-def _patches(images: Tensor, stem: nn.Conv2d) -> Tensor:
-    """(N, C, S, S) -> (patches, C x K x K)"""
-    columns = F.unfold(images, stem.kernel_size, stride=stem.stride)
-    return columns.transpose(1, 2).flatten(0, 1)

@@ -33,16 +33,14 @@ from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, counted, duration, parse_seconds
 from carnet.training.augment import Augmentation
-from carnet.training.budget import choose_size
 from carnet.training.checkpoint import Checkpoint
 from carnet.training.distributed import num_launched
-from carnet.training.measurements import processor_features
+from carnet.training.measure import Measure, processor_features
 from carnet.training.memory import free_bytes
 from carnet.training.optim import has_patches, whiten
-from carnet.training.pipeline import ImageFiles, Loaded, Pipeline, PixelsFrom, StreamedImages
-from carnet.training.rehearsal import Rehearsal
-from carnet.training.resolve import device_and_number, first_guess, resolve
-from carnet.training.schedule import View, final_view, initial_side, initial_side_of, initial_view, view_at
+from carnet.training.pipeline import ImageFiles, Loaded, Pipeline, StreamedImages, pixel_loader
+from carnet.training.resolve import choose_size, device_and_number, first_guess, resolve
+from carnet.training.schedule import View, initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
 
 _SHOWN = 16
@@ -162,7 +160,7 @@ def check_early(asked: TrainingConfig, init: Path | str | None = None) -> None:
     image_size = asked.image_size or default_image_size(asked.model)
     network = create_model(asked.model, num_classes=2, in_channels=asked.in_channels)
     check_image_size(network, asked.model, image_size, asked.in_channels)
-    if (initial := initial_side_of(image_size, asked.initial_size_ratio)) < image_size:
+    if (initial := initial_side(replace(asked, image_size=image_size))) < image_size:
         try:
             check_image_size(network, asked.model, initial, asked.in_channels)
         except ModelError as error:
@@ -188,15 +186,15 @@ def rehearse(
     *,
     loading_seconds: float,
     started: float,
-) -> Rehearsal:
+) -> Measure:
     """Measure on the first process's share of the first batch, as the run ends and as it begins."""
     share, augment = first[:: guess.devices], guess.device != "cuda"
     begun = time.perf_counter()
-    batch = pipeline.changed(share, 0, final_view(guess), augment=augment)
+    batch = pipeline.changed(share, 0, view_at(1, guess, guess.num_steps), augment=augment)
     changing_seconds = (time.perf_counter() - begun) / len(batch)
     grows = initial_side(guess) < guess.image_size
-    initial = pipeline.changed(share, 0, initial_view(guess), augment=augment) if grows else batch
-    return Rehearsal(
+    initial = pipeline.changed(share, 0, view_at(0, guess, guess.num_steps), augment=augment) if grows else batch
+    return Measure(
         network,
         spec,
         batch,
@@ -212,7 +210,7 @@ def whiten_first(
 ) -> None:
     """Take the first filters from the images of the first batches, which are the same for any number of processes."""
     if has_patches(network) and not config.pretrained:
-        view = initial_view(config)
+        view = view_at(0, config, config.num_steps)
         batch = pipeline.changed(first, 0, view)
         whiten(network, chain([batch], pipeline.batches(0, 1, lambda _: view)), spec)
 
@@ -338,7 +336,7 @@ class DataScan:
         train, seed = self.images.data.splits["train"], config.seed
         return Pipeline(
             StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
-            PixelsFrom(self.decoded, spec),
+            pixel_loader(self.decoded, spec),
             Augmentation.from_config(config),
             seed,
             config.batch_size,

@@ -1,55 +1,83 @@
-"""What was asked for becomes what is done here: chosen once, before the first step, and recorded with the run.
+"""Resolve a config: choose everything that was left open, once, before the first step.
 
-`resolve` makes a complete first guess, from the data and the device, and then one choice after the other that only
-measuring can make (`carnet.training.autotune`). Nothing after it changes a setting.
+`choose_size` comes first, before any image is decoded. `resolve` then makes a complete first guess from the data and
+the device, and the choices that need measuring (`carnet.training.autotune`). Nothing after it changes a setting.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
+from typing import Protocol
 
 import torch
 
 from carnet.config import Device, Precision, ResolvedConfig, TrainingConfig, steps_per_epoch
-from carnet.errors import ConfigError, DataError
+from carnet.data.samples import LabeledImages
+from carnet.errors import CarnetError, ConfigError, DataError
 from carnet.machine import SPINS, available_cores, is_waiting_chosen, loading_threads
+from carnet.models.registry import RESIZABLE, default_image_size
 from carnet.models.weights import choose_device, device_name
-from carnet.text import counted
-from carnet.training.autotune import CHOICES, augmentation_for, whole_micro_batch
+from carnet.preprocess import load_image
+from carnet.spec import ModelSpec
+from carnet.text import Progress, counted, parse_seconds
+from carnet.training.autotune import augmentation_for, choose_matrix_precision, choose_step, circumstances, tune
 from carnet.training.distributed import num_launched
-from carnet.training.measurements import Images, Measure
+from carnet.training.measure import Measure
+from carnet.training.step import explaining_out_of_memory
 
 IMAGES_TO_SEE = 400_000
-"""Training images, each as often as it comes up."""
+"""Training images of a whole run, each as often as it comes up."""
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
 STEPS_PER_EPOCH = 16
-"""At least, as far as batches of `SMALLEST_BATCH` make them."""
+"""Fewest, unless that takes batches below `SMALLEST_BATCH`."""
 SMALLEST_BATCH, LARGEST_BATCH = 8, 64
+SIDES_BY_STEPS = ((500, 64), (1300, 96), (8500, 128), (math.inf, 160))
+"""Number of steps that a budget leaves time for at the network's own side, and the best side up to that number.
+`docs/recipe.md` has the experiments."""
+_DECODED_TO_TIME = 32
+"""Images."""
+
+
+class Images(Protocol):
+    """What resolving needs to know of the data."""
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+
+    @property
+    def num_valid(self) -> int:
+        """Validation images."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded images, in pixels."""
 
 
 def resolve(asked: TrainingConfig, scan: Images, measure: Measure) -> ResolvedConfig:
-    """Fill in everything that was left open, each choice with its reason.
+    """Choose everything that was left open, and give the reasons.
 
     Args:
         asked: the config as it was asked for.
         scan: of the data.
-        measure: tells how fast this machine is, and what it has.
+        measure: of this machine.
 
     Raises:
-        ConfigError: if a device, a number of them or a precision asked for is not there, the memory allowed is too
+        ConfigError: if this machine lacks the devices or the precision that were asked for, the memory allowed is too
             little, or compiling was asked for and fails.
-        DataError: if there are too few images for so many devices.
+        DataError: if there are too few images for the number of devices.
     """
-    config = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
-    for choose in CHOICES:
-        config = choose(config, asked, scan, measure)
-    return config
+    guess = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
+    return tune(guess, asked, scan.num_valid, measure)
 
 
 def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> ResolvedConfig:
-    """What follows from the data and the device, without measuring; a guess at the rest.
+    """Choose what follows from the data and the device without measuring, and guess the rest.
 
     Args:
         asked: the config as it was asked for.
@@ -57,17 +85,19 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         image_size: side of the images, in pixels.
 
     Raises:
-        ConfigError: if a device, a number of them or a precision asked for is not there.
-        DataError: if there are too few images for so many devices.
+        ConfigError: if this machine lacks the devices or the precision that were asked for.
+        DataError: if there are too few images for the number of devices.
     """
     device, devices = device_and_number(asked)
     if devices > 1 and num_train < 2 * devices:
         raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {devices} devices; use fewer")
-    batch_size = asked.batch_size or batch_size_for(num_train, devices)
-    epochs = asked.epochs or (1 if asked.budget else epochs_for(num_train))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", devices)) if num_launched() > 1 else devices
-    share = max(1, available_cores() // here)
-    threads = asked.threads or share
+    batch_size = asked.batch_size or _batch_size(num_train, devices)
+    epochs = asked.epochs or 1
+    if asked.epochs is None and asked.budget is None:
+        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_TO_SEE / num_train)))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices)) if num_launched() > 1 else devices
+    cores = max(1, available_cores() // local_processes)
+    on_cpu, whole = device == "cpu", -(-batch_size // devices)
     chosen = {
         "image_size": image_size,
         "epochs": epochs,
@@ -75,15 +105,15 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         "valid_seed": asked.seed if asked.valid_seed is None else asked.valid_seed,
         "device": device,
         "devices": devices,
-        "precision": _precision(asked, device),
+        "precision": asked.precision or _native_precision(device),
         "muon_precision": asked.muon_precision or "fp32",
         "compile": False,
         "memory_format": "contiguous" if device == "mps" else asked.memory_format or "channels_last",
-        "fast_depthwise": device == "cpu" if asked.fast_depthwise is None else asked.fast_depthwise,
-        "keep_memory": device == "cpu" and (not asked.max_memory if asked.keep_memory is None else asked.keep_memory),
-        "threads": threads,
-        "workers": min(loading_threads(), share) if asked.workers is None else asked.workers,
-        "micro_batch": whole_micro_batch(batch_size, devices, asked.micro_batch),
+        "fast_depthwise": on_cpu if asked.fast_depthwise is None else asked.fast_depthwise,
+        "keep_memory": on_cpu and (not asked.max_memory if asked.keep_memory is None else asked.keep_memory),
+        "threads": asked.threads or cores,
+        "workers": min(loading_threads(), cores) if asked.workers is None else asked.workers,
+        "micro_batch": min(asked.micro_batch or whole, whole),
     }
     guess = ResolvedConfig(
         **{field.name: getattr(asked, field.name) for field in fields(TrainingConfig)}
@@ -95,8 +125,25 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
     return replace(guess, reasons=tuple(_first_reasons(guess, asked)))
 
 
+def _batch_size(num_train: int, devices: int) -> int:
+    """Return a power of two, smaller where there are few images, so that an epoch still has some steps."""
+    fitting = max(SMALLEST_BATCH, min(LARGEST_BATCH, num_train // STEPS_PER_EPOCH))
+    size: int = 2 ** (fitting.bit_length() - 1)
+    while size < 2 * devices:
+        size *= 2
+    return size
+
+
+def _native_precision(device: Device) -> Precision:
+    """Return the precision that a device computes well, as far as no measuring is needed."""
+    if device == "cuda":
+        # Before compute capability 8 bf16 is emulated.
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    return "fp32"
+
+
 def _first_reasons(guess: ResolvedConfig, asked: TrainingConfig) -> Iterator[str]:
-    """Why, as far as no measuring is needed: a phrase each."""
+    """Yield the reasons for a first guess, a phrase each."""
     if guess.devices > 1:
         statistics = "common to all" if guess.device == "cuda" else "each process's own"
         yield f"{guess.devices} processes, batch-norm statistics {statistics}"
@@ -116,10 +163,10 @@ def _first_reasons(guess: ResolvedConfig, asked: TrainingConfig) -> Iterator[str
 
 
 def device_and_number(asked: TrainingConfig) -> tuple[Device, int]:
-    """Where to compute, and with how many processes.
+    """Return the device to compute on, and the number of processes.
 
     Raises:
-        ConfigError: if they are not there, or contradict what torchrun has started.
+        ConfigError: if this machine lacks them, or they contradict what torchrun has started.
     """
     device = choose_device(asked.device)
     if asked.precision == "fp16" and device == "cpu":
@@ -139,25 +186,86 @@ def device_and_number(asked: TrainingConfig) -> tuple[Device, int]:
     return device, asked.devices
 
 
-def batch_size_for(num_train: int, devices: int = 1) -> int:
-    """Images of a batch: a power of two, smaller where there are few images, so that they still make some steps."""
-    fitting = max(SMALLEST_BATCH, min(LARGEST_BATCH, num_train // STEPS_PER_EPOCH))
-    size: int = 2 ** (fitting.bit_length() - 1)
-    while size < 2 * devices:
-        size *= 2
-    return size
+def budget_chooses_size(asked: TrainingConfig) -> bool:
+    """Return whether a budget alone decides the side of the images, for networks that take any side."""
+    is_open = asked.image_size is None and asked.epochs is None and not asked.stream
+    return asked.budget is not None and is_open and asked.model in RESIZABLE
 
 
-def epochs_for(num_train: int) -> int:
-    """Epochs where no budget chooses them: many for few images, few for many."""
-    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_TO_SEE / num_train)))
+def size_for(num_steps: float) -> int:
+    """Return the best side, in pixels, where there is time for so many steps at the network's own side."""
+    return next(side for most, side in SIDES_BY_STEPS if num_steps <= most)
 
 
-def _precision(asked: TrainingConfig, device: Device) -> Precision:
-    """Arithmetic of training, as far as no measuring is needed."""
-    if asked.precision is not None:
-        return asked.precision
-    if device == "cuda":
-        # Before compute capability 8 bf16 is emulated.
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    return "fp32"
+def choose_size(
+    asked: TrainingConfig,
+    images: LabeledImages,
+    progress: Progress,
+    *,
+    started: float,
+    measure: Callable[[ResolvedConfig, ModelSpec], Measure] | None = None,
+    decoding_seconds: float | None = None,
+) -> int:
+    """Choose the side of the images, in pixels: as asked, the network's own, or what makes the most of a budget.
+
+    A smaller side lets the network see each image more often.
+
+    Args:
+        asked: the config as it was asked for.
+        images: as they were found.
+        progress: told the choice where a budget makes it.
+        started: when the command began, by `time.monotonic`.
+        measure: returns the measure of this machine; None: one that takes trial steps on random pixels.
+        decoding_seconds: time to decode all images; None: some of them are decoded.
+    """
+    usual = default_image_size(asked.model)
+    if not budget_chooses_size(asked):
+        return asked.image_size or usual
+    assert asked.budget is not None
+    num_train = len(images.splits.get("train", images.samples))
+    if "valid" not in images.splits:
+        num_train = max(1, round((1 - asked.valid_fraction) * num_train))
+    spec = ModelSpec(
+        model=asked.model, classes=images.classes, image_size=usual, resize=asked.resize, in_channels=asked.in_channels
+    )
+    guess = first_guess(asked, num_train=num_train, image_size=usual)
+    machine = measure(guess, spec) if measure else Measure.on_random_pixels(spec, guess.micro_batch, started=started)
+    seconds = _seconds_of_step(guess, asked, machine)
+    steps = steps_per_epoch(num_train, guess.batch_size, guess.devices)
+    decoding = _seconds_to_decode(images, spec) if decoding_seconds is None else decoding_seconds
+    left = parse_seconds(asked.budget) - machine.elapsed()
+    # Without a cache images are decoded in every epoch.
+    epoch, once = (seconds * steps + decoding, 0.0) if asked.cache == "off" else (seconds * steps, decoding)
+    epochs = max(0.0, left - once) / epoch
+    fitting = round(epochs * steps)
+    side = size_for(fitting)
+    progress.say(
+        f"Takes images of {side} px, because --budget {asked.budget} leaves time for about {fitting:,} "
+        f"steps at {usual} px ({epochs:.2g} passes over {counted(num_train, 'training image')}, at "
+        f"{guess.batch_size / seconds:,.0f} images/s); --image-size takes another side."
+    )
+    return side
+
+
+def _seconds_of_step(guess: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> float:
+    """Return the time of a step once precision, layout, gradients and threads are chosen."""
+    what = f"a step of {asked.model} at {guess.image_size} px, asked for {asked.precision}, {asked.memory_format}, "
+    what += f"{asked.fast_depthwise}, {asked.max_memory or 'any'} memory: {circumstances(guess)}"
+
+    def chosen() -> dict[str, float]:
+        with explaining_out_of_memory(guess.image_size, guess.micro_batch):
+            config = choose_step(choose_matrix_precision(guess, asked, measure), asked, measure)
+        return {"seconds": config.step_seconds}
+
+    return measure.once(what, ("seconds",), chosen)["seconds"]
+
+
+def _seconds_to_decode(images: LabeledImages, spec: ModelSpec) -> float:
+    """Estimate the time to decode all images by decoding some of them."""
+    samples = images.samples[:: max(1, len(images.samples) // _DECODED_TO_TIME)]
+    started = time.perf_counter()
+    for sample in samples:
+        # The scan of all images reports those that cannot be decoded.
+        with suppress(CarnetError):
+            load_image(sample.path, spec)
+    return (time.perf_counter() - started) / len(samples) * len(images.samples) / loading_threads()

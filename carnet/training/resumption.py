@@ -16,7 +16,7 @@ from carnet.models.weights import device_name
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, first_few, quoted
 from carnet.training.checkpoint import Checkpoint, DamagedCheckpointError, read_checkpoint
-from carnet.training.measurements import processor_features
+from carnet.training.measure import processor_features
 from carnet.training.preparation import Job, drawn_batch, new_network, scan_data, start_weights, whiten_first
 from carnet.training.resolve import device_and_number
 from carnet.training.step import compiler_problem

@@ -26,7 +26,7 @@ from carnet.training.memory import (
     peak_resident_bytes,
 )
 from carnet.training.optim import WeightAverage
-from carnet.training.pipeline import Batch, PixelsFrom
+from carnet.training.pipeline import Batch, pixel_loader
 from carnet.training.preparation import Job
 from carnet.training.schedule import View, mean_cost, view_at
 from carnet.training.step import TrainingStep, explaining_out_of_memory
@@ -193,7 +193,7 @@ class Training:
             samples,
             self.spec,
             batch_size=self.config.evaluation_batch,
-            read=PixelsFrom(self.job.scan.decoded, self.spec),
+            read=pixel_loader(self.job.scan.decoded, self.spec),
             progress=lambda done, total: self.progress.bar(what, done, total),
         ).logits
 

@@ -4,12 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up import Images, MadeUp, Seconds, another_network
+from made_up import MadeUp, Seconds, another_network
 
 from carnet.config import ResolvedConfig, TrainingConfig, published
 from carnet.errors import ConfigError, OutOfMemoryError
-from carnet.training.autotune import CHOICES
-from carnet.training.measurements import MatrixRates, compiling
+from carnet.training.autotune import COMPILING, tune
 from carnet.training.resolve import first_guess
 from carnet.training.schedule import mean_cost
 
@@ -30,14 +29,11 @@ def tuned(
     measure.of_step = seconds if callable(seconds) else lambda _: seconds
     assert config.image_size is not None
     assert config.batch_size is not None
-    images = Images(steps * config.batch_size, image_size=config.image_size)
-    resolved = first_guess(config, num_train=images.num_train, image_size=config.image_size)
+    resolved = first_guess(config, num_train=steps * config.batch_size, image_size=config.image_size)
     # A machine of eight cores, whatever this one has.
     workers = 8 if config.workers is None else config.workers
     resolved = replace(resolved, threads=config.threads or measure.cores, workers=workers)
-    for choose in CHOICES:
-        resolved = choose(resolved, config, images, measure)
-    return resolved
+    return tune(resolved, config, num_valid=50, measure=measure)
 
 
 def compiled_is(ratio: float) -> Seconds:
@@ -58,9 +54,9 @@ def compiling_fails(config: ResolvedConfig) -> float:
 def compilings(measure: MadeUp) -> dict[str, dict[str, float]]:
     """What is known of compiling this network."""
     return {
-        name.removeprefix(compiling("")): numbers
+        name.removeprefix(COMPILING): numbers
         for name, numbers in measure.known.items()
-        if name.startswith(compiling("carnet18"))
+        if name.startswith(f"{COMPILING}carnet18")
     }
 
 
@@ -126,7 +122,7 @@ def test_what_was_no_faster_compiled_is_not_compiled_again() -> None:
 def test_each_way_to_compute_is_the_fastest_by_a_margin(field: str, usual: Any, other: Any) -> None:
     def chosen(ratio: float, **asked: Any) -> Any:
         seconds = lambda config: ratio if getattr(config, field) == other else 1.0  # noqa: E731
-        measure = MadeUp(rates=MatrixRates(fp32=80.0, bf16=81.0))
+        measure = MadeUp(rates={"fp32": 80.0, "bf16": 81.0})
         return getattr(tuned(seconds, measure, **({"compile": False, "precision": None} | asked)), field)
 
     assert [chosen(ratio) for ratio in (2.0, 1.0, 0.92, 0.9)] == [usual, usual, usual, other]
@@ -163,7 +159,7 @@ def test_ways_to_compute_are_compared_on_parts_of_a_batch() -> None:
 
 def test_muon_multiplies_in_the_faster_precision() -> None:
     for bf16, chosen in ((1.0, "fp32"), (80.0, "fp32"), (87.0, "fp32"), (89.0, "bf16"), (400.0, "bf16")):
-        config = tuned(measure=MadeUp(rates=MatrixRates(fp32=80.0, bf16=bf16)), optimizer="muon")
+        config = tuned(measure=MadeUp(rates={"fp32": 80.0, "bf16": bf16}), optimizer="muon")
         assert config.muon_precision == chosen
         assert any(f"Muon in {chosen}" in reason and "80 GFLOP/s in fp32" in reason for reason in config.reasons)
         assert config.matrix_gflops == {"fp32": 80.0, "bf16": bf16}
@@ -179,19 +175,19 @@ def test_every_step_that_is_measured_has_muons_precision() -> None:
         seen.add(config.muon_precision)
         return 1.0
 
-    tuned(seconds, MadeUp(rates=MatrixRates(fp32=1.0, bf16=100.0)), optimizer="muon")
+    tuned(seconds, MadeUp(rates={"fp32": 1.0, "bf16": 100.0}), optimizer="muon")
     assert seen == {"bf16"}
 
 
 def test_several_processes_train_in_the_precision_that_multiplies_faster() -> None:
     """Their steps are not tried in turns."""
     for bf16, chosen in ((87.0, "fp32"), (89.0, "bf16")):
-        measure = MadeUp(rates=MatrixRates(fp32=80.0, bf16=bf16))
+        measure = MadeUp(rates={"fp32": 80.0, "bf16": bf16})
         config = tuned(measure=measure, devices=2, precision=None)
         assert config.precision == chosen
         assert any(reason.startswith(f"{chosen}: products of matrices") for reason in config.reasons)
         assert not measure.images_in_turns
-    assert tuned(measure=MadeUp(rates=MatrixRates(fp32=1.0, bf16=9.0)), devices=2, precision="fp32").precision == "fp32"
+    assert tuned(measure=MadeUp(rates={"fp32": 1.0, "bf16": 9.0}), devices=2, precision="fp32").precision == "fp32"
 
 
 def test_without_a_compiler_the_run_goes_on() -> None:

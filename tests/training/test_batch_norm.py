@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from carnet import create_model
-from carnet.training.batch_norm import SummedBatchNorm2d, sum_batch_norms
+from carnet.training.batch_norm import SummedBatchNorm2d, channel_sums, is_large, sum_batch_norms
 from carnet.training.step import compiler_problem
 
 needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
@@ -70,3 +70,10 @@ def test_what_keeps_no_average_stays() -> None:
         nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4, track_running_stats=False)
     )
     assert sum_batch_norms(network, compiled=True) == 0
+
+
+@pytest.mark.parametrize(("shape", "large"), [((3, 4, 5, 6), False), ((2, 8, 200, 180), True)])
+def test_the_order_does_not_change_the_sums(shape: tuple[int, ...], large: bool) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert is_large(x) == large
+    torch.testing.assert_close(channel_sums(x), x.sum((0, 2, 3)))

@@ -1,5 +1,6 @@
 """A budget is spent on small images where there is time for few passes over them, and on larger ones where for many."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,9 @@ from carnet.config import ResolvedConfig
 from carnet.data.find import find_images
 from carnet.spec import ModelSpec
 from carnet.text import Silent
-from carnet.training import budget
-from carnet.training.budget import SIDES_BY_STEPS, budget_chooses_size, choose_size, size_for
-from carnet.training.measurements import Measure
+from carnet.training.measure import Measure
 from carnet.training.preparation import prepare
+from carnet.training.resolve import SIDES_BY_STEPS, budget_chooses_size, choose_size, size_for
 
 SIDES = [side for _, side in SIDES_BY_STEPS]
 OPEN = TrainingConfig(model="carnet_n", budget="10m", device="cpu")
@@ -68,7 +68,7 @@ def test_a_budget_chooses_only_what_nobody_did(changes: dict[str, Any], side: in
     assert budget_chooses_size(asked) == (side is None)
     if side is not None:
         listening = Listening()
-        assert choose_size(asked, find_images(photos), listening, started=0.0, rehearse=never) == side
+        assert choose_size(asked, find_images(photos), listening, started=0.0, measure=never) == side
         assert not listening.said
 
 
@@ -77,7 +77,7 @@ def test_speed_images_and_budget_decide(seconds: float, photos: Path) -> None:
     """24 training images are three steps; 600 s hold so many of them, less what decoding takes."""
     listening = Listening()
     side = choose_size(
-        OPEN, find_images(photos), listening, started=0.0, rehearse=steps_of(seconds), decoding_seconds=60.0
+        OPEN, find_images(photos), listening, started=0.0, measure=steps_of(seconds), decoding_seconds=60.0
     )
     assert side == size_for(540 / seconds)
     (said,) = listening.said
@@ -87,7 +87,7 @@ def test_speed_images_and_budget_decide(seconds: float, photos: Path) -> None:
 
 def test_what_is_spent_already_is_not_left(photos: Path) -> None:
     side = choose_size(
-        OPEN, find_images(photos), Silent(), started=0.0, rehearse=steps_of(0.1, spent=520.0), decoding_seconds=60.0
+        OPEN, find_images(photos), Silent(), started=0.0, measure=steps_of(0.1, spent=520.0), decoding_seconds=60.0
     )
     assert side == size_for(20 / 0.1) < size_for(540 / 0.1)
 
@@ -100,7 +100,7 @@ def test_the_speed_that_was_measured_first_counts(photos: Path) -> None:
             find_images(photos),
             Silent(),
             started=0.0,
-            rehearse=steps_of(seconds, known=known),
+            measure=steps_of(seconds, known=known),
             decoding_seconds=60.0,
         )
         for seconds in (60.0, 0.001)
@@ -112,14 +112,14 @@ def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path) -> Non
     for cache, steps in (("disk", 500 / 0.001), ("off", 3 * 600 / 100.003)):
         config = replace(OPEN, cache=cache)
         side = choose_size(
-            config, find_images(photos), Silent(), started=0.0, rehearse=steps_of(0.001), decoding_seconds=100.0
+            config, find_images(photos), Silent(), started=0.0, measure=steps_of(0.001), decoding_seconds=100.0
         )
         assert side == size_for(steps)
 
 
 def test_a_folder_without_splits_counts_what_is_left_to_train_on(flat: Path) -> None:
     listening = Listening()
-    choose_size(OPEN, find_images(flat), listening, started=0.0, rehearse=steps_of(1.0))
+    choose_size(OPEN, find_images(flat), listening, started=0.0, measure=steps_of(1.0))
     assert "24 training images" in listening.said[0]
 
 
@@ -131,7 +131,7 @@ def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_pa
         output=tmp_path / "run",
         init=None,
         ignore=(),
-        started=budget.time.monotonic(),
+        started=time.monotonic(),
         progress=Silent(),
     )
     assert job.config.image_size == job.spec.image_size == SIDES[-1]

@@ -14,7 +14,7 @@ from carnet.errors import ImageError
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
-from carnet.training.pipeline import Batch, ImageFiles, Pipeline, PixelsFrom
+from carnet.training.pipeline import Batch, ImageFiles, Pipeline, pixel_loader
 from carnet.training.schedule import View
 
 
@@ -53,7 +53,7 @@ def pipeline(photos: Path) -> Pipeline:
     found = find_images(photos)
     spec = ModelSpec(model="carnet18", classes=found.classes, image_size=48)
     files = ImageFiles(found.splits["train"], seed=0)
-    return Pipeline(files, PixelsFrom(None, spec), Augmentation(0.2, 0.5, 15), seed=5, batch_size=7)
+    return Pipeline(files, pixel_loader(None, spec), Augmentation(0.2, 0.5, 15), seed=5, batch_size=7)
 
 
 def whole_view(_: int) -> View:

@@ -20,8 +20,9 @@ from carnet.config import ResolvedConfig
 from carnet.errors import RunError, StoppedError
 from carnet.spec import ModelSpec
 from carnet.text import Silent
-from carnet.training import preparation, rehearsal, resumption, step
+from carnet.training import preparation, resumption, step
 from carnet.training.distributed import Processes
+from carnet.training.measure import Measure
 from carnet.training.pipeline import Batch, cut_mix
 from carnet.training.preparation import DataScan
 from carnet.training.resolve import first_guess
@@ -124,7 +125,7 @@ def test_exact_resume_with_everything_on(
 ) -> None:
     """The network is traced here; generating code for it takes minutes, and is a slow test."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(rehearsal, "compiler_problem", lambda _: "")
+    monkeypatch.setattr(Measure, "compiler_problem", staticmethod(lambda _: ""))
     monkeypatch.setattr(resumption, "compiler_problem", lambda _: "")
     recipe = replace(SMALL, compile=True, precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())

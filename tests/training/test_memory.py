@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from children import finished
 
-from carnet.training.memory import PeakMemory, _anonymous_bytes_of, free_bytes, keep_freed_memory
+from carnet.training.memory import anonymous_bytes, free_bytes, keep_freed_memory, peak_anonymous_bytes
 
 MEGABYTE = 2**20
 
@@ -37,22 +36,27 @@ def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
 
 
 def test_peaks_are_seen_and_files_are_not(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(64 * MEGABYTE))
-    with PeakMemory() as memory:
-        before = memory.peak_bytes
-        assert before == pytest.approx(_anonymous_bytes_of(psutil.Process()), rel=0.5)
+    def map_file() -> None:
         mapped = np.memmap(tmp_path / "file", np.uint8, "r")
         assert int(mapped[::4096].sum()) == 0
-        if sys.platform == "linux":
-            assert memory.peak_bytes - before < 32 * MEGABYTE
-    with PeakMemory() as memory:
-        before = memory.peak_bytes
-        # Straight from the system; what the process has kept would not show.
+
+    def take_memory() -> None:
+        # Straight from the system, because memory that the process has kept would not show.
         private = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
         with mmap.mmap(-1, 64 * MEGABYTE, **private) as block:
             block.write(b"1" * 64 * MEGABYTE)
             time.sleep(0.05)
-    assert memory.peak_bytes - before > 48 * MEGABYTE
+
+    (tmp_path / "file").write_bytes(bytes(64 * MEGABYTE))
+    before = anonymous_bytes()
+    if sys.platform == "linux":
+        assert peak_anonymous_bytes(map_file) - before < 32 * MEGABYTE
+    assert peak_anonymous_bytes(take_memory) - before > 48 * MEGABYTE
+
+
+def test_an_error_in_the_work_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        peak_anonymous_bytes(lambda: 1 / 0)
 
 
 KEEPING = """

@@ -11,8 +11,8 @@ from made_up import Images, MadeUp
 from carnet import TrainingConfig, published
 from carnet.config import OF_MACHINE, ResolvedConfig
 from carnet.errors import ConfigError, DataError
-from carnet.training.autotune import CHOICES, LONG_RUN_EPOCHS
-from carnet.training.resolve import batch_size_for, first_guess, resolve
+from carnet.training.autotune import LONG_RUN_EPOCHS, tune
+from carnet.training.resolve import first_guess, resolve
 
 
 def guess(asked: TrainingConfig, num_train: int) -> ResolvedConfig:
@@ -37,9 +37,8 @@ def test_few_images_are_seen_often(num_train: int, epochs: int) -> None:
 
 
 def test_every_device_gets_two_images() -> None:
-    assert batch_size_for(20, devices=16) == 32
-    # 12 at least, of which a power of two must not fall short.
-    assert batch_size_for(100, devices=6) == 16
+    assert guess(TrainingConfig(devices=16), 32).batch_size == 32
+    # 12 at least, and a power of two.
     assert guess(TrainingConfig(devices=6), 100).batch_size == 16
     with pytest.raises(DataError, match="11 training images cannot be shared by 6 devices; use fewer"):
         guess(TrainingConfig(devices=6), 11)
@@ -87,10 +86,7 @@ def test_equal_measurements_resolve_equally_and_nothing_is_left_open() -> None:
     chosen = {field.name for field in fields(ResolvedConfig) if getattr(one, field.name) is None}
     assert chosen == {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds"}
     by_hand = first_guess(asked, num_train=5000, image_size=128)
-    measure = MadeUp()
-    for choose in CHOICES:
-        by_hand = choose(by_hand, asked, images, measure)
-    assert by_hand == one
+    assert tune(by_hand, asked, images.num_valid, MadeUp()) == one
     assert one.reasons
 
 

@@ -20,7 +20,7 @@ from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training.augment import Augmentation
-from carnet.training.pipeline import Pipeline, PixelsFrom, StreamedImages, augmenting_rng
+from carnet.training.pipeline import Loaded, Pipeline, StreamedImages, pixel_loader
 from carnet.training.run import TrainingResult
 from carnet.training.schedule import View
 
@@ -108,7 +108,7 @@ def test_every_image_is_streamed_once_an_epoch_and_augmented_alike(photos: Path,
 def streamed(stream: ImageStream, train: Sequence[Sample], batch_size: int = 6) -> Pipeline:
     spec = ModelSpec(model="carnet_s", classes=stream.classes, image_size=48)
     images = StreamedImages(stream.source, train, stream.classes, seed=0)
-    return Pipeline(images, PixelsFrom(None, spec), Augmentation(0.2, 0.5, 15), 5, batch_size)
+    return Pipeline(images, pixel_loader(None, spec), Augmentation(0.2, 0.5, 15), 5, batch_size)
 
 
 def test_streamed_images_keep_their_labels_and_change_with_the_epoch(photos: Path, tmp_path: Path) -> None:
@@ -121,9 +121,8 @@ def test_streamed_images_keep_their_labels_and_change_with_the_epoch(photos: Pat
     assert len(items) == len(there) == 24
     for item, pixels, label in zip(items, batch.images.numpy(), batch.labels.tolist(), strict=True):
         assert stream.classes[label] == there[item.place].label
-        change = pipeline.augmentation.draw(augmenting_rng(5, 1, item.place))
-        changed = pipeline.augmentation.apply(load_image(there[item.place].content, spec), change, 48)
-        assert np.array_equal(pixels, changed)
+        loaded = Loaded(load_image(there[item.place].content, spec), label, item.place)
+        assert np.array_equal(pixels, pipeline.changed([loaded], 1, View(48)).images[0].numpy())
 
 
 def test_without_a_valid_split_some_are_held_back(photos: Path, tmp_path: Path) -> None:
