@@ -101,13 +101,9 @@ def explain(model: Explainable, source: ImageSource, label: str | None = None, t
 def draw_heat(
     image: Image.Image, class_map: NDArray[np.float32], centres: Sequence[Sequence[float]], spec: ModelSpec
 ) -> Image.Image:
-    """Lay a class map over an image.
+    """Lay a class map (h, w) over a decoded image; values below 0 are evidence against the class and are not drawn.
 
-    Args:
-        image: the decoded image: grey, RGB, or RGB with opacity.
-        class_map: (h, w); values below 0 are evidence against the class and are not drawn.
-        centres: where each row, and each column, of the map looks, in pixels of the network's input.
-        spec: how the image becomes an input.
+    `centres` says where each row, and each column, of the map looks, in pixels of the network's input.
     """
     side = max(FIGURE_SIDE, spec.image_size)
     resized = resize(image, side, spec.resize)

@@ -56,17 +56,13 @@ class Command:
 
     def run(self, train: TrainOne | None = None, to_graph: ToGraph | None = None) -> int:
         """Train what is missing and compare, by the given means or as usual; returns the exit code."""
-        from carnet.comparison.runs import train_runs
         from carnet.comparison.verdict import compare
-        from carnet.data.samples import short_name
 
         models = words(self.models)
         try:
             reach = [float(word) / 100 for word in words(self.reach)]
         except ValueError:
             raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
-        if models and len(self.targets) != 1:
-            raise ConfigError("with --models, name one folder, table, archive or data set of images")
         defaults = PRESETS[self.preset]()
         if models and (self.recipe.model, self.recipe.seed) != (defaults.model, defaults.seed):
             raise ConfigError("--models names the networks here, and --seeds how many runs each has, from seed 0 on")
@@ -75,25 +71,21 @@ class Command:
         if not models and (self.seeds, self.preset, self.recipe) != (Command.seeds, "default", TrainingConfig()):
             raise ConfigError("--seeds, --preset and the recipe's flags say how to train; name --models to be trained")
         with console(self.json) as progress:
-            untrained: list[str] = []
-            if models:
-                output = self.output or Path("runs") / f"compare-{short_name(Path(self.targets[0]))}"
-                paths, untrained = train_runs(
-                    self.targets[0],
-                    models,
-                    seeds=self.seeds,
-                    config=self.recipe,
-                    folder=output,
-                    progress=progress,
-                    train=train,
-                )
-            else:
-                output, paths = self.output or Path("comparison"), [Path(target) for target in self.targets]
             answer = compare(
-                paths, output, progress, reach=reach, data=self.data, untrained=untrained, to_graph=to_graph
+                self.targets,
+                self.output,
+                models=models,
+                seeds=self.seeds,
+                config=self.recipe,
+                reach=reach,
+                data=self.data or None,
+                progress=progress,
+                train=train,
+                to_graph=to_graph,
             )
             if not self.json:
-                progress.say("\n".join(["", *answer.sentences, f"The comparison is {output / 'comparison.html'}."]))
+                page = answer.folder / "comparison.html"
+                progress.say("\n".join(["", *answer.sentences, f"The comparison is {page}."]))
         if self.json:
             print_json(answer.document)
-        return 1 if untrained else 0
+        return 1 if answer.untrained else 0

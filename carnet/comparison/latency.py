@@ -1,10 +1,9 @@
-"""How fast networks answer: all of them in turns on one machine, from the pixels of an image to its answer."""
+"""Time networks, all of them in turns on one machine, from the pixels of an image to its logits or probabilities."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,11 @@ PYTORCH = "pytorch"
 RUNTIMES = (PYTORCH, *get_args(Runtime))
 
 Answer = Callable[[Images], object]
-"""uint8 images (N, S, S, C) -> whatever the runtime answers."""
+"""uint8 images (N, S, S, C) -> what the runtime returns."""
 ToGraph = Callable[["TrainedModel"], "Graph"]
 """Writes a trained network as ONNX."""
+Calls = dict[tuple[str, str, int, int], Callable[[], object]]
+"""What is timed, by model, runtime, image size and batch size."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Timing:
     """How long one network in one runtime takes for a batch.
 
     Attributes:
-        model: as it was named.
+        model: the model, as it was given.
         runtime: one of `RUNTIMES`.
         image_size: side of an image, in pixels.
         batch_size: images at a time.
-        milliseconds: of a whole batch, one number for each turn.
+        milliseconds: time for a whole batch, one number for each turn.
     """
 
     model: str
@@ -53,25 +54,21 @@ class Timing:
 
     @property
     def median_ms(self) -> float:
-        """Half of the turns took less."""
+        """Median of the turns."""
         return statistics.median(self.milliseconds)
 
     @property
     def images_per_second(self) -> float:
-        """At the median."""
+        """Images per second at the median."""
         return 1000 * self.batch_size / self.median_ms
 
-    def percentile(self, share: float) -> float:
-        """Milliseconds below which this share of the turns lies, in per cent."""
-        return float(np.percentile(self.milliseconds, share))
+    def percentile(self, percent: float) -> float:
+        """Return the milliseconds below which this percentage of the turns lies."""
+        return float(np.percentile(self.milliseconds, percent))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "model": self.model,
-            "runtime": self.runtime,
-            "image_size": self.image_size,
-            "batch_size": self.batch_size,
+        """Return plain values."""
+        return {key: value for key, value in vars(self).items() if key != "milliseconds"} | {
             "median_ms": self.median_ms,
             "p25_ms": self.percentile(25),
             "p75_ms": self.percentile(75),
@@ -82,15 +79,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, on what.
+    """What was measured, and on what.
 
     Attributes:
-        timings: in the order in which models, runtimes and batches were named.
-        threads: of the arithmetic.
+        timings: in the order in which models, runtimes and batch sizes were given.
+        threads: compute threads.
         rounds: turns of each.
         device: where PyTorch computes: cpu, cuda or mps.
-        device_name: what its maker calls it.
-        matrix_gflops: rates of matrix products there in fp32 and bf16; None where PyTorch took no part.
+        device_name: its product name.
+        matrix_gflops: rates of matrix products on that device in fp32 and bf16; None where PyTorch took no part.
     """
 
     timings: tuple[Timing, ...]
@@ -101,13 +98,12 @@ class Benchmark:
     matrix_gflops: dict[str, float] | None = None
 
     def times_the_first(self, timing: Timing) -> float:
-        """Its median, as a multiple of that of the first with batches as large."""
+        """Return a timing's median as a multiple of that of the first with the same batch size."""
         first = next(other for other in self.timings if other.batch_size == timing.batch_size)
         return timing.median_ms / first.median_ms
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        timings = [timing.to_json() | {"times_the_first": self.times_the_first(timing)} for timing in self.timings]
+        """Return the document that `carnet benchmark --json` prints."""
         return {
             "machine": {
                 "processor": processor_name(),
@@ -120,12 +116,12 @@ class Benchmark:
             "rounds": self.rounds,
             "device": self.device,
             "device_name": self.device_name,
-            "timings": timings,
+            "timings": [one.to_json() | {"times_the_first": self.times_the_first(one)} for one in self.timings],
         }
 
 
 def benchmark(
-    models: Sequence[str],
+    models: Sequence[str | Path] | str | Path,
     *,
     runtimes: Sequence[str] = ("onnxruntime", PYTORCH),
     batch_sizes: Sequence[int] = (1,),
@@ -135,72 +131,74 @@ def benchmark(
     num_classes: int = 100,
     progress: Progress | None = None,
 ) -> Benchmark:
-    """Time networks, in turns, so that other work on the machine slows all of them down alike.
+    """Time networks in turns, so that other work on the machine slows all of them down alike.
 
-    Every turn is counted right after one that is not. Networks that are named have random weights, which do not change
-    what there is to compute.
+    Each timed call directly follows one that is not timed.
 
     Args:
-        models: names of networks, NAME or NAME@SIZE; folders of runs; or model files, which PyTorch does not run.
+        models: names of networks, NAME or NAME@SIZE, which get random weights; run folders; or model files, which
+            PyTorch does not run.
         runtimes: some of `RUNTIMES`; networks and runs are exported for those that are not PyTorch.
         batch_sizes: images at a time.
-        threads: of the arithmetic.
+        threads: compute threads.
         rounds: turns of each.
-        device: where PyTorch computes: cpu, cuda, mps or auto; the others take the processor.
-        num_classes: of networks that are named.
-        progress: shown what happens; None: nobody.
+        device: where PyTorch computes: cpu, cuda, mps or auto; the others compute on the processor.
+        num_classes: number of outputs of networks that are given by name.
+        progress: shows what happens; None: nothing is shown.
 
     Raises:
-        ConfigError: unknown network, runtime or device, or a number below 1.
+        ConfigError: for an unknown network, runtime or device, or a number below 1.
         RunError: if a folder holds no model.
-        ModelFileError: if a file is damaged or none of ours.
+        ModelFileError: if a file is damaged or not ours.
     """
-    _check(models, runtimes, {"threads": threads, "rounds": rounds, "batch-sizes": min(batch_sizes, default=0)})
+    names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
+    _check(names, runtimes, {"threads": threads, "rounds": rounds, "batch-sizes": min(batch_sizes, default=0)})
     progress = progress or Silent()
-    answers = _answers(models, runtimes, threads=threads, device=device, num_classes=num_classes, progress=progress)
-    calls: dict[tuple[str, str, int, int], Callable[[], object]] = {}
-    for (name, runtime), (spec, answer) in answers.items():
-        for size in dict.fromkeys(batch_sizes):
-            shape = (size, spec.image_size, spec.image_size, spec.in_channels)
-            images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-            calls[name, runtime, spec.image_size, size] = partial(answer, images)
-    with_pytorch = any(runtime == PYTORCH for _, runtime in answers)
-    where = _device(device) if with_pytorch else ("cpu", processor_name())
-    with _pytorch_threads(threads) if with_pytorch else nullcontext():
-        measured = take_turns(calls, rounds, partial(progress.bar, "taking turns"))
-        rates = _matrix_gflops(where[0]) if with_pytorch else None
-    timings = tuple(Timing(*kind, tuple(times)) for kind, times in measured.items())
-    return Benchmark(timings, threads, rounds, *where, rates)
-
-
-def _answers(
-    models: Sequence[str],
-    runtimes: Sequence[str],
-    *,
-    threads: int,
-    device: str,
-    num_classes: int,
-    progress: Progress,
-) -> dict[tuple[str, str], tuple[ModelSpec, Answer]]:
-    """What is to be timed, by model and runtime."""
-    answers: dict[tuple[str, str], tuple[ModelSpec, Answer]] = {}
-    for name in dict.fromkeys(models):
+    calls: Calls = {}
+    for name in dict.fromkeys(names):
         progress.say(f"Opens {name} …")
         opened = _open(name, num_classes, device)
         for runtime in dict.fromkeys(runtimes):
-            if runtime != PYTORCH or not isinstance(opened, ModelFile):
-                answers[name, runtime] = opened.spec, answerer(opened, runtime, threads)
-    if not answers:
+            calls |= _calls_of(name, opened, runtime, batch_sizes, threads)
+    return _measure(calls, threads, rounds, device, progress)
+
+
+def _calls_of(
+    name: str, model: TrainedModel | ModelFile, runtime: str, batch_sizes: Sequence[int], threads: int
+) -> Calls:
+    if runtime == PYTORCH and isinstance(model, ModelFile):
+        return {}
+    calls: Calls = {}
+    answer, spec = answerer(model, runtime, threads), model.spec
+    for size in batch_sizes:
+        shape = (size, spec.image_size, spec.image_size, spec.in_channels)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        calls[name, runtime, spec.image_size, size] = partial(answer, images)
+    return calls
+
+
+def _measure(calls: Calls, threads: int, rounds: int, device: str, progress: Progress) -> Benchmark:
+    if not calls:
         raise ConfigError("PyTorch does not run model files; add --runtimes onnxruntime, or name a network or a run")
-    return answers
+    measure = partial(take_turns, calls, rounds, partial(progress.bar, "taking turns"))
+    rates = None
+    if any(runtime == PYTORCH for _, runtime, _, _ in calls):
+        from carnet.models.weights import choose_device, device_name, on_threads
+        from carnet.training.measure import measure_matrix_rates
+
+        device = choose_device(device)
+        name = device_name(device)
+        with on_threads(threads):
+            measured = measure()
+            rates = measure_matrix_rates(device, side=512).to_json()
+    else:
+        device, name, measured = "cpu", processor_name(), measure()
+    timings = tuple(Timing(*key, tuple(times)) for key, times in measured.items())
+    return Benchmark(timings, threads, rounds, device, name, rates)
 
 
 def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int, to_graph: ToGraph | None = None) -> Answer:
-    """What a model answers in a runtime; a trained one is exported for those that are not PyTorch, by `to_graph`.
-
-    Raises:
-        ModelError: if it cannot be exported.
-    """
+    """Open a model in a runtime; a trained one is exported by `to_graph` for those that are not PyTorch."""
     if isinstance(model, ModelFile):
         return open_runtime(model, cast(Runtime, runtime), threads)
     if runtime == PYTORCH:
@@ -216,13 +214,13 @@ def answerer(model: TrainedModel | ModelFile, runtime: str, threads: int, to_gra
 def latencies_in_turns(
     models: Mapping[str, TrainedModel], progress: Progress, to_graph: ToGraph | None = None
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Milliseconds of an image on one thread, median and 95th percentile, all in turns; and what is missing.
+    """Time trained models, by label, for one image on one thread, all in turns.
 
-    Args:
-        models: trained ones, by their labels.
-        progress: shown how far that is.
-        to_graph: exports them; None: as `carnet export` does.
+    Returns:
+        Milliseconds, median and 95th percentile, by label; and notes on what could not be measured.
     """
+    from carnet.models.weights import on_threads
+
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     notes = []
     for label, model in models.items():
@@ -237,7 +235,7 @@ def latencies_in_turns(
                 notes.append(f"{label} has no latency in {name}: {reason[0]}")
             else:
                 calls[label, key] = call
-    with _pytorch_threads(1):
+    with on_threads(1):
         measured = take_turns(calls, rounds=40, progress=partial(progress.bar, "measuring latencies"))
     latencies: dict[str, dict[str, float]] = {label: {} for label in models}
     for (label, key), times in measured.items():
@@ -276,30 +274,9 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     check_image_size(network, name, side)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
-            # Our blocks begin with a factor of zero, behind which a runtime may find nothing to do.
+            # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
             torch.nn.init.ones_(module.weight)
     mean, std = normalization(network, 3)
-    classes = tuple(map(str, range(num_classes)))
-    spec = ModelSpec(model=name, classes=classes, image_size=side, mean=mean, std=std)
+    spec = ModelSpec(model=name, classes=tuple(map(str, range(num_classes))), image_size=side, mean=mean, std=std)
     compute_exactly()
-    network = network.to(choose_device(device)).to(memory_format=torch.channels_last)
-    return TrainedModel(network, spec)
-
-
-def _device(wish: str) -> tuple[str, str]:
-    from carnet.models.weights import choose_device, device_name
-
-    device = choose_device(wish)
-    return device, device_name(device)
-
-
-def _matrix_gflops(device: str) -> dict[str, float]:
-    from carnet.training.measure import measure_matrix_rates
-
-    return measure_matrix_rates(device, side=512)
-
-
-def _pytorch_threads(number: int) -> Any:
-    from carnet.models.weights import on_threads
-
-    return on_threads(number)
+    return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec)

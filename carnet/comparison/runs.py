@@ -1,4 +1,4 @@
-"""The runs of a comparison: train what is missing, take up what has stopped, read what is finished."""
+"""The runs of a comparison: train those that are missing, resume those that have stopped, read the finished ones."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ from carnet.training.resolve import budget_chooses_size
 from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
-"""What training may meet that another network need not."""
+"""Errors of training that another network may not meet."""
 TrainOne = Callable[[str, TrainingConfig, Path], None]
-"""Trains one run on some images into a folder, or goes on with it."""
-_ASK_SECONDS = 0.5
-"""Between two questions whether a run should stop."""
+"""Trains one run on some images into a folder, or resumes it."""
+_POLL_SECONDS = 0.5
 
 
 class _LastEpoch(TypedDict):
@@ -53,7 +52,7 @@ class _LastEpoch(TypedDict):
 
 
 class _Result(TypedDict):
-    """What is needed of `result.json`."""
+    """The part of `result.json` that a comparison needs."""
 
     epochs: Annotated[Count, Range(1)]
     seconds: Seconds
@@ -66,7 +65,7 @@ class _Result(TypedDict):
 
 
 class _Row(TypedDict):
-    """What is needed of a line of `metrics.csv`."""
+    """The part of a line of `metrics.csv` that a comparison needs."""
 
     seconds: Seconds
     valid_top1: Share
@@ -74,19 +73,19 @@ class _Row(TypedDict):
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A finished run, and its kept weights' answers for the validation images.
+    """A finished run, and the evaluation of its kept weights.
 
     Attributes:
-        path: its folder.
-        requested: how it was to be trained, with open what followed from the data, the machine or the time.
-        resolved: the same, with nothing open, and how it was computed.
-        versions: of what trained it.
-        start: the run whose weights it started from, or nothing.
-        content_hash: of all images.
-        document: what its `result.json` says.
+        path: the run folder.
+        requested: the requested config.
+        resolved: the resolved config.
+        versions: versions of the packages that trained it.
+        start: the run whose weights it started from; empty: none.
+        content_hash: hash of all images.
+        document: the content of `result.json`.
         history: a row for each epoch.
         model: the kept weights.
-        report: on the validation images that are no training images.
+        report: evaluation on the validation images that are not training images.
     """
 
     path: Path
@@ -111,29 +110,29 @@ def train_runs(
     progress: Progress,
     train: TrainOne | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Train every network with every seed; finished runs stay as they are, stopped ones go on.
+    """Train every network with every seed; finished runs are kept, stopped ones are resumed.
 
-    Each run has a process to itself, so that its memory is its own. The first seed of all networks comes first, so that
-    there is something to compare early. A network that this machine cannot train, for its memory or because its loss
-    is no number any more, does not keep the others from it.
+    Each run has its own process, so that its memory is its own. The first seed of all networks comes first, so that
+    there is something to compare early. If this machine cannot train a network, because its memory is too small or the
+    loss becomes infinite, the others are trained all the same.
 
     Args:
-        data: the images; without a valid split, all runs hold back the same ones.
+        data: the images.
         models: names of networks.
         seeds: runs of each, with seeds 0, 1, …
         config: the recipe of all; network and seed are filled in.
-        folder: where the runs lie, each in a folder of its own.
+        folder: folder of the run folders.
         progress: told which run comes next.
-        train: trains one run on some images into a folder, or goes on with it; None: `train_alone`.
+        train: trains one run; None: `train_alone`.
 
     Returns:
-        the folders of the finished runs, and a clause for each that could not be trained.
+        The folders of the finished runs, and a clause for each run that could not be trained.
 
     Raises:
-        ConfigError: for an unknown or doubled network, or with fewer than two runs.
+        ConfigError: for an unknown or repeated network, or with fewer than two runs.
         RunError: if the folder has a run of another recipe, or of other images.
         StoppedError: on Ctrl-C or SIGTERM; the run that was being trained has a checkpoint.
-        CarnetError: what else training raises; what a network alone met, if fewer than two runs are finished.
+        CarnetError: other errors of training; the first of a single network, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
     images = find_images(data, layout=config.layout or "auto")
@@ -142,11 +141,7 @@ def train_runs(
         config = replace(config, valid_seed=0)
     recipes = [replace(config, model=name, seed=seed) for seed in range(seeds) for name in models]
     wanted = {folder / f"{one.model.replace('/', '-')}-seed-{one.seed}": one for one in recipes}
-    # All of them first, since training may take days.
-    finished = {path for path, recipe in wanted.items() if _is_finished(path, recipe, images)}
-    if finished:
-        _check_content(finished, images)
-    failed = _train_missing(data, wanted, finished, progress, train or train_alone)
+    failed = _train_missing(data, wanted, _finished(wanted, images), progress, train or train_alone)
     trained = [path for path in wanted if path not in failed]
     if failed and len(trained) < 2:
         raise next(iter(failed.values()))
@@ -156,7 +151,7 @@ def train_runs(
 def _train_missing(
     data: str, wanted: Mapping[Path, TrainingConfig], finished: Collection[Path], progress: Progress, train: TrainOne
 ) -> dict[Path, CarnetError]:
-    """Train what is wanted and not finished; the answer says which runs met an error that is theirs alone."""
+    """Train the runs that are not finished, and return the errors that concern single networks."""
     failed: dict[Path, CarnetError] = {}
     for number, (path, recipe) in enumerate(wanted.items(), start=1):
         if path in finished:
@@ -172,10 +167,10 @@ def _train_missing(
 
 
 def check_finished(paths: Sequence[Path]) -> None:
-    """Find out before the first run is evaluated, which takes long, what is wrong with the last.
+    """Check all runs before the first is evaluated, which takes long.
 
     Raises:
-        RunError: if a folder is no run, or one that is not finished, or is named twice.
+        RunError: if a folder is no run, or the run is not finished, or it is named twice.
         ModuleNotFoundError: without the packages that export needs.
     """
     import carnet.export.graph  # noqa: F401 - latencies are measured as exported
@@ -188,13 +183,8 @@ def check_finished(paths: Sequence[Path]) -> None:
         raise RunError(f"{twice} is named twice; a run counts once")
 
 
-def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
-    """Read a finished run, and evaluate its weights.
-
-    Args:
-        path: its folder.
-        progress: shown how far that is.
-        data: its images; empty: they are where they were.
+def read_run(path: Path, progress: Progress, *, data: Path | str | None = None) -> ComparedRun:
+    """Read a finished run, and evaluate its weights on its images, or on `data` if these have moved.
 
     Raises:
         RunError: if it is damaged.
@@ -202,12 +192,17 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     """
     run = RunFolder.open(path)
     config = run.read_config()
-    document, history = _outcome(run)
+    try:
+        document, history = files.read_json(run.result, _Result), read_history(run)
+        if not history:
+            raise RunError(f"{run.metrics} tells of no epochs")
+    except RunError as error:
+        raise RunError(f"{error}; carnet train --resume {quoted(path)} writes it again") from error
     model = load(path)
     try:
-        chosen = select_of_run(run, "valid", model.spec.classes, data or None, progress=progress)
+        chosen = select_of_run(run, "valid", model.spec.classes, data, progress=progress)
     except DataError as error:
-        if data:
+        if data is not None:
             raise
         raise DataError(f"{error}; say where the images of {path} are with --data") from error
     for warning in chosen.warnings:
@@ -230,25 +225,8 @@ def read_run(path: Path, progress: Progress, *, data: str = "") -> ComparedRun:
     )
 
 
-def _outcome(run: RunFolder) -> tuple[dict[str, Any], tuple[dict[str, float], ...]]:
-    """What `result.json` and `metrics.csv` say.
-
-    Raises:
-        RunError: if they do not say what a comparison is about.
-    """
-    again = f"carnet train --resume {quoted(run.path)} writes it again"
-    try:
-        document = files.read_json(run.result, _Result)
-        history = read_history(run)
-    except RunError as error:
-        raise RunError(f"{error}; {again}") from error
-    if not history:
-        raise RunError(f"{run.metrics} tells of no epochs; {again}")
-    return document, history
-
-
 def read_history(run: RunFolder) -> tuple[dict[str, float], ...]:
-    """What `metrics.csv` says of each finished epoch of a run, which need not be finished itself.
+    """Read `metrics.csv`: a row for each finished epoch of a run, which need not be finished itself.
 
     Raises:
         RunError: if it is missing or damaged.
@@ -264,7 +242,7 @@ def read_history(run: RunFolder) -> tuple[dict[str, float], ...]:
 
 
 def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
-    """What sets a config apart besides its seed: `--budget 30m (was 5m)`. With a budget, time decides the epochs."""
+    """Return how a config differs, apart from its seed: `--budget 30m (was 5m)`. A budget decides the epochs."""
     one, other = sized(one), sized(other)
     epochs = one.epochs if one.budget and other.budget else other.epochs
     found = one.differences(replace(other, seed=one.seed, epochs=epochs))
@@ -274,13 +252,13 @@ def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
 
 
 def sized(config: TrainingConfig) -> TrainingConfig:
-    """The same with the side of the network's own where none was asked for, as the first versions recorded it."""
+    """Fill in the network's own image size where none was requested, as the first versions recorded it."""
     own = None if budget_chooses_size(config) else default_image_size(config.model)
     return config if config.image_size or own is None else replace(config, image_size=own)
 
 
 def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
-    """Find out before the first run what would be missed after many."""
+    """Find mistakes before the first run that would be found after many."""
     import carnet.export.graph  # noqa: F401 - latencies are measured as exported
 
     if seeds < 1:
@@ -293,76 +271,82 @@ def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
         check_early(replace(config, model=name))
 
 
-def _is_finished(path: Path, wanted: TrainingConfig, images: LabeledImages) -> bool:
-    if not (path / "config.json").exists():
-        return False
-    run = RunFolder.open(path)
-    config = run.read_config()
-    if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
-        raise RunError(f"{path} was trained otherwise: {', '.join(differences)}; choose another --output")
-    data = config["data"]
-    number = sum(data["num_images"].values()) + data["num_unreadable"]
-    if (data["path"], number) != (images.location, len(images.samples)):
-        raise RunError(
-            f"{path} was trained on {number:,} images in {data['path']}, not on {len(images.samples):,} in "
-            f"{images.location}; choose another --output"
-        )
-    return run.result.exists()
+def _finished(wanted: Mapping[Path, TrainingConfig], images: LabeledImages) -> set[Path]:
+    """Return the runs that are finished; all of them are checked before the first is trained, which may take days.
 
-
-def _check_content(finished: Collection[Path], images: LabeledImages) -> None:
-    """Whether the images are still those that finished runs saw; those that go on look for themselves."""
+    Runs that are resumed check their images themselves.
+    """
+    finished = set()
+    for path, recipe in wanted.items():
+        if (path / "config.json").exists():
+            run = RunFolder.open(path)
+            _check_begun(run, recipe, images)
+            if run.result.exists():
+                finished.add(path)
+    if not finished:
+        return finished
     digests = hash_files([sample.path for sample in images.samples])
-    # Where runs divide the data themselves, their seed and the images say how.
-    divided = "valid" in images.splits
+    # Where runs split the data themselves, their seed and the images decide how.
+    has_splits = "valid" in images.splits
     now = {
-        (images.relative(sample), images.classes[sample.label], digests.get(sample.path, ""), split if divided else "")
+        (images.relative(one), images.classes[one.label], digests.get(one.path, ""), split if has_splits else "")
         for split, samples in images.splits.items()
-        for sample in samples
+        for one in samples
     }
     unsplit = {image[:3] for image in now}
     for path in finished:
         rows = RunFolder(path).images()
-        seen = {(row["filepath"], row["label"], row["sha256"], row["split"] if divided else "") for row in rows}
+        seen = {(row["filepath"], row["label"], row["sha256"], row["split"] if has_splits else "") for row in rows}
         read = {image for image in seen if image[3] != UNREADABLE}
         if rows and (not read <= now or {image[:3] for image in seen} != unsplit):
             raise RunError(
                 f"{path} was trained on other images in {images.location}, or on the same in other classes or splits; "
                 "choose another --output"
             )
+    return finished
+
+
+def _check_begun(run: RunFolder, wanted: TrainingConfig, images: LabeledImages) -> None:
+    """Raise a RunError for a run of another recipe, or of images in another place or of another number."""
+    config = run.read_config()
+    if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
+        raise RunError(f"{run.path} was trained otherwise: {', '.join(differences)}; choose another --output")
+    data = config["data"]
+    number = sum(data["num_images"].values()) + data["num_unreadable"]
+    if (data["path"], number) != (images.location, len(images.samples)):
+        raise RunError(
+            f"{run.path} was trained on {number:,} images in {data['path']}, not on {len(images.samples):,} in "
+            f"{images.location}; choose another --output"
+        )
 
 
 def train_alone(
     data: str, config: TrainingConfig, path: Path, *, stop_when: Callable[[], bool] = lambda: False
 ) -> None:
-    """Train a run, or go on with it, in a process of its own, so that its memory is its own.
+    """Train a run, or resume it, in a process of its own, so that its memory is its own.
 
-    Args:
-        data: the images.
-        config: the recipe.
-        path: the run's folder.
-        stop_when: asked twice a second; once it says so, the run stops as after SIGTERM, with a checkpoint.
+    `stop_when` is called twice a second; when it returns True, the run stops as after SIGTERM, with a checkpoint.
 
     Raises:
-        StoppedError: on Ctrl-C or SIGTERM, or once `stop_when` says so.
-        CarnetError: what else training raises.
+        StoppedError: on Ctrl-C or SIGTERM, or when `stop_when` returns True.
+        CarnetError: other errors of training.
     """
     if stop_when():
         raise StoppedError(f"stopped before {path} was begun; the same command goes on", signal.SIGTERM)
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train_and_tell, args=(data, config, path, sender))
+    process = context.Process(target=_train_and_send, args=(data, config, path, sender))
     process.start()
     sender.close()
     error = None
     with leave_stop_signals_to(process) as flag:
-        # What it sends comes before its end, since it cannot end before a long error is read. It may also die before
+        # Its message comes before its end, because it cannot end before a long error is read. It may also die before
         # it has its end of the pipe, which on Windows leaves the pipe open.
-        while not wait([receiver, process.sentinel], _ASK_SECONDS):
+        while not wait([receiver, process.sentinel], _POLL_SECONDS):
             if flag.received is None and stop_when():
                 flag.received = signal.SIGTERM
                 process.terminate()
-        # Windows says the latter where the other end has gone.
+        # Windows raises the latter where the other end has gone.
         with suppress(EOFError, BrokenPipeError):
             if receiver.poll():
                 error = receiver.recv()
@@ -377,19 +361,19 @@ def train_alone(
         )
 
 
-def _train_and_tell(data: str, config: TrainingConfig, path: Path, sender: Connection) -> None:
+def _train_and_send(data: str, config: TrainingConfig, path: Path, sender: Connection) -> None:
     error: BaseException | None = None
     try:
         train_here(data, config, path)
     except (CarnetError, KeyboardInterrupt) as raised:
         error = raised
-    # The one who listened may have been killed.
+    # The receiving process may have been killed.
     with suppress(OSError):
         sender.send(error)
 
 
 def train_here(data: str, config: TrainingConfig, path: Path) -> None:
-    """Train a run, or go on with it, in this process."""
+    """Train a run, or resume it, in this process."""
     from carnet.training.run import train
 
     if (path / "config.json").exists():

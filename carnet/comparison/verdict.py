@@ -1,7 +1,7 @@
-"""From finished runs to an answer.
+"""Compare finished runs: which network is better, by how much, and how certain that is.
 
-Runs of one network, trained in one way, belong together, whatever their seed. Two networks at a time: which is better,
-by how much, and how sure is that. Where runs are not what they seem to be side by side, notes say so.
+Runs of one network that were trained in one way form a group, whatever their seeds. Groups are compared in pairs; notes
+say where runs differ in more than they seem to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,17 @@ import numpy as np
 
 from carnet import files, metrics
 from carnet.comparison.latency import ToGraph, latencies_in_turns
-from carnet.comparison.runs import ComparedRun, check_finished, read_run, recipe_differences, sized
+from carnet.comparison.runs import (
+    ComparedRun,
+    TrainOne,
+    check_finished,
+    read_run,
+    recipe_differences,
+    sized,
+    train_runs,
+)
+from carnet.config import TrainingConfig
+from carnet.data.samples import short_name
 from carnet.errors import ConfigError, RunError
 from carnet.machine import instruction_set, processor_name, versions
 from carnet.models.summary import summarize
@@ -37,51 +46,83 @@ from carnet.training.measure import measure_matrix_rates
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """The outcome of a comparison.
 
     Attributes:
-        folder: with comparison.html, .png, .svg, .json, table.md and table.csv.
-        document: what `comparison.json` says.
+        folder: folder with comparison.html, .png, .svg, .json, table.md and table.csv.
+        document: the content of `comparison.json`.
+        untrained: a clause for each run that could not be trained.
     """
 
     folder: Path
     document: dict[str, Any]
+    untrained: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> list[str]:
-        """One for each pair of networks, and what else has to be known of it."""
+        """A sentence for each pair of networks, then the notes."""
         return [pair["sentence"] for pair in self.document["pairs"]] + [
             f"Note: {note}." for note in self.document["notes"]
         ]
 
 
 def compare(
-    paths: Sequence[Path],
-    folder: Path,
-    progress: Progress | None = None,
+    targets: Sequence[Path | str] | Path | str,
+    output: Path | str | None = None,
     *,
+    models: Sequence[str] = (),
+    seeds: int = 3,
+    config: TrainingConfig | None = None,
     reach: Sequence[float] = (),
-    data: str = "",
-    untrained: Sequence[str] = (),
+    data: Path | str | None = None,
+    progress: Progress | None = None,
+    train: TrainOne | None = None,
     to_graph: ToGraph | None = None,
 ) -> Comparison:
-    """Compare finished runs, and write a page, a figure and tables.
+    """Compare networks on some images, or finished runs, and write a page, a figure and tables.
 
     Args:
-        paths: folders of at least two runs that were evaluated on the same images.
-        folder: where it goes; made if it is missing.
-        progress: shown what happens; None: nobody.
-        reach: accuracies to tell the time to; none: tens of per cent that all runs reach.
-        data: the runs' images, if they are no longer where they were.
-        untrained: what could not be trained, for the notes.
-        to_graph: exports networks, to measure their latencies; None: as `carnet export` does.
+        targets: the images, with `models`; otherwise folders of at least two runs on the same images.
+        output: folder for runs and results; None: runs/compare-DATA with `models`, otherwise comparison.
+        models: networks to train; finished runs in `output` are kept, and stopped ones are resumed.
+        seeds: runs of each network, with seeds 0, 1, …
+        config: the recipe of all networks; None: the default.
+        reach: accuracies (0 to 1) to report the time to; empty: tens of percent that all runs reach.
+        data: images of finished runs, if they are no longer where they were.
+        progress: shows what happens; None: nothing is shown.
+        train: trains one run; None: in a process of its own.
+        to_graph: exports networks, to measure their latency; None: as `carnet export` does.
 
     Raises:
-        ConfigError: with fewer than two runs.
-        RunError: if a run is not finished, was evaluated on other images than the first, or is there twice.
+        ConfigError: with fewer than two runs, or several `targets` for `models`.
+        RunError: if a run is not finished, was evaluated on other images than the first, or is named twice.
         OutputError: if a file cannot be written.
     """
-    progress = progress or Silent()
+    progress, recipe = progress or Silent(), config or TrainingConfig()
+    names = [targets] if isinstance(targets, str | Path) else list(targets)
+    paths, untrained = [Path(name) for name in names], list[str]()
+    if models and len(names) != 1:
+        raise ConfigError("with --models, name one folder, table, archive or data set of images")
+    if models:
+        folder = Path(output or Path("runs") / f"compare-{short_name(paths[0])}")
+        paths, untrained = train_runs(
+            str(names[0]), models, seeds=seeds, config=recipe, folder=folder, progress=progress, train=train
+        )
+    else:
+        folder = Path(output or "comparison")
+    return _compare_runs(paths, folder, progress, untrained=untrained, reach=reach, data=data, to_graph=to_graph)
+
+
+def _compare_runs(
+    paths: Sequence[Path],
+    folder: Path,
+    progress: Progress,
+    *,
+    untrained: Sequence[str],
+    reach: Sequence[float],
+    data: Path | str | None,
+    to_graph: ToGraph | None,
+) -> Comparison:
     if len(paths) < 2:
         raise ConfigError("name at least two runs to compare, or images and the --models to train on them")
     check_finished(paths)
@@ -90,19 +131,10 @@ def compare(
     runs = [read_run(path, progress, data=data) for path in paths]
     require_comparable(runs)
     groups = group_runs(runs)
-    latencies, notes = latencies_in_turns({group.label: group.runs[0].model for group in groups}, progress, to_graph)
-    targets = reach or _targets(groups)
-    answer = Comparison(folder, _document(groups, latencies, targets, [*untrained, *notes_on(groups), *notes]))
-    _write(answer)
-    return answer
-
-
-def _document(
-    groups: Sequence[Group], latencies: Mapping[str, dict[str, float]], targets: Sequence[float], notes: Sequence[str]
-) -> dict[str, Any]:
-    """What `comparison.json` says."""
-    first = groups[0].runs[0]
-    return {
+    first = runs[0]
+    latencies, unmeasured = latencies_in_turns({one.label: one.runs[0].model for one in groups}, progress, to_graph)
+    targets = reach or common_targets(groups)
+    document: dict[str, Any] = {
         "images": {
             "count": first.report.num_images,
             "data": first.document["num_images"],
@@ -113,14 +145,10 @@ def _document(
         "versions": versions(),
         "models": [_row(group, latencies[group.label], targets) for group in groups],
         "pairs": compare_pairs(groups),
-        "notes": list(notes),
+        "notes": [*untrained, *notes_on(groups), *unmeasured],
         "runs": [_run_document(group.label, run) for group in groups for run in group.runs],
     }
-
-
-def _write(answer: Comparison) -> None:
-    """The document, and what people look at."""
-    folder, document = answer.folder, answer.document
+    answer = Comparison(folder, document, tuple(untrained))
     rows = document["models"]
     files.write_json(folder / "comparison.json", document)
     text, csv = table_of(rows)
@@ -130,11 +158,12 @@ def _write(answer: Comparison) -> None:
     files.write_bytes(folder / "comparison.png", png)
     files.write_bytes(folder / "comparison.svg", svg)
     files.write_text(folder / "comparison.html", comparison_html(rows, answer.sentences, document, png))
+    return answer
 
 
 def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> dict[str, Any]:
-    """What the table says of a network."""
-    first, finals = group.runs[0], [run.report.top1 for run in group.runs]
+    """Return what the table says about a network."""
+    first, reports = group.runs[0], [run.report for run in group.runs]
     spec = first.model.spec
     summary = summarize(
         first.model.network,
@@ -143,8 +172,11 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         image_size=spec.image_size,
         in_channels=spec.in_channels,
     )
-    mean, low, high = _interval(group)
-    top5s = [run.report.top5 for run in group.runs]
+    top1s, top5s = [report.top1 for report in reports], [report.top5 for report in reports]
+    if len(reports) > 1:
+        top1, low, high = accuracy_over_seeds(group.correct)
+    else:
+        top1, (low, high) = top1s[0], reports[0].top1_ci95
     histories = [run.history for run in group.runs]
     return {
         "label": group.label,
@@ -161,26 +193,25 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         "seconds_per_epoch": statistics.fmean(run.document["seconds"] / run.document["epochs"] for run in group.runs),
         "seconds": statistics.fmean(run.document["seconds"] for run in group.runs),
         "latency_ms": latency,
-        "top1": mean,
+        "top1": top1,
         "top1_ci95": [low, high],
-        "top1_spread": _spread(finals),
-        "top1_of_each": finals,
+        "top1_spread": _spread(top1s),
+        "top1_of_each": top1s,
         "top5": statistics.fmean(top5s),
         "top5_spread": _spread(top5s),
         "top5_of_each": top5s,
-        # As training saw it: on all of valid, of the last epoch whatever was kept.
+        # As training measured it: on all of valid, for the last epoch whatever was kept.
         "final_top1": statistics.fmean(run.document["final"]["valid_top1"] for run in group.runs),
         "final_top5": statistics.fmean(run.document["final"]["valid_top5"] for run in group.runs),
         "calibration_error": statistics.fmean(
-            metrics.expected_calibration_error(run.report.probabilities.max(axis=1), run.report.correct)
-            for run in group.runs
+            metrics.expected_calibration_error(report.probabilities.max(axis=1), report.correct) for report in reports
         ),
         "seconds_to": {f"{100 * target:g} %": seconds_to(histories, target) for target in targets},
     }
 
 
 def _median_of(group: Group, key: str) -> float | None:
-    """Of what the results of the runs say; None where none says it."""
+    """Return the median over the runs that report a number; None where none does."""
     values = [run.document[key] for run in group.runs if run.document.get(key)]
     return statistics.median(values) if values else None
 
@@ -189,22 +220,15 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _interval(group: Group) -> tuple[float, float, float]:
-    if len(group.runs) > 1:
-        return accuracy_over_seeds(group.correct)
-    right, total = int(group.correct.sum()), group.correct.shape[1]
-    return right / total, *metrics.wilson_interval(right, total)
-
-
-def _targets(groups: Sequence[Group]) -> list[float]:
-    """Accuracies to race to: tens of per cent that every network ends above, the highest three."""
+def common_targets(groups: Sequence[Group]) -> list[float]:
+    """Return the highest three tens of percent that the last epoch of every run reaches."""
     lowest = min(run.history[-1]["valid_top1"] for group in groups for run in group.runs)
     highest = int(10 * lowest)
     return [tens / 10 for tens in range(max(1, highest - 2), highest + 1)]
 
 
 def seconds_to(histories: Sequence[Sequence[Mapping[str, float]]], target: float) -> dict[str, float | None]:
-    """Mean seconds to the first epoch that reaches an accuracy, over the runs that do, and how many these are."""
+    """Return the mean seconds to the first epoch that reaches an accuracy, and how many runs reach it."""
     firsts = (next((row["seconds"] for row in rows if row["valid_top1"] >= target), None) for rows in histories)
     reached = [seconds for seconds in firsts if seconds is not None]
     return {"seconds": statistics.fmean(reached) if reached else None, "runs": len(reached)}
@@ -223,13 +247,13 @@ def _run_document(label: str, run: ComparedRun) -> dict[str, Any]:
 
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Differences that chance would make less often than this count as differences."""
-_SMALL = 0.001
-"""How much smaller a p-value is says nothing to anybody."""
+"""Differences with a smaller p-value count as differences."""
+_SMALLEST_P = 0.001
+"""Smaller p-values are printed as "below"."""
 
 
 def compare_pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Every two networks: their difference, its interval, and a sentence; p-values are adjusted for their number."""
+    """Compare every two networks: difference, interval, p-value adjusted for the number of pairs, and a sentence."""
     both = list(itertools.combinations(groups, 2))
     pairs = [_pair(one, other, SIGNIFICANCE_LEVEL / len(both)) for one, other in both]
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
@@ -259,41 +283,35 @@ def _pair(one: Group, other: Group, alarm: float) -> dict[str, Any]:
 
 
 def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
-    """What a pair comes to, for someone who has to choose."""
+    """Return the result of a pair, for someone who has to choose."""
     better, worse, sign = pair["one"], pair["other"], 1
     if pair["difference"] < 0:
         better, worse, sign = worse, better, -1
     low, high = sorted(100 * sign * end for end in pair["ci95"])
     alone, several = (" of this pair alone", f", adjusted for {num_pairs} pairs") if num_pairs > 1 else ("", "")
-    sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {_p(pair['p_value_adjusted'])}{several}"
+    p_value = pair["p_value_adjusted"]
+    p = f"p = {p_value:.2g}" if p_value >= _SMALLEST_P else f"p below {_SMALLEST_P:g}"
+    sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {p}{several}"
     points = f"{abs(100 * pair['difference']):.1f} points"
-    if pair["p_value_adjusted"] < SIGNIFICANCE_LEVEL:
-        return f"{better} is better than {worse}, by {points} ({sure}).{_of_few_seeds(pair)}"
-    apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
-    return f"{apart} {_what_would(pair)}"
-
-
-def _p(value: float) -> str:
-    return f"p = {value:.2g}" if value >= _SMALL else f"p below {_SMALL:g}"
-
-
-def _of_few_seeds(pair: dict[str, Any]) -> str:
-    """What a single run leaves open."""
-    match sorted(pair["seeds"]):
-        case [1, 1]:
-            return " That is so of these two runs; other seeds were not tried."
-        case [1, _]:
-            single = pair["one"] if pair["seeds"][0] == 1 else pair["other"]
-            return f" {single} has one run, which is taken to vary with the seed as the other does."
-        case _:
-            return ""
+    if p_value >= SIGNIFICANCE_LEVEL:
+        apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
+        return f"{apart} {_what_would(pair)}"
+    sentence = f"{better} is better than {worse}, by {points} ({sure})."
+    seeds = sorted(pair["seeds"])
+    if seeds == [1, 1]:
+        return f"{sentence} That is so of these two runs; other seeds were not tried."
+    if seeds[0] == 1:
+        single = pair["one"] if pair["seeds"][0] == 1 else pair["other"]
+        return f"{sentence} {single} has one run, which is taken to vary with the seed as the other does."
+    return sentence
 
 
 def _what_would(pair: dict[str, Any]) -> str:
+    """Return what would tell two networks apart."""
     images, seeds = pair["enough_images"], pair["enough_seeds"]
     ways = [] if images is None else [f"{images - pair['images']:,} more images"]
     if pair["seeds"] == [1, 1]:
-        # How much seeds differ cannot be told from one of each.
+        # One seed of each does not show how much seeds differ.
         if not ways:
             return "More than one seed of each would say more."
         return f"If the difference is what it seems, about {ways[0]} would; so may more seeds."
@@ -311,9 +329,9 @@ class Group:
 
     Attributes:
         label: the network's name, with a number where it was trained in several ways.
-        recipe: what sets its training apart from that of the first group.
+        recipe: how its training differs from that of the first group.
         runs: in the order of their seeds.
-        correct: (seeds, images) whether each run names each image right.
+        correct: (seeds, images) whether each run classifies each image correctly.
     """
 
     label: str
@@ -323,12 +341,7 @@ class Group:
 
 
 def require_comparable(runs: Sequence[ComparedRun]) -> None:
-    """Answers for other images cannot be compared.
-
-    Raises:
-        RunError: if a run was evaluated on other images, or knows other classes, than the first; or if there are fewer
-            than two of these images.
-    """
+    """Raise a RunError unless all runs know the same classes and were evaluated on the same images, at least two."""
     first = runs[0]
     if first.report.num_images < 2:
         raise RunError(
@@ -344,11 +357,7 @@ def require_comparable(runs: Sequence[ComparedRun]) -> None:
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
-    """Runs that differ in their seed alone belong together.
-
-    Raises:
-        RunError: if two of them do not even differ in that, so that they are no two answers to one question.
-    """
+    """Group runs that differ only in their seed; raise a RunError if two do not even differ in that."""
     found: list[list[ComparedRun]] = []
     for run in runs:
         for group in found:
@@ -361,7 +370,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
     groups = []
     for place, (name, members) in enumerate(zip(names, found, strict=True)):
         members.sort(key=lambda run: run.requested.seed)
-        for one, other in pairwise(members):
+        for one, other in itertools.pairwise(members):
             if one.requested.seed == other.requested.seed:
                 raise RunError(f"{one.path} and {other.path} were trained alike, with one seed; leave one of them out")
         label = f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
@@ -371,7 +380,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
 
 
 def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
-    """What sets another run's training apart, besides its network and its seed."""
+    """Return how another run's training differs, apart from its network and its seed."""
     found = recipe_differences(sized(one.requested), replace(sized(other.requested), model=one.requested.model))
     if one.start != other.start:
         found.append(f"--init {other.start or 'none'} (was {one.start or 'none'})")
@@ -380,59 +389,47 @@ def differences(one: ComparedRun, other: ComparedRun) -> list[str]:
     return found
 
 
-_COMPUTED_BY = (
+_TIMING_FIELDS = (
     *("device_name", "devices", "threads", "precision", "compile", "micro_batch"),
     *("fast_depthwise", "memory_format", "muon_precision"),
 )
-"""Fields of a config on which it depends how long an epoch takes."""
-_PACKAGES = ("carnet", "torch")
+"""Fields of a config that decide how long an epoch takes."""
 
 
-def notes_on(groups: Sequence[Group]) -> list[str]:
-    """One clause each, the gravest first."""
-    return [
-        *_about_images(groups[0].runs[0]),
-        *(f"{one.label} was trained otherwise than {groups[0].label}: {one.recipe}" for one in groups if one.recipe),
-        *_about_machines(groups),
-        *(note for group in groups for note in _about_group(group)),
-        *_about_single_runs(groups),
-    ]
-
-
-def _about_images(first: ComparedRun) -> Iterator[str]:
-    if not first.report.leaks_known:
+def notes_on(groups: Sequence[Group]) -> Iterator[str]:
+    """Yield a clause for each reservation about a comparison, the gravest first."""
+    first, runs = groups[0].runs[0].report, [run for group in groups for run in group.runs]
+    if not first.leaks_known:
         yield "it is not known which images these runs were trained on, so some may be among those that judge them"
-    elif first.report.leaked.all():
+    elif first.leaked.all():
         yield "every image that judges is a training image, byte for byte, so this says nothing about new ones"
-
-
-def _about_machines(groups: Sequence[Group]) -> Iterator[str]:
-    runs = [run for group in groups for run in group.runs]
+    for group in groups:
+        if group.recipe:
+            yield f"{group.label} was trained otherwise than {groups[0].label}: {group.recipe}"
     machines = sorted({str(run.resolved.device_name) for run in runs})
     if len(machines) > 1:
         yield f"these runs were trained on {first_few(machines)}, so their seconds cannot be compared"
-    for package in _PACKAGES:
+    for package in ("carnet", "torch"):
         numbers = sorted({run.versions[package] for run in runs if package in run.versions})
         if len(numbers) > 1:
             yield f"these runs were trained by {package} {' and '.join(numbers)}"
+    for group in groups:
+        yield from _notes_on_group(group)
+    single = [group.label for group in groups if len(group.runs) == 1]
+    if single and len(single) < len(groups):
+        yield f"the interval of {first_few(single)} is that of one run, and leaves out what other seeds would give"
 
 
-def _about_group(group: Group) -> Iterator[str]:
-    first, *others = group.runs
-    unlike = [
-        name
-        for name in _COMPUTED_BY
-        if any(getattr(run.resolved, name) != getattr(first.resolved, name) for run in others)
-    ]
+def _notes_on_group(group: Group) -> Iterator[str]:
+    first, *others = (run.resolved for run in group.runs)
+    unlike = [name for name in _TIMING_FIELDS if any(getattr(one, name) != getattr(first, name) for one in others)]
     if unlike:
         named = first_few([name.replace("_", " ") for name in unlike])
         yield f"runs of {group.label} were not computed alike ({named}), so their mean seconds are of several kinds"
-    # The seed divides the images where nothing else was asked for, and time decides the epochs of a budget.
-    names = ["seed", "valid_seed"] + (["epochs"] if first.requested.budget else [])
-    alike = {name: getattr(first.resolved, name) for name in names}
-    came_to = {
-        difference for run in others for difference in first.resolved.differences(replace(run.resolved, **alike))
-    }
+    # The seed splits the images unless it was chosen otherwise, and a budget decides the epochs.
+    names = ["seed", "valid_seed"] + (["epochs"] if group.runs[0].requested.budget else [])
+    alike = {name: getattr(first, name) for name in names}
+    came_to = {difference for one in others for difference in first.differences(replace(one, **alike))}
     if came_to:
         yield f"runs of {group.label} were asked for alike and came to other recipes: {first_few(sorted(came_to))}"
     if any(run.document.get("kept") == "best" for run in group.runs):
@@ -440,9 +437,3 @@ def _about_group(group: Group) -> Iterator[str]:
     for run in group.runs:
         for note in run.document.get("notes") or ():
             yield f"{run.path.name}: {note}"
-
-
-def _about_single_runs(groups: Sequence[Group]) -> Iterator[str]:
-    single = [group.label for group in groups if len(group.runs) == 1]
-    if single and len(single) < len(groups):
-        yield f"the interval of {first_few(single)} is that of one run, and leaves out what other seeds would give"

@@ -129,12 +129,7 @@ class ModelFile:
 
 
 def seal(model: bytes, document: Mapping[str, Any]) -> bytes:
-    """Append what a model says about itself, and the checksum, to a serialized ONNX model.
-
-    Args:
-        model: without metadata of ours.
-        document: plain values; `format` is added.
-    """
+    """Append a document of plain values, to which `format` is added, and the checksum to a serialized ONNX model."""
     text = json.dumps({"format": FORMAT, **document}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     described = model + _metadata_entry(_DOCUMENT, text)
     return described + _metadata_entry(_CHECKSUM, hashlib.sha256(described).hexdigest())

@@ -36,12 +36,7 @@ _Port = tuple[str | int | None, ...]
 
 
 def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
-    """Make a checked model ready to run.
-
-    Args:
-        file: the model.
-        runtime: which one computes.
-        threads: compute threads; 0 leaves their number to the runtime.
+    """Make a checked model ready to run; 0 threads leave their number to the runtime.
 
     Raises:
         ConfigError: for an unknown runtime, or a negative number of threads.

@@ -7,7 +7,6 @@ JPEG, which tests the decoder and the resizing as well. Each has its own toleran
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -116,15 +115,9 @@ def draw_tests(spec: ModelSpec) -> dict[str, bytes]:
     return {LOSSLESS: lossless.getvalue(), JPEG: jpeg.getvalue()}
 
 
-def record_tests(classifier: Classifier, pictures: Mapping[str, bytes], *, quantized: bool) -> list[dict[str, Any]]:
-    """Return the test images with this installation's probabilities, as `verify` reads them.
-
-    Args:
-        classifier: the opened model.
-        pictures: name -> file, as `draw_tests` gives them.
-        quantized: whether the model computes in eight bits.
-    """
-    tolerances = QUANTIZED_TOLERANCES if quantized else TOLERANCES
+def record_tests(classifier: Classifier, *, is_quantized: bool) -> list[dict[str, Any]]:
+    """Draw the test images, and return them with this installation's probabilities, as `verify` reads them."""
+    tolerances = QUANTIZED_TOLERANCES if is_quantized else TOLERANCES
     return [
         {
             "picture": name,
@@ -132,7 +125,7 @@ def record_tests(classifier: Classifier, pictures: Mapping[str, bytes], *, quant
             "probabilities": [round(float(p), 7) for p in _probabilities(classifier, content)],
             "tolerance": tolerances[name],
         }
-        for name, content in pictures.items()
+        for name, content in draw_tests(classifier.spec).items()
     ]
 
 

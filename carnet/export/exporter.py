@@ -6,7 +6,7 @@ The gate: an exported model is evaluated with the edge's own code, on images hel
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from carnet import files, metrics
 from carnet.calibration import Calibration, CrossFitted, calibrate, cross_fit
 from carnet.edge.classifier import Classifier
 from carnet.edge.runtimes import Runtime
-from carnet.edge.selftest import draw_tests, record_tests, verify
+from carnet.edge.selftest import record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, RunError
 from carnet.evaluation import EvaluationReport, PredictFn, Selection, select_of_run
 from carnet.export.graph import Graph, to_graph
@@ -44,14 +44,8 @@ class GateReport:
         bench: evaluation of the network in PyTorch.
         edge: evaluation of the file, decoded and computed as where it is used.
         leaked: number of held-out images that are training images; they are left out of everything else here.
-        agreement: share of the images for which both predict the same class.
-        difference: top-1 of the file less PyTorch's.
-        interval: 95 % interval of the difference, paired.
-        largest_difference: largest difference of any probability of any image.
         crossed: temperature and threshold, evaluated on images they were not chosen on.
-        latency_ms: median time for one image on one thread, from pixels.
-        latency_p95_ms: 95th percentile of the same.
-        bench_latency_ms: median time in PyTorch, on one thread, in turns with the file.
+        milliseconds: times of "edge" and "bench" for one image on one thread, from pixels, taken in turns.
         size_bytes: size of the file.
         max_drop: largest acceptable loss of top-1, in points.
         is_quantized: whether the file computes in eight bits.
@@ -60,35 +54,46 @@ class GateReport:
     bench: EvaluationReport
     edge: EvaluationReport
     leaked: int
-    agreement: float
-    difference: float
-    interval: tuple[float, float]
-    largest_difference: float
     crossed: CrossFitted
-    latency_ms: float
-    latency_p95_ms: float
-    bench_latency_ms: float
+    milliseconds: Mapping[str, Sequence[float]]
     size_bytes: int
     max_drop: float
     is_quantized: bool
 
     @property
+    def agreement(self) -> float:
+        """Share of the images for which both predict the same class."""
+        return float((self.bench.predictions == self.edge.predictions).mean())
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """Top-1 of the file less PyTorch's, and the ends of its paired 95% interval."""
+        return metrics.paired_difference(self.edge.correct, self.bench.correct)
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference of any probability of any image."""
+        return float(np.abs(self.bench.probabilities - self.edge.probabilities).max())
+
+    @property
     def problem(self) -> str:
         """Why the file must not be used; empty where it may."""
-        if -100 * self.difference > self.max_drop:
+        drop, largest = -100 * self.difference[0], self.largest_difference
+        if drop > self.max_drop:
             return (
-                f"top-1 falls by {-100 * self.difference:.1f} points, from {100 * self.bench.top1:.1f} to "
+                f"top-1 falls by {drop:.1f} points, from {100 * self.bench.top1:.1f} to "
                 f"{100 * self.edge.top1:.1f} %, and --max-drop allows {self.max_drop:g}"
             )
-        if not self.is_quantized and self.largest_difference > SAME_NETWORK:
+        if not self.is_quantized and largest > SAME_NETWORK:
             return (
-                f"probabilities differ from PyTorch's by up to {self.largest_difference:.4f}; "
+                f"probabilities differ from PyTorch's by up to {largest:.4f}; "
                 f"the same network differs by less than {SAME_NETWORK:g}"
             )
         return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, in plain values."""
+        difference, *interval = self.difference
         return {
             "num_images": self.edge.num_images,
             "num_leaked_left_out": self.leaked,
@@ -97,13 +102,13 @@ class GateReport:
             "top5": self.edge.top5,
             "top1_pytorch": self.bench.top1,
             "top1_agreement": self.agreement,
-            "top1_difference": self.difference,
-            "top1_difference_ci95": list(self.interval),
+            "top1_difference": difference,
+            "top1_difference_ci95": interval,
             "largest_probability_difference": self.largest_difference,
             **self.crossed.to_json(),
-            "latency_ms": self.latency_ms,
-            "latency_p95_ms": self.latency_p95_ms,
-            "latency_ms_pytorch": self.bench_latency_ms,
+            "latency_ms": statistics.median(self.milliseconds["edge"]),
+            "latency_p95_ms": float(np.percentile(self.milliseconds["edge"], 95)),
+            "latency_ms_pytorch": statistics.median(self.milliseconds["bench"]),
             "size_bytes": self.size_bytes,
             "max_drop": self.max_drop,
             "problem": self.problem,
@@ -213,7 +218,7 @@ class _Export:
         graph = graph.with_temperature(calibration.temperature)
         document = self._document(graph, calibration, quantized)
         classifier = opened(graph.sealed(document))
-        document["tests"] = record_tests(classifier, draw_tests(spec), quantized=quantized is not None)
+        document["tests"] = record_tests(classifier, is_quantized=quantized is not None)
         size_bytes = len(graph.sealed(document))
         gate_report = self._compare(bench, edge, classifier, size_bytes, is_quantized=quantized is not None)
         document["metrics"] = gate_report.to_json()
@@ -282,26 +287,13 @@ class _Export:
         """Compare two evaluations of the same images, and time what made them."""
         leaked, spec = bench.leaked, self.model.spec
         bench, edge = bench.without(leaked), edge.without(leaked)
-        difference, low, high = metrics.paired_difference(edge.correct, bench.correct)
         image = np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
         with on_threads(1):
             calls = {"edge": partial(classifier.logits, image), "bench": partial(self.model.logits, image)}
             milliseconds = take_turns(calls, rounds=100)
+        crossed = cross_fit(edge.logits, edge.labels)
         return GateReport(
-            bench=bench,
-            edge=edge,
-            leaked=int(leaked.sum()),
-            agreement=float((bench.predictions == edge.predictions).mean()),
-            difference=difference,
-            interval=(low, high),
-            largest_difference=float(np.abs(bench.probabilities - edge.probabilities).max()),
-            crossed=cross_fit(edge.logits, edge.labels),
-            latency_ms=statistics.median(milliseconds["edge"]),
-            latency_p95_ms=float(np.percentile(milliseconds["edge"], 95)),
-            bench_latency_ms=statistics.median(milliseconds["bench"]),
-            size_bytes=size_bytes,
-            max_drop=self.max_drop,
-            is_quantized=is_quantized,
+            bench, edge, int(leaked.sum()), crossed, milliseconds, size_bytes, self.max_drop, is_quantized
         )
 
     def _report(self, result: ExportResult, document: dict[str, Any]) -> None:
@@ -338,18 +330,17 @@ class _Export:
 
 def sentences(result: ExportResult) -> list[str]:
     """Return the outcome in sentences."""
-    judged, crossed = result.gate_report, result.gate_report.crossed
-    calibration, quantized = result.calibration, result.quantized
+    gate, crossed = result.gate_report, result.gate_report.crossed
+    calibration, quantized, numbers = result.calibration, result.quantized, gate.to_json()
     # What rounds to zero has no sign of its own.
-    difference, low, high = (f"{round(100 * share, 1) + 0.0:+.1f}" for share in (judged.difference, *judged.interval))
-    same = round(judged.agreement * judged.edge.num_images)
+    difference, low, high = (f"{round(100 * share, 1) + 0.0:+.1f}" for share in gate.difference)
     lines = [
-        f"Judged on {counted(judged.edge.num_images, 'image')} that training did not see: "
-        f"{100 * judged.edge.top1:.1f} % right, in PyTorch {100 * judged.bench.top1:.1f} % (difference "
-        f"{difference} points, 95 % interval {low} to {high}); {same:,} named alike, probabilities "
-        f"differ by up to {judged.largest_difference:.2g}.",
-        f"{judged.size_bytes / 1e6:.2f} MB; an image takes {judged.latency_ms:.2f} ms on one thread "
-        f"(PyTorch {judged.bench_latency_ms:.2f} ms), decoding left out.",
+        f"Judged on {counted(gate.edge.num_images, 'image')} that training did not see: "
+        f"{100 * gate.edge.top1:.1f} % right, in PyTorch {100 * gate.bench.top1:.1f} % (difference "
+        f"{difference} points, 95 % interval {low} to {high}); {round(gate.agreement * gate.edge.num_images):,} named "
+        f"alike, probabilities differ by up to {gate.largest_difference:.2g}.",
+        f"{gate.size_bytes / 1e6:.2f} MB; an image takes {numbers['latency_ms']:.2f} ms on one thread "
+        f"(PyTorch {numbers['latency_ms_pytorch']:.2f} ms), decoding left out.",
     ]
     if calibration.threshold == 0:
         lines.append("All answers were right, so no threshold could be chosen: it never says that it is not sure.")
@@ -361,8 +352,8 @@ def sentences(result: ExportResult) -> list[str]:
             f"it is sure of {100 * crossed.coverage:.0f} %, and {100 * crossed.confident_accuracy:.1f} % of these "
             "answers are right."
         )
-    if judged.leaked:
-        lines.append(f"{counted(judged.leaked, 'image')} stood among the training images too, and judged nothing.")
+    if gate.leaked:
+        lines.append(f"{counted(gate.leaked, 'image')} stood among the training images too, and judged nothing.")
     if quantized is not None:
         speed = quantized.float_latency_ms / quantized.chosen.latency_ms
         fast = f"{speed:.2f} times as fast as float32" if speed > 1.05 else "no faster than float32, but smaller"

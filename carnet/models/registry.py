@@ -16,8 +16,8 @@ from carnet.spec import IMAGENET_MEAN, IMAGENET_STD
 
 _TIMM_PREFIX = "timm/"
 _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    builder.__name__: builder
-    for builder in (carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101, resnet152)
+    **{"carnet_n": carnet_n, "carnet_s": carnet_s, "carnet_m": carnet_m, "carnet18": carnet18, "resnet18": resnet18},
+    **{"resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101, "resnet152": resnet152},
 }
 RESIZABLE = ("carnet_n", "carnet_s", "carnet_m")
 """Our networks that were designed for no particular image size."""

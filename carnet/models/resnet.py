@@ -1,14 +1,15 @@
 """The ResNets the published code compares with: ResNet-18 with pre-activation blocks, the deeper ones without.
 
-Order of operations: 3x3 convolution that does not stride, batch norm, ReLU; four stages; mean over height and width;
-linear. Unlike the ImageNet ResNets there is no 7x7 stem and no max pooling, so at equal image size they compute some
-16 times more. Sources: the published CARNet code; He et al., "Deep Residual Learning for Image Recognition", 2016, and
+Order of operations: 3x3 convolution with stride 1, batch norm, ReLU; four stages; mean over height and width; linear.
+Unlike the ImageNet ResNets they have no 7x7 stem and no max pooling, so at equal image size they compute about 16 times
+more. Sources: the published CARNet code; He et al., "Deep Residual Learning for Image Recognition", 2016, and
 "Identity Mappings in Deep Residual Networks", 2016.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, cast
 
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which strides) and 1x1 convolutions with batch norms; the shortcut is added; ReLU."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions with batch norms; the shortcut is added; ReLU."""
 
     expansion: ClassVar[int] = 4
 
@@ -87,7 +88,7 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """1x1 convolution and batch norm where the shape changes, nothing where it does not."""
+    """Build a 1x1 convolution and batch norm where the shape changes, nothing where it does not."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     return nn.Sequential(
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
         self,
         block: type[PreActBlock | BasicBlock | Bottleneck],
         depths: Sequence[int],
-        num_classes: int,
+        num_classes: int = 100,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -151,21 +152,8 @@ def resnet18(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     return ResNet(PreActBlock, (2, 2, 2, 2), num_classes, in_channels)
 
 
-def resnet34(num_classes: int = 100, in_channels: int = 3) -> ResNet:
-    """Post-activation basic blocks; defined beside the published baseline, unused there."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels)
-
-
-def resnet50(num_classes: int = 100, in_channels: int = 3) -> ResNet:
-    """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
-
-
-def resnet101(num_classes: int = 100, in_channels: int = 3) -> ResNet:
-    """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels)
-
-
-def resnet152(num_classes: int = 100, in_channels: int = 3) -> ResNet:
-    """Post-activation bottlenecks; defined beside the published baseline, unused there."""
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels)
+resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
+resnet101 = partial(ResNet, Bottleneck, (3, 4, 23, 3))
+resnet152 = partial(ResNet, Bottleneck, (3, 8, 36, 3))
+"""Post-activation networks, defined beside the published baseline and unused there."""

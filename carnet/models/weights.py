@@ -178,10 +178,9 @@ def load(run: Path | str, *, device: str | None = "cpu") -> TrainedModel:
 
 
 def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
-    """Copy another run's weights into a network; its head too, if both have the same classes in the same order.
+    """Copy another run's weights into a network, and return a clause that says what was copied.
 
-    Returns:
-        A clause that says what was copied.
+    The head is copied too, if both have the same classes in the same order.
 
     Raises:
         RunError: if the run holds another model.
@@ -297,12 +296,7 @@ _LENGTH_BYTES = 8
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a file with these tensors, whatever their device and layout, and its checksum.
-
-    Args:
-        tensors: tensors by name; their layout is lost.
-        metadata: text by name.
-    """
+    """Return the content of a file with these tensors, text and a checksum; the tensors' layout is lost."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")

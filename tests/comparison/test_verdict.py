@@ -17,7 +17,7 @@ from comparing import compare, graph_of
 from carnet.comparison.runs import read_run
 from carnet.comparison.verdict import (
     Group,
-    _targets,
+    common_targets,
     compare_pairs,
     differences,
     group_runs,
@@ -32,7 +32,7 @@ from carnet.text import Silent
 
 def test_what_is_not_alike_is_noted(folder: Path) -> None:
     runs = [read_run(folder / name, Silent()) for name in ("carnet_n-seed-0", "carnet_n-seed-1", "carnet_s-seed-0")]
-    notes = notes_on(group_runs(runs))
+    notes = list(notes_on(group_runs(runs)))
     assert notes == ["the interval of carnet_s is that of one run, and leaves out what other seeds would give"]
     runs[1] = replace(
         runs[1],
@@ -40,7 +40,7 @@ def test_what_is_not_alike_is_noted(folder: Path) -> None:
         versions={**runs[1].versions, "torch": "3.0"},
         document={**runs[1].document, "kept": "best", "notes": ["smaller pieces from epoch 2 on"]},
     )
-    notes = notes_on(group_runs(runs))
+    notes = list(notes_on(group_runs(runs)))
     assert any("so their seconds cannot be compared" in note and "another one" in note for note in notes)
     assert any(re.search(r"trained by torch .* and 3\.0", note) for note in notes)
     assert any("not computed alike (device name, compile)" in note for note in notes)
@@ -53,9 +53,9 @@ def test_images_that_judge_nothing_are_noted(folder: Path) -> None:
     one, other = (read_run(folder / f"carnet_{size}-seed-0", Silent()) for size in "ns")
     leaked = np.ones(one.report.num_images, bool)
     leaky = [replace(run, report=replace(run.report, leaked=leaked)) for run in (one, other)]
-    assert "every image that judges is a training image" in notes_on(group_runs(leaky))[0]
+    assert "every image that judges is a training image" in next(notes_on(group_runs(leaky)))
     unknown = [replace(run, report=replace(run.report, leaks_known=False)) for run in (one, other)]
-    assert "it is not known which images these runs were trained on" in notes_on(group_runs(unknown))[0]
+    assert "it is not known which images these runs were trained on" in next(notes_on(group_runs(unknown)))
 
 
 def test_runs_evaluated_on_other_images_or_classes_are_refused(folder: Path) -> None:
@@ -213,7 +213,7 @@ def test_targets_are_what_all_reach(folder: Path) -> None:
         return replace(run, history=({**run.history[-1], "valid_top1": top1},))
 
     def targets(*ends: float) -> list[float]:
-        return _targets([Group("x", "", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
+        return common_targets([Group("x", "", (ending(end),), np.ones((1, 2), bool)) for end in ends])  # type: ignore[arg-type]
 
     assert targets(0.84, 0.79) == [0.5, 0.6, 0.7]
     assert targets(0.15) == [0.1]
