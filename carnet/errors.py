@@ -1,20 +1,11 @@
-"""Every error a user can meet.
+"""Every error that users can meet.
 
-CarnetError                  base of them all; the command line prints its one sentence and ends with `exit_code`
-├── DataError                a folder of images cannot be used as it is
-│   ├── ImageError           one image file cannot be decoded
-│   └── UnreadableImagesError  several could not; the message lists them
-├── ConfigError              a field of the recipe is out of range, or two contradict each other
-├── ModelError               an unknown model, an input too small for it, channels its groups do not divide
-├── RunError                 a run folder is missing, incomplete, or does not fit what was asked of it
-├── ModelFileError           an exported model is missing, damaged, none of ours, or newer than this version
-│   └── GateError            an exported model does not do what the trained one does, and is not written
-├── OutputError              a result cannot be written where it should go
-├── MissingExtraError        a command needs a package of an extra that is not installed
-├── NonFiniteLossError       training diverged
-├── OutOfMemoryError         there is not enough memory for what was asked
-├── LostProcessError         one of several processes that trained together has died
-└── StoppedError             Ctrl-C or SIGTERM ended the work; a checkpoint holds what was done
+CarnetError
+├── DataError: ImageError, UnreadableImagesError
+├── ModelFileError: GateError
+├── ConfigError, ModelError, RunError, OutputError
+├── MissingExtraError, NonFiniteLossError, OutOfMemoryError
+└── LostProcessError, StoppedError
 """
 
 from __future__ import annotations
@@ -45,7 +36,10 @@ _MAX_LISTED = 20
 
 
 class CarnetError(Exception):
-    """Base of every error this package raises on purpose. `str(error)` is one sentence that says what to do."""
+    """Base of every error this package raises on purpose.
+
+    `str(error)` is one sentence that says what to do. The command line prints it and exits with `exit_code`.
+    """
 
     exit_code = 2
 
@@ -55,15 +49,15 @@ class CarnetError(Exception):
 
 
 class DataError(CarnetError, ValueError):
-    """A folder of images cannot be used as it is."""
+    """The data cannot be used as it is."""
 
 
 class ImageError(DataError):
     """One image cannot be decoded.
 
     Attributes:
-        source: the file, or a word for where the bytes came from.
-        reason: what is wrong with it, without the file's name.
+        source: the file, or a description of the bytes.
+        reason: what is wrong, without the file's name.
     """
 
     def __init__(self, source: Path | str, reason: str) -> None:
@@ -73,7 +67,7 @@ class ImageError(DataError):
 
 
 class UnreadableImagesError(DataError):
-    """Some images cannot be decoded. `errors` holds one `ImageError` for each."""
+    """Some images cannot be decoded; `errors` has an `ImageError` for each."""
 
     def __init__(self, errors: Sequence[ImageError], num_images: int) -> None:
         self.errors = tuple(errors)
@@ -88,33 +82,33 @@ class UnreadableImagesError(DataError):
 
 
 class ConfigError(CarnetError, ValueError):
-    """A field of the recipe is out of range, or two contradict each other."""
+    """A setting is out of range, or two contradict each other."""
 
 
 class ModelError(CarnetError, ValueError):
-    """A model cannot be built or used as asked."""
+    """A model is unknown, or cannot be built or used as requested."""
 
 
 class RunError(CarnetError, ValueError):
-    """A run folder is missing, incomplete, or does not fit what was asked of it."""
+    """A run folder is missing, incomplete, or does not fit the request."""
 
 
 class ModelFileError(CarnetError, ValueError):
-    """An exported model is missing, damaged, none of ours, or newer than this version."""
+    """An exported model is missing, damaged, not one of ours, or newer than this version."""
 
 
 class GateError(ModelFileError):
-    """An exported model does not do what the trained one does, and is not written."""
+    """An exported model differs from the trained one, and is not written."""
 
     exit_code = 1
 
 
 class OutputError(CarnetError, OSError):
-    """A result cannot be written where it should go."""
+    """A result cannot be written."""
 
 
 class MissingExtraError(CarnetError, ImportError):
-    """A command needs a package that the base installation leaves out."""
+    """A command needs a package of an extra that is not installed."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f'{what} needs {package}: pip install "carnet[{extra}]"')
@@ -145,27 +139,23 @@ def explaining_missing_extra(what: str) -> Iterator[None]:
 
 
 class NonFiniteLossError(CarnetError, ArithmeticError):
-    """Training diverged: the loss of a step is infinite or not a number."""
+    """Training diverged: the loss of a step is infinite or NaN."""
 
     exit_code = 1
 
 
 class OutOfMemoryError(CarnetError, MemoryError):
-    """There is not enough memory for what was asked."""
+    """There is not enough memory."""
 
 
 class LostProcessError(CarnetError):
-    """One of several processes that trained together has died; the others ended with it."""
+    """One of several training processes has died, and the others have ended."""
 
     exit_code = 1
 
 
 class StoppedError(CarnetError):
-    """A signal ended the work at a step's end.
-
-    Attributes:
-        exit_code: 128 + the signal's number, as shells count it (130 for Ctrl-C, 143 for SIGTERM).
-    """
+    """Ctrl-C or SIGTERM ended the work after a step; `exit_code` is 128 + the signal's number, as in shells."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         self.exit_code = 128 + signal_number

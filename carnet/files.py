@@ -46,11 +46,7 @@ _FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def open_file(path: Path | str, max_bytes: int | None = None) -> io.BufferedReader:
-    """Open an ordinary file to read its bytes.
-
-    Args:
-        path: the file.
-        max_bytes: the largest size allowed; None allows any, for readers with limits of their own.
+    """Open an ordinary file of at most `max_bytes` (None: any size) to read its bytes.
 
     Raises:
         OSError: if it cannot be opened, is a folder, a pipe, a device or a socket, or is larger.
@@ -100,14 +96,12 @@ def read_file(path: Path | str, max_bytes: int) -> bytes:
 
 
 def open_text(path: Path | str, *, errors: str = "strict") -> TextIO:
-    """Open a table or a list of paths, in UTF-8 with or without a byte-order mark; line ends are kept as they are.
+    """Open a table or a list of paths of at most `MAX_TABLE_BYTES`, in UTF-8 with or without a byte-order mark.
 
-    Args:
-        path: the file.
-        errors: how to treat bytes that are not UTF-8, as for `open`.
+    Line ends are kept as they are; `errors` is that of `open`.
 
     Raises:
-        OSError: as `open_file`, with `MAX_TABLE_BYTES`.
+        OSError: as `open_file`.
     """
     return io.TextIOWrapper(open_file(path, MAX_TABLE_BYTES), encoding="utf-8-sig", errors=errors, newline="")
 
@@ -149,12 +143,7 @@ def check_listed(pattern: Path | str) -> None:
 
 
 def digest_of(path: Path, on_bytes: Callable[[int], None] | None = None, *, max_bytes: int | None = None) -> str:
-    """Return the SHA-256 of a file's bytes, reading a part at a time.
-
-    Args:
-        path: the file.
-        on_bytes: called with the number of bytes read so far.
-        max_bytes: the largest size allowed; None allows any.
+    """Return the SHA-256 of a file, reading a part at a time; `on_bytes` is called with the bytes read so far.
 
     Raises:
         OSError: as `open_file`.
@@ -186,11 +175,10 @@ def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any
     Raises:
         RunError: if it is missing, larger than `max_bytes`, not JSON, or of another type.
     """
-    content = read_whole(path, max_bytes)
     try:
-        return conform(parse(content, max_bytes=max_bytes), kind)
-    except DocumentError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
+        return conform(parse(read_file(path, max_bytes), max_bytes=max_bytes), kind)
+    except (OSError, DocumentError) as error:
+        raise RunError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
@@ -202,7 +190,7 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
     Args:
         path: the file.
         content: its bytes.
-        previous: a new name for the file that was there until now; None replaces that file.
+        previous: a new name for the file that was there; None replaces that file.
 
     Raises:
         OutputError: if the folder is missing, read-only or full.
@@ -314,35 +302,17 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text, whole or not at all; undecodable bytes of file names are written as they were.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
+    """Write UTF-8 text as `write_bytes` does; undecodable bytes of file names are written as they were."""
     write_bytes(path, content.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, document: Any, *, seal: bool = False) -> None:
-    """Write a JSON document a person can read, whole or not at all.
-
-    Args:
-        path: the file.
-        document: plain values.
-        seal: add a checksum, which `carnet.documents.unsealed` checks.
-
-    Raises:
-        OutputError: as `write_bytes`.
-    """
+    """Write a readable JSON document as `write_bytes` does; `seal` adds a checksum for `carnet.documents.unsealed`."""
     write_text(path, to_json(sealed(_finite(document)) if seal else document) + "\n")
 
 
 def to_json(document: Any, *, ascii_only: bool = False) -> str:
-    """Return JSON text a person can read; infinities and NaN become null, because JSON has no word for them.
-
-    Args:
-        document: plain values.
-        ascii_only: write other letters as JSON's escapes.
-    """
+    """Return readable JSON; infinities and NaN become null, `ascii_only` writes other letters as escapes."""
     return json.dumps(_finite(document), indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 
@@ -380,11 +350,7 @@ def csv_line_for_people(cells: Iterable[Any]) -> str:
 
 
 def check_target(path: Path, *endings: str) -> None:
-    """Check, before long work, that a file may be written.
-
-    Args:
-        path: the file.
-        endings: what its name may end in, the usual one first.
+    """Check, before long work, that a file may be written, and that its name has one of the endings.
 
     Raises:
         OutputError: if it is a folder or ends otherwise, or its folder is not there or may not be written.

@@ -8,7 +8,7 @@ import io
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -133,25 +133,20 @@ class RunFolder:
         """
         files.make_folder(base.parent)
         while True:
-            path = new_run_path(base)
+            run = cls(new_run_path(base))
             try:
-                path.mkdir()
-                return cls(path)
-            except FileExistsError:
-                # Another process was faster.
-                continue
+                # Another process may be faster.
+                with suppress(FileExistsError):
+                    run.path.mkdir()
+                    return run
             except OSError as error:
-                raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+                raise OutputError(f"cannot create the folder {run.path}: {error.strerror or error}") from error
 
     def create(self, data: Iterable[Mapping[str, str]], config: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the folder, with `data.csv` and `config.json` in it.
-
-        Args:
-            data: one row per image.
-            config: a `Record` without checksums.
+        """Make the folder with `data.csv` (a row per image) and `config.json`, a `Record`.
 
         Returns:
-            The `Record` with the checksum of `data.csv`.
+            The `Record`, with the checksum of `data.csv` added.
 
         Raises:
             OutputError: if that is not possible.

@@ -1,4 +1,4 @@
-"""Temperature and threshold: against plain references, and on data made so that the right answer is known."""
+"""Check temperature and threshold against plain references, and on simulated data with known values."""
 
 from __future__ import annotations
 
@@ -59,23 +59,23 @@ def test_the_temperature_against_scipy(number: int, temperature: float) -> None:
     assert math.log(fit_temperature(logits, labels)) == pytest.approx(expected.x, abs=1e-5)
 
 
-def test_a_few_images_all_right_make_it_certain_of_nothing() -> None:
+def test_a_few_correct_predictions_do_not_make_it_certain() -> None:
     logits, labels = np.eye(3)[[0, 1, 2, 0]] * 4.0, np.array([0, 1, 2, 0])
     temperature = fit_temperature(logits, labels)
     assert temperature > 2 * COLDEST
     assert metrics.softmax(logits / temperature).max() < 0.99
 
 
-def test_the_threshold_keeps_wrong_answers_rare() -> None:
+def test_the_threshold_keeps_confident_errors_rare() -> None:
     logits, labels = overconfident(4000, 1.0)
     chosen = calibrate(logits, labels)
     confidence = metrics.softmax(logits / chosen.temperature).max(axis=1)
     correct = metrics.in_top_k(logits, labels, 1)
-    sure = confidence >= chosen.threshold
+    is_confident = confidence >= chosen.threshold
     assert 0 < chosen.threshold < 1
-    assert correct[sure].mean() >= 0.95
-    # With one step less it would not hold.
-    lower = np.sort(confidence[~sure])[-1]
+    assert correct[is_confident].mean() >= 0.95
+    # The next lower threshold would allow more errors.
+    lower = np.sort(confidence[~is_confident])[-1]
     assert correct[confidence >= lower].mean() < 0.95
 
 
@@ -84,18 +84,18 @@ def test_thresholds_at_the_ends() -> None:
     assert choose_threshold(confidence, np.array([True] * 4)) == 0.0
     assert choose_threshold(confidence, np.array([False] * 4)) > 1
     assert choose_threshold(confidence, np.array([True, True, True, False])) == pytest.approx(0.65)
-    # Of equal ones all are sure or none.
+    # Equal probabilities are all confident, or none is.
     assert choose_threshold(np.array([0.9, 0.7, 0.7]), np.array([True, True, False])) == pytest.approx(0.8)
 
 
-def test_nothing_is_judged_with_what_was_chosen_on_it() -> None:
+def test_no_image_is_evaluated_with_what_was_chosen_on_it() -> None:
     logits, labels = overconfident(60, 2.0)
     before = cross_fit(logits, labels)
     for image in range(0, 60, 7):
         changed = labels.copy()
         changed[image] = (changed[image] + 1) % 6
         after = cross_fit(logits, changed)
-        # Its own label is no part of its temperature.
+        # Its own label does not influence its temperature.
         assert after.confidence[image] == before.confidence[image]
         assert (after.confidence != before.confidence).any()
 

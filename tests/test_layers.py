@@ -1,4 +1,4 @@
-"""Imports go one way, and the edge side and the command line stay free of PyTorch."""
+"""Imports go one way, and the edge and the command line do not import PyTorch."""
 
 import ast
 import re
@@ -38,14 +38,14 @@ ALLOWED = {
     "export": {*BASE, "data", "report", "edge", "models", "training", "export"},
     "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
 }
-"""Room -> rooms it may import; the command line may import all."""
+"""Packages and modules -> those they may import; the command line may import all."""
 OPTIONAL = {"rich", "matplotlib", "openvino", "datasets", "huggingface_hub", "torch_xla"}
-"""Packages that rooms without PyTorch look for, and do without or name the extra of where they are missing."""
+"""Packages that code without PyTorch uses if they are installed, or names the extra that installs them."""
 BENCH_ONLY = {"torch", "torchvision", "lightning_fabric", "safetensors", "timm"}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, wherever in the file."""
+    """Return every module that a file imports, anywhere in the file."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def imports(path: Path) -> set[str]:
 def test_imports_go_one_way(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room not in ALLOWED:
-        assert room in ("__init__", "__main__", "cli"), f"which row does {room} stand on?"
+        assert room in ("__init__", "__main__", "cli"), f"{room} belongs to no layer"
         return
     modules = imports(path)
     rooms = {module.split(".")[1] for module in modules if module.startswith("carnet.")}
@@ -68,8 +68,8 @@ def test_imports_go_one_way(path: Path) -> None:
         assert not {module.split(".")[0] for module in modules} & BENCH_ONLY
 
 
-def test_what_runs_without_pytorch_is_declared_by_the_base_installation() -> None:
-    """Everything that the base row, the data, the reports and the edge import from elsewhere, wherever in a file."""
+def test_packages_used_without_pytorch_are_base_dependencies() -> None:
+    """Checks every import of the base layer, the data, the reports and the edge, anywhere in a file."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
     rooms = [*(PACKAGE / f"{room}.py" for room in BASE), *(PACKAGE / room for room in ("data", "report", "edge"))]
@@ -79,7 +79,7 @@ def test_what_runs_without_pytorch_is_declared_by_the_base_installation() -> Non
 
 
 def modules_after(code: str) -> set[str]:
-    """Which of the heavy packages a fresh Python has imported after running `code`."""
+    """Return the heavy packages that a new Python process has imported after running `code`."""
     heavy = "{'torch', 'onnxruntime', 'matplotlib', 'lightning_fabric', 'PIL', 'numpy', 'tyro'}"
     script = f"import sys\n{code}\nprint(*sorted({heavy} & set(sys.modules)))"
     answer = finished([sys.executable, "-c", script], check=True)
@@ -99,7 +99,7 @@ def test_help_of_commands_imports_no_torch(command: str) -> None:
     assert not modules_after(f"from carnet.cli.main import run; run(['{command}', '--help'])") & {"torch", "matplotlib"}
 
 
-def test_the_base_row_imports_no_torch() -> None:
+def test_the_base_layer_imports_no_torch() -> None:
     rooms = ", ".join(f"carnet.{room}" for room in sorted(BASE))
     code = f"import {rooms}, carnet.data.scan, carnet.data.synthetic, carnet.report.html, carnet.report.findings"
     assert not modules_after(code) & {"torch", "lightning_fabric"}

@@ -1,5 +1,6 @@
-"""What numbers were measured on, calls that take turns, and batches that are loaded ahead."""
+"""Instruction sets, fair timing, and batches that are loaded ahead."""
 
+import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,11 @@ def test_the_newest_instructions_are_named(line: str, name: str, tmp_path: Path)
     assert instruction_set(tmp_path / "cpuinfo") == name
 
 
-def test_where_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert instruction_set(tmp_path / "missing")
+def test_the_architecture_is_named_where_the_system_lists_no_instructions(tmp_path: Path) -> None:
+    assert instruction_set(tmp_path / "missing") == platform.machine()
 
 
-def test_calls_take_turns_and_the_first_of_each_is_not_counted() -> None:
+def test_calls_take_turns_and_the_first_of_each_is_not_timed() -> None:
     order: list[object] = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     found = take_turns(calls, rounds=3, progress=lambda done, total: order.append((done, total)))
@@ -48,7 +49,7 @@ def test_calls_take_turns_and_the_first_of_each_is_not_counted() -> None:
     threads=st.integers(0, 3),
     ahead=st.integers(0, 3),
 )
-def test_in_order_whatever_the_threads(batches: list[list[int]], threads: int, ahead: int) -> None:
+def test_batches_come_in_order_with_any_number_of_threads(batches: list[list[int]], threads: int, ahead: int) -> None:
     doubled = [[2 * item for item in batch] for batch in batches]
     assert list(load_ahead(lambda item: 2 * item, batches, threads=threads, ahead=ahead)) == doubled
 

@@ -1,4 +1,5 @@
 import importlib
+import pickle
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,11 @@ from types import ModuleType
 import pytest
 
 import carnet
+from carnet import errors
 
 FUNCTIONS = {name for name in carnet.__all__ if name.islower()}
 COMMANDS = {"benchmark", "compare", "evaluate", "explain", "export", "predict", "summary", "train", "verify"}
-"""Verbs that are functions of the package, or may become such: none may be a module below it."""
+"""Verbs that are functions of the package, or may become functions: no module may have such a name."""
 
 
 def test_public_names() -> None:
@@ -70,7 +72,7 @@ def test_functions_are_called_twice(tmp_path: Path) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="trian"):
         carnet.trian  # noqa: B018
 
 
@@ -93,19 +95,36 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without_torch)
     assert importlib.import_module("carnet") is carnet
-    with pytest.raises(carnet.CarnetError, match=r'^carnet\.load needs PyTorch: pip install "carnet\[train\]"$'):
+    with pytest.raises(carnet.CarnetError, match=r"carnet\.load .*carnet\[train\]"):
         carnet.load  # noqa: B018
 
 
 def test_missing_packages_name_the_extra_that_brings_them() -> None:
-    from carnet.errors import MissingExtraError
-
     for missing, what, extra in (
         ("torch", "carnet train", "train"),
         ("torch.nn", "carnet export", "export"),
         ("onnx", "carnet.export_model", "export"),
         ("torch", "carnet benchmark", "export"),
     ):
-        error = MissingExtraError.explaining(ModuleNotFoundError(name=missing), what)
-        assert str(error).endswith(f'pip install "carnet[{extra}]"')
-    assert MissingExtraError.explaining(ModuleNotFoundError(name="nothing"), "carnet train") is None
+        error = errors.MissingExtraError.explaining(ModuleNotFoundError(name=missing), what)
+        assert what in str(error)
+        assert f"carnet[{extra}]" in str(error)
+    assert errors.MissingExtraError.explaining(ModuleNotFoundError(name="nothing"), "carnet train") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ImageError("a.jpg", "damaged"),
+        errors.UnreadableImagesError([errors.ImageError("a.jpg", "damaged")], 3),
+        errors.OutputError("cannot write a"),
+        errors.MissingExtraError("carnet train", "PyTorch", "train"),
+        errors.OutOfMemoryError("not enough memory"),
+        errors.StoppedError("stopped", 2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_pass_between_processes(error: carnet.CarnetError) -> None:
+    received = pickle.loads(pickle.dumps(error))
+    assert (type(received), str(received)) == (type(error), str(error))
+    assert repr(vars(received)) == repr(vars(error))

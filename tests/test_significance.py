@@ -1,4 +1,4 @@
-"""Statistics against closed forms and SciPy, and against simulated models whose true difference is known."""
+"""Check the statistics against closed forms and SciPy, and on simulated models whose true difference is known."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_p_values_against_scipy(parts: list[Part], tail: float) -> None:
     assert found == pytest.approx(2 * tail, rel=1e-4)
 
 
-def test_with_endless_images_it_is_the_test_of_welch() -> None:
-    """Runs that name so many of 200,000 images right, where what images change is next to nothing."""
+def test_with_very_many_images_it_is_welchs_t_test() -> None:
+    """Among 200,000 images the variance due to images is negligible."""
     shares = (0.61, 0.66, 0.64), (0.54, 0.60, 0.45, 0.57)
     one, other = (np.array([np.arange(200_000) < 200_000 * share for share in runs]) for runs in shares)
     expected = stats.ttest_ind(*shares, equal_var=False)
@@ -110,7 +110,7 @@ def test_with_endless_images_it_is_the_test_of_welch() -> None:
 
 
 @pytest.mark.parametrize("mean", [0.01, 0.02, 0.05])
-def test_what_would_be_enough_against_trying_all_numbers(mean: float) -> None:
+def test_sufficient_numbers_against_trying_all(mean: float) -> None:
     images, seeds = enough(Difference(mean, -0.1, 0.1, 0.3, 2e-4, SeedsPart(4e-5, 4, 6e-5)), 500, 3)
 
     def shown(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_what_would_be_enough_against_trying_all_numbers(mean: float) -> None:
 def test_mcnemar_against_counting_all_outcomes() -> None:
     one = np.array([1, 1, 1, 1, 1, 0, 1, 0, 1], bool)
     other = np.array([0, 0, 0, 0, 0, 1, 1, 0, 1], bool)
-    # Six images decide, of which one had five: as many outcomes of six coins are at least as lopsided.
+    # The runs differ on six images, five to one; count how many outcomes of six coins are at least as unequal.
     extreme = sum(abs(sum(coins) - 3) >= 2 for coins in itertools.product((0, 1), repeat=6))
     assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(extreme / 64)
     assert mcnemar(one, one) == 1
@@ -145,7 +145,7 @@ def test_holm_by_hand() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_bonferroni_for_every_subset(p_values: list[float]) -> None:
-    """What Holm has shown: a difference counts if, of every set of pairs with it, Bonferroni finds one that does."""
+    """Holm's theorem: a difference is significant if Bonferroni finds one in every subset that contains it."""
     places = range(len(p_values))
     subsets = [chosen for size in places for chosen in itertools.combinations(places, size + 1)]
     expected = [
@@ -156,7 +156,7 @@ def test_holm_is_bonferroni_for_every_subset(p_values: list[float]) -> None:
 
 
 def simulate(rng: np.random.Generator, seeds: int, images: int, gap: float, spread: float) -> tuple[np.ndarray, ...]:
-    """Runs of two models: images differ in difficulty, runs in luck, and answers for the same image go together."""
+    """Simulate runs of two models: images differ in difficulty, runs in luck, and errors are correlated."""
     difficulty = rng.normal(1.6, 1.5, images)
     runs = []
     for shift in (gap, 0.0):
@@ -174,7 +174,7 @@ def true_difference(gap: float, spread: float) -> float:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 0.15])
-def test_intervals_hold_what_they_promise(seeds: int, spread: float) -> None:
+def test_intervals_cover_the_difference(seeds: int, spread: float) -> None:
     rng, number, gap = np.random.default_rng(seeds), 1000, 0.25
     truth = true_difference(gap, spread)
     found = [difference_over_seeds(*simulate(rng, seeds, 300, gap, spread)) for _ in range(number)]
@@ -184,8 +184,8 @@ def test_intervals_hold_what_they_promise(seeds: int, spread: float) -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_one_run_of_one_of_them(seeds: int) -> None:
-    """What is not known of its seeds is taken from the other, and makes no more alarms than promised."""
+def test_one_run_of_one_model(seeds: int) -> None:
+    """Its variance over seeds is taken from the other model; false alarms stay at their level."""
     rng, number = np.random.default_rng(20 + seeds), 1000
     alarms = 0
     for _ in range(number):
@@ -195,7 +195,7 @@ def test_one_run_of_one_of_them(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
-def test_equal_models_raise_no_more_alarms_than_promised(seeds: int) -> None:
+def test_equal_models_raise_false_alarms_at_the_level(seeds: int) -> None:
     rng, number = np.random.default_rng(seeds), 1000
     alarms = 0
     for _ in range(number):
@@ -206,8 +206,8 @@ def test_equal_models_raise_no_more_alarms_than_promised(seeds: int) -> None:
 
 @pytest.mark.parametrize(("one", "other"), [(1, 2), (1, 3), (2, 2), (3, 3), (2, 5)])
 @pytest.mark.parametrize("spread", [0.1, 0.3])
-def test_many_images_and_few_seeds_raise_no_more_alarms(one: int, other: int, spread: float) -> None:
-    """Where seeds change more than images do, one number for the degrees of freedom of both raised twice as many."""
+def test_many_images_and_few_seeds_raise_false_alarms_at_the_level(one: int, other: int, spread: float) -> None:
+    """One number for all degrees of freedom raised twice as many where seeds vary more than images."""
     rng, number = np.random.default_rng(40 + 10 * one + other), 1000
     alarms = 0
     for _ in range(number):
@@ -217,8 +217,8 @@ def test_many_images_and_few_seeds_raise_no_more_alarms(one: int, other: int, sp
     assert alarms / number <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / number)
 
 
-def test_a_handful_of_images_decides_nothing() -> None:
-    """Two seeds that answer alike, and four images of fifty that only one network names right, are luck still."""
+def test_a_difference_on_four_images_is_not_significant() -> None:
+    """Two identical seeds of each model, which differ on four of fifty images."""
     one, other = np.ones((2, 50), bool), np.repeat(np.arange(50)[None] >= 4, 2, axis=0)
     found = difference_over_seeds(one, other)
     assert found.p_value > 0.05
@@ -236,7 +236,7 @@ def test_the_p_value_and_the_interval_agree(gap: float, one: int, other: int) ->
         assert 0 < found.p_value <= 1
 
 
-def test_seeds_that_answer_alike_are_one_run() -> None:
+def test_identical_seeds_are_one_run() -> None:
     rng = np.random.default_rng(4)
     one, other = (rng.random(400) < share for share in (0.8, 0.7))
     found = difference_over_seeds(*(np.repeat(answers[None], 3, axis=0) for answers in (one, other)))
@@ -245,15 +245,15 @@ def test_seeds_that_answer_alike_are_one_run() -> None:
     assert alone[1:] == pytest.approx(wilson_interval(one.sum(), 400), rel=0.03)
 
 
-def test_with_endless_images_it_is_the_t_test_of_seeds() -> None:
-    """100,000 images, of which runs name so many right; the deviation of three is two points each."""
+def test_with_very_many_images_it_is_the_t_test_of_seeds() -> None:
+    """Three accuracies of each model, with a standard deviation of two points, on 100,000 images."""
     one, other = (np.array([np.arange(100_000) < 1000 * n for n in shares]) for shares in ((80, 82, 84), (70, 72, 74)))
     found = difference_over_seeds(one, other)
     assert found.high - found.low == pytest.approx(2 * 2.7764 * math.sqrt(2 * 0.02**2 / 3), rel=0.02)
 
 
-def test_one_run_of_each_says_one_thing() -> None:
-    """Of 51 images, five that only one names right: too few for the exact test, not for the usual interval."""
+def test_p_value_and_interval_of_single_runs_agree() -> None:
+    """A difference on five of 51 images is too small for the exact test, but not for the usual interval."""
     other = np.arange(51) >= 5
     found = difference_of_single_runs(np.ones(51, bool), other)
     assert found.p_value == pytest.approx(2 / 2**5)
@@ -261,17 +261,17 @@ def test_one_run_of_each_says_one_thing() -> None:
     assert difference_of_single_runs(other, np.ones(51, bool)).high == 0
 
 
-def test_runs_that_are_all_alike() -> None:
+def test_runs_that_are_all_identical() -> None:
     same = np.ones((2, 5), bool)
     found = difference_over_seeds(same, same)
     assert (found.mean, found.p_value) == (0, 1)
-    # Five images that are all named right are no proof of it for others.
+    # Five correct predictions do not prove that others are correct.
     assert found.low < -0.1 < 0.1 < found.high
 
 
 @pytest.mark.parametrize(("one", "other"), [((1, 5), (1, 5)), ((2, 5), (2, 4)), ((2, 1), (2, 1))])
 def test_too_little_to_compare(one: tuple[int, int], other: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"at least two"):
+    with pytest.raises(ValueError, match="at least two"):
         difference_over_seeds(np.ones(one, bool), np.ones(other, bool))
 
 
@@ -285,8 +285,8 @@ def test_intervals_of_one_model(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_intervals_of_a_model_that_is_nearly_always_right(seeds: int) -> None:
-    """Few images, few errors: the normal interval would often have no width, or end above 100 %."""
+def test_intervals_of_a_model_that_is_nearly_always_correct(seeds: int) -> None:
+    """With few images and errors the normal interval would often have no width, or end above 100%."""
     rng, number = np.random.default_rng(30 + seeds), 1000
 
     def draw(images: int, runs: int) -> Correct:
@@ -304,25 +304,25 @@ def test_intervals_at_the_ends_are_those_of_one_run() -> None:
     assert accuracy_over_seeds(np.zeros((3, 40), bool)) == (0, *wilson_interval(0, 40))
 
 
-def test_no_number_is_enough_where_there_is_nothing_to_show() -> None:
+def test_no_number_suffices_without_a_difference() -> None:
     none = Difference(0.0, -0.1, 0.1, 1.0, 1e-4, SeedsPart(1e-4, 4, 3e-4))
     assert enough(none, 300, 3) == (None, None)
-    # What seeds change is more than the difference, with any number of images.
+    # The variance due to seeds hides the difference, with any number of images.
     assert enough(replace(none, mean=0.01), 300, 3)[0] is None
-    # Seeds alone would do, images alone too.
+    # More seeds alone suffice, and so do more images alone.
     images, seeds = enough(replace(none, mean=0.035, seeds=SeedsPart(1e-4, 40, 2e-3)), 300, 20)
-    # (0.035 / 2.85)^2 = 1.5e-4 may be left, of which the other takes 1e-4.
+    # The variance may be (0.035 / 2.85)^2 = 1.5e-4, of which the other part takes 1e-4.
     assert images == pytest.approx(300 * 1e-4 / 5e-5, rel=0.1)
     assert seeds == pytest.approx(2e-3 / 5e-5, rel=0.1)
 
 
 @pytest.mark.parametrize("alarm", [0.05, 0.05 / 3])
-def test_how_many_seeds_would_be_enough(alarm: float) -> None:
-    """So many seeds, drawn alike, do show the difference four times of five."""
+def test_how_many_seeds_suffice(alarm: float) -> None:
+    """That many simulated seeds show the difference four times out of five."""
     rng, number, gap, spread = np.random.default_rng(6), 400, 0.6, 0.3
     found = difference_over_seeds(*simulate(rng, 200, 2000, gap, spread))
     assert found.seeds is not None
-    # As it would look with two seeds of each.
+    # The same difference with two seeds of each.
     two = replace(found, seeds=SeedsPart(found.seeds.of_one_each / 2, 2, found.seeds.of_one_each))
     _, seeds = enough(two, 2000, 2, alarm)
     assert seeds is not None
@@ -330,15 +330,15 @@ def test_how_many_seeds_would_be_enough(alarm: float) -> None:
     assert 0.7 < np.mean(shown) < 0.95
 
 
-def test_how_many_images_would_be_enough_for_single_runs() -> None:
-    """So many images, drawn alike, do show the difference four times of five."""
+def test_how_many_images_suffice_for_single_runs() -> None:
+    """That many simulated images show the difference four times out of five."""
     rng = np.random.default_rng(5)
 
     def draw(number: int) -> tuple[Correct, Correct]:
         common = rng.random(number)
         return (common < 0.8) ^ (rng.random(number) < 0.1), (common < 0.75) ^ (rng.random(number) < 0.1)
 
-    # What fifty images would say, if they said the truth.
+    # The true difference, with the variance of fifty images.
     exact = difference_of_single_runs(*draw(200_000))
     images, _ = enough(replace(exact, image_variance=exact.image_variance * 200_000 / 50), 50, 1)
     assert images is not None
@@ -346,8 +346,8 @@ def test_how_many_images_would_be_enough_for_single_runs() -> None:
     assert 0.72 < np.mean(shown) < 0.88
 
 
-def test_a_tail_at_the_turning_point_of_its_fraction() -> None:
-    """Both halves of it are rounded there, and either may look like the larger one."""
+def test_a_tail_where_its_fraction_is_exchanged() -> None:
+    """Both halves are rounded there, and either may seem larger."""
     assert student_tail(1.6383560438182505, 17.0) == pytest.approx(0.0598608, rel=1e-5)
     for freedom in (3.0, 17.0, 200.0):
         turning = (3 * freedom / (freedom + 2)) ** 0.5
