@@ -22,7 +22,16 @@ from typing import IO
 
 from carnet.data.cache import cached_folder
 from carnet.data.folder import is_hidden
-from carnet.data.tar import REGULAR, WAY_OUT, ArchiveReadError, TarReader, damaged, quoted_member, ratio_limit, reading
+from carnet.data.shards import (
+    REGULAR,
+    WAY_OUT,
+    ArchiveReadError,
+    TarReader,
+    damaged,
+    quoted_member,
+    ratio_limit,
+    reading,
+)
 from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, open_file, read_json, write_json
@@ -55,19 +64,23 @@ class SafeFolder:
         hidden: files and folders that stayed out, as they would be counted in a folder.
     """
 
-    def __init__(self, folder: Path, archive: Path, *, capitals_count: bool | None = None) -> None:
+    def __init__(
+        self, folder: Path, archive: Path, *, capitals_count: bool | None = None, free_bytes: int | None = None
+    ) -> None:
         """Get ready for one archive.
 
         Args:
             folder: an empty one.
             archive: its path.
             capitals_count: whether its disk can hold two names that differ in capitals only; None: the disk is asked.
+            free_bytes: how many bytes are free on its disk; None: the disk is asked.
         """
         self.folder = folder
         self.archive = archive
         self.num_bytes = 0
         self.hidden: set[str] = set()
-        by_disk = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
+        free_bytes = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
+        by_disk = max(0, free_bytes - SPARE_BYTES)
         self._limit, self._why = min(
             (MAX_BYTES, f"more than {MAX_BYTES / 1e9:,.0f} GB; {WAY_OUT}"),
             ratio_limit(archive),

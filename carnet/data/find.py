@@ -30,8 +30,8 @@ from carnet.data.samples import (
     leave_out,
     numbered,
 )
+from carnet.data.shards import is_packed, is_tar
 from carnet.data.table import fits, labels_of, list_table
-from carnet.data.tar import is_packed, is_tar
 from carnet.errors import ConfigError, DataError
 from carnet.files import broken_link, open_file, state_of
 from carnet.preprocess import looks_like_image

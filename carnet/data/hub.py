@@ -1,14 +1,11 @@
-"""Data sets that Hugging Face `datasets` reads: what DATA can say, and how they are opened.
+"""Data sets that Hugging Face `datasets` reads: the names they have, and how they are opened.
 
-- `hf:NAME` or `hf:OWNER/NAME`, then `:CONFIGURATION` and `@REVISION` where wanted: a data set of the hub
-  (`hf:beans`, `hf:owner/birds:small@v2`). `hf:./FOLDER`, or any path that begins with `.`, `/` or `~`: a folder as
-  `datasets` understands it.
-- Parquet files with images inside, and WebDataset shards, tars of `key.jpg` with `key.cls`, `.json` or `.txt`: a file,
-  a folder of them, or a pattern (`shards/{train,valid}-{0000..0146}.tar`, `birds/train-*.parquet`). The split is named
-  by the file or a folder.
-
-`?image=NAME,label=NAME` after `hf:…` chooses columns, `?train=NAME,valid=NAME,test=NAME` splits, where their names are
-unusual.
+- `hf:NAME` or `hf:OWNER/NAME`, with `:CONFIGURATION` and `@REVISION` after it if needed, is a data set of the hub
+  (`hf:beans`, `hf:owner/birds:small@v2`). `hf:./FOLDER`, or any path that begins with `.`, `/` or `~`, is a folder as
+  `datasets` understands it. `?image=NAME,label=NAME` chooses columns, `?train=NAME,valid=NAME,test=NAME` splits.
+- Parquet files that hold images, and WebDataset shards (tars of `key.jpg` with `key.cls`, `.json` or `.txt`) are named
+  by a file, a folder or a pattern (`shards/{train,valid}-{0000..0146}.tar`, `birds/train-*.parquet`). The split is in
+  the name of the file or of a folder.
 """
 
 from __future__ import annotations
@@ -16,92 +13,83 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import math
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from carnet.data.folder import is_folder, is_hidden
+from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.tar import is_webdataset
+from carnet.data.shards import LABEL_MEMBERS, files_in, is_webdataset, kind_of, matching, shards_in, with_splits
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
-from carnet.files import MAX_IMAGE_BYTES, check_listed, digest_of, open_file, read_file, state_of
+from carnet.files import MAX_IMAGE_BYTES, digest_of, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
-from carnet.text import OnProgress, counted
+from carnet.text import OnProgress, counted, first_few
 
-FORMAT = 2
-"""Of what `carnet.data.stream` keeps; another number makes it anew."""
-_HUB = "hf://datasets/"
+_FORMAT = 2
+"""Version of what `carnet.data.stream` stores; with another number it is stored again."""
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@]+))?(?:@(?P<revision>[^:@]+))?")
+
+
+class HubUnreachableError(DataError):
+    """The hub does not answer."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies."""
+    """Where a data set lies.
+
+    Attributes:
+        data: DATA as the user wrote it.
+        kind: what `datasets` is given: a name, a folder that it interprets, or `files`.
+        place: the hub's name of the data set, or the folder.
+        files: split and path of each local file, in order.
+        config: the configuration.
+        revision: the revision.
+        chosen: columns ("image", "label") and splits ("train", "valid", "test") that have other names.
+    """
 
     data: str
-    """As it was said."""
-    loader: str
-    """"parquet" or "webdataset", which read `files`; else a folder, or a data set of the hub."""
+    kind: Literal["hub", "folder", "parquet", "webdataset"]
+    place: str = ""
     files: tuple[tuple[str, Path], ...] = ()
-    """Split and path of each local file, in order."""
     config: str | None = None
     revision: str | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
-    """Columns ("image", "label") and splits ("train", "valid", "test") that go by other names."""
-
-    @property
-    def on_hub(self) -> bool:
-        """Whether it has to be fetched."""
-        return self.loader.startswith(_HUB)
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether `datasets` is left to make something of a folder of this machine."""
-        return not self.on_hub and self.loader not in ("parquet", "webdataset")
-
-    @property
-    def repository(self) -> str:
-        """What the hub calls it; a local source's loader."""
-        return self.loader.removeprefix(_HUB)
-
-    @property
-    def tars(self) -> list[Path]:
-        """The shards among the local files."""
-        return [path for _, path in self.files if _loader(path) == "webdataset"]
 
     @property
     def name(self) -> str:
-        """Names a data set of the hub, its configuration and what is chosen of it, in letters any file may have."""
-        parts = [self.repository.replace("/", "--"), self.config or ""]
+        """A data set of the hub, its configuration and what is chosen, in letters that any file name may have."""
+        parts = [self.place.replace("/", "--"), self.config or ""]
         parts += [f"{key}={value}" for key, value in sorted(self.chosen.items())]
         return "--".join(re.sub(r"[^\w.=-]", "_", part) for part in parts if part)
 
     def key(self, *, by_content: bool = True, progress: OnProgress | None = None) -> str:
-        """Names the data: a data set of the hub by its revision, local files by their bytes.
+        """Identify the data: a data set of the hub by its revision, local files by their bytes.
 
         Args:
-            by_content: False: local files by path, size and time of change, which takes no reading.
-            progress: told how many files are read, of how many.
+            by_content: False: identify local files by path, size and time of change, without reading them.
+            progress: receives how many files are read, of how many.
 
         Raises:
             DataError: if a file cannot be read.
         """
-        if self.on_hub:
-            return f"{self.name}@{self.revision}-{FORMAT}"
-        digest = hashlib.sha256(json.dumps([FORMAT, sorted(self.chosen.items())]).encode())
+        if self.kind == "hub":
+            return f"{self.name}@{self.revision}-{_FORMAT}"
+        digest = hashlib.sha256(json.dumps([_FORMAT, sorted(self.chosen.items())]).encode())
         for number, (split, path) in enumerate(self.files, start=1):
             # In a plain folder the path is the label.
-            name = split or path.relative_to(self.loader).as_posix()
+            name = split or path.relative_to(self.place).as_posix()
             with _readable():
                 state = path.stat()
-                # What is called like an image and is larger than any is refused when it is looked into.
+                # The scan refuses such an image; its size may be made up.
                 is_too_large = path.suffix.lower() in EXTENSIONS and state.st_size > MAX_IMAGE_BYTES
-                if by_content and not (self.is_folder and is_too_large):
+                if by_content and not (self.kind == "folder" and is_too_large):
                     content = digest_of(path)
                 else:
                     content = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
@@ -112,7 +100,7 @@ class Source:
 
 
 def is_dataset(data: str) -> bool:
-    """Return whether DATA is one of the forms above; goes by names, and looks into a tar that could be an archive.
+    """Return whether DATA is one of the forms above, by names; a tar that may be an archive is looked into.
 
     Raises:
         DataError: if a tar could be either.
@@ -121,10 +109,10 @@ def is_dataset(data: str) -> bool:
     if data.startswith("hf:"):
         return True
     path = expanded(data)
-    files = _data_files(path) if path.is_dir() else [path]
-    loaders = {_loader(file) for file in files}
-    if "webdataset" not in loaders or "parquet" in loaders:
-        return "parquet" in loaders
+    files = shards_in(path) if path.is_dir() else [path]
+    kinds = {kind_of(file) for file in files}
+    if "webdataset" not in kinds or "parquet" in kinds:
+        return "parquet" in kinds
     if not path.exists():
         return re.search(r"[*?\[{]", data) is not None
     # {p}hotos.tar is a pattern of one file.
@@ -133,27 +121,26 @@ def is_dataset(data: str) -> bool:
 
 
 def find_source(data: str) -> Source:
-    """What DATA names, with every local file; asks no network.
+    """Find what DATA names, with every local file, without the network.
 
     Raises:
-        DataError: not a name, no such file, one cut short, files of two kinds, or splits that cannot be told.
+        DataError: if it is no such name, a file is missing or cut short, files are of two kinds, or splits are unclear.
     """
     with _readable():
         if data.startswith("hf:"):
             return _named(data)
         path = expanded(data)
-        files = _data_files(path) if path.is_dir() else [path] if path.is_file() else _matching(data)
-        loaders = {_loader(file) for file in files}
-        if len(loaders) != 1 or None in loaders:
+        files = shards_in(path) if path.is_dir() else [path] if path.is_file() else matching(data)
+        kind, *others = {kind_of(file) for file in files} or {None}
+        if kind is None or others:
             raise DataError(f"{data} is not parquet files alone, nor tars alone; name the ones or the others")
-        loader = str(loaders.pop())
         for file in files:
             # All are opened, since `datasets` would wait for a pipe.
             with open_file(file) as content:
                 content.seek(max(0, file.stat().st_size - 4))
-                if loader == "parquet" and content.read(4) != b"PAR1":
+                if kind == "parquet" and content.read(4) != b"PAR1":
                     raise DataError(f"{file} is damaged or incomplete, its end is missing; copy or download it again")
-    return Source(data, loader, _by_split(data, files))
+    return Source(data, kind, files=with_splits(data, files))
 
 
 def _named(data: str) -> Source:
@@ -164,125 +151,19 @@ def _named(data: str) -> Source:
     if not said.startswith((".", "~")) and not Path(said).is_absolute():
         match = _HUB_NAME.fullmatch(said)
         if match is None:
-            raise DataError(
-                f"{data} is no name; a data set of the hub is hf:NAME or hf:OWNER/NAME, a folder hf:./FOLDER"
-            )
-        return Source(data, _HUB + match["name"], (), match["config"], match["revision"], chosen)
+            raise DataError(f"{data} is no name; write hf:NAME or hf:OWNER/NAME for the hub, hf:./FOLDER for a folder")
+        return Source(data, "hub", match["name"], (), match["config"], match["revision"], chosen)
     folder = expanded(said).resolve()
     state = state_of(folder)
     if state is None or not stat.S_ISDIR(state.st_mode):
         raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
-    files = sorted(_files_in(folder, (".",)))
+    files = sorted(files_in(folder, (".",)))
     if no_file := next((path for path in files if not path.is_file()), None):
         raise DataError(
             f"{data}: {no_file} is no ordinary file or cannot be reached, and datasets would pass over it; remove "
             f"it, or name the folder itself, {said}"
         )
-    return Source(data, str(folder), tuple(("", path) for path in files), chosen=chosen)
-
-
-def _loader(path: Path) -> str | None:
-    if path.suffix.lower() == ".parquet":
-        return "parquet"
-    return "webdataset" if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")) else None
-
-
-def _data_files(folder: Path) -> list[Path]:
-    """Every parquet file and tar in a folder; none if there are images beside them."""
-    found = []
-    for path in _files_in(folder, (".", "_")):
-        if path.suffix.lower() in EXTENSIONS:
-            return []
-        found += [path] if _loader(path) else []
-    return sorted(found)
-
-
-def _files_in(folder: Path, hidden: tuple[str, ...]) -> Iterator[Path]:
-    """Every file in a folder and those inside it, but not what begins with one of `hidden`; links are followed.
-
-    Raises:
-        OSError: if a folder may not be looked into.
-        DataError: if a link leads nowhere, or to files that are there already.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    seen: set[str] = set()
-    for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(current)) in seen:
-            inside = os.path.realpath(Path(current).parent)
-            if not f"{inside}{os.sep}".startswith(f"{real}{os.sep}"):
-                raise DataError(f"{current} leads to {real}, whose files are there already; remove the link")
-            # A link back to a folder in which it lies.
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not (name.startswith(hidden) or is_hidden(name)))
-        for path in (Path(current, name) for name in sorted(names) if not name.startswith(hidden)):
-            # An image that is a link to nothing is one that cannot be read.
-            if path.suffix.lower() not in EXTENSIONS and path.is_symlink():
-                is_folder(path)
-            yield path
-
-
-def _matching(data: str) -> list[Path]:
-    """The files that a pattern names, in order."""
-    found: dict[Path, None] = {}
-    # What exists is a name, even if it looks like a pattern. On Windows the drive itself may be missing.
-    whole = expanded(data)
-    start = next((folder for folder in whole.parents if folder.is_dir()), whole.parents[-1])
-    for pattern in (start / part for part in _expand(str(whole.relative_to(start)))):
-        base = next((folder for folder in pattern.parents if folder.is_dir()), start)
-        name = str(pattern.relative_to(base))
-        try:
-            # Brackets that find nothing may be part of a name.
-            in_base = _globbed(base, name) or _globbed(base, name.replace("[", "[[]"))
-        except ValueError as error:
-            raise DataError(f"{data} is no pattern ({error}); ** stands alone, as in shards/**/*.tar") from error
-        matches = [pattern] if pattern.is_file() else in_base
-        if not matches:
-            check_listed(pattern)
-            asked = f", which {data} asks for" if str(pattern) != data else ""
-            raise DataError(f"there is no file {pattern}{asked}; correct the name, or fetch it")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def _globbed(base: Path, pattern: str) -> list[Path]:
-    """What a pattern finds below a folder, sorted; not in folders of systems and hidden ones."""
-    found = base.glob(pattern)
-    return sorted(path for path in found if not any(map(is_hidden, path.relative_to(base).parts[:-1])))
-
-
-def _expand(pattern: str) -> list[str]:
-    """`{a,b}` and `{008..011}` written out, as a shell does."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    options = match[1].split(",")
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
-        options = [str(number).zfill(len(numbers[1])) for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    return [whole for part in options for whole in _expand(pattern[: match.start()] + part + pattern[match.end() :])]
-
-
-def _by_split(data: str, files: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
-    base = os.path.commonpath([path.parent for path in files])
-    splits: dict[Path, str] = {}
-    for path in files:
-        words = [re.split(r"[^a-z]+", part.lower()) for part in path.relative_to(base).parts]
-        named = [{SPLIT_NAMES[word] for word in part if word in SPLIT_NAMES} for part in words]
-        first = next(filter(None, named), set())
-        if len(first) > 1:
-            raise DataError(f"{path} names the splits {' and '.join(sorted(first))}; rename it after one of them")
-        splits[path] = next(iter(first), "")
-    without = next((path for path, split in splits.items() if not split), None)
-    if without is not None and (within := next((path for path, split in splits.items() if split), None)):
-        raise DataError(
-            f"{data}: {within.name} names a split and {without.name} none; "
-            f"name train, valid or test in all of them, or in none"
-        )
-    return tuple((split or "train", path) for path, split in splits.items())
+    return Source(data, "folder", str(folder), tuple(("", path) for path in files), chosen=chosen)
 
 
 @contextmanager
@@ -303,7 +184,7 @@ _REASONS = (
         "is no data set of the Hugging Face hub, or a private one; find its name at https://huggingface.co/datasets, "
         "or `hf auth login`; a folder is hf:./FOLDER",
     ),
-    (_UNREACHABLE, "cannot be read, for the Hugging Face hub does not answer; try again later ({text})"),
+    (_UNREACHABLE, "cannot be read: the Hugging Face hub does not answer ({text}); try again later"),
     ("scripts are no longer", "is a Python script, which `datasets` no longer runs; try {name}@refs/convert/parquet"),
     (r"[Aa]vailable(?: configs)?: \[(.*?)\]", "needs a configuration; name one of {found}, hf:NAME:CONFIGURATION"),
     ("EmptyDataset|DataFilesNotFound", "has no data files of a kind that `datasets` knows; name another"),
@@ -311,31 +192,27 @@ _REASONS = (
     ("JSONDecodeError", "has a damaged .json member ({text}); write its shards again"),
     (
         "WebDataset format|at least one table|Duplicate field",
-        "has tars whose samples are not all of the same members, such as 1.jpg and 1.cls side by side ({text}); "
+        "has tars whose samples do not all have the same members, such as 1.jpg and 1.cls side by side ({text}); "
         "write them again, or unpack them and name the folder",
     ),
-    (r"literal for int\(\)", "has a label that should be a number ({text}); names belong into .txt members, not .cls"),
+    (r"literal for int\(\)", "has a label that should be a number ({text}); put names into .txt members, not .cls"),
     (
         "CastError|ArrowNotImplemented|No match for FieldRef",
-        "has files with different columns ({text}); write them all with the same",
+        "has files with different columns ({text}); write them all with the same columns",
     ),
     ("BatchSize must be", "has a parquet file without rows; leave it out"),
     ("ArrowException", "has a damaged parquet file ({text}); copy or download it again"),
-    ("", "cannot be read ({text}); mend it, or see whether `datasets` itself can load it"),
+    ("", "cannot be read ({text}); correct it, or see whether `datasets` itself can load it"),
 )
-"""What to find in an error's kinds and text -> what to tell."""
-
-
-class HubUnreachableError(DataError):
-    """The hub does not answer."""
+"""What an error's classes and text match -> what to tell."""
 
 
 @contextmanager
 def explained(source: Source) -> Iterator[None]:
-    """Turn what `datasets` and all it stands on raise into one line that names the data and a way out.
+    """Turn what `datasets` and its libraries raise into one line that names the data and a way out.
 
     Raises:
-        DataError: that line.
+        DataError: with that line.
     """
     try:
         yield
@@ -350,8 +227,8 @@ def explained(source: Source) -> Iterator[None]:
         found, reason = next((found, reason) for p, reason in _REASONS if (found := re.search(p, told)))
         line = reason.format(
             text=text or type(error).__name__,
-            name=f"hf:{source.repository}",
-            page=f"https://huggingface.co/datasets/{source.repository}",
+            name=f"hf:{source.place}",
+            page=f"https://huggingface.co/datasets/{source.place}",
             revision=source.revision,
             found=found[1] if found.re.groups else "",
         )
@@ -360,7 +237,7 @@ def explained(source: Source) -> Iterator[None]:
 
 
 def import_datasets() -> Any:
-    """The package, silent from here on: what it has to say comes as errors, and progress is shown by us.
+    """Import the package and silence it: its problems come as errors, and we show the progress.
 
     Raises:
         MissingExtraError: if it is not installed.
@@ -378,69 +255,70 @@ def import_datasets() -> Any:
 
 
 def pin(source: Source) -> Source:
-    """The source with its present revision, so that all that follows reads the same bytes.
+    """Return the source with its present revision, so that everything after this reads the same bytes.
 
     Raises:
-        DataError: no such data set or revision, not open to everybody, or `HubUnreachableError`.
+        DataError: if there is no such data set or revision, or access is restricted.
+        HubUnreachableError: if the hub does not answer.
     """
-    if not source.on_hub or re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+    if source.kind != "hub" or re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
         return source
     import_datasets()
     import huggingface_hub
 
     with explained(source):
-        found = huggingface_hub.HfApi().dataset_info(source.repository, revision=source.revision, timeout=20)
+        found = huggingface_hub.HfApi().dataset_info(source.place, revision=source.revision, timeout=20)
         return replace(source, revision=found.sha)
 
 
 def open_source(source: Source, columns: Sequence[str] | None = None) -> tuple[str, dict[str, Any]]:
-    """The source's format, and its splits as `datasets.IterableDataset` under their own names.
+    """Return the name of the source's format, and its splits as `datasets.IterableDataset` under their own names.
 
     Args:
-        source: pinned.
-        columns: only these are read; for the format "parquet".
+        source: with its revision.
+        columns: the columns to read, for the format "parquet".
 
     Raises:
-        DataError: whatever is wrong with it.
+        DataError: if anything is wrong with it.
     """
     datasets = import_datasets()
     options = {} if columns is None else {"columns": list(columns)}
     with explained(source):
-        if source.loader in ("parquet", "webdataset"):
+        if source.kind in ("parquet", "webdataset"):
             by_split: dict[str, list[str]] = {}
             for split, path in source.files:
                 by_split.setdefault(split, []).append(str(path.absolute()))
-            # Said this way, a path may hold what `datasets` would take for a pattern.
+            # Passed this way, `datasets` takes no path for a pattern.
             from datasets.data_files import DataFilesDict, DataFilesList
 
             lists = {split: DataFilesList(paths, [()] * len(paths)) for split, paths in by_split.items()}
             options["data_files"] = DataFilesDict(lists)
-        builder = datasets.load_dataset_builder(source.loader, source.config, revision=source.revision, **options)
-        if source.is_folder and builder.name == "imagefolder":
+        loader = {"hub": f"hf://datasets/{source.place}", "folder": source.place}.get(source.kind, source.kind)
+        builder = datasets.load_dataset_builder(loader, source.config, revision=source.revision, **options)
+        if source.kind == "folder" and builder.name == "imagefolder":
             taken = (path for paths in builder.config.data_files.values() for path in paths)
-            # What is called otherwise, it leaves out as well, but only when it comes to it.
-            _check_whole(source, {Path(path) for path in taken if path.lower().endswith(tuple(builder.EXTENSIONS))})
-        # It would fetch and decode images of which only the label is asked.
+            # It leaves out files with other endings too, but only when it reaches them.
+            _check_complete(source, {Path(path) for path in taken if path.lower().endswith(tuple(builder.EXTENSIONS))})
+        # It would fetch and decode images of which only the label is read.
         if hasattr(builder.config, "decode_num_threads"):
             builder.config.decode_num_threads = 0
         return str(builder.name), dict(builder.as_streaming_dataset())
 
 
-def _check_whole(source: Source, taken: set[Path]) -> None:
-    """Refuse a folder of images of which `datasets` would leave some out without a word, or take what is no data.
+def _check_complete(source: Source, taken: set[Path]) -> None:
+    """Refuse a folder of images of which `datasets` silently leaves some out, or takes what is no data.
 
-    It takes what is called like a split for one and leaves out what lies beside it, follows no links to folders, leaves
-    out what it does not know (.heic), and knows no folders of systems. Where a README.md says what belongs to the data,
-    that counts.
+    It takes a folder with the name of a split for one and leaves out what lies beside it, follows no links to folders,
+    leaves out formats that it does not know (.heic), and reads recycle bins. A README.md that lists data files counts.
     """
-    folder = Path(source.loader)
+    folder = Path(source.place)
     with suppress(OSError):
         if b"data_files" in read_file(folder / "README.md", MAX_IMAGE_BYTES):
             return
     way_out = f"name the folder itself, {source.data.removeprefix('hf:').partition('?')[0]}, or move them away"
     if hidden := sorted(path for path in taken if any(map(is_hidden, path.relative_to(folder).parts[:-1]))):
         raise DataError(
-            f"{source.data}: {hidden[0].relative_to(folder)} lies in a folder of the system's, which datasets takes "
+            f"{source.data}: {hidden[0].relative_to(folder)} lies in a folder of the system, which datasets takes "
             f"for data; {way_out}"
         )
     images = [path for _, path in source.files if path.suffix.lower() in EXTENSIONS]
@@ -450,3 +328,111 @@ def _check_whole(source: Source, taken: set[Path]) -> None:
             f"{left_out[0].relative_to(folder)}, because it follows no links, takes names like train and test for "
             f"splits, and does not know all endings; {way_out}"
         )
+
+
+def split_names(tables: Mapping[str, Any], source: Source) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Map our splits to the data set's, and tell which of its splits are left out.
+
+    Raises:
+        DataError: if two of its splits could be one of ours, or none is `train`.
+    """
+    names = {split: name for split, name in source.chosen.items() if split not in ("image", "label")}
+    if not names and len(tables) == 1:
+        return {"train": next(iter(tables))}, ()
+    for name in tables if not names else ():
+        split = SPLIT_NAMES.get(name.lower(), name)
+        if split in names:
+            raise DataError(f"{source.data} has both {names[split]} and {name}; choose one, hf:…?{split}={name}")
+        names[split] = name
+    names = {split: names[split] for split in ("train", "valid", "test") if split in names}
+    others = [name for name in tables if name not in names.values()]
+    if "train" not in names or not set(names.values()) <= set(tables):
+        raise DataError(f"{source.data} has the splits {', '.join(tables)}; say which to train on, hf:…?train=SPLIT")
+    return names, (f"{counted(len(others), 'split')} left out: {first_few(others)}",) if others else ()
+
+
+_IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values")
+_IMAGE_TYPES = ("binary", "large_binary", "List", "LargeList", "Array2D", "Array3D")
+_LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "fine_label")
+"""Names of columns, the preferred one first."""
+_LABEL_TYPES = ("int", "uint", "string", "large_string", "bool", "float")
+"""Beginnings of the names of types that labels can have."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the image and its label.
+
+    Attributes:
+        image: its name.
+        label: its name.
+        member: the member that holds the class, of a label that is a JSON document.
+        names: the classes that a label's numbers stand for; empty: the numbers themselves.
+    """
+
+    image: str
+    label: str
+    member: str | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def find(cls, table: Any, format_name: str, source: Source) -> Columns:
+        """Find the columns by type, and by name where the types leave a choice."""
+        datasets = import_datasets()
+        # CSV and JSON tell their columns only when they are read.
+        features = table.features or dict.fromkeys(next(iter(table), {}))
+        images = [
+            name
+            for name, feature in features.items()
+            if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+        ]
+        plain = [name for name in _IMAGE_COLUMNS if _type_name(features.get(name)) in _IMAGE_TYPES]
+        image = _choose("image", images or plain[:1], _IMAGE_COLUMNS, features, source)
+        known = (*_LABEL_COLUMNS, *(LABEL_MEMBERS if format_name == "webdataset" else ()))
+        labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        plain = [name for name in known if name != image and _label_member(features.get(name)) is not None]
+        label = _choose("label", labels or plain[:1], known, features, source)
+        return cls(image, label, _label_member(features[label]) or None, tuple(getattr(features[label], "names", ())))
+
+    def label_of(self, row: Mapping[str, Any]) -> str | None:
+        """Return the class of a row, None where it has no label."""
+        value = row[self.label]
+        if self.member is not None and value is not None:
+            value = value[self.member]
+        if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
+            return None
+        if self.names:
+            if not 0 <= value < len(self.names):
+                raise ValueError(f"label {value} where there are {len(self.names)} classes")
+            value = self.names[value]
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        # As `carnet.data.table` reads names.
+        return unicodedata.normalize("NFC", str(value).strip()) or None
+
+
+def _choose(what: str, found: list[str], known: Iterable[str], features: Mapping[str, Any], source: Source) -> str:
+    chosen = source.chosen.get(what)
+    if chosen in features:
+        return str(chosen)
+    candidates = found if len(found) == 1 else [name for name in known if name in found]
+    if candidates and chosen is None:
+        return candidates[0]
+    columns = first_few([f"{name} ({_type_name(feature)})" for name, feature in features.items()], 12)
+    problem = f"no column {chosen}" if chosen else f"several {what} columns" if found else f"no {what} column"
+    raise DataError(
+        f"{source.data} has {problem}; say ?{what}=COLUMN after hf:NAME or hf:./FOLDER, or rename it {what}; "
+        f"it has {columns}"
+    )
+
+
+def _type_name(feature: Any) -> str:
+    name = type(feature).__name__
+    return str(feature.dtype) if name == "Value" else {"dict": "members", "NoneType": "unknown"}.get(name, name)
+
+
+def _label_member(feature: Any) -> str | None:
+    """Return the member of a JSON label that holds the class, "" for a plain label, None for other columns."""
+    if isinstance(feature, dict):
+        return next((name for name in (*_LABEL_COLUMNS, "cls") if _label_member(feature.get(name)) == ""), None)
+    return "" if _type_name(feature).startswith(_LABEL_TYPES) else None

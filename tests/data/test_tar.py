@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from packing import images, write_tar
 
-from carnet.data.tar import MAX_HEADER, REGULAR, TarReader, is_packed, is_tar, reading
+from carnet.data.shards import MAX_HEADER, REGULAR, TarReader, is_packed, is_tar, reading
 from carnet.errors import DataError
 
 FILES = images("a/1.jpg", "b/2.jpg") | {"whole-block": bytes(1024), "empty": b""}
