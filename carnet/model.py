@@ -212,7 +212,7 @@ class Model:
             RunError: if the run's folder is gone or damaged.
         """
         if self.kind == "file":
-            raise ConfigError(f"name the images as well: carnet evaluate {quoted(self.path or 'MODEL')} DATA")
+            raise ConfigError(f"DATA is missing; name the images: carnet evaluate {quoted(self.path or 'MODEL')} DATA")
         path, layout_then, ignored_then = self._run().recorded_data()
         return path, layout_then if layout == "auto" else layout, ignore or ignored_then
 
@@ -291,11 +291,11 @@ def load(
     path = Path(source) if isinstance(source, str | Path) else None
     if path is None or is_model_file(path):
         if device not in (None, "auto", "cpu"):
-            raise ConfigError(f"--device {device} is for a run's folder; {path or 'the file'} is computed on the cpu")
+            raise ConfigError(f"--device {device} is for runs only; {path or 'the file'} is computed on the CPU")
         classifier = Classifier(source, threads=threads or 0, runtime=runtime, max_pixels=max_pixels)
         return Model(path, classifier)
     if runtime != "onnxruntime" or threads:
-        raise ConfigError("--runtime and --threads are for a .onnx file; a run's folder is computed by PyTorch")
+        raise ConfigError("--runtime and --threads are for .onnx files; PyTorch computes a run")
     with explaining_missing_extra("carnet.load of a run"):
         from carnet.models import weights
     trained = weights.load(path, device=device)

@@ -109,7 +109,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         carnet.load(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "now"), [("network", "model.predictor.network"), ("top1", "model.result.report.top1")])
+@pytest.mark.parametrize(
+    ("name", "now"), [("network", "model.predictor.network"), ("top1", "model.result.report.top1")]
+)
 def test_an_attribute_of_before_0_2_says_what_to_write(model: carnet.Model, name: str, now: str) -> None:
     with pytest.raises(AttributeError, match=now):
         getattr(model, name)

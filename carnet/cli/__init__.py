@@ -1,1 +1,1 @@
-"""The command line: `main` finds the command, one file each holds its flags and what it does."""
+"""The command line: `main` parses and runs; every other file is one command."""

@@ -1,4 +1,4 @@
-"""`carnet benchmark`: how fast networks answer on this machine."""
+"""`carnet benchmark`: measure the latency of networks and exported models."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Time networks from the pixels of an image to its answer, all of them in turns.
+    """Measure the latency of networks and exported models, from pixels to logits, all of them in turns.
 
-    A MODEL is the name of a network (carnet_s, resnet18, timm/NAME), with random weights, at its own size or as
-    NAME@SIZE; the folder of a run; or a .onnx file that carnet export has written. Files are timed without PyTorch, so
-    this works on a device that has none.
+    A MODEL is the name of a network (carnet_s, resnet18, timm/NAME; at another image size: NAME@SIZE), which gets
+    random weights, the folder of a run, or a .onnx file written by carnet export. A .onnx file needs no PyTorch.
 
     Examples:
       carnet benchmark carnet_s carnet18 timm/mobilenetv3_small_050
       carnet benchmark carnet_s@96 carnet_s@128 --batch-sizes 1,32 --threads 2
-      carnet benchmark model.onnx model-int8.onnx --runtimes onnxruntime,openvino --json
+      carnet benchmark model.onnx model-int8.onnx --runtimes openvino --json
     """
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Names, run folders or model files; the first is what the others are compared with."""
+    """Networks, run folders or .onnx files; the others are compared with the first one."""
     runtimes: str = "onnxruntime,pytorch"
-    """Of onnxruntime, openvino and pytorch, separated by commas; files run in the first two only."""
+    """Runtimes, separated by commas: onnxruntime, openvino, pytorch (not for .onnx files)."""
     batch_sizes: str = "1"
-    """Images at a time, separated by commas."""
+    """Batch sizes, separated by commas."""
     threads: int = 1
-    """Threads of the arithmetic."""
+    """Number of compute threads."""
     rounds: int = 50
-    """Turns of each."""
+    """Number of measurements of each."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    """Where PyTorch computes; copying images there and answers back is counted."""
+    """Device for PyTorch; copying images to it and logits back is included."""
     num_classes: int = 100
-    """Classes of networks that are named."""
+    """Number of classes of networks given by name."""
     json: bool = False
-    """Print one JSON document."""
+    """Print the results as one JSON document."""
 
     def run(self) -> int:
         from carnet.comparison.latency import benchmark
 
         sizes = words(self.batch_sizes)
         if not all(size.isdecimal() for size in sizes):
-            raise ConfigError(f"--batch-sizes are numbers separated by commas, got {self.batch_sizes!r}")
+            raise ConfigError(f"--batch-sizes must be numbers separated by commas, got {self.batch_sizes!r}")
         with console(as_json=True) as progress:
             result = benchmark(
                 self.models,
@@ -71,7 +70,7 @@ class Command:
 
 
 def _text(result: Benchmark) -> str:
-    rows = [("model", "image", "runtime", "batch", "median", "middle half", "95 % below", "images/s", "times")]
+    rows = [("model", "image", "runtime", "batch", "median", "middle half", "95% below", "images/s", "times")]
     for timing in result.timings:
         size, speed = f"{timing.image_size} px", f"{timing.images_per_second:,.0f}"
         half = f"{timing.percentile(25):.2f} to {timing.percentile(75):.2f} ms"
@@ -81,9 +80,9 @@ def _text(result: Benchmark) -> str:
     machine = result.to_json()["machine"]
     names = (f"{name} {number}" for name, number in machine["versions"].items() if name in ("torch", "onnxruntime"))
     about = (
-        f"{counted(result.rounds, 'turn')} of each, on {counted(result.threads, 'thread')} of "
+        f"{counted(result.rounds, 'measurement')} of each, on {counted(result.threads, 'thread')} of "
         f"{counted(machine['cores'], 'core')} ({machine['processor']}, {machine['instruction_set']}); "
         f"{', '.join(names)}."
     )
-    device = [] if result.device == "cpu" else [f"PyTorch computed on {result.device} ({result.device_name})."]
+    device = [] if result.device == "cpu" else [f"PyTorch ran on {result.device} ({result.device_name})."]
     return "\n".join([*table(rows, left=(0, 2)), "", about, *device])

@@ -1,4 +1,4 @@
-"""`carnet compare`: which network is better, by how much, and how sure is that?"""
+"""`carnet compare`: compare networks on the same images, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,57 +19,62 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Compare networks on your own data: train each with several seeds, or take runs that exist.
+    """Compare networks on your own data: train each with several seeds, or use existing runs.
 
-    With --models, DATA is what carnet train takes. Finished runs are kept and stopped ones go on, so the same command
-    may be given again, and with more seeds. Without --models, the runs are named. The folder that comes out has
-    comparison.html, the figure as PNG and SVG, table.md, table.csv and comparison.json. Exit code 1: a network could
-    not be trained here, and the others are compared.
+    With --models, name the images as for carnet train. Finished runs are kept and interrupted ones are resumed, so the
+    same command can be repeated, also with more seeds. Without --models, name finished runs. The output folder gets
+    comparison.html, a figure (PNG and SVG), table.md, table.csv and comparison.json. Exit code 1 means that a network
+    could not be trained here, and the others were compared.
 
     Examples:
       carnet compare photos --models carnet_s,resnet18 --seeds 3 --budget 10m
-      carnet compare photos --models carnet18,resnet18 --seeds 5 --preset published
+      carnet compare photos --models carnet18,resnet18 --preset published
       carnet compare runs/photos-carnet_s runs/photos-carnet_n
     """
 
     targets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")] = ()
-    """The images, or the folders of finished runs."""
+    """Images to train on, or folders of finished runs."""
     models: str = ""
-    """Networks to train, separated by commas: ours, or timm/NAME."""
+    """Networks to train, separated by commas: our own, or timm/NAME."""
     seeds: int = 3
-    """Runs of each network, with seeds 0, 1, …"""
+    """Number of runs of each network, with seeds 0, 1, …"""
     preset: Literal["default", "published"] = "default"
-    """Recipe of all; the flags below change it."""
+    """Recipe of all runs; the flags below override it."""
     reach: str = ""
-    """Accuracies in per cent, separated by commas, to tell the time to (default: tens that all runs reach)."""
+    """Accuracies in percent, separated by commas, whose training time is reported (default: tens that all reach)."""
     data: str = ""
-    """The images of finished runs, if they are no longer where they were."""
+    """Images of the finished runs, if they have moved."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where runs and answers go (default: runs/compare-DATA, or comparison for runs that exist)."""
+    """Output folder (default: runs/compare-DATA with --models, else comparison)."""
     json: bool = False
-    """Print the answer as one JSON document; progress goes to standard error."""
+    """Print the results as one JSON document; progress goes to standard error."""
     recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
 
     def initial_recipe(self) -> TrainingConfig:
-        """What the recipe's flags change."""
+        """Return the recipe that the flags override."""
         return PRESETS[self.preset]()
 
     def run(self, train: TrainOne | None = None, to_graph: ToGraph | None = None) -> int:
-        """Train what is missing and compare, by the given means or as usual; returns the exit code."""
+        """Train the missing runs, compare all, and return the exit code.
+
+        Args:
+            train: trains one network; None: as `carnet train` does.
+            to_graph: exports a network; None: as `carnet export` does.
+        """
         from carnet.comparison.verdict import compare
 
         models = words(self.models)
         try:
             reach = [float(word) / 100 for word in words(self.reach)]
         except ValueError:
-            raise ConfigError(f"--reach takes per cents separated by commas, got {self.reach!r}") from None
+            raise ConfigError(f"--reach must be percentages separated by commas, got {self.reach!r}") from None
         defaults = PRESETS[self.preset]()
         if models and (self.recipe.model, self.recipe.seed) != (defaults.model, defaults.seed):
-            raise ConfigError("--models names the networks here, and --seeds how many runs each has, from seed 0 on")
+            raise ConfigError("--model and --seed do not apply here; use --models and --seeds, the number of runs")
         if models and self.data:
-            raise ConfigError("--data says where the images of finished runs are; with --models, name them first")
+            raise ConfigError("--data is for finished runs; with --models, name the images as the first argument")
         if not models and (self.seeds, self.preset, self.recipe) != (Command.seeds, "default", TrainingConfig()):
-            raise ConfigError("--seeds, --preset and the recipe's flags say how to train; name --models to be trained")
+            raise ConfigError("--seeds, --preset and the flags of the recipe need --models, the networks to train")
         with console(self.json) as progress:
             answer = compare(
                 self.targets,

@@ -1,12 +1,13 @@
-"""`carnet demo`: the whole way, on pictures drawn for it."""
+"""`carnet demo`: train, evaluate and predict on drawn images."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,82 +19,75 @@ from carnet.files import make_folder
 from carnet.run_folder import new_run_path
 from carnet.text import quoted
 
-
-def demo_config(*, seed: int = 0, skip_unreadable: bool = False) -> TrainingConfig:
-    """The recommended recipe at the size of the pictures, for two minutes, or 40 epochs where those take less.
-
-    Command: `carnet demo`.
-    """
-    return TrainingConfig(
-        image_size=PICTURE_SIZE,
-        epochs=40,
-        batch_size=32,
-        budget="2m",
-        compile=False,
-        seed=seed,
-        skip_unreadable=skip_unreadable,
-    )
+RECIPE = TrainingConfig(image_size=PICTURE_SIZE, epochs=40, batch_size=32, budget="2m", compile=False)
+"""The default recipe at the size of the drawn images, for two minutes, or for 40 epochs if they take less."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Draw ten kinds of pictures, train carnet_s on them, judge it, and classify one.
+    """Draw images of ten classes, train carnet_s on them, evaluate it, and classify one image.
 
-    Takes some two minutes on two processor cores, and downloads nothing.
+    This takes about two minutes on two processor cores, and downloads nothing.
 
     Examples:
       carnet demo
-      carnet demo --dirty     with unreadable, duplicate and mislabelled files among the pictures
+      carnet demo --dirty     add unreadable, duplicate and mislabelled images
     """
 
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """New folder for pictures and run (default: carnet-demo, numbered if taken)."""
+    """New folder for the images and the run (default: carnet-demo, numbered if it exists)."""
     dirty: bool = False
-    """Plant unreadable, duplicate and mislabelled files, and see what becomes of them."""
+    """Add unreadable, duplicate and mislabelled images, to see how they are reported."""
     seed: int = 0
-    """Of the pictures and of training."""
+    """Seed of the images and of training."""
     json: bool = False
-    """Print the result as one JSON document; progress goes to standard error."""
+    """Print the results as one JSON document; progress goes to standard error."""
 
-    def run(self) -> int:
+    def run(self, recipe: TrainingConfig = RECIPE, draw: Callable[..., Any] = write_dataset) -> int:
+        """Run the demo and return the exit code.
+
+        Args:
+            recipe: how to train.
+            draw: draws the images, as `carnet.data.synthetic.write_dataset` does.
+        """
         from carnet.models.weights import load
         from carnet.training.run import train
 
-        config = demo_config(seed=self.seed, skip_unreadable=self.dirty)
+        config = replace(recipe, seed=self.seed, skip_unreadable=self.dirty)
         output = self.output or new_run_path(Path("carnet-demo"))
-        pictures, run = output / "pictures", output / "run"
-        if pictures.exists() or run.exists():
-            raise OutputError(f"{output} holds a demo already; choose another --output")
+        images, run = output / "pictures", output / "run"
+        if images.exists() or run.exists():
+            raise OutputError(f"{output} already holds a demo; choose another --output")
         with console(self.json) as progress:
             make_folder(output)
-            write_dataset(
-                pictures,
+            draw(
+                images,
                 seed=self.seed,
                 dirty=self.dirty,
-                progress=lambda done, total: progress.bar("drawing pictures", done, total),
+                progress=lambda done, total: progress.bar("drawing images", done, total),
             )
-            result = train(pictures, config, output=run, progress=progress)
-            image = sorted((pictures / "valid" / CLASSES[0]).iterdir())[0]
+            result = train(images, config, output=run, progress=progress)
+            image = sorted((images / "valid" / CLASSES[0]).iterdir())[0]
             prediction = load(run).predict(image, top_k=3)
             if not self.json:
-                progress.say(f"\n{image}\n  looks like: {prediction}\n\n{_what_next(run, pictures, dirty=self.dirty)}")
+                progress.say(f"\n{image}\n  prediction: {prediction}\n\n{_next_steps(run, images, dirty=self.dirty)}")
         if self.json:
             print_json(result.document | {"predicted": {"image": str(image), "predictions": prediction.to_json()}})
         return 0
 
 
-def _what_next(run: Path, pictures: Path, *, dirty: bool) -> str:
-    # `make demo` runs .venv/bin/carnet, which the shell that comes next may not find by its name.
+def _next_steps(run: Path, images: Path, *, dirty: bool) -> str:
+    # `make demo` runs .venv/bin/carnet, which may not be on the user's PATH.
     called = Path(sys.argv[0])
     carnet = "carnet" if shutil.which("carnet") or called.stem != "carnet" else quoted(called)
-    return f"""Open {run / "report.html"} to see what it can and cannot tell apart.
+    return f"""Open {run / "report.html"} to see the results.
 
-Now with photos of your own, one folder per class:
+Train on your own photos, with one folder per class:
   {carnet} train YOUR_PHOTOS
   {carnet} evaluate runs/YOUR_PHOTOS-carnet_s YOUR_PHOTOS
   {carnet} export runs/YOUR_PHOTOS-carnet_s
   {carnet} predict runs/YOUR_PHOTOS-carnet_s/model.onnx PHOTO.jpg
-Or look at what you just trained, and where it sees each thing:
-  {carnet} evaluate {quoted(run)} {quoted(pictures)} --split train{" --skip-unreadable" if dirty else ""}
+Or continue with the model that you have just trained:
+  {carnet} evaluate {quoted(run)} {quoted(images)} --split train{" --skip-unreadable" if dirty else ""}
   {carnet} export {quoted(run)}
-  {carnet} predict {quoted(run / "model.onnx")} {quoted(pictures / "valid")} --explain heat"""
+  {carnet} predict {quoted(run / "model.onnx")} {quoted(images / "valid")} --explain heat"""

@@ -1,4 +1,4 @@
-"""`carnet export`: one file that runs without PyTorch, judged before it gets its name."""
+"""`carnet export`: export a model to one file that runs without PyTorch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from carnet.cli.main import console, print_json
 
 @dataclass(frozen=True)
 class Command:
-    """Write a run's model as one .onnx file that needs no PyTorch, and judge it on images held back from training.
+    """Export the model of a run to one .onnx file that needs no PyTorch, and evaluate it on held-out images.
 
-    The file takes the pixels of an image as they are, and holds the class names and everything else that is needed. It
-    is written only if it does what the trained model does; exit code 1 says that it does not. Beside it comes a page
-    that says how it was judged.
+    The file takes the pixels of an image as they are, and holds the class names and all other metadata. It is written
+    only if its predictions agree with those of the trained model; exit code 1 means that they do not. A page beside it
+    shows the results.
 
     Examples:
       carnet export runs/photos-carnet_s
@@ -27,17 +27,17 @@ class Command:
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="ONNX")] = None
-    """The file (default: model.onnx in the run's folder, or model-int8.onnx)."""
+    """Output file (default: model.onnx or model-int8.onnx in the folder of the run)."""
     int8: bool = False
-    """Compute in eight bits where that holds accuracy: a third of the size, and faster on some processors."""
+    """Quantize layers to int8 where accuracy allows it: a third of the size, and faster on some processors."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """The run's images, if they are no longer where they were."""
+    """Images of the run, if they have moved."""
     max_drop: float = 1.0
-    """Points of top-1 accuracy that may be lost; beyond, nothing is written."""
+    """Largest loss of top-1 accuracy, in percentage points; if it is larger, no file is written."""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """Through which the file is judged."""
+    """Runtime in which the file is evaluated."""
     json: bool = False
-    """Print the numbers as one JSON document."""
+    """Print the results as one JSON document."""
 
     def run(self) -> int:
         from carnet.export.exporter import export_model, sentences
@@ -53,7 +53,7 @@ class Command:
                 progress=progress,
             )
             if not self.json:
-                end = f"The model is {result.path}, the report {result.report}."
+                end = f"The model is {result.path}, its report {result.report}."
                 progress.say("\n".join([*sentences(result), end]))
         if self.json:
             numbers = result.gate_report.to_json()

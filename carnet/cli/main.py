@@ -1,15 +1,16 @@
-"""`carnet`: find the command, parse its flags, turn errors into one line and an exit code.
+"""The command line: find the command, parse its flags, turn errors into one line and an exit code.
 
-A command is a dataclass named `Command` in the file of its name: fields are flags (tyro makes them from types,
-defaults and the text below each), the docstring is the help, `run()` returns the exit code. One with a field `recipe`
-has a method `initial_recipe()`, which gives the defaults of the recipe's flags. Only the command that was asked for is
-imported, and what it works with only inside `run()`, so that `carnet --help` answers at once.
+Each command is a dataclass named `Command` in the file of its name: its fields are flags (tyro derives them from types,
+defaults and the text below each field), its docstring is the help, and `run()` returns the exit code. A command with a
+field `recipe` also has a method `initial_recipe()`, which returns the defaults of the recipe's flags. Only the command
+that is asked for is imported, and each imports heavy packages inside `run()`, so that `carnet --help` answers at once.
 
-Where a command's words go: with --json one document on standard output, everything else on standard error.
+With --json, a command prints one JSON document on standard output and everything else on standard error.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -17,11 +18,15 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields, make_dataclass
 from functools import partial
+from itertools import pairwise
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Never, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Never, Union, get_args, get_origin, get_type_hints
 
 from carnet import __version__
 from carnet.errors import (
@@ -38,20 +43,20 @@ from carnet.report.console import Console, is_broken_pipe, silence
 from carnet.text import is_command, printable
 
 COMMANDS = {
-    "demo": "watch a CARNet learn drawn pictures, in a few minutes",
-    "train": "train a classifier on a folder of photos",
-    "evaluate": "judge a trained model and write a report",
-    "predict": "classify image files",
-    "compare": "tell which network is better on your data, and how sure that is",
-    "export": "write a model as one file that runs without PyTorch",
-    "verify": "check an exported model on this machine",
-    "benchmark": "time networks and exported models on this machine",
-    "summary": "show a network's layers, parameters and costs",
+    "demo": "train a small model on drawn images, in about two minutes",
+    "train": "train an image classifier",
+    "evaluate": "evaluate a model on labelled images and write a report",
+    "predict": "classify images",
+    "compare": "compare networks on your data, with confidence intervals",
+    "export": "export a model to one file that runs without PyTorch",
+    "verify": "check that an exported model gives the same results on this machine",
+    "benchmark": "measure the latency of networks and exported models",
+    "summary": "show the layers, parameters and costs of a network",
 }
-"""Name -> what it does; each is a file in this folder."""
+"""Command -> its one-line help; each is a file in this folder."""
 
 _RENAMED_FLAGS = {"--start-share": "--initial-size-ratio", "--adam-share": "--adamw-lr-ratio"}
-"""Flags of version 0.1 -> what they are called now."""
+"""Flags of version 0.1 -> their present names."""
 _SMALLER = {
     "train": "--micro-batch or --image-size",
     "compare": "--micro-batch or --image-size",
@@ -60,7 +65,9 @@ _SMALLER = {
     "benchmark": "number in --batch-sizes",
     "summary": "--image-size",
 }
-"""Command -> what to lower where memory is short."""
+"""Command -> the flag to lower when memory runs out."""
+_HIDDEN_DEFAULTS = ("None", "none", "False", "''", "")
+"""Defaults that the help does not show."""
 
 _HELP = """usage: carnet COMMAND [flags]
 
@@ -69,27 +76,27 @@ Good image classifiers for people with limited hardware.
 commands:
 {commands}
 
-  carnet COMMAND --help   the flags of a command, with an example
-  carnet --version        the version
+  carnet COMMAND --help   show the flags of a command, with examples
+  carnet --version        show the version
 
 Start with:  carnet demo
-Exit codes:  0 done, 1 a check said no, 2 bad input, 130 stopped by Ctrl-C."""
+Exit codes:  0 success, 1 a check failed, 2 invalid input, 130 stopped by Ctrl-C"""
 
 
 def main(arguments: Sequence[str] | None = None) -> Never:
-    """Run the command line and leave the process."""
+    """Run the command line and exit the process."""
     wait_briefly()
-    # Of standard output and standard error that whoever called has closed (`>&-`), Python has no stream, and the first
-    # file that is opened would take the number that libraries write their messages to. Let both lead nowhere.
+    # The caller may have closed standard output or standard error (`>&-`). Then Python has no stream, and the first
+    # file to be opened would get the number that libraries write their messages to. Open the null device instead.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # Open for as long as the process lives, as these streams are.
+            # It stays open until the process ends, like any standard stream.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         stream = getattr(sys, name)
-        # A name that the terminal's encoding lacks is no reason to fail; a file or another program gets it as it is.
+        # Escape names that the terminal cannot encode; files and pipes get UTF-8.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", encoding=None if stream.isatty() else "utf-8")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
@@ -101,17 +108,17 @@ def run(arguments: list[str]) -> int:
     try:
         code = 0
         if name in ("-h", "--help", "help"):
-            print(_HELP.format(commands="\n".join(f"  {command:10}{does}" for command, does in COMMANDS.items())))
+            print(_HELP.format(commands="\n".join(f"  {command:11}{does}" for command, does in COMMANDS.items())))
         elif name == "--version":
             print(f"carnet {__version__}")
         else:
             code = _run_command(name, rest)
         if sys.stdout is not None:
-            # At the end of Python it would be too late to tell an error.
+            # Python would not report an error at exit.
             sys.stdout.flush()
         return code
     except CarnetError as error:
-        # Of several processes each meets the same error, except for these, which only it knows of.
+        # Several processes all meet the same error, except for these two.
         if is_first_process() or isinstance(error, LostProcessError | OutOfMemoryError):
             complain(str(error))
         return error.exit_code
@@ -120,7 +127,7 @@ def run(arguments: list[str]) -> int:
         return 130
     except OSError as error:
         if is_broken_pipe(error):
-            # The reader of our output has gone (`| head`); what it did not want is not an error.
+            # It is no error that the reader of our output has gone (`| head`).
             silence(sys.stdout)
             return 0
         complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
@@ -128,7 +135,7 @@ def run(arguments: list[str]) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except OSError:
-            # What a full disk has not taken, it will not take at the end of Python either.
+            # Python would fail again at exit, for example on a full disk.
             silence(sys.stdout)
         return 2
 
@@ -136,9 +143,9 @@ def run(arguments: list[str]) -> int:
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean carnet {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean carnet {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {name!r}; {hint}")
-    way_out = "close other programs" + (f", or take a smaller {_SMALLER[name]}" if name in _SMALLER else "")
+    way_out = "close other programs" + (f", or use a smaller {_SMALLER[name]}" if name in _SMALLER else "")
     with explaining_lack_of_memory(f"carnet {name}", way_out):
         command = importlib.import_module(f"carnet.cli.{name}").Command
         try:
@@ -152,11 +159,12 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
-    """Make a command of its flags; where it has a recipe, the flags change the initial one that they name.
+    """Build a command from its flags; those of a recipe override the command's initial recipe.
 
     Raises:
-        SystemExit: with 0 after --help, 2 for flags that do not parse.
-        CarnetError: if the initial recipe cannot be read.
+        SystemExit: with 0 after --help, 2 for flags that cannot be parsed.
+        ConfigError: if a value is out of range.
+        RunError: if the recipe of the run to resume cannot be read.
     """
     import tyro
 
@@ -164,23 +172,79 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
         arguments = [re.sub(f"^{old}(?==|$)", new, word) for word in arguments]
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_value_or_auto)
+    # Wrap and indent the text, because tyro joins lines that are not indented.
+    width = min(100, shutil.get_terminal_size().columns) - 4
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    wrapped = [text if text.startswith("Example") else textwrap.fill(text, width) for text in paragraphs]
     read = partial(
         tyro.cli,
-        command,
         prog=f"carnet {name}",
-        description=inspect.getdoc(command),
+        description=textwrap.indent("\n\n".join(wrapped), "  "),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=registry,
     )
-    parsed = read()
-    if hasattr(parsed, "recipe") and (recipe := parsed.initial_recipe()) != type(recipe)():
-        parsed = read(default=command(recipe=recipe))
-    return parsed
+    if not hasattr(command, "initial_recipe"):
+        return command(**vars(read(_flags_of(command, fields(command)))))
+    from carnet.config import TrainingConfig
+
+    def read_with_recipe(recipe: TrainingConfig) -> Any:
+        groups: dict[str, list[Field[Any]]] = {}
+        for member in fields(recipe):
+            groups.setdefault(member.metadata.get("group", "recipe"), []).append(member)
+        inner = {group: _flags_of(recipe, members) for group, members in groups.items()}
+        own = [member for member in fields(command) if member.name != "recipe"]
+        values = vars(read(_flags_of(command, own, inner)))
+        changed = {name: value for group in groups for name, value in vars(values.pop(group)).items()}
+        return command(**values, recipe=TrainingConfig(**changed))
+
+    parsed = read_with_recipe(TrainingConfig())
+    recipe = parsed.initial_recipe()
+    return parsed if recipe == TrainingConfig() else read_with_recipe(recipe)
+
+
+def _flags_of(source: Any, members: Iterable[Field[Any]], groups: Mapping[str, type[Any]] | None = None) -> type[Any]:
+    """Build a dataclass of flags for tyro, with the text below each field as its help.
+
+    Args:
+        source: a dataclass, or an instance of one, that gives the defaults.
+        members: the fields to include.
+        groups: dataclasses of further flags, which the help shows under the names of the groups.
+    """
+    import tyro
+
+    kind = source if isinstance(source, type) else type(source)
+    types, texts = get_type_hints(kind, include_extras=True), _texts_below_fields(kind)
+    flags: list[tuple[str, Any, Any]] = []
+    for member in members:
+        about = tyro.conf.arg(
+            prefix_name=False,
+            help=texts.get(member.name),
+            help_behavior_hint=lambda default: "" if default in _HIDDEN_DEFAULTS else f"(default: {default})",
+        )
+        default = getattr(source, member.name, MISSING)
+        flags.append((member.name, Annotated[types[member.name], about], field(default=default)))
+    for name, group in (groups or {}).items():
+        flags.append((name, group, field(default_factory=group)))
+    return make_dataclass(kind.__name__, flags, kw_only=True)
+
+
+def _texts_below_fields(kind: type[Any]) -> dict[str, str]:
+    """Return the text below each field of a dataclass; empty if the source is not available, as in a frozen program."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    except OSError:
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    return {
+        one.target.id: " ".join(ast.literal_eval(other.value).split())
+        for one, other in pairwise(body.body)
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(other, ast.Expr)
+    }
 
 
 def _value_or_auto(info: Any) -> Any:
-    """How tyro reads and writes a value or None: None is `auto`, or `none` for a text; switches are on and off."""
+    """Tell tyro to read and write None as `auto` (strings: `none`), and an optional switch as `on` or `off`."""
     from tyro.conf import Positional
     from tyro.constructors import PrimitiveConstructorSpec
 
@@ -198,7 +262,7 @@ def _value_or_auto(info: Any) -> Any:
         none = "none"
     elif kind not in (int, float):
         return None
-    # A folder of images may have any name.
+    # A positional string is a path, which may be named auto or none.
     nones = () if kind is str and Positional in info.markers else ("auto", none)
     words = {value: word for word, value in choices.items()} or {None: none}
     read: Callable[[str], Any] = choices.__getitem__ if choices else kind
@@ -213,7 +277,7 @@ def _value_or_auto(info: Any) -> Any:
 
 
 def complain(text: str) -> None:
-    """Write a line of its own, or several, on standard error; that nobody reads it is no reason to end."""
+    """Print an error on standard error; do nothing if nobody reads it."""
     try:
         print(f"carnet: {printable(text, keep=chr(10))}", file=sys.stderr, flush=True)
     except OSError:
@@ -221,30 +285,30 @@ def complain(text: str) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks: of several that torchrun has started, the first one alone."""
+    """Return whether this process prints: of several that torchrun has started, only the first does."""
     return os.environ.get("RANK", "0") == "0" or "LOCAL_RANK" not in os.environ
 
 
 def console(as_json: bool) -> Console:
-    """For progress and findings."""
+    """Return the console for progress and results."""
     return Console(sys.stderr if as_json else sys.stdout)
 
 
 def print_json(document: Any) -> None:
-    """The one document."""
-    # A Windows pipe has an encoding of its own, which whoever reads JSON does not expect.
+    """Print a document as JSON."""
+    # A pipe on Windows may have an encoding that readers of JSON do not expect.
     text = to_json(document, ascii_only=(sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8"))
-    # Names come out of JSON as they are, and yet command no terminal.
+    # Escape control characters, so that no name can control the terminal.
     print("".join(json.dumps(c)[1:-1] if is_command(c) and c != "\n" else c for c in text))
 
 
 def words(text: str) -> list[str]:
-    """The parts of a flag that takes several, separated by commas."""
+    """Split the value of a flag at its commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-    """Lines of aligned cells: the columns `left` to the left, the others to the right."""
+    """Align the cells of a table and return its lines; columns in `left` are left-aligned, the others right-aligned."""
     aligned = []
     for place, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))

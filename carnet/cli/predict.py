@@ -1,4 +1,4 @@
-"""`carnet predict`: classes for image files."""
+"""`carnet predict`: classify images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,27 +17,31 @@ import tyro
 from carnet import files
 from carnet.cli.main import complain, console, print_json
 from carnet.errors import ConfigError, DataError, ImageError
-from carnet.files import MAX_IMAGE_BYTES, check_listed, csv_line_for_people
-from carnet.text import Progress, counted, printable, quoted
+from carnet.files import MAX_IMAGE_BYTES, check_listed
+from carnet.text import Progress, counted, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from carnet.prediction import Prediction, Predictor
+    from carnet.edge.classifier import Classifier
+    from carnet.models.weights import TrainedModel
+    from carnet.prediction import Prediction
+
+    Answer = tuple[Prediction | ImageError, Image | None]
+    """The prediction for an image, or why there is none; and the figure with the heat map, if asked for."""
 
 STDIN = "-"
-_STEM_BYTES = 200
-"""So much of a name leaves room for a number and an ending: no system takes more than 255 bytes."""
+_MAX_STEM_BYTES = 200
+"""Leaves room for a number and an ending in a file name, which no system allows to have more than 255 bytes."""
 
 
 @dataclass(frozen=True)
 class Command:
     """Classify images: files, folders (all images inside), patterns such as "2024/*.jpg", or - for standard input.
 
-    A model is a .onnx file that carnet export has written, which needs no PyTorch, or the folder of a run. An image
-    that cannot be read is a line on standard error and exit code 1; the others are done. What --ignore names is left
-    out and counted; with --json it stands among the answers as {"image": …, "ignored": true}. Whether an answer is
-    sure is known of exported files only.
+    MODEL is a .onnx file written by carnet export, which needs no PyTorch, or the folder of a run. An image that cannot
+    be decoded is reported on standard error, and the exit code is 1 after all others are classified. Only a .onnx file
+    has a threshold below which a prediction is not confident.
 
     Examples:
       carnet predict model.onnx photo.jpg
@@ -51,103 +55,77 @@ class Command:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Files, folders, patterns, or -."""
     top_k: int = 5
-    """How many classes to name, most probable first."""
-    explain: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Write a picture for each image into this folder, with heat where its class is seen."""
+    """Number of classes to name, the most probable first."""
+    explain: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Write a heat map of each image into this folder, which shows where its class is seen."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Leave out, and count, the images whose paths this list holds, one on each line."""
+    """Skip and count the images listed in this text file, one path per line."""
     batch_size: int = 32
-    """Images at a time; takes memory, does not change the answers."""
+    """Images per batch; affects memory and speed, not the results."""
     threads: int = 0
-    """Threads of the arithmetic, for a .onnx file; 0 leaves it to the runtime."""
+    """Number of compute threads, for a .onnx file; 0 lets the runtime choose."""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """What computes a .onnx file."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
-    """Where to compute, for a run's folder."""
+    """Runtime that computes a .onnx file."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to compute on, for a run; auto uses a GPU if there is one."""
     csv: bool = False
-    """Print a table for people: image, class, probability, sure, error. Names are exact in --json."""
+    """Print a table for spreadsheets: image, class, probability, confident, error."""
     json: bool = False
-    """Print one JSON document."""
+    """Print the results as one JSON document, with exact names and the ignored images."""
 
     def run(self) -> int:
         if self.csv and self.json:
-            raise ConfigError("--csv and --json cannot both be printed; leave one out")
+            raise ConfigError("--csv and --json exclude each other; leave one out")
         if self.csv and self.top_k != Command.top_k:
-            raise ConfigError("--csv names one class for each image; --top-k is for --json and for people")
+            raise ConfigError("--csv names one class for each image; leave --top-k out, or use --json")
+        for flag, number in (("--top-k", self.top_k), ("--batch-size", self.batch_size)):
+            if number < 1:
+                raise ConfigError(f"{flag} must be at least 1, got {number}")
         if STDIN in self.images and sys.stdin is None:
-            raise ConfigError("- reads an image from standard input, which is closed")
+            raise ConfigError("cannot read an image from standard input (-), because it is closed")
         listed = _expand(self.images)
         with console(as_json=True) as progress:
             names, ignored = _leave_out(listed, self.images, self.ignore, progress)
-            model = self._open()
-            if model.threshold is None:
-                progress.say(
-                    "Note: this run has no threshold below which it says that it is not sure, and its percentages are "
-                    "not calibrated; carnet export sets both on held-back images."
-                )
-            piped = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if STDIN in names else b""
-
-            def source_of(name: str) -> Path | bytes:
-                return piped if name == STDIN else Path(name)
-
-            write_heat = None if self.explain is None else _heat_writer(self.explain)
-            # Of millions of images nothing is kept but their names, unless one document has to hold all answers.
+            answers = self._answers(names, progress)
+            heat_names: set[str] = set()
+            # Keep no answers but for one JSON document, since there may be millions of images.
             documents: list[dict[str, Any]] = []
             num_unread = 0
             if self.csv:
-                print(csv_line_for_people(("image", "class", "probability", "confident", "error")), end="")
-            answers = self._answers(model, map(source_of, names))
-            for done, (name, (answer, heat)) in enumerate(zip(names, answers, strict=True), start=1):
+                print(files.csv_line_for_people(("image", "class", "probability", "confident", "error")), end="")
+            for done, (name, (answer, figure)) in enumerate(zip(names, answers, strict=True), start=1):
                 document = self._print(name, answer)
                 num_unread += isinstance(answer, ImageError)
-                if write_heat is not None and heat is not None:
-                    document["heat"] = str(write_heat(name, heat))
+                if self.explain is not None and figure is not None:
+                    document["heat"] = str(_write_heat(figure, self.explain, name, heat_names))
                 if self.json:
                     documents.append(document)
-                # Where the answers themselves are seen to come, a bar would stand in their way.
+                # On a terminal, the answers themselves show the progress.
                 if self.json or not sys.stdout.isatty():
                     progress.bar("predicting", done, len(names))
         if self.json:
             print_json(documents + [{"image": name, "ignored": True} for name in ignored])
         return 1 if num_unread else 0
 
-    def _open(self) -> Predictor:
-        from carnet.edge.model_file import is_model_file
+    def _answers(self, names: list[str], progress: Progress) -> Iterator[Answer]:
+        """Open the model, and return an iterator over its answers for the images."""
+        from carnet.model import load
 
-        if is_model_file(self.model):
-            from carnet.edge.classifier import Classifier
-
-            if self.device != "cpu":
-                raise ConfigError(f"--device {self.device} is for a run's folder; {self.model} is computed on the cpu")
-            return Classifier(self.model, threads=self.threads, runtime=self.runtime)
-        if self.runtime != "onnxruntime" or self.threads:
-            raise ConfigError("--runtime and --threads are for a .onnx file; a run's folder is computed by PyTorch")
+        model = load(self.model, device=self.device, threads=self.threads or None, runtime=self.runtime)
+        if model.threshold is None:
+            progress.say(
+                "Note: this model has no confidence threshold, and its probabilities are not calibrated; "
+                "carnet export sets both on held-out images."
+            )
+        piped = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1) if STDIN in names else b""
+        sources = (piped if name == STDIN else Path(name) for name in names)
         if self.explain is not None:
-            raise ConfigError(f"--explain needs a .onnx file: carnet export {quoted(self.model)} writes one")
-        from carnet.models.weights import load
-
-        return load(self.model, device=self.device)
-
-    def _answers(
-        self, model: Predictor, sources: Iterable[Path | bytes]
-    ) -> Iterator[tuple[Prediction | ImageError, Image | None]]:
-        """Classify the images in order; with --explain each answer has its heat map."""
-        if self.explain is None:
-            yield from ((answer, None) for answer in model.predict_many(sources, self.batch_size, self.top_k))
-            return
-        from carnet.edge.classifier import Classifier
-
-        assert isinstance(model, Classifier)
-        for source in sources:
-            try:
-                explanation = model.explain(source, top_k=self.top_k)
-            except ImageError as error:
-                yield error, None
-            else:
-                yield explanation.prediction, explanation.picture
+            files.make_folder(self.explain)
+            return _explained(model.predictor, sources, self.top_k)
+        return ((answer, None) for answer in model.predict_many(sources, self.batch_size, self.top_k))
 
     def _print(self, name: str, answer: Prediction | ImageError) -> dict[str, Any]:
-        """Print an answer, unless all of them come in one document; returns what that says of it."""
+        """Print an answer, except for JSON, and return the document for JSON."""
         row: tuple[object, ...]
         if isinstance(answer, ImageError):
             complain(printable(f"{name}: {answer.reason}"))
@@ -159,37 +137,40 @@ class Command:
             document = {"image": name, "predictions": answer.to_json(), "confident": answer.is_confident}
             row = (name, answer.label, f"{answer.probability:.6f}", answer.is_confident, "")
         if self.csv:
-            print(csv_line_for_people(row), end="")
+            print(files.csv_line_for_people(row), end="")
         return document
 
 
-def _heat_writer(folder: Path) -> Callable[[str, Image], Path]:
-    """Make a folder for heat maps; return a function that writes one, named like its image, and returns its path."""
-    files.make_folder(folder)
-    taken: set[str] = set()
+def _explained(model: Classifier | TrainedModel, sources: Iterable[Path | bytes], top_k: int) -> Iterator[Answer]:
+    for source in sources:
+        try:
+            explanation = model.explain(source, top_k=top_k)
+        except ImageError as error:
+            yield error, None
+        else:
+            yield explanation.prediction, explanation.figure
 
-    def write(name: str, heat: Image) -> Path:
-        stem = "stdin" if name == STDIN else Path(name).stem
-        while len(os.fsencode(stem)) > _STEM_BYTES:
-            stem = stem[:-1]
-        path, number = folder / f"{stem}.heat.png", 1
-        # Some systems tell neither A from a nor one way of writing an accent from the other.
-        while (key := unicodedata.normalize("NFC", path.name).casefold()) in taken:
-            number += 1
-            path = folder / f"{stem}-{number}.heat.png"
-        taken.add(key)
-        png = io.BytesIO()
-        heat.save(png, "PNG")
-        files.write_bytes(path, png.getvalue())
-        return path
 
-    return write
+def _write_heat(figure: Image, folder: Path, name: str, taken: set[str]) -> Path:
+    """Write a figure under the name of its image, with a number if that is `taken`, and return its path."""
+    stem = "stdin" if name == STDIN else Path(name).stem
+    while len(os.fsencode(stem)) > _MAX_STEM_BYTES:
+        stem = stem[:-1]
+    path, number = folder / f"{stem}.heat.png", 1
+    # Some systems ignore case, or how an accent is encoded.
+    while (key := unicodedata.normalize("NFC", path.name).casefold()) in taken:
+        number += 1
+        path = folder / f"{stem}-{number}.heat.png"
+    taken.add(key)
+    figure.save(png := io.BytesIO(), "PNG")
+    files.write_bytes(path, png.getvalue())
+    return path
 
 
 def _leave_out(
     names: list[str], given: tuple[str, ...], ignore: Path | None, progress: Progress
 ) -> tuple[list[str], list[str]]:
-    """(what to look at, what the ignore list names), with a word about the latter."""
+    """Return (names to classify, names on the ignore list), and report the latter."""
     from carnet.data.samples import about_strange, named_images, read_ignore_file
 
     if ignore is None:
@@ -199,44 +180,44 @@ def _leave_out(
     named, strange = named_images(images, read_ignore_file(ignore), folders)
     ignored = [name for name in names if name != STDIN and Path(name) in named]
     if len(ignored) == len(names):
-        raise DataError(f"{ignore} names every image; shorten it, or name other images")
-    progress.say(f"Ignored: {counted(len(ignored), 'image')}, as asked.")
+        raise DataError(f"{ignore} lists every image; shorten it, or name other images")
+    progress.say(f"Ignored: {counted(len(ignored), 'image')}, as requested.")
     if strange:
         progress.say(f"Note: {about_strange(strange)}.")
     return [name for name in names if name == STDIN or Path(name) not in named], ignored
 
 
 def _is_folder(name: str) -> bool:
-    # pathlib's would raise an error for a name in a folder that may not be entered.
+    # pathlib raises an error for a name in a folder that may not be entered.
     return name != STDIN and os.path.isdir(name)  # noqa: PTH112
 
 
 def _matches(pattern: str) -> list[str]:
-    """What a pattern finds, sorted. A folder that exists is taken by its name, even if it looks like a pattern."""
-    folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib's would change how the names are written
+    """Return the sorted matches of a pattern; an existing folder at its beginning is taken literally."""
+    folder = os.path.dirname(pattern)  # noqa: PTH120 - pathlib would change how the names are written
     while folder and not _is_folder(folder):
         folder = os.path.dirname(folder)  # noqa: PTH120
     below = pattern[len(folder) :]
-    # Unlike pathlib's, it takes patterns of absolute paths. Brackets that find nothing may be part of a name.
+    # pathlib takes no patterns of absolute paths. Brackets that match nothing may belong to a name.
     found = glob.glob(glob.escape(folder) + below, recursive=True)  # noqa: PTH207
     return sorted(found or glob.glob(glob.escape(folder) + below.replace("[", "[[]"), recursive=True))  # noqa: PTH207
 
 
 def _expand(names: tuple[str, ...]) -> list[str]:
-    """Folders and patterns become the images they hold; the rest stays, so that a missing file is reported by name."""
+    """Replace folders and patterns by the images they hold; other names stay, so that a missing file is reported."""
     from carnet.data.folder import images_in
 
     expanded: list[str] = []
     for name in names:
         if not name:
-            raise DataError("an image's name is empty; name files, folders, or - for standard input")
+            raise DataError("the name of an image is empty; name files, folders, or - for standard input")
         if _is_folder(name):
             expanded += map(str, images_in(Path(name)))
-        # Brackets alone may be a name, since a browser calls a second download `photo[1].jpg`.
+        # Brackets alone may be a name: browsers call a second download `photo[1].jpg`.
         elif glob.has_magic(name) and not os.path.lexists(name) and ((matches := _matches(name)) or {*"*?"} & {*name}):
-            # Also what is no file, or a link to nothing: it is reported by name, as in a folder.
+            # Include what is no regular file, so that it is reported by name.
             found = [match for match in matches if not _is_folder(match)]
-            # With ** the images of a folder are among the matches themselves.
+            # With **, the images inside folders match by themselves.
             if "**" not in name or not found:
                 found += [str(path) for match in matches if _is_folder(match) for path in images_in(Path(match))]
             if not found:

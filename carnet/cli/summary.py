@@ -1,4 +1,4 @@
-"""`carnet summary`: what a network costs."""
+"""`carnet summary`: show the layers, parameters and costs of a network."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Show a network's layers, parameters, multiply-adds and bytes.
+    """Show the layers, parameters, multiply-adds and memory of a network.
 
-    Our networks: carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101, resnet152; and any of
-    timm's as timm/NAME.
+    Our own networks are carnet_n, carnet_s, carnet_m, carnet18, resnet18, resnet34, resnet50, resnet101 and resnet152.
+    Any network of timm is named timm/NAME.
 
-    Example:  carnet summary carnet18 --image-size 244
+    Examples:
+      carnet summary carnet_s
+      carnet summary carnet18 --image-size 244 --num-classes 10 --json
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Name of the network."""
     num_classes: int = 100
     """Number of classes."""
     image_size: int = 0
-    """Side of the square input, in pixels; 0 takes the network's own."""
+    """Side of the square input, in pixels; 0 is the default of the network."""
     in_channels: int = 3
-    """Channels of the input."""
+    """Number of input channels."""
     json: bool = False
-    """Print one JSON document."""
+    """Print the summary as one JSON document."""
 
     def run(self) -> int:
         from carnet.models.summary import summarize
@@ -59,9 +61,9 @@ def _text(summary: ModelSummary) -> str:
     totals = {
         "input": " x ".join(map(str, summary.input_shape[1:])),
         "parameters": f"{summary.params:,}",
-        "multiply-accumulates (MACs)": f"{summary.macs:,}  (convolutions and linear layers, strictly)",
-        "published mult-adds": f"{summary.published_mult_adds:,}  (the published tables' count, biases included)",
+        "multiply-adds (MACs)": f"{summary.macs:,}  (convolutions and linear layers only)",
+        "published mult-adds": f"{summary.published_mult_adds:,}  (as counted in the published tables, with biases)",
         "weights": f"{summary.weights_bytes:,} bytes in float32",
-        "activations": f"{summary.activations_bytes:,} bytes for one image, forward and backward (published rule)",
+        "activations": f"{summary.activations_bytes:,} bytes per image, forward and backward (published rule)",
     }
     return "\n".join([*table(rows, left=(0, 1)), "", *table(list(totals.items()), left=(0, 1))])

@@ -1,4 +1,4 @@
-"""`carnet train`: the recipe's fields are its flags."""
+"""`carnet train`: train an image classifier."""
 
 from __future__ import annotations
 
@@ -16,47 +16,46 @@ from carnet.text import quoted
 
 @dataclass(frozen=True)
 class Command:
-    """Train a classifier on photos.
+    """Train an image classifier.
 
     DATA is a folder with one folder of images per class, directly or inside train, valid and test folders; a zip or
-    tar archive of one; a table (CSV, TSV) with the columns filepath, label and, if you like, split; or a data set that
-    Hugging Face datasets reads: Parquet files, WebDataset shards, hf:NAME of the hub.
-    Ctrl-C stops with a checkpoint; --resume goes on from it.
+    tar archive of such a folder; a table (CSV or TSV) with the columns filepath, label and optionally split; or a data
+    set for Hugging Face datasets: Parquet files, WebDataset shards, or hf:NAME on the hub. Ctrl-C stops with a
+    checkpoint, from which --resume continues.
 
     Examples:
       carnet train photos
       carnet train photos --epochs 100 --flip 0
       carnet train photos --budget 10m --max-memory 2GB
-      carnet train photos --budget 50m     the side of the images follows from the time
-      carnet train photos --model resnet18 --preset published --output runs/baseline
+      carnet train photos --model resnet18 --preset published --output runs/old
       carnet train photos --init runs/photos-carnet_s --lr 0.02
       carnet train --resume runs/photos-carnet_s
       carnet train photos.zip --ignore bad.txt --devices 2
-      torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos --batch-size 64
+      torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos
     """
 
     data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
     """Folder, archive, table or data set of images."""
     ignore: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Leave out the images that this text file names, one path per line, as in data.csv of a run."""
+    """Skip the images listed in this text file, one path per line, as in data.csv of a run."""
     preset: Literal["default", "published"] = "default"
-    """Recipe to start from; the flags below change it."""
+    """Recipe to start from; the flags below override it."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of the new run (default: runs/DATA-MODEL, numbered if taken); with --resume, go on in a copy."""
+    """Folder of the new run (default: runs/DATA-MODEL, numbered if it exists); with --resume, continue in a copy."""
     init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start from this run's weights, with a new head where the classes differ."""
+    """Start from the weights of this run, with a new head if the classes differ."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with this run from its last checkpoint, by its own recipe."""
+    """Continue this run from its last checkpoint, with its own recipe."""
     json: bool = False
     """Print the result as one JSON document; progress goes to standard error."""
     recipe: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
 
     def initial_recipe(self) -> TrainingConfig:
-        """What the recipe's flags change: the preset's recipe, or that of the run to be resumed."""
+        """Return the recipe that the flags override: that of the preset, or of the run to resume."""
         if self.resume is None:
             return PRESETS[self.preset]()
         if self.preset != "default":
-            raise ConfigError("--resume goes on with the run's own recipe; leave --preset out")
+            raise ConfigError("--preset cannot change the recipe of a run that --resume continues; leave it out")
         from carnet.run_folder import RunFolder
 
         run = RunFolder.open(self.resume)
@@ -79,7 +78,7 @@ class Command:
             if not self.json and is_first_process():
                 progress.say(
                     f"Try it:  carnet predict {quoted(result.run)} IMAGE\n"
-                    f"Take it elsewhere, without PyTorch:  carnet export {quoted(result.run)}"
+                    f"Export it to run without PyTorch:  carnet export {quoted(result.run)}"
                 )
         if self.json and is_first_process():
             print_json(result.document)

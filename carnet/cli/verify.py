@@ -1,4 +1,4 @@
-"""`carnet verify`: does this installation compute what an exported model is meant to?"""
+"""`carnet verify`: check that an exported model gives the same results on this machine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from carnet.text import printable
 
 @dataclass(frozen=True)
 class Command:
-    """Check an exported model on this machine: its checksum, and its answers for the two pictures inside it.
+    """Check an exported model on this machine: its checksum, and its predictions for the two test images inside it.
 
-    One picture tests the arithmetic, the other the decoding of JPEG as well. Exit code 1 says that this installation
-    does not reproduce the model, and by how much.
+    One image tests the arithmetic, the other also the JPEG decoder. Exit code 1 means that this installation does not
+    reproduce the recorded predictions.
 
-    Example:  carnet verify model.onnx
+    Examples:
+      carnet verify model.onnx
+      carnet verify model.onnx --runtime openvino
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """The .onnx file that carnet export has written."""
+    """The .onnx file written by carnet export."""
     threads: int = 0
-    """Threads of the arithmetic; 0 leaves it to the runtime."""
+    """Number of compute threads; 0 lets the runtime choose."""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """What computes."""
+    """Runtime that computes."""
     json: bool = False
-    """Print one JSON document."""
+    """Print the results as one JSON document."""
 
     def run(self) -> int:
         from carnet.edge.selftest import verify
@@ -42,7 +44,7 @@ class Command:
             found = (
                 check.problem or f"probabilities differ by up to {check.difference:.2g} (allowed {check.tolerance:g})"
             )
-            line = f"{check.picture} picture: {'as recorded' if check.passed else 'NOT as recorded'}; {found}"
+            line = f"{check.picture} image: {'as recorded' if check.passed else 'NOT as recorded'}; {found}"
             print(printable(line))
         reproduces = "reproduces" if result.passed else "does not reproduce"
         print(printable(f"This installation {reproduces} {self.model}."))

@@ -1,4 +1,4 @@
-"""A comparison as a figure, tables and a page."""
+"""Show a comparison of networks as a figure, tables and a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import BboxBase
 
-# Apart in lightness as well, in the pattern of the line and in the mark, for a grey printer.
 STYLES = (
     ("#12395a", "-", "o"),
     ("#c87a38", (0, (5, 1.5)), "s"),
@@ -27,32 +26,33 @@ STYLES = (
     ("#6d2f68", (0, (6, 1, 1, 1)), "D"),
     ("#9aa4ab", (0, (3, 1, 1, 1, 1, 1)), "v"),
 )
-_FAR = 10
-"""So many times as slow: too far apart for an axis that begins at zero."""
-_BESIDE = 9
-"""Points between the end of a line and its name."""
-_LIFTS = range(-96, 100, 4)
-"""Points by which a name may be moved up."""
-_ABOVE = 24
-"""So many points more a name would rather move than stand above a better one."""
+"""Styles that also differ in lightness, line pattern and marker, for a grey printer."""
+_LOG_RATIO = 10
+"""The axis is logarithmic where the slowest network takes more than this many times as long as the fastest."""
+_GAP = 9
+"""Points between the end of a line and its label."""
+_OFFSETS = range(-96, 100, 4)
+"""Points by which a label may be moved up."""
+_ORDER_COST = 24
+"""A label is moved by up to this many points more to stay below the label of a better network."""
 
 Rows = Sequence[Mapping[str, Any]]
 Style = tuple[str, Any, str]
-"""Colour, pattern of the line, mark of a point."""
+"""Colour, line pattern, marker."""
 Floats = NDArray[np.float64]
 
 
 def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
-    """Draw accuracy over seconds, a thin line for each run and the mean bold, and any accuracy over latency.
+    """Draw accuracy over training time, a thin line for each run and a bold mean, and over latency where measured.
 
     Args:
-        rows: of the networks, as `comparison.json` has them.
-        runs: with seconds and accuracy after each epoch.
+        rows: the networks, as `comparison.json` has them.
+        runs: the runs, with seconds and accuracy after each epoch.
 
     Returns:
         The figure as PNG, 1950 x 780 pixels, and as SVG.
     """
-    # Without pyplot, which keeps global state and may want a display.
+    # pyplot would keep global state and may need a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
@@ -62,38 +62,38 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     over_time, *beside = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     figure.subplots_adjust(left=0.055, right=0.985, top=0.9, bottom=0.13, wspace=0.2)
     ends = [
-        _draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
+        draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
         for row, style in zip(rows, styles, strict=True)
     ]
-    _dress(over_time, "Validation accuracy over training time", "seconds of training and validating")
-    _scale(over_time, [x for x, _ in ends], begin=0.8 * min(run["seconds"][0] for run in runs), room=0.25)
+    _style_axes(over_time, "Validation accuracy over training time", "seconds of training and validation")
+    set_scale(over_time, [x for x, _ in ends], begin=0.8 * min(run["seconds"][0] for run in runs), room=0.25)
     over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * max(run["seconds"][-1] for run in runs)))
-    # A name has room above the best.
+    # Leave room for a label above the best network.
     over_time.set_ylim(0, max(1.0, 1.12 * over_time.dataLim.y1))
-    _write_names(over_time, [f"{row['label']} {percent(row['top1'])}" for row in rows], ends, styles)
+    write_labels(over_time, [f"{row['label']} {percent(row['top1'])}" for row in rows], ends, styles)
     for over_latency in beside:
         _draw_latencies(over_latency, measured)
     return rendered(figure, "png"), rendered(figure, "svg")
 
 
-def _draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
-    """Returns where the mean ends: seconds, per cent."""
+def draw_runs(axes: Axes, runs: Rows, style: Style) -> tuple[float, float]:
+    """Draw each run and their mean, and return where the mean ends: (seconds, percent)."""
     colour, dashes, mark = style
     for run in runs:
         accuracy = 100 * np.array(run["valid_top1"])
         axes.plot(run["seconds"], accuracy, color=colour, linewidth=0.8, linestyle=dashes, alpha=0.45)
     seconds, accuracy = mean_run(runs)
-    # A single epoch is no line yet.
+    # A single epoch would not show as a line.
     marker = mark if len(seconds) == 1 else ""
     axes.plot(seconds, 100 * accuracy, color=colour, linewidth=2.4, linestyle=dashes, marker=marker)
     return float(seconds[-1]), 100 * float(accuracy[-1])
 
 
 def mean_run(runs: Rows) -> tuple[Floats, Floats]:
-    """Mean seconds and mean accuracy after each epoch: (epochs,), (epochs,)
+    """Return mean seconds and mean accuracy after each epoch: (epochs,), (epochs,)
 
-    Runs are compared where they have come equally far, so that a slow one drags neither number at the end. Of runs with
-    unequal numbers of epochs, that is an equal share of them.
+    Average runs at equal progress, so that a slow run does not distort the end. Runs with different numbers of epochs
+    are interpolated to equal shares of their epochs.
     """
     shares = np.linspace(0, 1, max(len(run["seconds"]) for run in runs))
     seconds, accuracy = (
@@ -107,36 +107,36 @@ def _draw_latencies(axes: Axes, measured: Sequence[tuple[Mapping[str, Any], Styl
     points = []
     for row, (colour, _, mark) in measured:
         x, y, (low, high) = row["latency_ms"]["onnx_p50"], row["top1"], row["top1_ci95"]
-        # Nothing is below nothing, whatever is rounded.
+        # Rounding may make these slightly negative.
         errors = [[100 * max(0.0, y - low)], [100 * max(0.0, high - y)]]
         axes.errorbar(x, 100 * y, yerr=errors, color=colour, marker=mark, capsize=4)
         points.append((x, 100 * y))
-    _dress(axes, "Accuracy over latency", "ms for an image, ONNX Runtime, one thread")
+    _style_axes(axes, "Accuracy over latency", "ms per image, ONNX Runtime, one thread")
     latencies = [milliseconds for milliseconds, _ in points]
-    _scale(axes, latencies, begin=min(latencies) / 2, room=0.45)
-    _write_names(axes, [row["label"] for row, _ in measured], points, [style for _, style in measured])
+    set_scale(axes, latencies, begin=min(latencies) / 2, room=0.45)
+    write_labels(axes, [row["label"] for row, _ in measured], points, [style for _, style in measured])
 
 
-def _dress(axes: Axes, title: str, across: str) -> None:
+def _style_axes(axes: Axes, title: str, across: str) -> None:
     axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
     axes.set_xlabel(across, color=MUTED, fontsize=10, loc="right")
-    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.yaxis.set_major_formatter("{x:g}%")
     axes.tick_params(colors=MUTED, labelsize=10, length=0)
     axes.grid(color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
 
 
-def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) -> None:
-    """Choose the axis across: from zero, or by powers of ten from `begin` where networks are far apart.
+def set_scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) -> None:
+    """Set the horizontal axis: linear from zero, or logarithmic from `begin` where networks are far apart.
 
     Args:
-        values: where the names stand.
-        begin: above zero.
-        room: for the names, as a share of what is left of them.
+        values: horizontal positions of the labelled points.
+        begin: where a logarithmic axis begins; above zero.
+        room: room for the labels on the right, as a share of the rest.
     """
     slowest = max(values)
-    if slowest > _FAR * min(values):
+    if slowest > _LOG_RATIO * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
@@ -145,32 +145,32 @@ def _scale(axes: Axes, values: Sequence[float], *, begin: float, room: float) ->
         axes.set_xlim(0, (1 + room) * slowest)
 
 
-def _write_names(
+def write_labels(
     axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], styles: Sequence[Style]
 ) -> None:
-    """Write each name to the right of its point, moved so that it covers no other and as little as can be of lines."""
+    """Write each label to the right of its point, moved so that it covers no other label and few lines."""
     from matplotlib.patheffects import withStroke
 
     paths = [line.get_path() for line in axes.lines]
     paths += [path for bars in axes.collections for path in bars.get_paths()]
-    # Points along everything that is drawn, in pixels.
+    # Points along everything drawn, in pixels.
     drawn = [axes.transData.transform_path(path).interpolated(50).vertices for path in paths]
     covered = np.concatenate([np.empty((0, 2)), *drawn])
     taken: list[BboxBase] = []
 
     def cost(place: tuple[int, BboxBase]) -> tuple[int, int, float]:
-        """How many names it covers, where outside counts as one; how many points; how far it is moved."""
-        lift, box = place
+        """Return how many labels it covers (outside counts as one), how many points, and how far it is moved."""
+        offset, box = place
         outside = box.y0 < axes.bbox.y0 or box.y1 > axes.bbox.y1
         above = any(box.y0 > other.y0 for other in taken)
-        return box.count_overlaps(taken) + outside, box.count_contains(covered), abs(lift) + _ABOVE * above
+        return box.count_overlaps(taken) + outside, box.count_contains(covered), abs(offset) + _ORDER_COST * above
 
-    # The best first, so that no other stands above it.
-    for name, point, (colour, *_) in sorted(zip(names, points, styles, strict=True), key=lambda named: -named[1][1]):
+    # The best network first, which gets the best place.
+    for name, point, (colour, *_) in sorted(zip(names, points, styles, strict=True), key=lambda label: -label[1][1]):
         text = axes.annotate(
             name,
             point,
-            xytext=(_BESIDE, 0),
+            xytext=(_GAP, 0),
             textcoords="offset points",
             va="center",
             color=colour,
@@ -179,25 +179,26 @@ def _write_names(
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
         box = text.get_window_extent().padded(3)
-        lift, place = min(((lift, box.translated(0, lift * axes.figure.dpi / 72)) for lift in _LIFTS), key=cost)
-        text.set_position((_BESIDE, lift))
+        places = ((offset, box.translated(0, offset * axes.figure.dpi / 72)) for offset in _OFFSETS)
+        offset, place = min(places, key=cost)
+        text.set_position((_GAP, offset))
         taken.append(place)
 
 
 def table_of(rows: Rows) -> tuple[str, str]:
-    """The table as Markdown, and as CSV with plain numbers."""
+    """Return the table as Markdown, and as CSV with plain numbers."""
     columns, cells = _cells(rows)
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * len(rows)}"]
     lines += [f"| {' | '.join(line)} |" for line in cells]
     flat = [_flat(row) for row in rows]
-    # A network that could not be measured lacks some.
+    # A network without a latency lacks some columns.
     names = list(dict.fromkeys(name for row in flat for name in row))
     plain: list[list[Any]] = [names, *([row.get(name) for name in names] for row in flat)]
     return "\n".join(lines) + "\n", "".join(map(csv_line_for_people, plain))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested numbers under names of their own."""
+    """Flatten nested numbers: {"a": {"b": 1}} -> {"a b": 1}"""
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
@@ -208,14 +209,14 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """A column for each network, a line for each measure."""
+    """Return the heads of the columns, one for each network, and a line of cells for each measure."""
     measures = [_measures(row, list(rows[0]["seconds_to"])) for row in rows]
     lines = [[same[0][0], *(text for _, text in same)] for same in zip(*measures, strict=True)]
     return ["", *(row["label"] for row in rows)], lines
 
 
 def _measures(row: Mapping[str, Any], targets: Sequence[str]) -> list[tuple[str, str]]:
-    """What is measured, and what that is for a network."""
+    """Return the name and the value of each measure of a network."""
     low, high = (100 * end for end in row["top1_ci95"])
     latency = {name: f"{milliseconds:.2f} ms" for name, milliseconds in row["latency_ms"].items()}
     memory = (("", row["peak_memory_bytes"]), ("GPU ", row["peak_device_bytes"]))
@@ -224,22 +225,22 @@ def _measures(row: Mapping[str, Any], targets: Sequence[str]) -> list[tuple[str,
     return [
         ("seeds", str(num_runs)),
         ("top-1", percent(row["top1"])),
-        ("95 % interval", f"{low:.1f} to {high:.1f}"),
-        ("spread", _points(row["top1_spread"])),
-        ("of each run", ", ".join(map(_points, row["top1_of_each"]))),
-        ("top-1 of the last epoch, all of valid", percent(row["final_top1"])),
+        ("95% interval", f"{low:.1f} to {high:.1f}"),
+        ("spread over seeds", _points(row["top1_spread"])),
+        ("top-1 of each run", ", ".join(map(_points, row["top1_of_each"]))),
+        ("top-1 after the last epoch, all of valid", percent(row["final_top1"])),
         ("top-5", percent(row["top5"])),
-        ("spread of top-5", _points(row["top5_spread"])),
-        ("top-5 of the last epoch, all of valid", percent(row["final_top5"])),
+        ("spread of top-5 over seeds", _points(row["top5_spread"])),
+        ("top-5 after the last epoch, all of valid", percent(row["final_top5"])),
         ("calibration error, points", _points(row["calibration_error"])),
         ("parameters", f"{row['params']:,}"),
-        ("multiply-accumulates", f"{row['macs'] / 1e6:,.0f} M"),
+        ("multiply-adds (MACs)", f"{row['macs'] / 1e6:,.0f} M"),
         ("weights", f"{row['weights_bytes'] / 1e6:.1f} MB"),
-        ("activations of an image", f"{row['activations_bytes'] / 1e6:.0f} MB"),
-        ("memory in training", ", ".join(peaks)),
-        ("time for an epoch", duration(row["seconds_per_epoch"])),
-        ("time in all", duration(row["seconds"])),
-        *((f"time to {target}", _time_to(row["seconds_to"][target], num_runs)) for target in targets),
+        ("activations per image", f"{row['activations_bytes'] / 1e6:.0f} MB"),
+        ("peak memory in training", ", ".join(peaks)),
+        ("time per epoch", duration(row["seconds_per_epoch"])),
+        ("training time", duration(row["seconds"])),
+        *((f"time to {target.replace(' ', '')}", _time_to(row["seconds_to"][target], num_runs)) for target in targets),
         ("latency in ONNX Runtime, median", latency.get("onnx_p50", "not measured")),
         ("95th percentile", latency.get("onnx_p95", "not measured")),
         ("latency in PyTorch, median", latency.get("pytorch_p50", "not measured")),
@@ -262,9 +263,9 @@ def comparison_html(rows: Rows, sentences: Sequence[str], document: Mapping[str,
     """Write a comparison as one self-contained HTML document.
 
     Args:
-        rows: of the networks, as `comparison.json` has them.
+        rows: the networks, as `comparison.json` has them.
         sentences: one for each pair, plain text.
-        document: what `comparison.json` says.
+        document: the contents of `comparison.json`.
         png: the figure.
     """
     columns, lines = _cells(rows)

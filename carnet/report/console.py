@@ -1,6 +1,6 @@
-"""Progress on a terminal: bars with rate and time left; plain lines where there is no terminal.
+"""Show progress: bars with rate and time left on a terminal, and plain lines where there is none.
 
-Where rich is not installed, as on a device that only runs models, a line that is written again stands in for the bars.
+Where rich is not installed, as on a device that only runs models, a line that is overwritten replaces the bars.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import TextIO
 from carnet.text import duration, printable
 
 PLAIN_SECONDS = 30.0
-"""Between two lines about the same work where there is no terminal."""
+"""Seconds between two lines about the same work where there is no terminal."""
 IN_PLACE_SECONDS = 0.2
-"""The same on a terminal without rich."""
+"""Seconds between two updates of the line on a terminal without rich."""
 
 
 class Console(AbstractContextManager["Console"]):
-    """Shows what a `carnet.text.Progress` is told, on a stream of its own choice.
+    """A `carnet.text.Progress` that shows everything on one stream.
 
-    Use it in a `with` block, which leaves the terminal as it was.
+    Use it in a `with` block, which restores the terminal.
 
     Args:
         stream: a terminal, a file or a pipe.
-        has_rich: whether rich draws the bars on a terminal; None: where it is installed.
-        clock: tells seconds.
+        has_rich: whether rich draws the bars on a terminal; None: if it is installed.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Console(AbstractContextManager["Console"]):
         self.bars = _RichBars(stream) if draws else None
         self.width = 0
         self.shown: dict[str, tuple[float, int, float]] = {}
-        """For each work under way, when it was first told of, at which step, and when it was last shown."""
+        """Work in progress -> when it began, at which step, and when it was last shown."""
 
     def __exit__(self, *error: object) -> None:
         self._wipe()
@@ -59,12 +59,12 @@ class Console(AbstractContextManager["Console"]):
             self._write(f"{text}\n")
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show how far some work is; the bar goes when done == total."""
+        """Show the progress of some work; the bar disappears when done == total."""
         what, now = printable(what), self.clock()
         if self.bars is not None:
             self.bars.bar(what, done, total, note)
             return
-        # Work that is taken up again does not start at 0.
+        # Resumed work does not begin at 0.
         started, first, last = self.shown.setdefault(what, (now, done, now))
         if done == total:
             del self.shown[what]
@@ -77,7 +77,7 @@ class Console(AbstractContextManager["Console"]):
             self.width = len(line) if self.in_place else 0
 
     def _wipe(self) -> None:
-        """Wipe away the line that is written again and again."""
+        """Erase the line that is overwritten."""
         if self.width:
             self._write(f"\r{'':{self.width}}\r")
             self.width = 0
@@ -86,26 +86,26 @@ class Console(AbstractContextManager["Console"]):
         try:
             print(text, end="", file=self.stream, flush=True)
         except OSError as error:
-            # Whoever listened has gone (`| head`); that is no reason to give up the work.
+            # The work goes on after the reader has gone (`| head`).
             if not is_broken_pipe(error):
                 raise
             silence(self.stream)
 
 
 def silence(stream: TextIO) -> None:
-    """Send a stream whose reader has gone to nowhere; also what Python still writes to it at the end."""
+    """Discard whatever is still written to a stream whose reader has gone, also by Python at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_broken_pipe(error: OSError) -> bool:
-    """Whether the reader of a stream has gone; Windows has another word for it."""
+    """Return whether the reader of a stream has gone; Windows reports it as an invalid argument."""
     return isinstance(error, BrokenPipeError) or (
         os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
     )
 
 
 class _RichBars:
-    """One bar for each work under way, drawn by rich."""
+    """One bar for each work in progress, drawn by rich."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich import console, progress
@@ -125,7 +125,7 @@ class _RichBars:
             console=self.console,
             transient=True,
             speed_estimate_period=60,
-            # What a command prints goes where it was sent to; what comes onto the same terminal, above the bars.
+            # What a command prints stays on its own stream; other messages on this terminal go above the bars.
             redirect_stdout=False,
             redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
         )

@@ -1,7 +1,7 @@
-"""An evaluation and an export as pages, and what every page is made of.
+"""Write evaluations and exports as HTML pages, from the templates beside this file.
 
-A page is one HTML file that needs nothing else, no network, no other file, not even its script. The templates say how
-it looks; whatever they show goes through `_shown`, so that no name, wherever it comes from, becomes markup.
+A page is one file that needs neither network nor other files, and is complete without its script. Every value that a
+template shows is escaped and goes through `_finalize`, so that no name, wherever it comes from, becomes markup.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from carnet.calibration import CrossFitted
@@ -40,9 +40,7 @@ MAX_MISTAKES = 24
 MAX_PAIRS = 10
 MAX_LAYERS = 12
 THUMBNAIL_SIDE = 160
-"""Pixels."""
-PARTS = "style.css", "sort.js"
-"""What every page holds."""
+"""The longer side of a thumbnail, in pixels."""
 
 
 def evaluation_html(
@@ -55,20 +53,20 @@ def evaluation_html(
 ) -> str:
     """Write a report as one self-contained HTML document, to be saved as UTF-8.
 
-    The images of the surest mistakes are read again from their files; where one cannot be, the reason
-    stands in its place.
+    The images of the most confident mistakes are read again from their files; one that cannot be read is replaced by
+    the reason.
 
     Args:
-        report: what the model did.
+        report: the evaluation.
         title: the heading, plain text.
-        facts: pairs of plain texts such as ("model", "carnet18"), in the order they are to be read.
+        facts: pairs of plain texts such as ("model", "carnet18"), in the order in which they are shown.
         history: rows of epochs as `draw_curves` takes them; without any there are no curves.
         notes: plain sentences at the end.
 
     Raises:
         ValueError: for a report without images.
     """
-    # A model that answers with infinities is reported as such; numpy need not warn of it as well.
+    # The findings report outputs that are infinite; numpy need not warn of them as well.
     with np.errstate(invalid="ignore"):
         return render(
             "evaluation",
@@ -102,12 +100,12 @@ def export_html(
 
     Args:
         title: the heading, plain text.
-        sentences: what came out, plain text.
+        sentences: the results, plain text.
         gate_report: numbers, as `carnet.export.exporter.GateReport.to_json` gives them.
-        crossed: temperature and threshold, judged on images they were not chosen on.
-        threshold: what the file has.
-        quantization: what was tried, as the JSON report has it; None: nothing.
-        document: what the file says about itself.
+        crossed: temperature and threshold, evaluated on images that they were not chosen on.
+        threshold: the threshold of the file.
+        quantization: the variants that were tried, as the JSON report has them; None: none were.
+        document: the metadata of the file.
     """
     return render(
         "export",
@@ -122,7 +120,7 @@ def export_html(
 
 
 def _image(content: bytes, alt: str = "") -> Markup:
-    """The element of a page that holds a PNG or JPEG file of ours."""
+    """Return the element that holds a PNG or JPEG file of ours inside a page."""
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
         kind, (width, height) = str(image.format).lower(), image.size
     element = Markup('<img alt="{}" width="{}" height="{}" src="data:image/{};base64,{}">')
@@ -130,7 +128,7 @@ def _image(content: bytes, alt: str = "") -> Markup:
 
 
 def _thumbnail(path: Path) -> bytes:
-    """An image file, small, as JPEG.
+    """Return a small copy of an image file as JPEG.
 
     Raises:
         ImageError: if it cannot be read.
@@ -138,7 +136,7 @@ def _thumbnail(path: Path) -> bytes:
     with open_image(path) as image:
         small = decode(image, path, min_side=2 * THUMBNAIL_SIDE)
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    # What else the file said (place, camera, comments) is not for everyone the report is sent to.
+    # Drop metadata (place, camera, comments), since reports are passed on.
     small.info.clear()
     jpeg = io.BytesIO()
     small.save(jpeg, "JPEG", quality=82, optimize=True)
@@ -146,13 +144,13 @@ def _thumbnail(path: Path) -> bytes:
 
 
 def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
-    """The surest ones, each with its picture, or the problem because of which there is none."""
+    """Return the most confident mistakes, each with a thumbnail or the reason why there is none."""
     mistakes = []
     probabilities = report.probabilities.max(axis=1)
     for index in confident_mistakes(report, MAX_MISTAKES):
         sample = report.samples[index]
         mistake: dict[str, Any] = {
-            "said": report.classes[int(report.predictions[index])],
+            "predicted": report.classes[int(report.predictions[index])],
             "true": report.classes[int(report.labels[index])],
             "probability": float(probabilities[index]),
             "file": sample.path.name,
@@ -166,7 +164,7 @@ def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page, from the template of that name and plain values."""
+    """Render a whole page from the template of this name and plain values."""
     return _environment().get_template(f"{template}.html").render(values)
 
 
@@ -175,7 +173,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("carnet.report"),
         autoescape=True,
-        finalize=_shown,
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -183,8 +181,10 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(image=_image, percent=percent, shortened=shortened, thousands="{:,}".format)
-    style, script = (resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in PARTS)
-    # Names come from files and may hold anything; should one slip through, the browser runs only our script.
+    style, script = (
+        resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in ("style.css", "sort.js")
+    )
+    # Should a name become markup after all, the browser runs no script but ours.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(
         counted=counted,
@@ -195,8 +195,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _shown(value: Any) -> Any:
-    """What a page shows of a value: text that commands nothing; a number and its percent sign stay on one line."""
-    if isinstance(value, Markup):
-        return value
-    return Markup(str(escape(displayable(str(value)))).replace(" %", "&nbsp;%"))
+def _finalize(value: Any) -> Any:
+    """Replace control characters in whatever a template shows, and leave markup of our own as it is."""
+    return value if isinstance(value, Markup) else displayable(str(value))

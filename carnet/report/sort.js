@@ -1,4 +1,4 @@
-// Sorts the rows by a clicked column; a second click turns the order around. Empty cells stay last.
+// Sort the rows by a clicked column; a second click reverses the order. Empty cells stay last.
 const number = text => parseFloat(text.replaceAll(",", ""));
 for (const head of document.querySelectorAll("th")) {
   const button = document.createElement("button");

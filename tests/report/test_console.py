@@ -1,3 +1,5 @@
+"""Progress on terminals with and without rich, and in files."""
+
 import io
 import sys
 
@@ -16,7 +18,7 @@ class Clock:
 def test_plain_lines_come_now_and_then() -> None:
     stream, clock = io.StringIO(), Clock()
     shown = Console(stream, clock=clock)
-    for done in range(900, 1001):  # taken up again at step 900, a second a step
+    for done in range(900, 1001):  # resumed at step 900, one second per step
         shown.bar("epoch 1/2", done, 1000, "loss 1.0")
         clock.now += 1
     assert stream.getvalue().splitlines() == [
@@ -31,7 +33,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_what_is_said_commands_no_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     stream = io.StringIO()
     with Console(stream) as shown:
         shown.say("class \x1b[2Jcat\nNote: two lines.")
@@ -48,7 +50,7 @@ def test_a_terminal_without_rich_gets_one_line() -> None:
         shown.bar("predicting", 4, 4)
     written = stream.getvalue()
     assert "\rpredicting: 3 of 4, about 1 s left" in written
-    # What is said stands on a line of its own, and nothing is left behind it.
+    # The message has a line of its own, and nothing is left behind it.
     assert written.endswith(" \rone\n")
 
 
@@ -64,7 +66,7 @@ def test_a_terminal_gets_bars() -> None:
     assert "loss 2.5" in stream.getvalue()
 
 
-def test_answers_go_where_they_were_sent_while_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_streams_are_left_alone_while_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     stream = Terminal()
     with Console(stream) as shown:
         shown.bar("predicting", 1, 4)
