@@ -33,12 +33,12 @@ from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import open_runtime
 from carnet.export import graph
 from carnet.machine import take_turns
-from carnet.models.weights import TrainedModel
+from carnet.models.class_maps import mean_and_linear_head
+from carnet.models.weights import TrainedModel, load
 from carnet.prediction import Predictor
 from carnet.spec import ModelSpec
 
 PEER = "timm/mobilenetv3_small_050"
-HEAD = graph.mean_and_linear_head
 LAUNCHER = """
 import resource, subprocess, sys, time
 started = time.perf_counter()
@@ -70,7 +70,7 @@ def main() -> None:
                 options.model, options.run, peer, {"224 px": small, "12 MP": large}, options.rounds
             ),
             "images_per_second": throughput(options.model, options.run, photos),
-            "class_maps": cost_of_class_maps(carnet.load(options.run), options.rounds),
+            "class_maps": cost_of_class_maps(load(options.run), options.rounds),
         }
     command = f"python benchmarks/edge.py RUN {options.model.name} {options.photos.parent.name}/{options.photos.name}"
     print(write_result("edge", command, {"onnxruntime": onnxruntime.__version__, "num_photos": len(photos), **numbers}))
@@ -109,7 +109,7 @@ def latencies(model: Path, run: Path, peer: Path, photos: dict[str, Path], round
     torch.set_num_threads(1)
     predictors: dict[str, Predictor] = {
         "onnx": carnet.Classifier(model, threads=1),
-        "pytorch": carnet.load(run),
+        "pytorch": carnet.load(run).predictor,
         "mobilenetv3_small_050, onnx": carnet.Classifier(peer, threads=1),
     }
     found: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def throughput(model: Path, run: Path, photos: list[str], rounds: int = 3) -> di
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    predictors: dict[str, Predictor] = {"onnx": carnet.Classifier(model), "pytorch": carnet.load(run)}
+    predictors: dict[str, Predictor] = {"onnx": carnet.Classifier(model), "pytorch": carnet.load(run).predictor}
     calls = {name: partial(answer_all, predictor, photos) for name, predictor in predictors.items()}
     found = {
         name: round(1000 * len(photos) / statistics.median(times), 1)
@@ -141,7 +141,9 @@ def cost_of_class_maps(trained: TrainedModel, rounds: int) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, trained.spec.in_channels), np.uint8)
     calls = {}
     for name in ("with", "without"):
-        with mock.patch.object(graph, "mean_and_linear_head", (lambda *_: None) if name == "without" else HEAD):
+        with mock.patch.object(
+            graph, "mean_and_linear_head", (lambda *_: None) if name == "without" else mean_and_linear_head
+        ):
             content = graph.to_graph(trained).sealed(trained.spec.to_json())
         calls[name] = partial(open_runtime(ModelFile.from_bytes(content), "onnxruntime", 1), image)
     found = {name: round(statistics.median(times), 4) for name, times in take_turns(calls, 10 * rounds).items()}

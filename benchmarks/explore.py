@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from environment import mean_and_spread, write_result
 
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.data.find import find_images
 from carnet.models import registry
 from carnet.models.residual_carnet import ResidualCARNet
+from carnet.training.run import train
 
 _TRIED = "tried"
 _SHAPE: dict[str, Any] = {

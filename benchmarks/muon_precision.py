@@ -20,11 +20,12 @@ from typing import Any, get_args
 import torch
 from environment import mean_and_spread, write_result
 
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.config import MuonPrecision
 from carnet.data.synthetic import write_dataset
 from carnet.text import Silent
 from carnet.training import optim as optimizers
+from carnet.training.run import train
 
 orthogonalized = optimizers.orthogonalized
 

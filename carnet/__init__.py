@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from carnet.model import train as train
     from carnet.models.registry import create_model as create_model
     from carnet.models.registry import list_models as list_models
-    from carnet.models.summary import summarize as summarize
+    from carnet.models.summary import summarize as summary
     from carnet.models.weights import TrainedModel as TrainedModel
     from carnet.prediction import Prediction as Prediction
     from carnet.spec import ModelSpec as ModelSpec
@@ -64,7 +64,7 @@ _HOMES = {
     "list_models": "models.registry",
     "load": "model",
     "published": "config",
-    "summarize": "models.summary",
+    "summary": "models.summary:summarize",
     "train": "model",
     "verify": "edge.selftest",
 }
@@ -76,13 +76,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'carnet' has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"carnet.{_HOMES[name]}")
+        home, _, attribute = _HOMES[name].partition(":")
+        module = importlib.import_module(f"carnet.{home}")
     except ModuleNotFoundError as error:
         from carnet.errors import MissingExtraError
 
         explained = MissingExtraError.explaining(error, f"carnet.{name}")
         raise explained or error from None
-    return getattr(module, name)
+    return getattr(module, attribute or name)
 
 
 def __dir__() -> list[str]:

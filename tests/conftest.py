@@ -61,7 +61,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short finished run on `photos`. Read only."""
-    from carnet import TrainingConfig, train
+    from carnet import TrainingConfig
+    from carnet.training.run import train
 
     run = tmp_path_factory.mktemp("runs") / "photos"
     train(photos, TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8), output=run)

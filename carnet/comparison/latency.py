@@ -190,7 +190,7 @@ def _measure(calls: Calls, threads: int, rounds: int, device: str, progress: Pro
         name = device_name(device)
         with on_threads(threads):
             measured = measure()
-            rates = measure_matrix_rates(device, side=512).to_json()
+            rates = measure_matrix_rates(device, side=512)
     else:
         device, name, measured = "cpu", processor_name(), measure()
     timings = tuple(Timing(*key, tuple(times)) for key, times in measured.items())

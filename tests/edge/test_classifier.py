@@ -26,7 +26,7 @@ def classifier(exported: Path) -> Classifier:
 
 
 def test_it_answers_as_the_bench_does(classifier: Classifier, trained_run: Path, photos: Path) -> None:
-    bench = carnet.load(trained_run)
+    bench = carnet.load(trained_run).predictor
     images = np.stack([load_image(path, bench.spec) for path in sorted(photos.glob("*/*/*.jpg"))])
     np.testing.assert_allclose(classifier.logits(images), bench.logits(images), atol=1e-4)
     cooled = bench.logits(images) / classifier.document["temperature"]
@@ -115,7 +115,7 @@ def test_below_the_threshold_it_is_not_sure(exported: Path, photos: Path) -> Non
 
 
 def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, photos: Path) -> None:
-    bench = carnet.load(trained_run)
+    bench = carnet.load(trained_run).predictor
     bias = bench.network.get_submodule("linear").bias.detach().numpy()  # type: ignore[union-attr]
     path = photos / "valid" / "blue" / "8.jpg"
     logits = classifier.logits(load_image(path, classifier.spec)[None])[0]

@@ -15,21 +15,23 @@ import pytest
 from onnx import numpy_helper
 
 import carnet
-from carnet import Classifier, ExportResult, TrainingConfig, export_model, train
+from carnet import Classifier, ExportResult, TrainingConfig, export_model
 from carnet.calibration import Calibration, calibrate
 from carnet.data.find import find_images
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
 from carnet.export.exporter import sentences
 from carnet.export.graph import Graph, to_graph
 from carnet.export.quantize import MAX_ERROR, Quantized
+from carnet.models.weights import load
 from carnet.preprocess import load_image
 from carnet.text import Silent
+from carnet.training.run import train
 
 
 @pytest.fixture(scope="session")
 def graph(trained_run: Path) -> Graph:
     """The graph of `trained_run`; writing it takes seconds."""
-    return to_graph(carnet.load(trained_run))
+    return to_graph(load(trained_run))
 
 
 @pytest.fixture(scope="session")

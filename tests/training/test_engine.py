@@ -15,7 +15,7 @@ from runs import StopAt, same_weights
 from safetensors.torch import load_file
 from torch import nn
 
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.config import ResolvedConfig
 from carnet.errors import RunError, StoppedError
 from carnet.spec import ModelSpec
@@ -26,6 +26,7 @@ from carnet.training.measure import Measure
 from carnet.training.pipeline import Batch, cut_mix
 from carnet.training.preparation import DataScan
 from carnet.training.resolve import first_guess
+from carnet.training.run import train
 from carnet.training.step import TrainingStep, compiler_problem
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)

@@ -12,9 +12,10 @@ import torch
 from runs import StopAt, same_weights
 from safetensors.torch import load_file
 
-from carnet import TrainingConfig, evaluate, train
+from carnet import TrainingConfig, evaluate
 from carnet.errors import StoppedError
 from carnet.text import Silent
+from carnet.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CARNET_TEST_GPU=1")
 

@@ -8,9 +8,10 @@ from runs import StopAt
 from together import Losses
 
 import carnet
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.errors import ConfigError, StoppedError
 from carnet.text import Silent
+from carnet.training.run import train
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 

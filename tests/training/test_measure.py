@@ -14,10 +14,11 @@ from environment import HELD_TO_AVX2
 from made_up import MadeUp
 from runs import StopAt, resolved, same_weights
 
-from carnet import ModelSpec, TrainingConfig, train
+from carnet import ModelSpec, TrainingConfig
 from carnet.errors import RunError, StoppedError
 from carnet.text import Silent
 from carnet.training.measure import Measure, faster_precision, measure_matrix_rates, recall, remember
+from carnet.training.run import train
 
 SMALL = TrainingConfig(model="carnet_n", image_size=32, epochs=2, batch_size=8, compile=False, threads=1)
 PRODUCTS = "products of matrices on cpu, 1 thread"
@@ -72,7 +73,8 @@ def test_without_bf16_instructions_muon_takes_fp32(photos: Path, tmp_path: Path)
     run = tmp_path / "run"
     script = f"""
 import json
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
+from carnet.training.run import train
 from carnet.training.measure import measure_matrix_rates
 print(json.dumps(measure_matrix_rates()))
 train({str(photos)!r}, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output={str(run)!r})

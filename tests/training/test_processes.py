@@ -12,7 +12,7 @@ import pytest
 from children import finished
 from together import die, losses_with_frozen_batch_norm
 
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.data.samples import Sample
 from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
 from carnet.text import Silent
@@ -21,6 +21,7 @@ from carnet.training.distributed import Processes, launch
 from carnet.training.pipeline import ImageFiles, Pipeline
 from carnet.training.preparation import Job, prepare
 from carnet.training.resolve import device_and_number
+from carnet.training.run import train
 from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.

@@ -8,7 +8,7 @@ import pytest
 from runs import StopAt
 from safetensors.torch import load_file
 
-from carnet import TrainingConfig, train
+from carnet import TrainingConfig
 from carnet.errors import StoppedError
 from carnet.models.weights import pack, read_metadata
 from carnet.run_folder import RunFolder
@@ -16,6 +16,7 @@ from carnet.text import Silent
 from carnet.training.checkpoint import TrainingState
 from carnet.training.distributed import Processes
 from carnet.training.resumption import prepare_resumed
+from carnet.training.run import train
 from carnet.training.session import Training
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=4, batch_size=8)

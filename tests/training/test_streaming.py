@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from runs import StopAt
 
-from carnet import TrainingConfig, evaluate, load, train
+from carnet import TrainingConfig, evaluate
 from carnet.data.samples import Sample
 from carnet.data.scan import hash_files
 from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError, DataError, RunError, StoppedError, UnreadableImagesError
+from carnet.models.weights import load
 from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training.augment import Augmentation
 from carnet.training.pipeline import Loaded, Pipeline, StreamedImages, pixel_loader
-from carnet.training.run import TrainingResult
+from carnet.training.run import TrainingResult, train
 from carnet.training.schedule import View
 
 pytest.importorskip("datasets")

@@ -21,7 +21,7 @@ from runs import same_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from carnet import TrainingConfig, create_model, evaluate, files, load, train
+from carnet import TrainingConfig, create_model, evaluate, files
 from carnet.config import ResolvedConfig
 from carnet.errors import (
     ConfigError,
@@ -36,6 +36,7 @@ from carnet.errors import (
     UnreadableImagesError,
 )
 from carnet.machine import available_cores
+from carnet.models.weights import load
 from carnet.run_folder import RunFolder
 from carnet.text import Silent
 from carnet.training import hooks, loop, preparation, resumption
@@ -43,6 +44,7 @@ from carnet.training import run as session_module
 from carnet.training import step as step_module
 from carnet.training.augment import Augmentation, Change
 from carnet.training.preparation import scan_data
+from carnet.training.run import train
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from carnet import ModelSpec, TrainingConfig, create_model, load, train
-from carnet.models.weights import normalize_on, on_threads
+from carnet import ModelSpec, TrainingConfig, create_model
+from carnet.models.weights import load, normalize_on, on_threads
 from carnet.training.optim import has_patches, whiten
 from carnet.training.pipeline import Batch
+from carnet.training.run import train
 
 
 def some_batches(in_channels: int = 3, number: int = 4) -> list[Batch]:
