@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from carnet.model import train as train
     from carnet.models.registry import create_model as create_model
     from carnet.models.registry import list_models as list_models
-    from carnet.models.summary import summarize as summary
+    from carnet.models.summary import summarize as summary  # noqa: F401
     from carnet.models.weights import TrainedModel as TrainedModel
     from carnet.prediction import Prediction as Prediction
     from carnet.spec import ModelSpec as ModelSpec

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from operator import attrgetter
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -264,7 +265,7 @@ class Model:
 
 
 def load(
-    source: Path | str | bytes,
+    source: PathLike[str] | str | bytes,
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -288,12 +289,12 @@ def load(
         ConfigError: if there is no such device or runtime, or an option is for the other kind of model.
         MissingExtraError: if a run is loaded without PyTorch, or OpenVINO is not installed.
     """
-    path = Path(source) if isinstance(source, str | Path) else None
+    path = None if isinstance(source, bytes) else Path(source)
     if path is None or is_model_file(path):
         if device not in (None, "auto", "cpu"):
             raise ConfigError(f"--device {device} is for runs only; {path or 'the file'} is computed on the CPU")
-        classifier = Classifier(source, threads=threads or 0, runtime=runtime, max_pixels=max_pixels)
-        return Model(path, classifier)
+        content = source if isinstance(source, bytes) else Path(source)
+        return Model(path, Classifier(content, threads=threads or 0, runtime=runtime, max_pixels=max_pixels))
     if runtime != "onnxruntime" or threads:
         raise ConfigError("--runtime and --threads are for .onnx files; PyTorch computes a run")
     with explaining_missing_extra("carnet.load of a run"):

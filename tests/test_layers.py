@@ -26,6 +26,7 @@ BASE = {
     "calibration",
     "significance",
     "evaluation",
+    "explanation",
     "documents",
     "files",
     "run_folder",
@@ -37,6 +38,7 @@ ALLOWED = {
     "training": {*BASE, "data", "report", "models", "training"},
     "export": {*BASE, "data", "report", "edge", "models", "training", "export"},
     "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
+    "model": {*BASE, "data", "report", "edge", "models", "training", "export"},
 }
 """Packages and modules -> those they may import; the command line may import all."""
 OPTIONAL = {"rich", "matplotlib", "openvino", "datasets", "huggingface_hub", "torch_xla"}

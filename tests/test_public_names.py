@@ -23,18 +23,23 @@ def test_public_names() -> None:
         "EvaluationReport",
         "Explanation",
         "ExportResult",
+        "Model",
         "ModelSpec",
         "Prediction",
         "TrainedModel",
         "TrainingConfig",
         "TrainingResult",
+        "benchmark",
+        "compare",
         "create_model",
         "evaluate",
         "export_model",
         "list_models",
         "load",
         "published",
+        "summary",
         "train",
+        "verify",
     ]
     for name in carnet.__all__:
         assert getattr(carnet, name).__doc__, f"{name} has no docstring"
@@ -65,10 +70,15 @@ def test_functions_are_called_twice(tmp_path: Path) -> None:
         refused(carnet.evaluate, nowhere, nowhere)
         refused(carnet.export_model, nowhere)
         refused(carnet.load, nowhere)
+        refused(carnet.benchmark, [str(nowhere)])
+        refused(carnet.compare, [nowhere, nowhere])
+        refused(carnet.verify, nowhere)
+        assert carnet.summary("carnet_n").params > 0
         assert "carnet_n" in carnet.list_models()
         assert carnet.create_model("carnet_n", num_classes=2)
         assert carnet.published().epochs
-    assert {"train", "evaluate", "export_model", "load", "list_models", "create_model", "published"} == FUNCTIONS
+    called = {"train", "evaluate", "export_model", "load", "list_models", "create_model", "published"}
+    assert called | {"benchmark", "compare", "verify", "summary"} == FUNCTIONS
 
 
 def test_unknown_name() -> None:
@@ -95,8 +105,8 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without_torch)
     assert importlib.import_module("carnet") is carnet
-    with pytest.raises(carnet.CarnetError, match=r"carnet\.load .*carnet\[train\]"):
-        carnet.load  # noqa: B018
+    with pytest.raises(carnet.CarnetError, match=r"carnet\.create_model .*carnet\[train\]"):
+        carnet.create_model  # noqa: B018
 
 
 def test_missing_packages_name_the_extra_that_brings_them() -> None:

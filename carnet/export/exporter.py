@@ -133,6 +133,10 @@ class ExportResult:
     calibration: Calibration
     quantized: Quantized | None = None
 
+    def __fspath__(self) -> str:
+        """The path of the model file, so that the result can be used as one."""
+        return str(self.path)
+
 
 def export_model(
     run: Path | str,
