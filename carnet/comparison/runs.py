@@ -36,8 +36,8 @@ from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, quoted
 from carnet.training.budget import budget_chooses_size
+from carnet.training.distributed import how_it_ended, leave_stop_signals_to
 from carnet.training.preparation import check_early
-from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """What training may meet that another network need not."""

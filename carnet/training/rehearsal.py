@@ -19,7 +19,6 @@ from carnet.prefetch import available_cores
 from carnet.spec import ModelSpec
 from carnet.training import measurements, memory
 from carnet.training.depthwise import num_depthwise
-from carnet.training.distributed import Processes
 from carnet.training.measurements import MatrixRates, Numbers, kept_matrix_rates, physical_cores
 from carnet.training.pipeline import Batch
 from carnet.training.step import TrainingStep, arrange, compiler_problem, end_compiling
@@ -181,9 +180,7 @@ class Rehearsal:
 
     def _step(self, config: ResolvedConfig) -> TrainingStep:
         self.network.train()
-        processes = Processes()
-        fabric = processes.fabric(config, [])
-        return TrainingStep(self.network, self.spec, config, processes=processes, fabric=fabric)
+        return TrainingStep(self.network, self.spec, config)
 
     def _take(self, step: TrainingStep, batch: Batch) -> None:
         step(batch, 0, lambda _: None)

@@ -1,6 +1,7 @@
 """A budget is spent on small images where there is time for few passes over them, and on larger ones where for many."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
@@ -133,6 +134,7 @@ def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_pa
         ignore=(),
         started=budget.time.monotonic(),
         progress=Silent(),
+        held=ExitStack(),
     )
     assert job.config.image_size == job.spec.image_size == SIDES[-1]
     assert job.record["resolved"]["image_size"] == SIDES[-1]

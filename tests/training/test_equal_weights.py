@@ -15,7 +15,14 @@ from equal_weights import COMMON, CONFIGURATIONS, Side, compare_runs, draw_photo
 from safetensors.torch import save_file
 from worktree import ROOT, worktree
 
-STATE = {"epoch": 2, "step": 0, "num_steps": 20, "planned_progress": 0.0, "seconds": 3.5, "history": [{"valid_loss": 0.5}]}
+STATE = {
+    "epoch": 2,
+    "step": 0,
+    "num_steps": 20,
+    "planned_progress": 0.0,
+    "seconds": 3.5,
+    "history": [{"valid_loss": 0.5}],
+}
 METRICS = {"epoch": "1", "seconds": "3.5", "train_loss": "1.25"}
 # A stand-in for the package, which "learns" its seed and what `learned.txt` beside it says.
 STAND_IN = """
