@@ -85,7 +85,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from carnet import TrainingConfig
     from carnet.models.registry import create_model
     from carnet.spec import ModelSpec
-    from carnet.training.distributed import Processes
     from carnet.training.memory import keep_freed_memory
     from carnet.training.pipeline import Batch
     from carnet.training.resolve import first_guess
@@ -98,9 +97,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         model=options.model, image_size=size, batch_size=number, epochs=1, device="cpu", cutmix=0.0, compile=False
     )
     spec = ModelSpec(model=options.model, classes=tuple(f"class {k}" for k in range(100)), image_size=size)
-    config, processes = first_guess(asked, num_train=number, image_size=size), Processes()
+    config = first_guess(asked, num_train=number, image_size=size)
     network = create_model(options.model, num_classes=100)
-    step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
+    step = TrainingStep(network, spec, config)
     network.train()
     batch = Batch(torch.randint(0, 256, (number, size, size, 3), dtype=torch.uint8), torch.randint(0, 100, (number,)))
 

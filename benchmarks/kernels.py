@@ -24,7 +24,6 @@ from carnet import ModelSpec, TrainingConfig, create_model
 from carnet.data.samples import Sample
 from carnet.training.augment import Augmentation
 from carnet.training.depthwise import _gradient_of_input, _gradient_of_weight, _gradients
-from carnet.training.distributed import Processes
 from carnet.training.memory import keep_freed_memory
 from carnet.training.pipeline import ImageFiles, Pipeline
 from carnet.training.resolve import first_guess
@@ -104,9 +103,9 @@ def preparation() -> dict[str, dict[str, float]]:
     """Ten steps of `carnet_s`, each on 64 decoded images, changed between the steps or by one or two threads."""
     asked = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
     spec = ModelSpec(model="carnet_s", classes=tuple(map(str, range(100))), image_size=128)
-    config, processes = first_guess(asked, num_train=640, image_size=128), Processes()
+    config = first_guess(asked, num_train=640, image_size=128)
     network = create_model("carnet_s", num_classes=100)
-    step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
+    step = TrainingStep(network, spec, config)
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     samples = [Sample(Path(str(number)), number % 100) for number in range(640)]
     pipeline = Pipeline(ImageFiles(samples, 0), lambda _: pixels, Augmentation.from_config(config), 0, batch_size=64)

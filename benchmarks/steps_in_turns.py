@@ -201,16 +201,15 @@ def our_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], 
     if find_spec("carnet.training.plan"):
         make_batch, step = step_of_version_0_1(network, spec, TrainingConfig(**wishes), compiled=compiled)
     else:
-        from carnet.training.distributed import Processes
         from carnet.training.pipeline import Batch
         from carnet.training.resolve import first_guess
         from carnet.training.step import TrainingStep
 
         asked = TrainingConfig(**wishes)
         guess = first_guess(asked, num_train=options.batch_size, image_size=options.image_size)
-        config, processes = replace(guess, compile=compiled), Processes()
+        config = replace(guess, compile=compiled)
         make_batch = Batch
-        step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
+        step = TrainingStep(network, spec, config)
     network.train()
     batch = make_batch(torch.from_numpy(images), torch.from_numpy(labels), size=options.image_size)
     return lambda number: float(step(batch, number, lambda _: None).loss)

@@ -251,7 +251,6 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     """What `carnet train` does, with the choices it comes to."""
     from carnet.spec import ModelSpec
     from carnet.text import Silent
-    from carnet.training.distributed import Processes
     from carnet.training.memory import forget_peak_device_bytes
     from carnet.training.pipeline import step_seed
     from carnet.training.preparation import rehearse, scan_data
@@ -262,14 +261,13 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     asked, _, _, _ = recipe(options, max_memory=options_memory(options) if lean else None, cache="disk")
     scan = scan_data(options.data, asked, (), Silent())
     spec = ModelSpec(model=options.model, classes=scan.images.data.classes, image_size=options.image_size)
-    guess, processes = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size), Processes()
+    guess = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
     pipeline = scan.pipeline(guess, spec)
     resolved: list[Any] = []
 
     def begin() -> dict[str, Any]:
         started = time.perf_counter()
-        first = pipeline.load_step(0, 0)
-        measure = rehearse(guess, network, spec, pipeline, first, loading_seconds=0.0, started=time.monotonic())
+        measure, _ = rehearse(guess, network, spec, pipeline, started=time.monotonic())
         resolved.append(resolve(asked, scan, measure))
         measure.undo()
         forget_peak_device_bytes(guess.device)
@@ -277,7 +275,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
 
     def steps() -> Iterator[float]:
         (config,) = resolved
-        step = TrainingStep(network, spec, config, processes=processes, fabric=processes.fabric(config, []))
+        step = TrainingStep(network, spec, config)
         number = epoch = 0
         network.train()
         view, augment = view_at(0, config, config.num_steps), config.device != "cuda"

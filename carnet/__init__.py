@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from carnet.models.weights import TrainedModel as TrainedModel
     from carnet.prediction import Prediction as Prediction
     from carnet.spec import ModelSpec as ModelSpec
-    from carnet.training.hooks import Callback as Callback
+    from carnet.training.loop import Callback as Callback
     from carnet.training.run import TrainingResult as TrainingResult
 
 _HOMES = {
-    "Callback": "training.hooks",
+    "Callback": "training.loop",
     "CarnetError": "errors",
     "Classifier": "edge.classifier",
     "EvaluationReport": "evaluation",

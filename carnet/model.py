@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from carnet.edge.runtimes import Runtime
     from carnet.export.exporter import ExportResult
     from carnet.models.weights import TrainedModel
-    from carnet.training.hooks import Callback
+    from carnet.training.loop import Callback
     from carnet.training.run import TrainingResult
 
 Split = Literal["train", "valid", "test", "all"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,14 @@ from safetensors.torch import load_file
 
 from carnet import TrainingConfig
 from carnet.config import ResolvedConfig
-from carnet.text import Silent
+from carnet.models.weights import pack, read_metadata
+from carnet.run_folder import RunFolder
+from carnet.text import Progress, Silent
+from carnet.training.checkpoint import TrainingState
+from carnet.training.distributed import Processes, catch_stop_signals
+from carnet.training.hooks import built_in_callbacks
+from carnet.training.loop import Callback, Training, fit
+from carnet.training.preparation import Job, prepare, prepare_resumed
 from carnet.training.resolve import first_guess
 
 
@@ -48,3 +58,47 @@ def write_table(run: Path, text: str) -> None:
     config = json.loads((run / "config.json").read_text())
     config["checksums"]["data.csv"] = hashlib.sha256((run / "data.csv").read_bytes()).hexdigest()
     (run / "config.json").write_text(json.dumps(config))
+
+
+def new_job(data: Path, asked: TrainingConfig, run: Path, **changes: Any) -> Job:
+    """A new run, whose config is resolved otherwise by some changes."""
+    with ExitStack() as held:
+        job = prepare(
+            data,
+            asked,
+            output=run,
+            init=None,
+            ignore=(),
+            started=time.monotonic(),
+            progress=Silent(),
+            held=held,
+        )
+    config = replace(job.config, **changes)
+    return replace(job, config=config, record=dict(job.record) | {"resolved": config.to_json()})
+
+
+def resumed_job(run: Path, asked: TrainingConfig | None = None) -> Job:
+    """A run that goes on."""
+    with ExitStack() as held:
+        asked = asked or TrainingConfig.from_json(RunFolder(run).read_config()["requested"])
+        return prepare_resumed(run, None, asked, output=None, ignore=(), progress=Silent(), held=held)
+
+
+def fit_job(
+    job: Job,
+    callbacks: Sequence[Callback] = (),
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress | None = None,
+) -> TrainingState:
+    """Train in this process, with the built-in callbacks and others, by a clock; Ctrl-C works as in a command."""
+    callbacks = [*built_in_callbacks(), *callbacks]
+    with catch_stop_signals() as stop:
+        return fit(Training(job, Processes(), progress or Silent(), callbacks), stop, clock)
+
+
+def rewrite_checkpoint(checkpoint: Path, **entries: str | Callable[[Any], Any]) -> None:
+    """Change what a checkpoint says in its header, such as `state` or `record`; its checksum is right again."""
+    metadata = read_metadata(checkpoint.read_bytes())
+    for name, change in entries.items():
+        metadata[name] = change if isinstance(change, str) else json.dumps(change(json.loads(metadata[name])))
+    checkpoint.write_bytes(pack(load_file(checkpoint), metadata))

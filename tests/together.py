@@ -10,13 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from carnet.text import Progress
 from carnet.training.checkpoint import TrainingState
-from carnet.training.distributed import Processes
-from carnet.training.hooks import Callback
-from carnet.training.loop import fit
+from carnet.training.distributed import Processes, StopFlag, StopRequestError
+from carnet.training.hooks import built_in_callbacks
+from carnet.training.loop import Callback, Training, fit_job
 from carnet.training.preparation import Job
-from carnet.training.session import Training
 from carnet.training.step import StepResult
-from carnet.training.stop import StopFlag, StopRequestError
 
 
 def losses_with_frozen_batch_norm(
@@ -28,7 +26,7 @@ def losses_with_frozen_batch_norm(
             module.eval()
             module.train = lambda mode=True, module=module: module  # type: ignore[assignment, misc]
     losses = Losses()
-    state = fit(job, processes, progress, stop, [losses])
+    state = fit_job(job, processes, progress, stop, [*built_in_callbacks(), losses])
     return losses.seen, state
 
 
@@ -61,4 +59,4 @@ class DyingAt(StopFlag):
 
 def die(job: tuple[Job, int], processes: Processes, progress: Progress, stop: StopFlag) -> Any:
     """Train, and kill the process of a given rank before its third step."""
-    return fit(job[0], processes, progress, DyingAt(processes.rank == job[1]))
+    return fit_job(job[0], processes, progress, DyingAt(processes.rank == job[1]), built_in_callbacks())

@@ -35,9 +35,9 @@ from carnet.models.registry import default_image_size
 from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, quoted
+from carnet.training.distributed import how_it_ended, leave_stop_signals_to
 from carnet.training.preparation import check_early
 from carnet.training.resolve import budget_chooses_size
-from carnet.training.stop import how_it_ended, leave_stop_signals_to
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """Errors of training that another network may not meet."""

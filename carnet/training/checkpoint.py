@@ -1,8 +1,6 @@
 """Everything needed to go on, in one safetensors file: tensors, and the rest as JSON in its header.
 
 Loading such a file executes no code from it, unlike a pickle.
-
-Where a run stands: what a checkpoint keeps besides tensors, in plain values.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -19,13 +17,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from carnet import files
+from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
+from carnet.data.scan import ScannedImages
 from carnet.documents import CHECKSUM, Count, DocumentError, Range, Seconds, Share, build, conform, parse
-from carnet.errors import RunError, is_out_of_memory
+from carnet.errors import ConfigError, RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
 from carnet.files import read_file
+from carnet.machine import available_cores, versions
 from carnet.models.weights import pack, read_metadata, unpack
-from carnet.run_folder import current_record
+from carnet.run_folder import RunFolder, current_record
+from carnet.text import Progress, counted, first_few, quoted
+from carnet.training.measure import processor_features
 from carnet.training.optim import state_names
+from carnet.training.resolve import device_and_number
+from carnet.training.step import compiler_problem
 
 FORMAT = "carnet checkpoint 7"
 _READABLE = (FORMAT, "carnet checkpoint 6")
@@ -102,7 +107,48 @@ def read_checkpoint(path: Path) -> Checkpoint:
             # It is there, and no checkpoint: a pipe, a device, or a file larger than any.
             raise DamagedCheckpointError(error.strerror) from error
         raise RunError(f"cannot read {path}: {error.strerror or error}; allow it, or try again") from error
-    return Checkpoint.from_bytes(content)
+    try:
+        metadata = read_metadata(content)
+        if (found := metadata.get("format")) not in _READABLE:
+            raise DamagedCheckpointError(f"written by another version of carnet ({found})")
+        if CHECKSUM not in metadata:
+            raise DamagedCheckpointError("it has no checksum")
+        state, record, param_groups = (parse(metadata.get(key, "")) for key in ("state", "record", "optimizer"))
+        conform(state, _SavedState, "state")
+        TrainingState.from_json(state)
+        conform(param_groups, list[dict[str, Any]], "optimizer")
+        return Checkpoint(content, state, current_record(record), param_groups)
+    except (DocumentError, RunError) as error:
+        raise DamagedCheckpointError(str(error)) from error
+
+
+def last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
+    """The last checkpoint, or the one before it where the last is damaged; None where there is none yet.
+
+    Raises:
+        RunError: if there is one, and none can be read.
+    """
+    reasons = []
+    for path in (run.checkpoint, run.previous_checkpoint):
+        # A kill between two renamings leaves the previous one alone; nothing is damaged then.
+        if not path.exists():
+            continue
+        try:
+            checkpoint = read_checkpoint(path)
+        except DamagedCheckpointError as error:
+            reasons.append(f"{path}: {error}")
+            continue
+        if reasons:
+            progress.say(f"Note: {reasons[0]}; goes on from the checkpoint before it, {path.name}.")
+        if path != run.checkpoint:
+            # Under its own name it would be the next to be overwritten.
+            run.promote_previous_checkpoint()
+        return checkpoint
+    if reasons:
+        raise RunError(
+            f"no checkpoint can be read ({'; '.join(reasons)}); --init starts from the weights of {run.path}"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -113,34 +159,13 @@ class Checkpoint:
         content: the bytes of the file.
         state: where the run stands.
         record: what `config.json` said.
+        param_groups: what the optimizer says of its parameters.
     """
 
     content: bytes
     state: dict[str, Any]
     record: dict[str, Any]
     param_groups: list[dict[str, Any]]
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Checkpoint:
-        """Verify and open the bytes of a checkpoint file.
-
-        Raises:
-            DamagedCheckpointError: as `read_checkpoint`.
-        """
-        try:
-            metadata = read_metadata(content)
-            if (found := metadata.get("format")) not in _READABLE:
-                raise DamagedCheckpointError(f"written by another version of carnet ({found})")
-            if CHECKSUM not in metadata:
-                raise DamagedCheckpointError("it has no checksum")
-            state, record, param_groups = (parse(metadata.get(key, "")) for key in ("state", "record", "optimizer"))
-            conform(state, _SavedState, "state")
-            TrainingState.from_json(state)
-            record = current_record(record)
-            conform(param_groups, list[dict[str, Any]], "optimizer")
-        except (DocumentError, RunError) as error:
-            raise DamagedCheckpointError(str(error)) from error
-        return cls(content, state, record, param_groups)
 
     def restore(self, network: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:
         """Put weights, buffers and optimizer state back; they keep the layout and device they have in `network`.
@@ -153,20 +178,21 @@ class Checkpoint:
             network.load_state_dict(_below("network.", tensors))
             if average is not None:
                 average.load_state_dict(_below("average.", tensors))
-            state = _optimizer_state(tensors, optimizer)
-            groups = _groups(self.param_groups, optimizer)
+            state = _optimizer_state(_below("optimizer.", tensors), optimizer)
+            groups = _param_groups(self.param_groups, optimizer)
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
-            raise RunError(f"the checkpoint does not fit this run: {_first_line(error)}") from error
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"the checkpoint does not fit this run: {first_line}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _groups(saved: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> list[dict[str, Any]]:
+def _param_groups(saved: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> list[dict[str, Any]]:
     """What a checkpoint says of groups of parameters, if it is of the kind that the recipe's optimizer takes.
 
     Raises:
@@ -192,15 +218,12 @@ def _kind(value: Any) -> Any:
     return float if type(value) in (int, float) else type(value)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Tensors by number of the parameter and name, in the layout and on the device of the parameter."""
     # The order in which an optimizer counts them; not every one counts as the network does.
     parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below("optimizer.", tensors).items():
+    for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         parameter, _ = parameters[int(index)]
         is_count = key == "step" and tensor.shape == () and tensor.dtype == torch.float32
@@ -295,7 +318,7 @@ class TrainingState:
         self.seconds += seconds
         self.step_seconds += seconds
 
-    def end_epoch(self, valid: EvaluationReport, *, lr: float, image_size: int) -> EpochMetrics:
+    def end_epoch(self, valid: EvaluationReport, *, lr: float, image_size: int) -> None:
         """Close the epoch with its validation; afterwards the state stands at the start of the next one."""
         epoch: EpochMetrics = {
             "epoch": self.epoch + 1,
@@ -310,21 +333,17 @@ class TrainingState:
             "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)
-        before = None if self.best is None else _rank(self.best)
-        if before is None or _rank(epoch) > before:
+        # The highest accuracy, and of equal ones the lower loss.
+        rank, best = ((each["valid_top1"], -each["valid_loss"]) for each in (epoch, self.best or epoch))
+        self.epochs_since_best = 0 if self.best is None or rank[0] > best[0] else self.epochs_since_best + 1
+        if self.best is None or rank > best:
             self.best = epoch
-        self.epochs_since_best = 0 if before is None or _rank(epoch)[0] > before[0] else self.epochs_since_best + 1
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum, self.num_correct, self.num_images, self.step_seconds = 0.0, 0, 0, 0.0
-        return epoch
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary of plain values, the inverse of `from_json`."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Rebuild a state from `to_json`'s dictionary; keys it does not know are left alone.
+        """Rebuild a state from its fields as plain values; keys it does not know are left alone.
 
         Raises:
             RunError: if a field is not what it should be, or two contradict each other.
@@ -350,5 +369,77 @@ class TrainingState:
         return state
 
 
-def _rank(epoch: EpochMetrics) -> tuple[float, float]:
-    return epoch["valid_top1"], -epoch["valid_loss"]
+def resumed_config(run: RunFolder, asked: TrainingConfig, record: Mapping[str, Any], source: Path) -> ResolvedConfig:
+    """The config of the run, with what does not change the result as it is asked for now.
+
+    Raises:
+        RunError: if it cannot be read, anything else is asked for, or this machine cannot compute so.
+    """
+    requested = TrainingConfig.from_json(record["requested"], source)
+    resolved = ResolvedConfig.from_json(record["resolved"], source)
+    changes = {
+        name: change(name, getattr(resolved, name), getattr(asked, name))
+        for name in (field.name for field in fields(TrainingConfig))
+        if name not in FREE | {"keep_memory"}
+        and getattr(asked, name) not in (None, getattr(requested, name), getattr(resolved, name))
+    }
+    if recipe := [told for name, told in changes.items() if name not in OF_MACHINE]:
+        way_out = f"carnet train DATA --init {quoted(run.path)} trains a new run so, from its weights"
+        if changes.keys() & {"model", "in_channels"}:
+            way_out = "without --resume, a new run trains so"
+        raise RunError(
+            f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(recipe)}; {way_out}"
+        )
+    try:
+        _, devices = device_and_number(replace(asked, device=resolved.device))
+        if devices != resolved.devices:
+            changes["devices"] = change("devices", resolved.devices, devices)
+    except ConfigError as error:
+        changes["device"] = str(error)
+    if resolved.threads > (cores := available_cores()):
+        changes["threads"] = f"{cores} cores (was --threads {resolved.threads})"
+    if changes:
+        raise RunError(
+            f"{run.path} was planned otherwise: {', '.join(changes.values())}; --init starts from its weights"
+        )
+    if resolved.compile and (problem := compiler_problem(resolved.device)):
+        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
+    free = {name: getattr(asked, name) for name in FREE}
+    workers = resolved.workers if asked.workers is None else asked.workers
+    return replace(resolved, **free | {"workers": workers})
+
+
+def changed_images(run: RunFolder, images: ScannedImages) -> str:
+    """Which are new, gone or changed, as far as the record tells."""
+    then, now = (
+        {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}
+        for rows in (run.images(), images.rows())
+    )
+    changes = {
+        "new": sorted(now.keys() - then.keys()),
+        "gone": sorted(then.keys() - now.keys()),
+        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
+    }
+    if not then:
+        return "of which its data.csv is gone"
+    told = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
+    return ", ".join(told) or "as its data.csv lists them"
+
+
+def continuation(
+    run: RunFolder, config: ResolvedConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
+) -> str:
+    """How far a run is that goes on, and what is no longer as it was when it began."""
+    if checkpoint is None:
+        lines = [f"Goes on with {run.path}: it has no checkpoint yet and starts at the beginning."]
+    else:
+        epochs, steps = checkpoint.state["epoch"], counted(checkpoint.state["step"], "step")
+        lines = [f"Goes on with {run.path}: {epochs} of {config.epochs} epochs and {steps} are done."]
+    now = versions() | {"processor features": processor_features()}
+    then = record["versions"] | {"processor features": record["processor_features"]}
+    changes = [
+        f"{name} {now.get(name)} (was {then.get(name)})" for name in now | then if now.get(name) != then.get(name)
+    ]
+    if changes:
+        lines.append(f"Note: {', '.join(changes)}; the last digits can differ from those of an uninterrupted run.")
+    return "\n".join(lines)

@@ -1,137 +1,100 @@
-"""What looks on while a network is trained: progress lines, checkpoints, tables, curves, loggers; and users' callbacks.
+"""What looks on while a network is trained: progress lines, checkpoints, tables, curves, loggers.
 
-Callbacks are told what has happened, in the first process alone, and change nothing. What decides is in the loop.
+They are told what has happened, in the first process alone, and change nothing. What decides is in the loop.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import asdict
 
+import numpy as np
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from torch import nn
 
 from carnet import files
 from carnet.errors import OutputError
 from carnet.models.weights import save_model
 from carnet.report.plots import draw_curves
-from carnet.training import narration
-from carnet.training.checkpoint import EpochMetrics, save_checkpoint
-from carnet.training.session import Training
+from carnet.text import duration
+from carnet.training.checkpoint import save_checkpoint
+from carnet.training.loop import Callback, Training
+from carnet.training.schedule import initial_side, mean_cost, step_cost
 from carnet.training.step import StepResult
 
 MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
 """Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
-Event = Literal["on_fit_start", "on_step_end", "on_epoch_end", "on_interrupt", "on_fit_end"]
 _DRAW_SECONDS = 10.0
 """Between drawings of the curves, which take as long as an epoch of few images."""
-
-
-class Callback:
-    """Told what happens in a run. Each method does nothing unless a subclass says otherwise.
-
-    `run` has `config`, `state`, `folder` and `network`, to be read only. With several processes, callbacks live in the
-    first one: they have to survive pickling, and what they keep stays there.
-    """
-
-    def on_fit_start(self, run: Training) -> None:
-        """Before the first step of this session."""
-
-    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
-        """After an update of the weights, which took so many seconds."""
-
-    def on_epoch_end(self, run: Training) -> None:
-        """After an epoch's validation; its metrics are the last of `run.state.history`."""
-
-    def on_interrupt(self, run: Training) -> None:
-        """Before a run ends that was asked to stop, or cannot read an image, between two steps."""
-
-    def on_fit_end(self, run: Training) -> None:
-        """After the last epoch."""
-
-
-class Callbacks:
-    """Tells all callbacks, in their order; nobody in any process but the first."""
-
-    def __init__(self, run: Training, callbacks: Sequence[Callback]) -> None:
-        self.run = run
-        self.callbacks = callbacks if run.processes.is_first else ()
-
-    def tell(self, event: Event, *about: Any) -> None:
-        """Call one method of every callback.
-
-        Args:
-            event: its name.
-            about: what it takes besides the run.
-        """
-        for callback in self.callbacks:
-            getattr(callback, event)(self.run, *about)
 
 
 def built_in_callbacks() -> list[Callback]:
     """Those that every run has, in the order in which they are told.
 
-    The weights are kept before the checkpoint, which says that they are; the table and the curves come after it,
-    because it holds them as well, should they not be written.
+    The table and the curves come after the checkpoint, because it holds them as well, should they not be written.
     """
-    return [StepLines(), KeptWeights(), TensorBoard(), Checkpoints(), History(), EpochLines()]
+    return [TensorBoard(), Checkpoints(), History(), ProgressLines()]
 
 
-class StepLines(Callback):
-    """A bar that moves with every step, and once the time that is left."""
+class ProgressLines(Callback):
+    """A bar that moves with every step, once the time that is left, and a line for every epoch."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] | None = []
+    def __init__(self, measured_seconds: float = MEASURED_SECONDS) -> None:
+        self.measured_seconds = measured_seconds
+        self.step_seconds: list[float] | None = []
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
         """Move the bar; say what the first steps of this session let expect."""
         state = run.state
-        what = f"epoch {state.epoch + 1}/{run.num_epochs}"
-        top1 = 100 * state.num_correct / state.num_images
         run.progress.bar(
-            what, state.step, run.steps_per_epoch, f"loss {state.loss_sum / state.num_images:.3f}, top-1 {top1:.1f} %"
+            f"epoch {state.epoch + 1}/{run.num_epochs}",
+            state.step,
+            run.steps_per_epoch,
+            f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %",
         )
-        if self.seconds is None:
+        if self.step_seconds is None:
             return
-        self.seconds.append(seconds)
-        if len(self.seconds) >= MEASURED_STEPS and sum(self.seconds) >= MEASURED_SECONDS:
-            run.progress.say(narration.forecast(self.seconds, run.job, state, run.steps_per_epoch))
-            self.seconds = None
-
-
-class EpochLines(Callback):
-    """A line for every epoch."""
-
-    def on_epoch_end(self, run: Training) -> None:
-        """Say how it went, and how long the rest takes."""
-        state = run.state
-        left = run.steps_left * run.seconds_per_step
-        run.progress.say(narration.epoch_line(state.history[-1], run.num_epochs, run.config, state, seconds_left=left))
-
-
-class KeptWeights(Callback):
-    """The model of the last epoch, or with patience that of the best."""
+        self.step_seconds.append(seconds)
+        if len(self.step_seconds) < MEASURED_STEPS or sum(self.step_seconds) < self.measured_seconds:
+            return
+        step_seconds = float(np.median(self.step_seconds[len(self.step_seconds) // 2 :]))
+        self.step_seconds = None
+        # Images may still grow.
+        cost = step_cost(run.view(run.steps_done).side, run.config)
+        rest = run.steps_left * step_seconds * mean_cost(run.config, state.progress(run.steps_done)) / cost
+        run.progress.say(
+            f"{step_seconds:.2f} s a step, {run.config.batch_size / step_seconds:.1f} images/s: "
+            f"about {duration(run.steps_per_epoch * step_seconds)} an epoch and {duration(rest)} to the end, "
+            f"validation not counted"
+        )
 
     def on_epoch_end(self, run: Training) -> None:
-        """Write it into the run's folder."""
-        epoch = run.state.history[-1]
-        if not run.config.patience or run.state.best is epoch:
-            with explaining_lost_output(run):
-                save_model(run.folder, run.evaluated, run.spec, model_info(run.network, epoch))
+        """Say how it went, and how long the rest takes, validation counted."""
+        state, config = run.state, run.config
+        epoch = state.history[-1]
+        left = f", about {duration(run.steps_left * run.seconds_per_step)} left" if run.steps_left > 0 else ""
+        reason = "the loss" if state.epochs_since_best else "top-1"
+        best = f" (best so far, by {reason})" if state.best is epoch else ""
+        growing = f"{epoch['image_size']:.0f} px, " if initial_side(config) < config.image_size else ""
+        run.progress.say(
+            f"epoch {epoch['epoch']:.0f}/{run.num_epochs}: "
+            f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
+            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
+            f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
+        )
 
 
 class Checkpoints(Callback):
-    """A checkpoint at the end of every epoch and stop, and between them by time or by steps."""
+    """A checkpoint at the end of every epoch and stop, and between them by time or by steps; the model to keep."""
 
     def __init__(self) -> None:
-        self.written, self.micro_batch = time.monotonic(), 0
+        self.written, self.micro_batch = 0.0, 0
 
     def on_fit_start(self, run: Training) -> None:
-        """A new run begins with one."""
-        self.micro_batch = run.state.micro_batch
+        """A new run begins with a checkpoint."""
+        self.written, self.micro_batch = time.monotonic(), run.state.micro_batch
         if run.job.checkpoint is None:
             self._write(run)
 
@@ -147,7 +110,13 @@ class Checkpoints(Callback):
             self._write(run)
 
     def on_epoch_end(self, run: Training) -> None:
-        """Every epoch ends with one."""
+        """The model of the last epoch, or with patience that of the best; then the checkpoint, which says so."""
+        epoch = run.state.history[-1]
+        if not run.config.patience or run.state.best is epoch:
+            params = sum(parameter.numel() for parameter in run.network.parameters())
+            info = {"params": params, "epoch": epoch["epoch"], "metrics": epoch}
+            with explaining_lost_output(run):
+                save_model(run.folder, run.evaluated, run.spec, info)
         self._write(run)
 
     def on_interrupt(self, run: Training) -> None:
@@ -156,7 +125,7 @@ class Checkpoints(Callback):
 
     def _write(self, run: Training) -> None:
         # Mixed fp16 scales the loss by a factor that adapts; the other precisions have no state.
-        state = run.state.to_json() | {"precision": run.step.fabric.strategy.precision.state_dict()}
+        state = asdict(run.state) | {"precision": run.step.fabric.strategy.precision.state_dict()}
         with explaining_lost_output(run):
             save_checkpoint(
                 run.folder.checkpoint,
@@ -179,28 +148,29 @@ class History(Callback):
     def on_fit_start(self, run: Training) -> None:
         """Cut off what a later, damaged checkpoint has left behind."""
         if run.job.checkpoint is not None:
-            self._write(run)
+            self.on_fit_end(run)
 
     def on_epoch_end(self, run: Training) -> None:
         """Add the epoch; the curves wait where epochs are short."""
-        self._write(run, draw_every=_DRAW_SECONDS, spare=True)
+        with explaining_lost_output(run, spare=True):
+            self._write(run, draw_every=_DRAW_SECONDS)
 
     def on_fit_end(self, run: Training) -> None:
         """Draw what has waited."""
-        self._write(run)
+        with explaining_lost_output(run):
+            self._write(run, draw_every=0.0)
 
-    def _write(self, run: Training, *, draw_every: float = 0.0, spare: bool = False) -> None:
+    def _write(self, run: Training, *, draw_every: float) -> None:
         history = run.state.history
-        with explaining_lost_output(run, spare=spare):
-            if not history:
-                run.folder.metrics.unlink(missing_ok=True)
-                run.folder.curves.unlink(missing_ok=True)
-                return
-            files.write_text(run.folder.metrics, files.csv_text(history))
-            if time.monotonic() - self.drawn >= draw_every and self.epochs_drawn != len(history):
-                title = f"{run.spec.model}, {run.folder.path.name}"
-                files.write_bytes(run.folder.curves, draw_curves(history, title=title))
-                self.drawn, self.epochs_drawn = time.monotonic(), len(history)
+        if not history:
+            run.folder.metrics.unlink(missing_ok=True)
+            run.folder.curves.unlink(missing_ok=True)
+            return
+        files.write_text(run.folder.metrics, files.csv_text(history))
+        if time.monotonic() - self.drawn >= draw_every and self.epochs_drawn != len(history):
+            title = f"{run.spec.model}, {run.folder.path.name}"
+            files.write_bytes(run.folder.curves, draw_curves(history, title=title))
+            self.drawn, self.epochs_drawn = time.monotonic(), len(history)
 
 
 class TensorBoard(Callback):
@@ -221,13 +191,11 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, run: Training) -> None:
         """Losses and accuracies of the epoch."""
-        if self.logger is None:
-            return
-        epoch = run.state.history[-1]
-        metrics = {"loss/train": "train_loss", "loss/valid": "valid_loss"}
-        metrics |= {"top1/train": "train_top1", "top1/valid": "valid_top1"}
-        step = int(epoch["epoch"]) * run.steps_per_epoch
-        self.logger.log_metrics({name: epoch[key] for name, key in metrics.items()}, step=step)
+        if self.logger is not None:
+            epoch = run.state.history[-1]
+            names = [(metric, split) for metric in ("loss", "top1") for split in ("train", "valid")]
+            metrics = {f"{metric}/{split}": epoch[f"{split}_{metric}"] for metric, split in names}
+            self.logger.log_metrics(metrics, step=int(epoch["epoch"]) * run.steps_per_epoch)
 
 
 @contextmanager
@@ -246,11 +214,6 @@ def explaining_lost_output(run: Training, *, spare: bool = False) -> Iterator[No
             return
         if not run.folder.path.exists():
             raise OutputError(f"the run folder {run.folder.path} has gone, and what it held with it") from error
-        way_out = f"what was there is whole: mend that, then {narration.go_on(run.job)}"
-        raise OutputError(f"{error}; {way_out}") from error
-
-
-def model_info(network: nn.Module, epoch: EpochMetrics) -> dict[str, Any]:
-    """What `model.json` says beside the spec."""
-    params = sum(parameter.numel() for parameter in network.parameters())
-    return {"params": params, "epoch": epoch["epoch"], "metrics": epoch}
+        raise OutputError(
+            f"{error}; what was there is whole: mend that, then go on with {run.job.resume_command}"
+        ) from error

@@ -33,7 +33,6 @@ from carnet.spec import ModelSpec
 from carnet.text import counted
 from carnet.training import memory
 from carnet.training.depthwise import depthwise_convolutions
-from carnet.training.distributed import Processes
 from carnet.training.pipeline import Batch
 from carnet.training.step import TrainingStep, arrange, compiler_problem, end_compiling
 
@@ -293,9 +292,7 @@ class Measure:
 
     def _step(self, config: ResolvedConfig) -> TrainingStep:
         self.network.train()
-        processes = Processes()
-        fabric = processes.fabric(config, [])
-        return TrainingStep(self.network, self.spec, config, processes=processes, fabric=fabric)
+        return TrainingStep(self.network, self.spec, config)
 
     def _take(self, step: TrainingStep, batch: Batch) -> None:
         step(batch, 0, lambda _: None)

@@ -27,18 +27,17 @@ from carnet.report.console import Console
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
 from carnet.run_folder import RunFolder
-from carnet.text import Progress, Silent, duration, first_few, quoted
-from carnet.training import loop
+from carnet.text import Progress, Silent, duration, first_few
 from carnet.training.checkpoint import EpochMetrics, TrainingState
-from carnet.training.distributed import Processes, launch, launched_together
-from carnet.training.hooks import Callback
+from carnet.training.distributed import Processes, catch_stop_signals, launch, num_launched
+from carnet.training.hooks import built_in_callbacks
+from carnet.training.loop import MEMORY_WAY_OUT, Callback, fit_job
 from carnet.training.memory import return_freed_memory
-from carnet.training.preparation import Job, prepare
+from carnet.training.preparation import Job, prepare, prepare_resumed
 from carnet.training.resolve import device_and_number
-from carnet.training.resumption import prepare_resumed
-from carnet.training.stop import StopFlag, catch_stop_signals
 
 
+@explaining_lack_of_memory("training", MEMORY_WAY_OUT)
 def train(
     data: Path | str | None = None,
     config: TrainingConfig | None = None,
@@ -66,104 +65,92 @@ def train(
         callbacks: told of every step and epoch, after the built-in ones.
         progress: shown what happens; None: standard error; `carnet.text.Silent()`: nobody.
 
-    Returns:
-        The result, once the last epoch is done.
-
     Raises:
         CarnetError: one of its kinds, see `carnet.errors`.
     """
     started = time.monotonic()
+    asked = _asked(data, config, init, resume, callbacks)
+    if asked.max_memory is not None:
+        return_freed_memory()
+    callbacks = [*built_in_callbacks(), *callbacks]
+    with _shown(progress) as shown, ExitStack() as held, _processes(asked, resume) as processes:
+        if resume is None:
+            assert data is not None
+            begin: Callable[..., Job] = partial(prepare, data, asked, init=init, started=started)
+        else:
+            begin = partial(prepare_resumed, resume, data, asked)
+        job = processes.from_first(partial(begin, output=output, ignore=ignore, progress=shown, held=held))
+        if job.config.devices > processes.size:
+            work = partial(fit_job, callbacks=callbacks)
+            state = launch(work, job, size=job.config.devices, device=job.config.device, progress=shown)
+        else:
+            with catch_stop_signals() as stop:
+                state = fit_job(job, processes, shown, stop, callbacks)
+        return processes.from_first(lambda: _finish(job, state, shown))
+
+
+def _asked(
+    data: Path | str | None,
+    config: TrainingConfig | None,
+    init: Path | str | None,
+    resume: Path | str | None,
+    callbacks: Sequence[Callback],
+) -> TrainingConfig:
+    """The recipe, of a run that goes on its own; whatever contradicts it is refused before anything else is done.
+
+    Raises:
+        ConfigError: if arguments contradict each other.
+        RunError: if the run to go on with cannot be read.
+    """
     if resume is not None and init is not None:
         raise ConfigError("--resume goes on with a run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
-    asked = config or recipe_of(resume)
-    with ExitStack() as holding, _explaining_lack_of_memory():
-        heard = holding.enter_context(_shown(progress))
-
-        def begin() -> Job:
-            if resume is None:
-                assert data is not None
-                job = prepare(data, asked, output=output, init=init, ignore=ignore, started=started, progress=heard)
-                holding.enter_context(job.run.held())
-                return job
-            run = RunFolder.open(resume)
-            if output is not None:
-                run = run.copy_to(Path(output))
-            holding.enter_context(run.held())
-            return prepare_resumed(run, data, asked, ignore=ignore, progress=heard)
-
-        return _train(_with_device(asked, resume), begin, callbacks, heard)
-
-
-def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
-    """Where a run's words go: as asked, or on standard error; nowhere in processes after the first, or without any."""
-    if (launched_together() and os.environ["RANK"] != "0") or (progress is None and sys.stderr is None):
-        return nullcontext(Silent())
-    return Console(sys.stderr) if progress is None else nullcontext(progress)
-
-
-def _train(
-    asked: TrainingConfig, begin: Callable[[], Job], callbacks: Sequence[Callback], progress: Progress
-) -> TrainingResult:
-    """Prepare, train and evaluate, in this process or in several."""
-    if asked.max_memory is not None:
-        return_freed_memory()
-    _require_portable(callbacks, asked)
-    device, _ = device_and_number(asked)
-    if launched_together():
-        with Processes.join(device) as processes:
-            job = processes.from_first(begin)
-            with catch_stop_signals() as stop:
-                state = fit(job, processes, progress, stop, callbacks=callbacks)
-            return processes.from_first(lambda: _finish(job, state, progress))
-    job = begin()
-    if job.config.devices > 1:
-        work = partial(fit, callbacks=callbacks)
-        state = launch(work, job, size=job.config.devices, device=job.config.device, progress=progress)
-    else:
-        with catch_stop_signals() as stop:
-            state = fit(job, Processes(), progress, stop, callbacks=callbacks)
-    return _finish(job, state, progress)
-
-
-def fit(
-    job: Job, processes: Processes, progress: Progress, stop: StopFlag, *, callbacks: Sequence[Callback] = ()
-) -> TrainingState:
-    """Train, as one of the processes.
-
-    Raises:
-        CarnetError: what `carnet.training.loop.fit` raises.
-    """
-    with _explaining_lack_of_memory():
-        return loop.fit(job, processes, progress, stop, callbacks)
-
-
-def _require_portable(callbacks: Sequence[Callback], asked: TrainingConfig) -> None:
-    """Whether callbacks can live in the processes that are started for several devices.
-
-    Raises:
-        ConfigError: if they cannot.
-    """
-    if asked.devices > 1 and not launched_together():
+    config = config or recipe_of(resume)
+    if config.devices > 1 and num_launched() == 1:
         try:
             pickle.dumps(list(callbacks))
         except Exception as error:
             raise ConfigError(
-                f"with --devices {asked.devices}, callbacks move to another process, which these cannot ({error}); "
+                f"with --devices {config.devices}, callbacks move to another process, which these cannot ({error}); "
                 "define their classes in a module, and let them hold plain values"
             ) from error
+    return config
 
 
-def _explaining_lack_of_memory() -> AbstractContextManager[None]:
-    return explaining_lack_of_memory(
-        "training", "close other programs, or take a smaller --micro-batch or --image-size"
-    )
+def recipe_of(resume: Path | str | None) -> TrainingConfig:
+    """Return the recipe that a run was asked for; None: the recommended one.
+
+    Raises:
+        RunError: if the run cannot be read.
+    """
+    if resume is None:
+        return TrainingConfig()
+    run = RunFolder.open(resume)
+    return TrainingConfig.from_json(run.read_config()["requested"], run.config)
+
+
+def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Where a run's words go: as asked, or on standard error; nowhere in processes after the first, or without any."""
+    if (num_launched() > 1 and os.environ["RANK"] != "0") or (progress is None and sys.stderr is None):
+        return nullcontext(Silent())
+    return Console(sys.stderr) if progress is None else nullcontext(progress)
+
+
+def _processes(asked: TrainingConfig, resume: Path | str | None) -> AbstractContextManager[Processes]:
+    """This process alone, or one of those that torchrun has started, which meet where a resumed run was trained."""
+    if num_launched() == 1:
+        return nullcontext(Processes())
+    if resume is not None and asked.device is None:
+        # What is wrong with its record is said where the run is taken up.
+        with suppress(RunError, ConfigError):
+            asked = replace(asked, device=RunFolder.open(resume).read_config()["resolved"].get("device"))
+    return Processes.join(device_and_number(asked)[0])
 
 
 def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
     """Judge, and say where the work of hours is if that fails."""
-    missing = f"training is done, its report is missing: carnet train --resume {quoted(job.run.path)} writes it"
+    missing = f"training is done, its report is missing: {job.resume_command} writes it"
     try:
         return finish(job, state, progress)
     except KeyboardInterrupt:
@@ -172,24 +159,6 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
     except UnreadableImagesError as error:
         gone = first_few([str(image) for image in error.errors])
         raise DataError(f"{missing}, when these can be read again: {gone}") from error
-
-
-def _with_device(asked: TrainingConfig, resume: Path | str | None) -> TrainingConfig:
-    """A run goes on where it was, whatever else there is by now."""
-    if resume is None or asked.device is not None:
-        return asked
-    # What is wrong with its record is said where the run is taken up.
-    with suppress(RunError, ConfigError):
-        return replace(asked, device=RunFolder.open(resume).read_config()["resolved"].get("device"))
-    return asked
-
-
-def recipe_of(resume: Path | str | None) -> TrainingConfig:
-    """Return the recipe that a run was asked for; None: the recommended one."""
-    if resume is None:
-        return TrainingConfig()
-    run = RunFolder.open(resume)
-    return TrainingConfig.from_json(run.read_config()["requested"], run.config)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
@@ -133,6 +134,7 @@ def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_pa
         ignore=(),
         started=time.monotonic(),
         progress=Silent(),
+        held=ExitStack(),
     )
     assert job.config.image_size == job.spec.image_size == SIDES[-1]
     assert job.record["resolved"]["image_size"] == SIDES[-1]

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,123 +12,115 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import StopAt, same_weights
+from runs import StopAt, fit_job, new_job, same_weights
 from safetensors.torch import load_file
 from torch import nn
 
 from carnet import TrainingConfig
-from carnet.config import ResolvedConfig
 from carnet.errors import RunError, StoppedError
+from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
 from carnet.text import Silent
-from carnet.training import preparation, resumption, step
-from carnet.training.distributed import Processes
-from carnet.training.measure import Measure
+from carnet.training.loop import Callback, Training
 from carnet.training.pipeline import Batch, cut_mix
-from carnet.training.preparation import DataScan
-from carnet.training.resolve import first_guess
+from carnet.training.preparation import new_network, rehearse, scan_data
+from carnet.training.resolve import first_guess, resolve
 from carnet.training.run import train
-from carnet.training.step import TrainingStep, compiler_problem
+from carnet.training.step import StepResult, TrainingStep, compiler_problem
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
 
 
-def run_with(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *arguments: Any, **keywords: Any) -> Any:
-    """Train with a config that was resolved otherwise."""
-    original = preparation.resolve
+class Ticking:
+    """A clock that goes on by so many seconds whenever it is read: a step is read once, and takes as long."""
 
-    def resolved_otherwise(*args: Any) -> ResolvedConfig:
-        return replace(original(*args), **changes)
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now = seconds, 0.0
 
-    with monkeypatch.context() as patch:
-        patch.setattr(preparation, "resolve", resolved_otherwise)
-        return train(*arguments, progress=Silent(), **keywords)
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(run / "model.safetensors"))
 
 
-def test_the_rehearsal_leaves_no_trace(
-    photos: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorded = ResolvedConfig.from_json(json.loads((trained_run / "config.json").read_text())["resolved"])
-    monkeypatch.setattr(preparation, "resolve", lambda *_: recorded)
-    train(photos, SMALL, output=tmp_path / "unrehearsed", progress=Silent())
-    assert same_weights(trained_run, tmp_path / "unrehearsed")
+def test_measuring_leaves_no_trace(photos: Path) -> None:
+    scan = scan_data(photos, SMALL, (), Silent())
+    network, spec, _ = new_network(SMALL, scan.image_size, scan.images.data.classes, None)
+    before = copy.deepcopy(network.state_dict())
+    guess = first_guess(SMALL, num_train=scan.num_train, image_size=scan.image_size)
+    measure, _ = rehearse(guess, network, spec, scan.pipeline(guess, spec), started=time.monotonic())
+    resolve(SMALL, scan, measure)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    measure.undo()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert network.training
 
 
-def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_budget_ends_the_run(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    recipe = replace(SMALL, epochs=None, budget="10m", compile=False)
-    document = run_with({"training_seconds": 1e-9}, monkeypatch, photos, recipe, output=run).document
+    budget = replace(SMALL, epochs=None, budget="10m", compile=False)
+    job = new_job(photos, budget, run, training_seconds=1e-9)
+    assert job.config.num_steps > 6
+    state = fit_job(job)
+    assert (state.num_steps, len(state.history)) == (1, 1)
+    document = train(resume=run, progress=Silent()).document
     assert document["stopped_early"]
     assert document["epochs"] == 1
-    assert any("the budget of 10m was spent in epoch 1" in note for note in document["notes"])
-    assert "was spent in" in (run / "report.html").read_text()
-    recorded = json.loads((run / "config.json").read_text())
-    assert recorded["resolved"]["epochs"] > 2
-    train(resume=run, progress=Silent())
+    (note,) = document["notes"]
+    assert "budget of 10m" in note
+    assert note in (run / "report.html").read_text()
 
 
-def test_a_slower_machine_gets_a_shorter_schedule(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planned = replace(SMALL, epochs=None, budget="10m", compile=False)
-    slow = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: float(next(slow)))
-    # A reading of that clock takes a second, and so does a step: 100 seconds hold fewer steps than the recipe's epochs.
-    result = run_with({"training_seconds": 100.0}, monkeypatch, photos, planned, output=tmp_path / "run")
-    document = result.document
+def test_a_slower_machine_gets_a_shorter_schedule(photos: Path, tmp_path: Path) -> None:
+    budget = replace(SMALL, epochs=None, budget="10m", compile=False)
+    # 100 seconds hold fewer steps than were planned.
+    job = new_job(photos, budget, tmp_path / "run", training_seconds=100.0)
+    state = fit_job(job, clock=Ticking(1.0))
+    assert state.num_steps < min(100, job.config.num_steps)
+    assert any("10m" in note for note in state.notes)
+    assert state.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in state.history)
+    document = train(resume=tmp_path / "run", progress=Silent()).document
     assert document["stopped_early"]
-    assert any("at the pace of the run" in note and "fitted into 10m" in note for note in document["notes"])
-    assert result.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in result.history)
-    again = train(resume=tmp_path / "run", progress=Silent())
-    assert again.document["epochs"] == document["epochs"]
+    assert document["epochs"] == len(state.history)
 
 
-def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 10)
-
-    def two_epochs(asked: TrainingConfig, scan: DataScan, measure: object) -> ResolvedConfig:
-        guess = first_guess(replace(asked, epochs=2), num_train=scan.num_train, image_size=scan.image_size)
-        return replace(guess, training_seconds=6.0)
-
-    monkeypatch.setattr(preparation, "resolve", two_epochs)
-    result = train(photos, replace(SMALL, epochs=None, budget="1s"), output=tmp_path / "run", progress=Silent())
-    assert result.document["epochs"] > 2
-    assert not result.document["stopped_early"]
-    assert any("2 epochs were planned" in note and "fitted into 1s" in note for note in result.document["notes"])
-    assert result.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in result.history)
+def test_a_faster_machine_gets_a_longer_schedule(photos: Path, tmp_path: Path) -> None:
+    asked = replace(SMALL, epochs=None, budget="10m", compile=False)
+    two_epochs = {"epochs": 2, "num_steps": 6, "training_seconds": 6.0}
+    state = fit_job(new_job(photos, asked, tmp_path / "run", **two_epochs), clock=Ticking(0.1))
+    assert state.num_steps > 6
+    assert len(state.history) > 2
+    assert any("2 epochs" in note and "10m" in note for note in state.notes)
+    assert state.history[-1]["lr"] < 0.05 * max(epoch["lr"] for epoch in state.history)
+    assert not train(resume=tmp_path / "run", progress=Silent()).document["stopped_early"]
 
 
-def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = iter(range(1, 10**6))
-    monkeypatch.setattr("carnet.training.loop.time.perf_counter", lambda: next(quick) / 1000)
+def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(photos: Path, tmp_path: Path) -> None:
     planned = {"training_seconds": 10.0, "num_steps": 4, "max_steps": 6}
-    result = run_with(planned, monkeypatch, photos, replace(SMALL, budget="10s"), output=tmp_path / "run")
-    assert result.document["epochs"] == 2
-    assert result.history[-1]["lr"] < 0.2 * max(epoch["lr"] for epoch in result.history)
+    job = new_job(photos, replace(SMALL, budget="10m"), tmp_path / "run", **planned)
+    state = fit_job(job, clock=Ticking(0.001))
+    assert (state.num_steps, len(state.history)) == (6, 2)
+    assert state.history[-1]["lr"] < 0.2 * max(epoch["lr"] for epoch in state.history)
 
 
 @pytest.mark.parametrize(
     ("backend", "moments"),
     [
         ("eager", [("epoch 2/2", 2)]),
-        pytest.param("inductor", [("epoch 1/2", 1), ("epoch 2/2", 2)], marks=[pytest.mark.slow, needs_compiler]),
+        pytest.param("inductor", [("epoch 1/2", 1), ("epoch 2/2", 2)], marks=pytest.mark.slow),
     ],
 )
+@needs_compiler
 def test_exact_resume_with_everything_on(
     backend: str, moments: list[tuple[str, int]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network is traced here; generating code for it takes minutes, and is a slow test."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(Measure, "compiler_problem", staticmethod(lambda _: ""))
-    monkeypatch.setattr(resumption, "compiler_problem", lambda _: "")
     recipe = replace(SMALL, compile=True, precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())
     plan = json.loads((tmp_path / "whole" / "config.json").read_text())["resolved"]
@@ -178,9 +171,7 @@ def test_gradients_add_up_over_micro_batches() -> None:
     for micro_batch in (10, 5, 4, 1):
         config = replace(first_guess(asked, num_train=10, image_size=9), micro_batch=micro_batch)
         learner = copy.deepcopy(network)
-        processes = Processes()
-        fabric = processes.fabric(config, [])
-        take = TrainingStep(learner, spec, config, processes=processes, fabric=fabric)
+        take = TrainingStep(learner, spec, config)
         results = [take(batch, 0, lambda _: None) for _ in range(3)]
         ends[micro_batch] = (
             [result.loss for result in results],
@@ -196,9 +187,7 @@ def take_step(network: nn.Module, batch: Batch, seed: int, **changes: Any) -> fl
     """The loss of one step, of which nothing is left."""
     asked = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32", **changes)
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
-    config, processes = first_guess(asked, num_train=10, image_size=9), Processes()
-    fabric = processes.fabric(config, [])
-    step = TrainingStep(copy.deepcopy(network), spec, config, processes=processes, fabric=fabric)
+    step = TrainingStep(copy.deepcopy(network), spec, first_guess(asked, num_train=10, image_size=9))
     return step(batch, seed, lambda _: None).loss
 
 
@@ -217,7 +206,7 @@ def test_the_loss_has_each_label_with_its_share() -> None:
     own, other = (F.one_hot(labels, 3).float() for labels in (both.labels, both.other_labels))
     wanted = 0.9 * (both.label_share * own + (1 - both.label_share) * other) + 0.1 / 3
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
-    expected = F.cross_entropy(network(step.normalize_on(torch.device("cpu"), both.images, spec)), wanted).item()
+    expected = F.cross_entropy(network(normalize_on(torch.device("cpu"), both.images, spec)), wanted).item()
     assert take_step(network, batch, seed, cutmix=1.0, label_smoothing=0.1) == pytest.approx(expected, rel=1e-5)
 
 
@@ -230,27 +219,24 @@ def test_what_a_network_drops_follows_from_the_step() -> None:
     assert take_step(network, batch, 6) != loss
 
 
-def test_a_gpu_that_runs_out_of_memory_gets_less_at_a_time(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = step.normalize_on
-    limits = [100]
+class RunOutOfMemory(Callback):
+    """From the second epoch's second step on, more than three images at a time are too many."""
 
-    def limited(device: torch.device, images: torch.Tensor, spec: Any) -> torch.Tensor:
-        if len(images) > limits[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(device, images, spec)
+    def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
+        def refuse(network: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if len(inputs[0]) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
 
-    class Shrink(Silent):
-        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-            if (what, done) == ("epoch 2/2", 1):
-                limits[0] = 3
+        if run.steps_done == 4:
+            run.network.register_forward_pre_hook(refuse)
 
-    monkeypatch.setattr(step, "normalize_on", limited)
+
+def test_a_gpu_that_runs_out_of_memory_gets_less_at_a_time(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = train(photos, SMALL, output=run, progress=Shrink())
+    result = train(photos, SMALL, output=run, callbacks=[RunOutOfMemory()], progress=Silent())
     (note,) = result.document["notes"]
-    assert note.startswith("out of memory in epoch 2, step 2: from there on 2 images go through the network at a time")
+    assert "epoch 2, step 2" in note
+    assert "2 images" in note
     assert result.document["epochs"] == 2
     again = train(resume=run, progress=Silent())
     assert again.document["notes"] == [note]

@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from carnet.data.samples import Sample
 from carnet.errors import ConfigError, DataError, ImageError, LostProcessError, StoppedError
 from carnet.text import Silent
 from carnet.training.augment import Augmentation
-from carnet.training.distributed import Processes, launch
+from carnet.training.distributed import Processes, StopFlag, launch
 from carnet.training.pipeline import ImageFiles, Pipeline
 from carnet.training.preparation import Job, prepare
 from carnet.training.resolve import device_and_number
 from carnet.training.run import train
-from carnet.training.stop import StopFlag
 
 # 24 training and 12 validation images: batches of 9, 9 and 6, shared as 5 + 4 and 3 + 3.
 TWO = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=9, devices=2, threads=1, precision="fp32")
@@ -40,7 +40,11 @@ def processes(request: pytest.FixtureRequest) -> None:
 
 
 def new_job(data: Path, run: Path, recipe: TrainingConfig = TWO) -> Job:
-    return prepare(data, recipe, output=run, init=None, ignore=(), started=time.monotonic(), progress=Silent())
+    with ExitStack() as held:
+        quiet = Silent()
+        return prepare(
+            data, recipe, output=run, init=None, ignore=(), started=time.monotonic(), progress=quiet, held=held
+        )
 
 
 @pytest.mark.parametrize(("num_images", "steps"), [(24, 3), (22, 3), (21, 2), (20, 2), (9, 1), (4, 1)])

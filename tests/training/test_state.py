@@ -1,23 +1,18 @@
 """Where a run stands: progress over a length that may change, and what older checkpoints say of it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import StopAt
-from safetensors.torch import load_file
+from runs import StopAt, resumed_job, rewrite_checkpoint
 
 from carnet import TrainingConfig
 from carnet.errors import StoppedError
-from carnet.models.weights import pack, read_metadata
-from carnet.run_folder import RunFolder
 from carnet.text import Silent
 from carnet.training.checkpoint import TrainingState
 from carnet.training.distributed import Processes
-from carnet.training.resumption import prepare_resumed
+from carnet.training.loop import Training
 from carnet.training.run import train
-from carnet.training.session import Training
 
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=4, batch_size=8)
 
@@ -57,12 +52,8 @@ def test_checkpoints_of_the_first_versions_keep_their_progress(finished: bool, p
         # A budget had made it shorter.
         return state | {"num_steps": 8, "progress": 0.25, "began_at": 0.2, "finished": finished}
 
-    checkpoint = run / "last.ckpt"
-    metadata = read_metadata(checkpoint.read_bytes())
-    metadata |= {"format": "carnet checkpoint 6", "state": json.dumps(as_before(json.loads(metadata["state"])))}
-    checkpoint.write_bytes(pack(load_file(checkpoint), metadata))
-    job = prepare_resumed(RunFolder.open(run), None, SMALL, ignore=(), progress=Silent())
-    training = Training(job, Processes(), Silent())
+    rewrite_checkpoint(run / "last.ckpt", format="carnet checkpoint 6", state=as_before)
+    training = Training(resumed_job(run), Processes(), Silent())
     assert training.state.progress(training.steps_done) == 0.25
     assert training.steps_done == 4
     assert training.state.num_steps == (4 if finished else 8)
