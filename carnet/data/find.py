@@ -1,10 +1,8 @@
 """From what was named, a folder, a table, an archive or a data set, to one sorted list of labelled images.
 
-Each form has a file of its own (`folder`, `table`, `archive`, `stream`) that lists the images of each class. Here the
-classes become numbers: every split counts them in the one sorted list that `train` gives, so a class has the same
-number everywhere, in whichever form the images come.
-
-Which form of data a path names, told by its content and not by its name.
+Which form of data it is, its content tells and not its name. Each form has a file of its own (`folder`, `table`,
+`archive`, `stream`) that lists the images of each class. Here the classes become numbers: every split counts them in
+the one sorted list that `train` gives, so a class has the same number everywhere.
 """
 
 from __future__ import annotations
@@ -73,7 +71,8 @@ def find_images(
     source = expanded(data)
     listing = _list(source, classes or (), layout, progress)
     left_out = leave_out(listing, ignore)
-    if not any((*listing.images(), *left_out.values())):
+    is_empty = not any(paths for by_class in listing.splits.values() for paths in by_class.values())
+    if is_empty and not any(left_out.values()):
         raise DataError(_no_images(str(source), listing))
     if classes is None:
         classes = _own_classes(source, listing, left_out)
@@ -98,25 +97,20 @@ def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: 
         raise ConfigError(f"--layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     form = form_of(source)
     if form == "dataset":
-        return _list_dataset(source.as_posix(), progress)
-    if form == "table":
-        return list_table(source)
-    if form == "folder":
-        return _list_folder(source, source, known_classes, layout)
-    folder = unpack(source, progress)
-    listing = _list_folder(folder, source, known_classes, layout)
-    # What was hidden is not unpacked, and what is hidden here is the cache's own.
-    listing.num_hidden = num_hidden(folder)
-    return listing
+        from carnet.data.stream import store
 
-
-def _list_dataset(data: str, progress: OnProgress | None) -> Listing:
-    from carnet.data.stream import store
-
-    warnings: list[str] = []
-    table = store(data, progress, warnings)
-    listing = list_table(table, Path(data))
-    listing.warnings += warnings
+        warnings: list[str] = []
+        listing = list_table(store(source.as_posix(), progress, warnings), source)
+        listing.warnings += warnings
+    elif form == "table":
+        listing = list_table(source)
+    elif form == "folder":
+        listing = _list_folder(source, source, known_classes, layout)
+    else:
+        folder = unpack(source, progress)
+        listing = _list_folder(folder, source, known_classes, layout)
+        # What was hidden is not unpacked, and what is hidden here is the cache's own.
+        listing.num_hidden = num_hidden(folder)
     return listing
 
 
@@ -131,7 +125,8 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
     unpack_first = "" if folder == shown else "unpack it, and "
     divided = "all" not in listing.splits
     is_known = bool(classes) and classes <= set(known_classes)
-    if in_splits and not tables and not is_known and (len(classes) < 2 if divided else _are_splits(classes)):
+    no_classes = len(classes) < 2 if divided else {name.lower() for name in classes} <= SPLIT_NAMES.keys()
+    if in_splits and not tables and not is_known and no_classes:
         return _list_split_tables(listing, in_splits, folder, shown)
     if len(classes) > 1 or divided:
         within = [path for paths in in_splits.values() for path in paths]
@@ -171,10 +166,6 @@ def _tables_in_splits(root: Path) -> dict[Path, list[Path]]:
     splits = [path for path in visible(root) if path.name.lower() in SPLIT_NAMES and path.is_dir()]
     found = {split: _files_in(split, (*TABLE_EXTENSIONS, *_JSON_LINES)) for split in splits}
     return {split: tables for split, tables in found.items() if tables}
-
-
-def _are_splits(classes: set[str]) -> bool:
-    return all(name.lower() in SPLIT_NAMES for name in classes)
 
 
 def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder: Path, shown: Path) -> Listing:

@@ -17,8 +17,8 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, in_order
 from carnet.errors import DataError
@@ -64,24 +64,31 @@ def list_folder(root: Path, shown: Path, known_classes: Collection[str] = (), la
         DataError: if two folders hold the same split, folders could be splits or classes, a folder may not be looked
             into, or a link leads nowhere.
     """
-    walk = _Walk(root, shown)
-    folders = walk.enter(known_classes)
-    splits = {} if layout == "classes" else _split_folders(folders, walk, layout)
-    walk.count_loose_files(walk.root)
+    listing = Listing(root, {}, top=root)
+    folders, files = _look_into(root, listing, shown)
+    been_in = {root.resolve()}
+    while _holds_everything(folders, files, known_classes) and folders[0].resolve() not in been_in:
+        listing.root = folders[0]
+        been_in.add(listing.root.resolve())
+        folders, files = _look_into(listing.root, listing, shown / listing.root.relative_to(root))
+    if listing.root != root:
+        inside = listing.root.relative_to(root)
+        listing.warnings.insert(0, f"everything in {shown} lies in one folder, {inside.as_posix()}, which is taken")
+        shown /= inside
+    splits = {} if layout == "classes" else _split_folders(folders, shown, layout)
     if not splits:
-        return walk.listing({"all": _list_classes(folders, walk)}, root)
-    listed = {}
+        listing.splits["all"] = _list_classes(folders, listing)
     for split, folder in splits.items():
-        walk.count_loose_files(folder)
-        listed[split] = _list_classes(walk.subfolders(folder), walk)
-    beside = {folder: list(_images(folder, walk)) for folder in folders if folder not in splits.values()}
-    if layout == "auto":
-        _check_that_none_are_lost(splits, listed, beside, walk)
+        class_folders, _ = _look_into(folder, listing, shown / folder.name)
+        listing.splits[split] = _list_classes(class_folders, listing)
+    beside = {folder: list(_images(folder, listing)) for folder in folders if splits and folder not in splits.values()}
+    if beside and layout == "auto":
+        _check_that_none_are_lost(splits, beside, listing, shown)
     for folder, images in beside.items():
-        walk.num_other_files += len(images)
+        listing.num_other_files += len(images)
         number = f", with {counted(len(images), 'image')}" if images else ""
-        walk.warnings.append(f"folder {folder.name} is none of the splits and is left out{number}")
-    return walk.listing(listed, root)
+        listing.warnings.append(f"folder {folder.name} is none of the splits and is left out{number}")
+    return listing
 
 
 def check_classes(listing: Listing, shown: Path, layout: Layout = "auto") -> None:
@@ -125,7 +132,7 @@ def check_classes(listing: Listing, shown: Path, layout: Layout = "auto") -> Non
 
 def images_in(folder: Path) -> list[Path]:
     """Every image in a folder and the folders inside it, sorted."""
-    return in_order(_images(folder, _Walk(folder, folder)))
+    return in_order(_images(folder, Listing(folder, {})))
 
 
 def is_hidden(name: str) -> bool:
@@ -133,74 +140,24 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _HIDDEN or _SYSTEM.fullmatch(name) is not None
 
 
-def visible(folder: Path) -> list[Path]:
+def visible(folder: Path, listing: Listing | None = None) -> list[Path]:
     """What a folder holds that is not hidden, sorted.
+
+    Args:
+        folder: the folder.
+        listing: counts what is hidden.
 
     Raises:
         DataError: if it may not be looked into.
     """
-    return [path for path in _contents(folder) if not is_hidden(path.name)]
-
-
-@dataclass
-class _Walk:
-    """Where the walk begins, and what it passes over."""
-
-    root: Path
-    shown: Path
-    num_hidden: int = 0
-    num_other_files: int = 0
-    num_loose_images: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-    def enter(self, known_classes: Collection[str]) -> list[Path]:
-        """Make the one folder that holds everything the root, as long as there is one; return the root's folders."""
-        top, been_in = self.root, {self.root.resolve()}
-        folders = self.subfolders(self.root)
-        while _holds_everything(folders, self.root, known_classes) and folders[0].resolve() not in been_in:
-            self.count_loose_files(self.root)
-            self.root = folders[0]
-            been_in.add(self.root.resolve())
-            folders = self.subfolders(self.root)
-        if self.root != top:
-            inside = self.root.relative_to(top)
-            self.warnings.append(f"everything in {self.shown} lies in one folder, {inside.as_posix()}, which is taken")
-            self.shown /= inside
-        return folders
-
-    def subfolders(self, folder: Path) -> list[Path]:
-        contents = _contents(folder)
-        self.num_hidden += sum(1 for path in contents if is_hidden(path.name) and os.path.isdir(path))  # noqa: PTH112
-        return [path for path in contents if not is_hidden(path.name) and is_folder(path)]
-
-    def count_loose_files(self, folder: Path) -> None:
-        files = [path for path in _contents(folder) if path.is_file()]
-        loose = [path for path in files if not is_hidden(path.name)]
-        self.num_hidden += len(files) - len(loose)
-        self.num_other_files += len(loose)
-        images = [path.name for path in loose if looks_like_image(path)]
-        if images:
-            self.num_loose_images += len(images)
-            number, where = counted(len(images), "image"), self.shown / folder.relative_to(self.root)
-            self.warnings.append(f"{number} directly in {where}, in no class folder, left out: {first_few(images)}")
-
-    def listing(self, splits: dict[str, ByClass], top: Path) -> Listing:
-        return Listing(
-            root=self.root,
-            splits=splits,
-            top=top,
-            num_hidden=self.num_hidden,
-            num_other_files=self.num_other_files,
-            num_loose_images=self.num_loose_images,
-            warnings=self.warnings,
-        )
-
-
-def _contents(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        contents = sorted(folder.iterdir())
     except OSError as error:
-        raise _closed(error) from error
+        _refuse(error)
+    shown = [path for path in contents if not is_hidden(path.name)]
+    if listing is not None:
+        listing.num_hidden += len(contents) - len(shown)
+    return shown
 
 
 def is_folder(path: Path) -> bool:
@@ -212,37 +169,43 @@ def is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
-        try:
-            target = path.readlink()
-        except OSError:
-            if isinstance(error, FileNotFoundError):
-                # Somebody has removed it meanwhile.
-                return False
-            raise _closed(error) from error
-        raise DataError(
-            f"{path} is a link to {target}, which cannot be reached ({error.strerror}); mount its disk, or correct or "
-            f"remove the link"
-        ) from error
+        # pathlib's would raise an error in a folder that may be listed and not entered.
+        if os.path.islink(path):  # noqa: PTH114
+            raise DataError(
+                f"{path} is a link to {path.readlink()}, which cannot be reached ({error.strerror}); mount its disk, "
+                f"or correct or remove the link"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            # Somebody has removed it meanwhile.
+            return False
+        _refuse(error)
 
 
-def _closed(error: OSError) -> DataError:
-    return DataError(f"cannot look into {error.filename}: {error.strerror}; allow it, or move the folder away")
+def _look_into(folder: Path, listing: Listing, shown: Path) -> tuple[list[Path], list[Path]]:
+    """A folder's folders, and its files, which are in no class; the listing counts and notes what is passed over."""
+    paths = visible(folder, listing)
+    folders = [path for path in paths if is_folder(path)]
+    files = [path for path in paths if path.is_file()]
+    listing.num_other_files += len(files)
+    if images := [path.name for path in files if looks_like_image(path)]:
+        listing.num_loose_images += len(images)
+        number = counted(len(images), "image")
+        listing.warnings.append(f"{number} directly in {shown}, in no class folder, left out: {first_few(images)}")
+    return folders, files
 
 
-def _holds_everything(folders: list[Path], root: Path, known_classes: Collection[str]) -> bool:
+def _holds_everything(folders: list[Path], files: list[Path], known_classes: Collection[str]) -> bool:
     """Whether a folder's only folder has folders of its own, and nothing beside it could be data."""
-    if len(folders) != 1 or not _has_subfolder(folders[0]) or _class_name(folders[0]) in known_classes:
+    if len(folders) != 1 or not _has_subfolder(folders[0]):
         return False
-    if folders[0].name.lower() in SPLIT_NAMES and not _has_splits(folders[0]):
+    if unicodedata.normalize("NFC", folders[0].name) in known_classes:
         return False
+    if folders[0].name.lower() in SPLIT_NAMES:
+        named = [path for path in visible(folders[0]) if path.name.lower() in SPLIT_NAMES]
+        if not any(_has_subfolder(path) for path in named if is_folder(path)):
+            return False
     # A licence or a text beside the one folder is usual; a table may say what the classes are.
-    beside = [path for path in visible(root) if path.is_file()]
-    return not any(path.suffix.lower() in TABLE_EXTENSIONS or looks_like_image(path) for path in beside)
-
-
-def _has_splits(folder: Path) -> bool:
-    named = [path for path in visible(folder) if path.name.lower() in SPLIT_NAMES]
-    return any(_has_subfolder(path) for path in named if is_folder(path))
+    return not any(path.suffix.lower() in TABLE_EXTENSIONS or looks_like_image(path) for path in files)
 
 
 def _has_subfolder(folder: Path) -> bool:
@@ -250,7 +213,7 @@ def _has_subfolder(folder: Path) -> bool:
     return any(os.path.isdir(path) for path in visible(folder))  # noqa: PTH112
 
 
-def _split_folders(folders: list[Path], walk: _Walk, layout: Layout) -> dict[str, Path]:
+def _split_folders(folders: list[Path], shown: Path, layout: Layout) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
@@ -258,32 +221,32 @@ def _split_folders(folders: list[Path], walk: _Walk, layout: Layout) -> dict[str
             continue
         if split in splits:
             raise DataError(
-                f"{walk.shown} has both {splits[split].name} and {folder.name}; keep one of them, or say --layout "
+                f"{shown} has both {splits[split].name} and {folder.name}; keep one of them, or say --layout "
                 f"classes if every folder is a class"
             )
         splits[split] = folder
     if layout == "splits":
         if not splits:
-            raise DataError(f"{walk.shown} has no folder train, valid or test; rename them, or leave --layout out")
+            raise DataError(f"{shown} has no folder train, valid or test; rename them, or leave --layout out")
         return splits
     # A split holds class folders; a class that happens to be called "train" or "test" holds images.
     return splits if splits and any(_has_subfolder(folder) for folder in splits.values()) else {}
 
 
 def _check_that_none_are_lost(
-    splits: dict[str, Path], listed: dict[str, ByClass], beside: dict[Path, list[Path]], walk: _Walk
+    splits: dict[str, Path], beside: dict[Path, list[Path]], listing: Listing, shown: Path
 ) -> None:
     """Images that a folder's name may give a class are not left out, only because a folder beside it is called train.
 
     Raises:
         DataError: with both readings, and how to choose.
     """
-    in_splits = {name for by_class in listed.values() for name, paths in by_class.items() if paths}
+    in_splits = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
     lost: list[str] = []
     shared: set[str] = set()
     number = 0
     for folder, images in beside.items():
-        inside = {unicodedata.normalize("NFC", name) for name in _folders_inside(images, walk.root)} & in_splits
+        inside = {unicodedata.normalize("NFC", name) for name in _folders_inside(images, listing.root)} & in_splits
         # What is called so, beside several splits, and holds no folders of their classes, has no classes.
         unlabeled = folder.name.lower() in _UNLABELED and len(splits) > 1 and not inside
         if images and not unlabeled:
@@ -295,7 +258,7 @@ def _check_that_none_are_lost(
         names = first_few([folder.name for folder in splits.values()])
         alike = f" (they hold folders of the same names, {first_few(sorted(shared))})" if shared else ""
         raise DataError(
-            f"{names} in {walk.shown} could be {'splits' if several else 'a split'}, which would leave out "
+            f"{names} in {shown} could be {'splits' if several else 'a split'}, which would leave out "
             f"{counted(number, 'image')} in {first_few(lost)}, or {'classes' if several else 'a class'} like "
             f"these{alike}; say which with --layout splits or --layout classes, or move away what is neither"
         )
@@ -312,47 +275,45 @@ def _split_in(name: str) -> str:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
-def _list_classes(folders: list[Path], walk: _Walk) -> ByClass:
+def _list_classes(folders: list[Path], listing: Listing) -> ByClass:
     by_class: ByClass = {}
     for folder in folders:
-        name = _class_name(folder)
+        # macOS may spell an accented letter with two characters where other systems use one.
+        name = unicodedata.normalize("NFC", folder.name)
         if name in by_class:
-            walk.warnings.append(
+            listing.warnings.append(
                 f"two folders are called {name}, in two ways of writing its letters; they are one class"
             )
-        by_class.setdefault(name, []).extend(_images(folder, walk))
+        by_class.setdefault(name, []).extend(_images(folder, listing))
     return {name: in_order(paths) for name, paths in by_class.items()}
 
 
-def _class_name(folder: Path) -> str:
-    # macOS may spell an accented letter with two characters where other systems use one.
-    return unicodedata.normalize("NFC", folder.name)
-
-
-def _images(folder: Path, walk: _Walk) -> Iterator[Path]:
+def _images(folder: Path, listing: Listing) -> Iterator[Path]:
     seen: set[str] = set()
     for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(current)
         here = Path(current)
         # A link to a folder that it lies in would bring in the images of all classes, as images of this one.
-        leads_back = here != walk.root and Path(os.path.realpath(here.parent)).is_relative_to(real)
+        leads_back = here != listing.root and Path(os.path.realpath(here.parent)).is_relative_to(real)
         if leads_back and real not in seen:
-            link = here.relative_to(walk.root).as_posix()
-            walk.warnings.append(f"{link} is a link back to {real}, in which it lies, and is not followed")
+            link = here.relative_to(listing.root).as_posix()
+            listing.warnings.append(f"{link} is a link back to {real}, in which it lies, and is not followed")
         if leads_back or real in seen:
             folders.clear()
             continue
         seen.add(real)
         hidden = [name for name in (*folders, *names) if is_hidden(name)]
-        walk.num_hidden += len(hidden)
+        listing.num_hidden += len(hidden)
         folders[:] = sorted(name for name in folders if name not in hidden)
         for name in sorted(set(names) - set(hidden)):
             # What is called like an image counts as one, and is found to be unreadable if it is a link to nothing.
             if looks_like_image(here / name):
                 yield here / name
             elif not is_folder(here / name):
-                walk.num_other_files += 1
+                listing.num_other_files += 1
 
 
-def _refuse(error: OSError) -> None:
-    raise _closed(error) from error
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(
+        f"cannot look into {error.filename}: {error.strerror}; allow it, or move the folder away"
+    ) from error

@@ -1,12 +1,4 @@
-"""What every form of data becomes: one list of labelled images.
-
-Hold back some images of every class, the same ones every time.
-
-Leave images out by a list of their paths, one on each line.
-
-A path counts from the data's folder, as the column `filepath` of a run's `data.csv` has it, or from the current folder,
-or is absolute. Empty lines and lines that begin with # say nothing.
-"""
+"""What every form of data becomes: labelled images; how some are held out, and a list of paths leaves some out."""
 
 from __future__ import annotations
 
@@ -98,20 +90,18 @@ class LabeledImages:
     @property
     def ignored(self) -> tuple[str, ...]:
         """The images that the ignore list names, as `relative` would write them."""
-        return tuple(self._below_root(path) for paths in self.left_out.values() for path in paths)
+        return tuple(self.relative(path) for paths in self.left_out.values() for path in paths)
 
-    def relative(self, sample: Sample) -> str:
-        """The sample's path below the root, or in full if it lies elsewhere; with forward slashes on every system."""
-        return self._below_root(sample.path)
+    def relative(self, image: Sample | Path) -> str:
+        """An image's path below the root, or in full if it lies elsewhere; with forward slashes on every system."""
+        path = image if isinstance(image, Path) else image.path
+        below = path.is_relative_to(self.root)
+        return (path.relative_to(self.root) if below else path.absolute()).as_posix()
 
     def counts(self, split: str) -> dict[str, int]:
         """Images of each class in a split, in the order of `classes`."""
         numbers = Counter(sample.label for sample in self.splits[split])
         return {name: numbers[label] for label, name in enumerate(self.classes)}
-
-    def _below_root(self, path: Path) -> str:
-        below = path.is_relative_to(self.root)
-        return (path.relative_to(self.root) if below else path.absolute()).as_posix()
 
 
 @dataclass
@@ -127,10 +117,6 @@ class Listing:
     num_loose_images: int = 0
     """Images outside every class folder; they count among the other files."""
     warnings: list[str] = field(default_factory=list)
-
-    def images(self) -> list[Path]:
-        """Every image of every class and split."""
-        return [path for by_class in self.splits.values() for paths in by_class.values() for path in paths]
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
@@ -233,8 +219,6 @@ def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[P
     Returns:
         (the images that are named, the lines that name none).
     """
-    if not lines:
-        return set(), []
     known: dict[str, list[Path]] = {}
     for image in images:
         known.setdefault(_key(image), []).append(image)
@@ -242,24 +226,25 @@ def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[P
     named: set[Path] = set()
     strange = []
     for line in lines:
-        found = next((known[key] for key in _keys(line, places) if key in known), None)
-        if found is None:
+        if (key := next((key for key in _keys(line, places) if key in known), None)) is None:
             strange.append(line)
         else:
-            named.update(found)
+            named.update(known[key])
     return named, strange
 
 
 def leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:
     """Take the images that an ignore list names out of the listing, note lines that name none; return them by split."""
+    if not ignore:
+        return dict.fromkeys(listing.splits, ())
+    images = [path for by_class in listing.splits.values() for paths in by_class.values() for path in paths]
     roots = [listing.root] if listing.top is None else [listing.root, listing.top]
-    named, strange = named_images(listing.images(), ignore, roots)
+    named, strange = named_images(images, ignore, roots)
     left_out: dict[str, tuple[Path, ...]] = {}
     for split, by_class in listing.splits.items():
         left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
-        listing.splits[split] = {
-            name: [path for path in paths if path not in named] for name, paths in by_class.items()
-        }
+        for name, paths in by_class.items():
+            by_class[name] = [path for path in paths if path not in named]
     if strange:
         listing.warnings.append(about_strange(strange))
     return left_out

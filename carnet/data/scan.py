@@ -36,6 +36,8 @@ LOST = "part of the image data lost, cut short or zeros"
 """The oddity of images that decoders make up for."""
 _FEW = 100
 """Images to validate with; fewer leave an accuracy uncertain by more than ten points."""
+_SHOWN = 6
+"""Of the files that are odd in one way, so many are named."""
 _TWELVE_BITS = 4096
 """Values of cameras and microscopes, which files of 16 bits often hold as they are."""
 _MODES = {
@@ -46,8 +48,6 @@ _MODES = {
     "RGBA": "transparent",
     "CMYK": "CMYK",
 }
-
-
 _NO_LABEL = frozenset(("nan", "<na>", "nat", "null", "none", "n/a", "#n/a", "undefined"))
 """What programs write where a label is missing, in small letters."""
 
@@ -81,13 +81,9 @@ class ScannedImages:
     """Whether `valid` was taken out of the rest by us."""
     warnings: tuple[str, ...] = field(default=())
 
-    def digests(self, split: str) -> set[str]:
-        """Content hashes of a split's files."""
-        return {self.facts[sample.path].sha256 for sample in self.data.splits.get(split, ())}
-
     def leaked(self, split: str) -> tuple[Sample, ...]:
         """Images of a split that stand in `train`, byte for byte."""
-        train = self.digests("train")
+        train = {self.facts[sample.path].sha256 for sample in self.data.splits["train"]}
         return tuple(s for s in self.data.splits.get(split, ()) if self.facts[s.path].sha256 in train)
 
     @property
@@ -165,24 +161,25 @@ def scan_images(
     if unreadable and not skip_unreadable:
         errors = [error for sample in unreadable if (error := facts[sample.path].error) is not None]
         raise UnreadableImagesError(errors, len(data.samples))
-    broken = {sample.path for sample in unreadable}
     splits = {
-        split: tuple(sample for sample in samples if sample.path not in broken)
+        split: tuple(sample for sample in samples if facts[sample.path].error is None)
         for split, samples in data.splits.items()
     }
-    held_out = "valid" not in splits
-    if held_out:
+    if held_out := "valid" not in splits:
         digests = {path: fact.sha256 for path, fact in facts.items()}
-        pool = splits.pop("all") if data.is_flat else splits.pop("train")
+        pool = splits.pop("all" if data.is_flat else "train")
         train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed)
         splits = {"train": train, "valid": valid, **splits}
-    checked = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out)
-    _require_images(checked.data)
-    warnings = [*data.warnings, *_warnings(checked)]
+    scanned = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out)
+    if empty := [name for name, count in scanned.data.counts("train").items() if not count]:
+        raise DataError(f"no readable training image is left of {', '.join(empty[:5])}; add some, or remove the class")
+    if not splits["valid"]:
+        raise DataError("there are no images to validate with; add a valid split, or more images per class")
+    warnings = [*data.warnings, *_about_names(scanned.data), *_about_content(scanned)]
     if held_out and not data.is_flat:
         number = counted(len(valid), "image")
         warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held back for validation")
-    return replace(checked, warnings=tuple(warnings))
+    return replace(scanned, warnings=tuple(warnings))
 
 
 def inspect_images(
@@ -271,7 +268,9 @@ def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]
         mode = "transparent"
     if mode is not None:
         odd.append(mode)
-    if _has_frames(image, content):
+    # Those of a GIF or TIFF are found by going there.
+    is_chain = image.format in ("GIF", "TIFF")
+    if _has_second_frame(content) if is_chain else getattr(image, "n_frames", 1) > 1:
         odd.append("several frames")
     try:
         if image.getexif().get(0x0112, 1) not in (0, 1):
@@ -281,13 +280,11 @@ def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]
     return tuple(odd)
 
 
-def _has_frames(image: Image.Image, content: bytes) -> bool:
-    if image.format not in ("GIF", "TIFF"):
-        return getattr(image, "n_frames", 1) > 1
-    # These are found by going there, which ends in an error where a later one is damaged. The first is what counts.
-    with open_image(content) as other:
+def _has_second_frame(content: bytes) -> bool:
+    # The first is what counts, also where a later one is damaged.
+    with open_image(content) as image:
         try:
-            other.seek(1)
+            image.seek(1)
         except EOFError:
             return False
         except (*DECODER_ERRORS, Image.DecompressionBombError):
@@ -295,47 +292,14 @@ def _has_frames(image: Image.Image, content: bytes) -> bool:
     return True
 
 
-def _require_images(data: LabeledImages) -> None:
-    empty = [name for name, count in data.counts("train").items() if not count]
-    if empty:
-        raise DataError(f"no readable training image is left of {', '.join(empty[:5])}; add some, or remove the class")
-    if not data.splits["valid"]:
-        raise DataError("there are no images to validate with; add a valid split, or more images per class")
-
-
-def _warnings(checked: ScannedImages) -> list[str]:
-    data, warnings = checked.data, _about_names(checked.data)
-    if checked.held_out:
-        lacking = [name for name, count in data.counts("valid").items() if not count]
-        if lacking:
-            warnings.append(f"too few images to validate {len(lacking)} of the classes: {', '.join(lacking[:5])}")
-    for split in ("valid", "test"):
-        leaked = checked.leaked(split)
-        classes = Counter(data.classes[sample.label] for sample in leaked)
-        listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
-        if leaked:
-            number = counted(len(leaked), "image")
-            warnings.append(f"{number} of {split} in train as well, byte for byte: {listing}")
-    train, valid = len(data.splits["train"]), len(data.splits["valid"])
-    if not checked.held_out and valid < _FEW and train > 10 * valid:
-        # Half the width of a 95 % interval, at worst.
-        points = 98 / math.sqrt(valid)
-        warnings.append(
-            f"{counted(valid, 'image')} in valid, by which an accuracy is known to about {points:.0f} points either "
-            "way; without a valid folder, a fifth of train is held back"
-        )
-    conflicts = [group for group in checked.duplicates if len({sample.label for sample in group}) > 1]
-    if conflicts:
-        listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
-        warnings.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
-    return warnings
-
-
 def _about_names(data: LabeledImages) -> list[str]:
     """Notes on classes that may be one, and on one that may be none."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in data.classes:
-        alike[_plain(name)].append(name)
+        # People take names for one that differ in capitals, blanks and what cannot be seen.
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        plain = [c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf"]
+        alike["".join(plain)].append(name)
     groups = [" and ".join(map(repr, names)) for plain, names in alike.items() if plain and len(names) > 1]
     notes = []
     if groups:
@@ -350,10 +314,31 @@ def _about_names(data: LabeledImages) -> list[str]:
     return notes
 
 
-def _plain(name: str) -> str:
-    """Equal for names that people take for one: without capitals, blanks and what cannot be seen."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf")
+def _about_content(scanned: ScannedImages) -> list[str]:
+    """Notes on what would make an accuracy say less than it seems to."""
+    data, notes = scanned.data, []
+    train, valid = data.counts("train"), data.counts("valid")
+    lacking = [name for name, count in valid.items() if not count]
+    if scanned.held_out and lacking:
+        notes.append(f"too few images to validate {len(lacking)} of the classes: {', '.join(lacking[:5])}")
+    for split in ("valid", "test"):
+        if leaked := scanned.leaked(split):
+            classes = Counter(data.classes[sample.label] for sample in leaked)
+            listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
+            notes.append(f"{counted(len(leaked), 'image')} of {split} in train as well, byte for byte: {listing}")
+    num_valid = sum(valid.values())
+    if not scanned.held_out and num_valid < _FEW and sum(train.values()) > 10 * num_valid:
+        # Half the width of a 95 % interval, at worst.
+        points = 98 / math.sqrt(num_valid)
+        notes.append(
+            f"{counted(num_valid, 'image')} in valid, by which an accuracy is known to about {points:.0f} points "
+            "either way; without a valid folder, a fifth of train is held back"
+        )
+    conflicts = [group for group in scanned.duplicates if len({sample.label for sample in group}) > 1]
+    if conflicts:
+        listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
+        notes.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
+    return notes
 
 
 def describe(images: ScannedImages) -> list[str]:
@@ -377,23 +362,21 @@ def describe(images: ScannedImages) -> list[str]:
             f"{long:,} x more than twice as long as wide: with --resize crop, half of it at most is seen, the middle; "
             "with pad or stretch, all."
         )
-    for oddity, paths in images.oddities.items():
-        lines.append(f"{len(paths)} x {oddity}: {_examples(paths)}")
-    spare = sum(len(group) - 1 for group in images.duplicates)
-    if spare:
-        pairs = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
-        lines.append(f"{spare} x the same file again: {_examples(pairs)}")
-    if images.unreadable:
-        names = [str(facts.error) for s in images.unreadable if (facts := images.facts[s.path]).error]
-        lines.append(f"{len(names)} x left out because it cannot be read: {_examples(names)}")
+    num_copies = sum(len(group) - 1 for group in images.duplicates)
+    copies = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
+    errors = [str(error) for sample in images.unreadable if (error := images.facts[sample.path].error)]
+    kinds = [
+        *((len(paths), oddity, paths) for oddity, paths in images.oddities.items()),
+        (num_copies, "the same file again", copies),
+        (len(errors), "left out because it cannot be read", errors),
+    ]
+    for number, kind, examples in kinds:
+        if number:
+            more = " … (all in data.csv)" if len(examples) > _SHOWN else ""
+            lines.append(f"{number} x {kind}: {', '.join(examples[:_SHOWN])}{more}")
     if data.ignored:
         lines.append(f"Ignored: {counted(len(data.ignored), 'image')}, as asked.")
     if data.num_other_files or data.num_hidden:
         others, hidden = counted(data.num_other_files, "other file"), counted(data.num_hidden, "hidden file")
         lines.append(f"Passed over: {others}, {hidden}.")
     return lines + [f"Note: {warning}." for warning in images.warnings]
-
-
-def _examples(items: Sequence[str], limit: int = 6) -> str:
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} … (all in data.csv)"

@@ -17,7 +17,7 @@ from torch import nn
 
 from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
-from carnet.data.decoded import DecodedImages, Target, inspect_and_cache
+from carnet.data.cache import DecodedImages, Target, inspect_and_cache
 from carnet.data.find import find_images, form_of
 from carnet.data.hub import Source
 from carnet.data.scan import ScannedImages, describe, scan_images
