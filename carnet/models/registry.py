@@ -47,7 +47,8 @@ def create_model(name: str, *, num_classes: int, in_channels: int = 3, pretraine
             raise ModelError(f"{argument} must be at least 1, got {number}")
     if name.startswith(_TIMM_PREFIX):
         return _create_timm(name.removeprefix(_TIMM_PREFIX), num_classes, in_channels, pretrained)
-    _require_known(name)
+    if name not in _BUILDERS:
+        raise _unknown(name)
     if pretrained:
         raise ModelError(f"{name} has no published weights; leave --pretrained out, or take a timm/ model")
     return _BUILDERS[name](num_classes, in_channels)
@@ -63,7 +64,8 @@ def default_image_size(name: str) -> int:
     if name.startswith(_TIMM_PREFIX):
         network = create_model(name, num_classes=2)
         return int(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1])
-    _require_known(name)
+    if name not in _BUILDERS:
+        raise _unknown(name)
     return _IMAGE_SIZE if name in RESIZABLE else _PUBLISHED_IMAGE_SIZE
 
 
@@ -107,9 +109,8 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
     return network
 
 
-def _require_known(name: str) -> None:
-    if name not in _BUILDERS:
-        raise ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
+def _unknown(name: str) -> ModelError:
+    return ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
 
 
 def _nearest(name: str, known: list[str]) -> str:

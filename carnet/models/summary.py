@@ -8,6 +8,7 @@ outputs of convolution, batch-norm and linear layers in float32. Both are given 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,19 +82,12 @@ def summarize(
     params = sum(parameter.numel() for parameter in network.parameters())
     summary = ModelSummary(name, num_classes, (1, in_channels, image_size, image_size), params)
     summary.weights_bytes = 4 * params
-    rows: dict[nn.Module, LayerSummary] = {}
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            rows[module].output_shape = tuple(output.shape)
-            _count(module, output, rows[module], summary)
-
     handles = []
     for path, module in network.named_modules():
-        rows[module] = LayerSummary(path, path.count(".") + 1 if path else 0, type(module).__name__)
-        rows[module].params = sum(parameter.numel() for parameter in module.parameters())
-        handles.append(module.register_forward_pre_hook(lambda module, _: summary.layers.append(rows[module])))
-        handles.append(module.register_forward_hook(leave))
+        row = LayerSummary(path, path.count(".") + 1 if path else 0, type(module).__name__)
+        row.params = sum(parameter.numel() for parameter in module.parameters())
+        handles.append(module.register_forward_pre_hook(lambda *_, row=row: summary.layers.append(row)))
+        handles.append(module.register_forward_hook(partial(_count, summary, row)))
     try:
         check_image_size(network, name, image_size, in_channels)
     finally:
@@ -102,7 +96,11 @@ def summarize(
     return summary
 
 
-def _count(module: nn.Module, output: Tensor, row: LayerSummary, summary: ModelSummary) -> None:
+def _count(summary: ModelSummary, row: LayerSummary, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Count a layer that has run, as a forward hook."""
+    if not isinstance(output, Tensor):
+        return
+    row.output_shape = tuple(output.shape)
     repeats = 1
     if isinstance(module, _CONVOLUTIONS):
         repeats = output[0, 0].numel()
