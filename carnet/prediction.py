@@ -39,8 +39,8 @@ class Prediction:
         return [{"class": name, "probability": p} for name, p in zip(self.classes, self.probabilities, strict=True)]
 
     def __str__(self) -> str:
-        answer = ", ".join(f"{name} {100 * p:.1f} %" for name, p in zip(self.classes, self.probabilities, strict=True))
-        return f"not sure: {answer}" if self.is_confident is False else answer
+        answer = ", ".join(f"{name} {100 * p:.1f}%" for name, p in zip(self.classes, self.probabilities, strict=True))
+        return f"not confident: {answer}" if self.is_confident is False else answer
 
 
 class Predictor:

@@ -32,7 +32,7 @@ def test_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(code.replace("epochs=30", "epochs=3"), {})
     accuracy, prediction = capsys.readouterr().out.splitlines()
     assert 0 <= float(accuracy) <= 1
-    assert re.fullmatch(r"(not sure: )?(\w+ \d+\.\d %(, )?){3}", prediction)
+    assert re.fullmatch(r"(not confident: )?(\w+ \d+\.\d%(, )?){3}", prediction)
     assert (here / "runs" / "mine" / "report.html").exists()
 
 

@@ -212,7 +212,7 @@ def test_evaluate_leaves_out_what_it_shall_ignore(
     assert (document["num_images"], document["num_ignored"]) == (33, 3)
     (tmp_path / "ignore.txt").write_text("\n".join(str(path) for path in photos.glob("valid/*/*")))
     code, _, err = call(capsys, "evaluate", trained_run, photos, *flags)
-    assert (code, "has no images in valid, for the ignore list names them all" in err) == (2, True)
+    assert (code, "has no images in valid, because the ignore list names them all" in err) == (2, True)
 
 
 def test_ignoring_in_a_folder_that_the_run_divided(
@@ -256,7 +256,7 @@ def test_evaluate_refuses_nonsense(photos: Path, trained_run: Path, capsys: pyte
     for flags, message in (
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--output", str(photos)], "is a folder; name a file"),
-        (["--output", str(trained_run / "model.json")], "model.json does not end in .html; name the file so"),
+        (["--output", str(trained_run / "model.json")], "model.json does not end in .html"),
         (["--output", str(photos / "gone" / "page.html")], "there is no folder"),
         (["--split", "everything"], "everything"),
     ):
