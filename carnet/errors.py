@@ -53,12 +53,7 @@ class DataError(CarnetError, ValueError):
 
 
 class ImageError(DataError):
-    """One image cannot be decoded.
-
-    Attributes:
-        source: the file, or a description of the bytes.
-        reason: what is wrong, without the file's name.
-    """
+    """One image cannot be decoded; `source` names the file or bytes, `reason` says what is wrong, without the name."""
 
     def __init__(self, source: Path | str, reason: str) -> None:
         self.source = source

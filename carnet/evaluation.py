@@ -281,7 +281,7 @@ def select_samples(
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
         layout: whether the data's folders are classes or splits, where that cannot be told.
         ignore: paths of images to leave out.
-        progress: shows how far finding and reading the images is; None shows nothing.
+        progress: shows how far listing and reading the images is; None shows nothing.
 
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
@@ -353,14 +353,7 @@ def select_of_run(
     *,
     progress: Progress | None = None,
 ) -> Selection:
-    """Find the images of a split of a run, as training found them.
-
-    Args:
-        run: the run.
-        split: train or valid.
-        classes: its model's, which give the labels.
-        data: where its images are now; None: where they were.
-        progress: as for `select_samples`.
+    """Find the images of a run's split as training did; `data` is where they are now, None where they were.
 
     Raises:
         DataError: as `select_samples`.

@@ -32,7 +32,7 @@ from carnet.errors import (
 from carnet.files import to_json
 from carnet.machine import wait_briefly
 from carnet.report.console import Console, silence
-from carnet.text import is_command, printable
+from carnet.text import is_control, printable
 
 if TYPE_CHECKING:
     from carnet.config import TrainingConfig
@@ -286,7 +286,7 @@ def print_json(document: Any) -> None:
     # A Windows pipe has an encoding of its own, which whoever reads JSON does not expect.
     text = to_json(document, ascii_only=(sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8"))
     # Names come out of JSON as they are, and yet command no terminal.
-    print("".join(json.dumps(c)[1:-1] if is_command(c) and c != "\n" else c for c in text))
+    print("".join(json.dumps(c)[1:-1] if is_control(c) and c != "\n" else c for c in text))
 
 
 def words(text: str) -> list[str]:

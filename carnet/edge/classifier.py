@@ -101,7 +101,7 @@ class Classifier(Predictor):
         if centres is None:
             raise ModelFileError(f"{self.name} has no class maps: its network has no mean-and-linear head")
         outputs = self._run(self._load(source)[None])
-        prediction = self.answer(outputs[PROBABILITIES][0], len(self.classes))
+        prediction = self.to_prediction(outputs[PROBABILITIES][0], len(self.classes))
         label = prediction.label if label is None else label
         maps = outputs[CLASS_MAPS][0]
         if not np.isfinite(maps).all():

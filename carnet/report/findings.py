@@ -15,7 +15,7 @@ import numpy as np
 
 from carnet.evaluation import EvaluationReport
 from carnet.metrics import wilson_interval
-from carnet.text import is_command
+from carnet.text import is_control
 
 FEW_IMAGES = 20
 """Below this many images, one image is worth more than five percentage points of its class."""
@@ -110,7 +110,7 @@ def displayable(text: str) -> str:
 
 
 def _is_unprintable(character: str) -> bool:
-    return is_command(character) or unicodedata.category(character) == "Cs" or character in "\ufffe\uffff"
+    return is_control(character) or unicodedata.category(character) == "Cs" or character in "\ufffe\uffff"
 
 
 def shortened(name: str) -> str:
