@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.metrics import Floats, Labels
 
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 CONFIDENT_ERROR = 0.05
 """Share of the confident predictions that may be wrong."""
 FOLDS = 5
@@ -96,7 +96,7 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
         any_class = true + scaled[np.arange(len(labels)), labels] - scaled.mean(axis=1)
         return float(true.sum() + any_class.mean())
 
-    low, high, ratio = math.log(COLDEST), math.log(HOTTEST), (math.sqrt(5) - 1) / 2
+    low, high, ratio = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE), (math.sqrt(5) - 1) / 2
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
         low, high = (low, right) if loss(left) <= loss(right) else (left, high)

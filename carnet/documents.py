@@ -1,4 +1,4 @@
-"""Read JSON documents of ours within limits, and check them against the types they should have.
+"""Parse JSON documents of ours within limits, and check them against the types they should have.
 
 Whoever changes a file on purpose can compute its checksum anew, so a document is trusted only as far as its types and
 ranges go. The types are those of the dataclasses and typed dictionaries that the code works with; a `Range` in their
@@ -73,10 +73,10 @@ Seconds = Annotated[float, Range(0, 1e10)]
 
 
 def parse(content: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON document of ours; undecodable bytes of file names stay what they were.
+    """Parse a JSON document of ours; undecodable bytes of file names stay what they were.
 
     Raises:
-        DocumentError: if it is no JSON, is larger or nested deeper than any of ours, or holds a number that is not
+        DocumentError: if it is not JSON, is larger or nested deeper than any of ours, or holds a number that is not
             finite or has very many digits.
     """
     if len(content) > max_bytes:
@@ -89,7 +89,7 @@ def parse(content: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
     except DocumentError:
         raise
     except ValueError as error:
-        raise DocumentError(f"it is no JSON: {error}") from error
+        raise DocumentError(f"it is not JSON: {error}") from error
     level, depth = [document], 0
     while level := [part for part in level if isinstance(part, dict | list)]:
         depth += 1
@@ -135,7 +135,7 @@ def conform(value: Any, kind: Any, where: str = "") -> Any:
         value: as `parse` gives it.
         kind: a type, as annotations write it: numbers, text, None, `Any`, `Literal`, unions, lists, tuples, mappings
             from text, typed dictionaries and dataclasses; `Annotated` with a `Range`.
-        where: what to call the value; empty: it.
+        where: name of the value for messages; empty: it.
 
     Raises:
         DocumentError: naming the first entry that is not.
@@ -190,7 +190,7 @@ def _require_in_range(value: Any, conditions: Sequence[Any], where: str) -> None
             continue
         if isinstance(value, list | tuple | str):
             if len(value) not in allowed:
-                raise DocumentError(f"{where} has {len(value):,} entries and should have {allowed}")
+                raise DocumentError(f"{where} has {len(value):,} entries, but should have {allowed}")
         elif value not in allowed:
             raise _wrong(where, str(allowed), value)
 
@@ -200,7 +200,7 @@ def _wrong(where: str, wanted: str, value: Any) -> DocumentError:
         found = "an object" if isinstance(value, dict) else "a list"
     else:
         found = _shortened(json.dumps(value, default=repr))
-    return DocumentError(f"{where or 'it'} should be {wanted}, and is {found}")
+    return DocumentError(f"{where or 'it'} should be {wanted}, but is {found}")
 
 
 @functools.cache

@@ -53,12 +53,7 @@ class DataError(CarnetError, ValueError):
 
 
 class ImageError(DataError):
-    """One image cannot be decoded.
-
-    Attributes:
-        source: the file, or a description of the bytes.
-        reason: what is wrong, without the file's name.
-    """
+    """One image cannot be decoded; `source` names the file or bytes, `reason` says what is wrong, without the name."""
 
     def __init__(self, source: Path | str, reason: str) -> None:
         self.source = source
@@ -72,8 +67,8 @@ class UnreadableImagesError(DataError):
     def __init__(self, errors: Sequence[ImageError], num_images: int) -> None:
         self.errors = tuple(errors)
         lines = [
-            f"{len(errors)} of {num_images} images cannot be read; mend or remove them, "
-            "or go on without them with --skip-unreadable:",
+            f"{len(errors)} of {num_images} images cannot be read; repair or remove them, "
+            "or skip them with --skip-unreadable:",
             *map(str, errors[:_MAX_LISTED]),
         ]
         if len(errors) > _MAX_LISTED:
@@ -163,18 +158,18 @@ class StoppedError(CarnetError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one that caused it, says that memory is short, in the words of whoever raised it."""
+    """Return whether an error, or one that caused it, means that memory is short, whatever library raised it."""
     return _shortage(error) is not None
 
 
 def _shortage(error: BaseException | None) -> BaseException | None:
-    """Return the first of an error and its causes that says that memory is short."""
+    """Return the first of an error and its causes that means that memory is short."""
     while error is not None:
         if isinstance(error, OSError):
-            says_so = error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
+            is_shortage = error.errno == errno.ENOMEM or getattr(error, "winerror", None) == _COMMITMENT_LIMIT
         else:
-            says_so = isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
-        if says_so:
+            is_shortage = isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+        if is_shortage:
             return error
         error = error.__cause__
     return None
@@ -182,10 +177,10 @@ def _shortage(error: BaseException | None) -> BaseException | None:
 
 @contextmanager
 def explaining_lack_of_memory(what: str, way_out: str) -> Iterator[None]:
-    """Turn any error that says that memory is short into one sentence: not enough memory for `what`; `way_out`.
+    """Turn an error that means that memory is short into: not enough memory for `what`; `way_out`.
 
     Raises:
-        OutOfMemoryError: instead of the error of whoever found no memory.
+        OutOfMemoryError: instead of that error.
     """
     try:
         yield

@@ -229,9 +229,9 @@ def evaluate(
         raise UnreadableImagesError(unreadable, len(samples))
     if not evaluated:
         raise DataError(
-            f"there is nothing to evaluate, because no image of {len(samples):,} can be read; mend them"
+            f"there is nothing to evaluate, because no image of {len(samples):,} can be read; repair them"
             if unreadable
-            else "there are no images to evaluate on; name some"
+            else "there are no images to evaluate; name some"
         )
     report = EvaluationReport.from_logits(spec.classes, evaluated, np.concatenate(logits))
     return replace(report, unreadable=tuple(unreadable))
@@ -281,7 +281,7 @@ def select_samples(
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
         layout: whether the data's folders are classes or splits, where that cannot be told.
         ignore: paths of images to leave out.
-        progress: shows how far finding and reading the images is; None shows nothing.
+        progress: shows how far listing and reading the images is; None shows nothing.
 
     Raises:
         DataError: if the data lacks the split, or has classes that the model does not know.
@@ -331,18 +331,18 @@ def _nothing_to_evaluate(
     data: Path | str, split: str, by_record: bool, has_record: bool, *, are_ignored: bool
 ) -> DataError:
     if are_ignored:
-        return DataError(f"{data} has no images in {split}, for the ignore list names them all; shorten it")
-    if by_record and not has_record:
+        return DataError(f"{data} has no images in {split}, because the ignore list names them all; shorten it")
+    if not by_record:
+        return DataError(f"{data} has no images in {split}; choose another --split")
+    if not has_record:
         return DataError(
-            f"{data} does not say which images are {split}, and there is no list of what this model was trained on, "
-            f"which an exported one never has; evaluate its run, or images that it has not seen, with --split all"
+            f"{data} does not say which images are {split}, and there is no record of this model's training images, "
+            "which exported models never have; evaluate its run, or new images with --split all"
         )
-    if by_record:
-        return DataError(
-            f"{data} does not say which images are {split}, and none of them were in the run's {split}; "
-            f"evaluate on all of them with --split all"
-        )
-    return DataError(f"{data} has no images in {split}; choose another --split")
+    return DataError(
+        f"{data} does not say which images are {split}, and none of them were in the run's {split}; "
+        "evaluate all of them with --split all"
+    )
 
 
 def select_of_run(
@@ -353,14 +353,7 @@ def select_of_run(
     *,
     progress: Progress | None = None,
 ) -> Selection:
-    """Find the images of a split of a run, as training found them.
-
-    Args:
-        run: the run.
-        split: train or valid.
-        classes: its model's, which give the labels.
-        data: where its images are; None: where they were.
-        progress: as for `select_samples`.
+    """Find the images of a run's split as training did; `data` is where they are now, None where they were.
 
     Raises:
         DataError: as `select_samples`.

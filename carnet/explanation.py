@@ -59,7 +59,7 @@ class Explainable(Protocol):
     def map_centres(self) -> Sequence[Sequence[float]] | None:
         """Where each row, and each column, of the class maps looks, in pixels; None if there are no class maps."""
 
-    def answer(self, probabilities: NDArray[np.float64], top_k: int) -> Prediction:
+    def to_prediction(self, probabilities: NDArray[np.float64], top_k: int) -> Prediction:
         """(classes,) -> the prediction."""
 
 
@@ -91,7 +91,7 @@ def explain(model: Explainable, source: ImageSource, label: str | None = None, t
     (probabilities,), (maps,) = model.class_maps(pixels)
     if not np.isfinite(maps).all():
         raise ModelError("the model's class maps are not numbers; train or export it again")
-    prediction = model.answer(probabilities, top_k or spec.num_classes)
+    prediction = model.to_prediction(probabilities, top_k or spec.num_classes)
     label = prediction.label if label is None else label
     # Softmax ignores what is added to all classes alike.
     class_map = maps[spec.classes.index(label)] - maps.mean(axis=0)

@@ -358,11 +358,13 @@ def check_target(path: Path, *endings: str) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.suffix not in endings:
-        raise OutputError(f"{path} does not end in {endings[0]}; name the file so")
+        raise OutputError(f"{path} does not end in {endings[0]}; choose another name")
     if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent}; make it, or choose another --output")
+        raise OutputError(f"there is no folder {path.parent}; create it, or choose another --output")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"nothing may be written into {path.parent}; allow it, or choose another --output")
+        raise OutputError(
+            f"nothing may be written into {path.parent}; change its permissions, or choose another --output"
+        )
 
 
 def check_folder(path: Path) -> None:
@@ -371,13 +373,12 @@ def check_folder(path: Path) -> None:
     Raises:
         OutputError: if a file has its name, or that of a folder above it, or nothing may be written there.
     """
-    there = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), None)
-    if there is None or not there.is_dir():
-        raise OutputError(
-            f"cannot create the folder {path}: {there or path.absolute().anchor} is no folder; choose another --output"
-        )
+    absolute = path.absolute()
+    there = next((one for one in (absolute, *absolute.parents) if one.exists()), Path(absolute.anchor))
+    if not there.is_dir():
+        raise OutputError(f"cannot create the folder {path}: {there} is not a folder; choose another --output")
     if not os.access(there, os.W_OK):
-        raise OutputError(f"nothing may be written into {there}; allow it, or choose another --output")
+        raise OutputError(f"nothing may be written into {there}; change its permissions, or choose another --output")
 
 
 def make_folder(path: Path) -> None:

@@ -99,14 +99,9 @@ def paired_difference(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> t
 
 
 def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 15) -> float:
-    """Return the mean gap between confidence and accuracy over equally wide bins, weighted by their images.
+    """Return the mean gap between confidence and accuracy over equally wide bins, weighted by their images: (N,), (N,).
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
-
-    Args:
-        confidence: (N,) highest probability of each image.
-        correct: (N,) marks correct predictions.
-        bins: number of bins between 0 and 1.
 
     Raises:
         ValueError: without images.

@@ -39,8 +39,8 @@ class Prediction:
         return [{"class": name, "probability": p} for name, p in zip(self.classes, self.probabilities, strict=True)]
 
     def __str__(self) -> str:
-        answer = ", ".join(f"{name} {100 * p:.1f} %" for name, p in zip(self.classes, self.probabilities, strict=True))
-        return f"not sure: {answer}" if self.is_confident is False else answer
+        answer = ", ".join(f"{name} {100 * p:.1f}%" for name, p in zip(self.classes, self.probabilities, strict=True))
+        return f"not confident: {answer}" if self.is_confident is False else answer
 
 
 class Predictor:
@@ -73,7 +73,7 @@ class Predictor:
             ConfigError: if `top_k` is below 1.
         """
         _require_positive("top_k", top_k)
-        return self.answer(self.probabilities(self._load(source)[None])[0], top_k)
+        return self.to_prediction(self.probabilities(self._load(source)[None])[0], top_k)
 
     def predict_many(
         self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
@@ -94,7 +94,7 @@ class Predictor:
         kept = (bytes(source) if isinstance(source, bytearray | memoryview) else source for source in sources)
         return self._answers(load_batches(kept, self.spec, batch_size, self._load), top_k)
 
-    def answer(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
+    def to_prediction(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """Return the `top_k` most probable of all classes, or all if there are fewer: (classes,) -> Prediction."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         names, values = tuple(self.spec.classes[k] for k in order), tuple(float(probabilities[k]) for k in order)
@@ -110,7 +110,7 @@ class Predictor:
             good = [image for image in loaded if not isinstance(image, ImageError)]
             rows = iter(self.probabilities(np.stack(good))) if good else iter(())
             for image in loaded:
-                yield image if isinstance(image, ImageError) else self.answer(next(rows), top_k)
+                yield image if isinstance(image, ImageError) else self.to_prediction(next(rows), top_k)
 
 
 def load_batches(

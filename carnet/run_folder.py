@@ -1,4 +1,4 @@
-"""What a training run leaves behind, and where in its folder each thing lies."""
+"""The folder of a training run: its files, and how they are written, read and locked."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def current_record(values: Any) -> dict[str, Any]:
         try:
             values = from_format_1(values)
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            raise DocumentError(f"its entry {error} is missing or of another kind") from error
+            raise DocumentError(f"its entry {error} is missing or of another type") from error
     return dict(conform(values, Record))
 
 
@@ -155,14 +155,13 @@ class RunFolder:
         table = files.csv_text(data)
         files.write_text(self.data, table)
         if self.config.exists():
-            raise OutputError(f"{self.path} was begun by another process meanwhile; choose another --output")
+            raise OutputError(f"another process has started a run in {self.path}; choose another --output")
         digest = hashlib.sha256(table.encode("utf-8", "surrogateescape")).hexdigest()
         config = {**config, "checksums": {self.data.name: digest}}
         text = files.to_json(config) + "\n"
         if len(text) > _MAX_CONFIG_LENGTH:
             raise OutputError(
-                f"{self.config} would be too large to be read again: the ignore list names too many images; move them "
-                "away instead"
+                f"{self.config} would be too large to read: the ignore list names too many images; move them instead"
             )
         # Written last, because a folder without it is not a run yet: after a kill in between, `new` accepts the folder.
         files.write_text(self.config, text)
@@ -175,7 +174,7 @@ class RunFolder:
             OutputError: as `new`; or if the folder cannot be written, or is the working directory.
         """
         if path.resolve() == Path.cwd():
-            raise OutputError("a run cannot be copied into the folder where the command runs; name another --output")
+            raise OutputError("a run cannot be copied into the working directory; choose another --output")
         copy = RunFolder.new(path)
         # The copy is renamed when it is whole; the next copy removes what a kill leaves.
         begun = path.with_name(f".{path.name}.tmp")
@@ -220,7 +219,7 @@ class RunFolder:
         """
         with files.locked(self.config) as alone:
             if not alone:
-                raise RunError(f"{self.path} is being trained by another process; wait for its end, or stop it")
+                raise RunError(f"{self.path} is being trained by another process; wait until it ends, or stop it")
             yield
 
     def promote_previous_checkpoint(self) -> None:
@@ -245,12 +244,12 @@ class RunFolder:
         try:
             there, *known = map(files.state_of, (run.path, run.config, run.model))
         except PermissionError as error:
-            raise RunError(f"cannot look into {path}: {error.strerror}; allow it") from error
+            raise RunError(f"cannot look into {path}: {error.strerror}; change its permissions") from error
         if there is None or not stat.S_ISDIR(there.st_mode):
-            raise RunError(f"no run folder {path}; correct the name")
+            raise RunError(f"no run folder {path}; check the name")
         if not any(known):
             raise RunError(
-                f"{path} is not a run: it has neither config.json nor model.json; name the folder that training made"
+                f"{path} is not a run: it has neither config.json nor model.json; name a folder that training created"
             )
         return run
 
@@ -310,7 +309,7 @@ class RunFolder:
         if missing := {"split", "label", "filepath", "sha256"} - set(rows[0] if rows else ()):
             raise RunError(f"cannot read {self.data}: it has no {first_few(sorted(missing))}")
         if any(None in row or None in row.values() for row in rows):
-            raise RunError(f"cannot read {self.data}: not all of its lines have as many cells as the first")
+            raise RunError(f"cannot read {self.data}: its lines have different numbers of cells")
         return rows
 
 

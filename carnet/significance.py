@@ -169,8 +169,8 @@ def accuracy_over_seeds(correct: Correct) -> tuple[float, float, float]:
     return mean, *metrics.wilson_interval(mean * images, images, half / math.sqrt(variance))
 
 
-def enough(
-    difference: Difference, num_images: int, num_seeds: int, alarm: float = 0.05
+def sufficient_numbers(
+    difference: Difference, num_images: int, num_seeds: int, level: float = 0.05
 ) -> tuple[int | None, int | None]:
     """Estimate how many images, or how many seeds, would show a difference four times out of five.
 
@@ -178,7 +178,7 @@ def enough(
         difference: a difference that is not significant yet.
         num_images: number of images it was measured on.
         num_seeds: number of runs of the model with fewer runs.
-        alarm: significance level.
+        level: significance level.
 
     Returns:
         images in all, seeds of each model in all; None where no number of them alone suffices.
@@ -188,7 +188,7 @@ def enough(
     def is_shown(*parts: Part) -> bool:
         # Beyond the interval, and beyond the amount by which the next runs may fall short.
         required = sum(
-            variance * (student_quantile(alarm / 2, freedom) + student_quantile(0.2, freedom)) ** 2
+            variance * (student_quantile(level / 2, freedom) + student_quantile(0.2, freedom)) ** 2
             for variance, freedom in parts
         )
         return abs(difference.mean) > math.sqrt(required)
@@ -211,12 +211,8 @@ def enough(
 def _half_width(tail: float, *parts: Part) -> float:
     """Return half the width of an interval for a mean whose variance has several independent parts.
 
-    Source: Howe, "Approximate confidence limits on the mean of X + Y where X and Y are two tabled independent random
-    variables", 1974.
-
-    Args:
-        tail: share of outcomes above the interval, at most a half; 0.025 for a 95% interval.
-        parts: variance and degrees of freedom of each.
+    A share `tail` of outcomes lies above the interval: 0.025 for 95%. Source: Howe, "Approximate confidence limits on
+    the mean of X + Y where X and Y are two tabled independent random variables", 1974.
     """
     return math.sqrt(sum(variance * student_quantile(tail, freedom) ** 2 for variance, freedom in parts if variance))
 
@@ -271,16 +267,12 @@ def _root(function: Callable[[float], float], low: float, high: float, *, precis
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """Return the regularised incomplete beta function by its continued fraction.
+    """Return the regularised incomplete beta function by its continued fraction; one of a and b is a half.
+
+    `rest` is 1 - x, which x itself does not give to the last digit where it is close to 1.
 
     Sources: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 26.5.8; evaluated from the front, after
     Lentz, "Generating Bessel functions in Mie scattering calculations using continued fractions", 1976.
-
-    Args:
-        a: above 0; one of a and b is a half.
-        b: above 0.
-        x: from 0 to 1.
-        rest: 1 - x, which x itself does not give to the last digit where it is close to 1.
     """
     if x <= 0 or rest <= 0:
         return float(rest <= 0)

@@ -47,18 +47,17 @@ class ModelSpec:
         if not 2 <= len(self.classes) <= MAX_CLASSES:
             raise ConfigError(f"a classifier needs between 2 and {MAX_CLASSES:,} classes, got {len(self.classes):,}")
         if len(set(self.classes)) != len(self.classes):
-            raise ConfigError("class names must differ from each other")
+            raise ConfigError("class names must be unique")
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ConfigError(f"image_size must be between 1 and {MAX_IMAGE_SIZE:,} pixels, got {self.image_size}")
         if self.resize not in get_args(ResizeRule):
             raise ConfigError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {self.resize!r}")
         if self.in_channels not in CHANNELS:
             raise ConfigError(f"in_channels must be {', '.join(map(str, CHANNELS))}, got {self.in_channels}")
-        # Beyond these ranges float32 cannot hold what images become.
-        if {len(self.mean), len(self.std)} != {self.in_channels} or not all(-1e6 <= m <= 1e6 for m in self.mean):
-            raise ConfigError(f"mean and std need {self.in_channels} finite numbers each, of ordinary size")
-        if not all(1e-6 <= s <= 1e6 for s in self.std):
-            raise ConfigError(f"every std must be above 0, and of ordinary size, got {self.std}")
+        # Beyond these ranges float32 cannot hold normalized images.
+        for name, values, low in (("mean", self.mean, -1e6), ("std", self.std, 1e-6)):
+            if len(values) != self.in_channels or not all(low <= value <= 1e6 for value in values):
+                raise ConfigError(f"{name} needs {self.in_channels} numbers between {low:g} and 1e6, got {values}")
 
     @property
     def num_classes(self) -> int:

@@ -42,7 +42,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def is_command(character: str) -> bool:
+def is_control(character: str) -> bool:
     """Return whether a character is invisible and changes how others are shown.
 
     These are control characters, line and paragraph separators, and Unicode's format characters: writing directions,
@@ -52,13 +52,11 @@ def is_command(character: str) -> bool:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape control characters, so that a name cannot control a terminal, forge a line, or look like another name.
+    """Escape all control characters but those in `keep`, as in a Python string.
 
-    Args:
-        text: to be shown on a terminal.
-        keep: control characters that are intended; the others are escaped as in a Python string.
+    Then a name cannot control a terminal, forge a line, or look like another name.
     """
-    return "".join(c if c in keep or not is_command(c) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c in keep or not is_control(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(path: Path | str) -> str:

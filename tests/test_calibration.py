@@ -10,8 +10,8 @@ from scipy import optimize, special
 
 from carnet import metrics
 from carnet.calibration import (
-    COLDEST,
-    HOTTEST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     calibrate,
     choose_threshold,
     coverage_curve,
@@ -37,7 +37,7 @@ def test_the_temperature_is_found(temperature: float) -> None:
 
 def test_the_temperature_is_the_most_likely_one() -> None:
     logits, labels = overconfident(500, 2.0)
-    grid = np.exp(np.linspace(np.log(COLDEST), np.log(HOTTEST), 2000))
+    grid = np.exp(np.linspace(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE), 2000))
     losses = [
         metrics.cross_entropy(logits / t, labels).sum() - np.log(metrics.softmax(logits / t)).mean(axis=1).mean()
         for t in grid
@@ -54,7 +54,7 @@ def test_the_temperature_against_scipy(number: int, temperature: float) -> None:
         logs = special.log_softmax(logits / math.exp(log_temperature), axis=1)
         return -float(logs[np.arange(number), labels].sum() + logs.mean())
 
-    ends = math.log(COLDEST), math.log(HOTTEST)
+    ends = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     expected = optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-9})
     assert math.log(fit_temperature(logits, labels)) == pytest.approx(expected.x, abs=1e-5)
 
@@ -62,7 +62,7 @@ def test_the_temperature_against_scipy(number: int, temperature: float) -> None:
 def test_a_few_correct_predictions_do_not_make_it_certain() -> None:
     logits, labels = np.eye(3)[[0, 1, 2, 0]] * 4.0, np.array([0, 1, 2, 0])
     temperature = fit_temperature(logits, labels)
-    assert temperature > 2 * COLDEST
+    assert temperature > 2 * MIN_TEMPERATURE
     assert metrics.softmax(logits / temperature).max() < 0.99
 
 

@@ -24,11 +24,11 @@ from carnet.significance import (
     accuracy_over_seeds,
     difference_of_single_runs,
     difference_over_seeds,
-    enough,
     holm,
     mcnemar,
     student_quantile,
     student_tail,
+    sufficient_numbers,
 )
 
 
@@ -111,7 +111,7 @@ def test_with_very_many_images_it_is_welchs_t_test() -> None:
 
 @pytest.mark.parametrize("mean", [0.01, 0.02, 0.05])
 def test_sufficient_numbers_against_trying_all(mean: float) -> None:
-    images, seeds = enough(Difference(mean, -0.1, 0.1, 0.3, 2e-4, SeedsPart(4e-5, 4, 6e-5)), 500, 3)
+    images, seeds = sufficient_numbers(Difference(mean, -0.1, 0.1, 0.3, 2e-4, SeedsPart(4e-5, 4, 6e-5)), 500, 3)
 
     def shown(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         power = sum(
@@ -306,11 +306,11 @@ def test_intervals_at_the_ends_are_those_of_one_run() -> None:
 
 def test_no_number_suffices_without_a_difference() -> None:
     none = Difference(0.0, -0.1, 0.1, 1.0, 1e-4, SeedsPart(1e-4, 4, 3e-4))
-    assert enough(none, 300, 3) == (None, None)
+    assert sufficient_numbers(none, 300, 3) == (None, None)
     # The variance due to seeds hides the difference, with any number of images.
-    assert enough(replace(none, mean=0.01), 300, 3)[0] is None
+    assert sufficient_numbers(replace(none, mean=0.01), 300, 3)[0] is None
     # More seeds alone suffice, and so do more images alone.
-    images, seeds = enough(replace(none, mean=0.035, seeds=SeedsPart(1e-4, 40, 2e-3)), 300, 20)
+    images, seeds = sufficient_numbers(replace(none, mean=0.035, seeds=SeedsPart(1e-4, 40, 2e-3)), 300, 20)
     # The variance may be (0.035 / 2.85)^2 = 1.5e-4, of which the other part takes 1e-4.
     assert images == pytest.approx(300 * 1e-4 / 5e-5, rel=0.1)
     assert seeds == pytest.approx(2e-3 / 5e-5, rel=0.1)
@@ -324,7 +324,7 @@ def test_how_many_seeds_suffice(alarm: float) -> None:
     assert found.seeds is not None
     # The same difference with two seeds of each.
     two = replace(found, seeds=SeedsPart(found.seeds.of_one_each / 2, 2, found.seeds.of_one_each))
-    _, seeds = enough(two, 2000, 2, alarm)
+    _, seeds = sufficient_numbers(two, 2000, 2, alarm)
     assert seeds is not None
     shown = [difference_over_seeds(*simulate(rng, seeds, 2000, gap, spread)).p_value < alarm for _ in range(number)]
     assert 0.7 < np.mean(shown) < 0.95
@@ -340,7 +340,7 @@ def test_how_many_images_suffice_for_single_runs() -> None:
 
     # The true difference, with the variance of fifty images.
     exact = difference_of_single_runs(*draw(200_000))
-    images, _ = enough(replace(exact, image_variance=exact.image_variance * 200_000 / 50), 50, 1)
+    images, _ = sufficient_numbers(replace(exact, image_variance=exact.image_variance * 200_000 / 50), 50, 1)
     assert images is not None
     shown = [mcnemar(*draw(images)) < 0.05 for _ in range(400)]
     assert 0.72 < np.mean(shown) < 0.88

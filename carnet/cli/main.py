@@ -40,7 +40,7 @@ from carnet.errors import (
 from carnet.files import to_json
 from carnet.machine import wait_briefly
 from carnet.report.console import Console, is_broken_pipe, silence
-from carnet.text import is_command, printable
+from carnet.text import is_control, printable
 
 COMMANDS = {
     "demo": "train a small model on drawn images, in about two minutes",
@@ -299,7 +299,7 @@ def print_json(document: Any) -> None:
     # A pipe on Windows may have an encoding that readers of JSON do not expect.
     text = to_json(document, ascii_only=(sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8"))
     # Escape control characters, so that no name can control the terminal.
-    print("".join(json.dumps(c)[1:-1] if is_command(c) and c != "\n" else c for c in text))
+    print("".join(json.dumps(c)[1:-1] if is_control(c) and c != "\n" else c for c in text))
 
 
 def words(text: str) -> list[str]:

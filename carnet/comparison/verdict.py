@@ -37,8 +37,8 @@ from carnet.significance import (
     accuracy_over_seeds,
     difference_of_single_runs,
     difference_over_seeds,
-    enough,
     holm,
+    sufficient_numbers,
 )
 from carnet.text import Progress, Silent, counted, first_few
 from carnet.training.measure import measure_matrix_rates
@@ -268,7 +268,7 @@ def _pair(one: Group, other: Group, alarm: float) -> dict[str, Any]:
         found = difference_over_seeds(one.correct, other.correct)
     else:
         found = difference_of_single_runs(one.correct[0], other.correct[0])
-    images, more_seeds = enough(found, number, seeds[0], alarm)
+    images, more_seeds = sufficient_numbers(found, number, seeds[0], alarm)
     return {
         "one": one.label,
         "other": other.label,

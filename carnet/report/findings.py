@@ -15,7 +15,7 @@ import numpy as np
 
 from carnet.evaluation import EvaluationReport
 from carnet.metrics import wilson_interval
-from carnet.text import counted, is_command
+from carnet.text import counted, is_control
 
 FEW_IMAGES = 20
 """A class with fewer images than this changes by more than five percentage points with each image."""
@@ -94,7 +94,7 @@ def percent(share: float) -> str:
 def displayable(text: str) -> str:
     """Replace what a page must not hold: control and format characters, and undecodable bytes of file names."""
     return "".join(
-        "\N{REPLACEMENT CHARACTER}" if is_command(c) or unicodedata.category(c) == "Cs" or c in "\ufffe\uffff" else c
+        "\N{REPLACEMENT CHARACTER}" if is_control(c) or unicodedata.category(c) == "Cs" or c in "\ufffe\uffff" else c
         for c in text
     )
 

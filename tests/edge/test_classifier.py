@@ -109,7 +109,7 @@ def test_below_the_threshold_it_is_not_sure(exported: Path, photos: Path) -> Non
     classifier, path = Classifier(exported), photos / "valid" / "red" / "8.jpg"
     classifier.threshold = 1.1
     assert not classifier.predict(path).is_confident
-    assert str(classifier.predict(path)).startswith("not sure: ")
+    assert str(classifier.predict(path)).startswith("not confident: ")
     classifier.threshold = 0.0
     assert classifier.predict(path).is_confident
 

@@ -1,6 +1,6 @@
-"""Folders that could be read in two ways, links that lead nowhere, and what stands beside images.
+"""Ambiguous folders, broken links, and other files beside images.
 
-What a command makes of the data is seen in `data.csv` of a run, one line for each image.
+`data.csv` of a run, with a line for each image, shows how the data was read.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ QUICK = ["--model", "carnet_n", "--image-size", "32", "--epochs", "1", "--compil
 
 
 def draw(root: Path, *names: str) -> Path:
-    """A folder with pictures, each of its own bytes."""
+    """Make a folder of images that all have different bytes."""
     for number, name in enumerate(names):
         save_picture(root / name, (40 * (number % 6), 90, 160), seed=number, size=(36, 34))
     return root
@@ -34,7 +35,7 @@ def under(*folders: str, number: int = 2) -> list[str]:
 
 
 def train(data: Path, *flags: str) -> tuple[int, list[tuple[str, str, str]]]:
-    """The exit code, and (split, class, path) of the images; `valid` and `train` are one where training divides."""
+    """Train, and return the exit code and (split, class, path) of the images."""
     output = data.parent / f"run-{len(list(data.parent.iterdir()))}"
     code = run(["train", str(data), *QUICK, "--output", str(output), *flags])
     if not (output / "data.csv").exists():
@@ -49,7 +50,7 @@ def classes(rows: Sequence[tuple[str, str, str]]) -> Counter[str]:
 
 
 def refused(data: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line that a refusal is."""
+    """Check that training refuses the data, and return the line of the error."""
     code, rows = train(data, *flags)
     message = capsys.readouterr().err.strip().splitlines()
     assert (code, rows) == (2, [])
@@ -84,15 +85,15 @@ def test_labelled_images_are_never_left_out_by_a_guess(
     assert all(folder.removeprefix("all/").split("/")[0] in message for folder in folders)
 
 
-def test_a_sibling_with_the_folders_of_the_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_a_class_and_a_split_share_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [f"{folder}/{part}" for folder in ("car", "train") for part in DAY_AND_NIGHT]
     message = refused(draw(tmp_path / "data", *under(*folders)), capsys)
-    assert "same names, day, night" in message
+    assert "day, night" in message
 
 
 @pytest.fixture(scope="module")
 def vehicles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, one of them trains, by day and by night. Read only."""
+    """Three classes, one of them called train, by day and by night. Read only."""
     names = under(*(f"{folder}/{part}" for folder in ("car", "bus", "train") for part in DAY_AND_NIGHT), number=4)
     return draw(tmp_path_factory.mktemp("vehicles") / "data", *names)
 
@@ -105,7 +106,7 @@ def vehicles_run(vehicles: Path) -> Path:
     return path
 
 
-def test_layout_classes_and_what_comes_after_keeps_it(
+def test_layout_classes_is_kept_by_evaluate_and_resume(
     vehicles: Path, vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (vehicles_run / "data.csv").open(encoding="utf-8", newline="") as file:
@@ -115,7 +116,7 @@ def test_layout_classes_and_what_comes_after_keeps_it(
     capsys.readouterr()
     assert run(["evaluate", str(copy), *page]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 6
-    # Of images that are named anew nothing is known.
+    # For data that is named again the layout is unknown.
     assert run(["evaluate", str(copy), str(vehicles), *page]) == 2
     assert "--layout" in capsys.readouterr().err
     assert run(["evaluate", str(copy), str(vehicles), *page, "--layout", "classes", "--split", "all"]) == 0
@@ -126,22 +127,20 @@ def test_layout_classes_and_what_comes_after_keeps_it(
 
 
 def test_layout_splits(vehicles: Path, vehicles_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model does not know the classes that come out, and names them."""
+    """The model does not know the classes of this reading, and names them."""
     flags = ["--split", "all", "--layout", "splits"]
     assert run(["evaluate", str(vehicles_run), str(vehicles), *flags]) == 2
     message = capsys.readouterr().err
-    assert "train has 2 classes" in message
-    assert "'day' (4 images" in message
-    assert "'night' (4 images" in message
+    assert re.search("2 .*'day' .*4 .*'night' .*4 ", message)
 
 
-def test_classes_that_look_like_splits_are_taken_if_that_is_said(
+def test_layout_classes_accepts_classes_that_look_like_splits(
     vehicles_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = draw(tmp_path / "data", *under("train_left", "test_right"))
     assert "--layout classes" in refused(data, capsys)
     assert run(["evaluate", str(vehicles_run), str(data), "--split", "all", "--layout", "classes"]) == 2
-    assert "'test_right' (2 images" in capsys.readouterr().err
+    assert "'test_right'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [("car/1.png", "bus/1.png"), ("train_images/1.png", "test_images/1.png")])
@@ -149,7 +148,7 @@ def test_layout_splits_without_any(names: tuple[str, ...], tmp_path: Path, capsy
     assert "train, valid or test" in refused(draw(tmp_path / "data", *names), capsys, "--layout", "splits")
 
 
-def test_compare_asks_as_well(vehicles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_names_layout_too(vehicles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = ["--models", "carnet_n", "--image-size", "32", "--output", str(tmp_path / "compared")]
     assert run(["compare", str(vehicles), *models]) == 2
     assert "--layout" in capsys.readouterr().err
@@ -193,13 +192,14 @@ def test_a_table_of_images_on_a_disk_that_is_not_mounted(tmp_path: Path, capsys:
     (draw(tmp_path, "here/1.png") / "images").symlink_to("/mnt/not-mounted/photos")
     (tmp_path / "table.csv").write_text("filepath,label\nhere/1.png,a\nimages/1.png,b\n")
     message = refused(tmp_path / "table.csv", capsys)
-    assert "images/1.png (line 3)" in message
-    assert f"{tmp_path / 'images'} is a link to /mnt/not-mounted/photos" in message
+    assert re.search(r"images/1\.png .*line 3", message)
+    assert str(tmp_path / "images") in message
+    assert "/mnt/not-mounted/photos" in message
 
 
-def test_names_that_are_longer_than_names_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_longer_than_the_system_allows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (draw(tmp_path, "1.png") / "table.csv").write_text(f"filepath,label\n1.png,a\n{'x' * 300}.png,b\n")
-    assert "1 of 2 files are not there" in refused(tmp_path / "table.csv", capsys)
+    assert "1 of 2 files" in refused(tmp_path / "table.csv", capsys)
 
 
 def metadata(data: Path, split: str, *rows: str, name: str = "metadata.csv") -> Path:
@@ -226,9 +226,9 @@ def test_a_table_in_a_split_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("name", ["labels.jsonl", "labels.json"])
-def test_json_is_no_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_not_a_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_text('{"file_name": "1.png", "label": "x"}\n')
-    assert f"{name} is JSON" in refused(tmp_path / name, capsys)
+    assert re.search(f"{re.escape(name)}.*JSON", refused(tmp_path / name, capsys))
 
 
 def answered(model: Path, capsys: pytest.CaptureFixture[str], *names: str) -> tuple[int, list[str], str]:
@@ -269,12 +269,11 @@ def test_patterns_below_folders_with_brackets(
 def test_patterns_of_data_sets_below_folders_with_brackets(
     pattern: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that is found is one that can be called damaged."""
+    """An error about the content of a file shows that the pattern found it."""
     for path in (tmp_path / name, tmp_path / "{new} [1]" / "y-0.parquet"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"PAR1 and no end")
-    message = refused(tmp_path / pattern, capsys)
-    assert f"{name} is damaged" in message
+    assert name in refused(tmp_path / pattern, capsys)
 
 
 def test_a_missing_file_with_brackets_is_a_missing_file(
@@ -284,13 +283,13 @@ def test_a_missing_file_with_brackets_is_a_missing_file(
     monkeypatch.chdir(tmp_path)
     code, found, err = answered(vehicles_run, capsys, "photo[1].jpg", "there.png")
     assert (code, found) == (1, ["there.png"])
-    assert "photo[1].jpg: no such file" in err
+    assert "photo[1].jpg" in err
     code, found, err = answered(vehicles_run, capsys, "photo*.jpg")
-    assert (code, found, "matches photo*.jpg" in err) == (2, [], True)
+    assert (code, found, "photo*.jpg" in err) == (2, [], True)
 
 
 LOOKS_ODD = ("recycled paper", "snapshot", "found", "trash", "lost", "# 1", "@home", "~")
-"""Classes that are called nearly like folders of systems."""
+"""Names of classes that resemble those of system folders."""
 SYSTEM_FOLDERS = (
     *("#recycle", "@Recycle", "#snapshot", "~snapshot", ".Trash-1000", "lost+found", "@eaDir", ".snapshot", "@tmp"),
     *("$RECYCLE.BIN", "System Volume Information", "FOUND.000", "@Recently-Snapshot", "__MACOSX", ".@__thumb"),
@@ -298,8 +297,8 @@ SYSTEM_FOLDERS = (
 )
 
 
-def test_what_is_no_class_stays_out_of_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Folders of systems, links back, and unlabelled images beside several splits."""
+def test_other_folders_are_not_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """System folders, links to folders above, and unlabelled images beside several splits."""
     names = [f"{split}/{name}" for split in ("train", "test") for name in ("cat", *LOOKS_ODD)]
     inside = [f"{place}{name}/1.png" for name in SYSTEM_FOLDERS for place in ("", "train/", "train/cat/old/")]
     data = draw(tmp_path / "data", *under(*names), *under("unlabeled"), *inside)
@@ -313,12 +312,12 @@ def test_what_is_no_class_stays_out_of_the_classes(tmp_path: Path, capsys: pytes
     assert code == 0
     assert {split for split, *_ in rows} == {"train", "valid", "test"}
     assert classes(rows) == dict.fromkeys(("cat", *LOOKS_ODD), 4)
-    assert "folder unlabeled is none of the splits and is left out, with 2 images" in said
+    assert re.search("unlabeled .*2 images", said)
     for link in ("train/cat/up", "test/all") if os.name != "nt" else ():
-        assert f"{link} is a link back to" in said
+        assert link in said
 
 
-def test_tables_in_splits_and_odd_names_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_in_splits_and_similar_names_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = ["Cat", "cat", "c at", "cat\u200b", "\uff43at", "dog", "nan", "None", "caf\u00e9", "cafe\u0301"]
     splits = {"train": "images/", "valid": ""}
     data = draw(tmp_path / "data", *(f"{s}/{below}{i}.png" for s, below in splits.items() for i in range(len(labels))))
@@ -329,9 +328,8 @@ def test_tables_in_splits_and_odd_names_in_them(tmp_path: Path, capsys: pytest.C
     wanted += Counter((split, "caf\u00e9") for split in splits)
     assert (code, Counter(row[:2] for row in rows)) == (0, wanted)
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-    (alike,) = [note for note in notes if "capitals, blanks" in note]
-    assert all(repr(name) in alike for name in labels[:5])
-    assert "dog" not in alike
-    assert [note for note in notes if "2 images of a class 'nan'" in note]
-    assert [note for note in notes if "2 images of a class 'None'" in note]
-    assert [note for note in notes if "caf\u00e9 in 2 ways" in note]
+    (similar,) = [note for note in notes if repr(labels[0]) in note]
+    assert all(repr(name) in similar for name in labels[:5])
+    assert "dog" not in similar
+    for pattern in ("2 .*'nan'", "2 .*'None'", "caf\u00e9 .*2 "):
+        assert [note for note in notes if re.search(pattern, note)], pattern

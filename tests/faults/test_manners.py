@@ -1,4 +1,4 @@
-"""What people may expect of any command: it ends when it says, names what is wrong, and hides nothing in names."""
+"""Every command keeps its exit codes, names what is wrong, and shows no control characters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from carnet.cli.main import COMMANDS, run
 from carnet.errors import ImageError
 
 SMALL = ["--model", "carnet_n", "--image-size", "32", "--batch-size", "8", "--compile", "off", "--threads", "1"]
-COMMANDING = ("Cc", "Cf", "Zl", "Zp")
+CONTROL_CATEGORIES = ("Cc", "Cf", "Zl", "Zp")
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -36,17 +36,17 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return code, captured.out, captured.err
 
 
-def commanding(text: str) -> set[str]:
-    """Characters in a text that show nothing and change how others are shown; the ends of its own lines are none."""
-    return {c for c in text if unicodedata.category(c) in COMMANDING} - {"\n"}
+def controls(text: str) -> set[str]:
+    """Return the invisible characters in a text that change how others are shown, without its line ends."""
+    return {c for c in text if unicodedata.category(c) in CONTROL_CATEGORIES} - {"\n"}
 
 
-# Patience
+# --patience
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run whose accuracy stays while its loss falls (two of three images are one, of two classes); what it said."""
+    """A run whose accuracy is constant while its loss falls, because two classes share an image; and its output."""
     data = tmp_path_factory.mktemp("flat") / "data"
     for k, name in enumerate("abc"):
         for i in range(8):
@@ -75,22 +75,23 @@ def test_patience_counts_by_accuracy_alone(impatient: tuple[Path, str]) -> None:
     top1s = [top1 for top1, _ in epochs]
     first = top1s.index(max(top1s))
     assert len(epochs) == first + 1 + 3 < 30
-    # Had it waited for the loss as well, it would not have ended there.
+    # If the loss counted as well, it would not have stopped there.
     assert min(loss for _, loss in epochs[first + 1 :]) < epochs[first][1]
 
 
-def test_an_epoch_is_best_by_what_is_said(impatient: tuple[Path, str]) -> None:
+def test_the_output_says_why_an_epoch_is_the_best(impatient: tuple[Path, str]) -> None:
     folder, said = impatient
     lines = [line for line in said.splitlines() if line.startswith("epoch ") and ": train loss" in line]
     best = (-1.0, 0.0)
     for (top1, loss), line in zip(epochs_of(folder), lines, strict=True):
-        by = "top-1" if top1 > best[0] else "the loss" if (top1, -loss) > best else ""
-        assert (f"(best so far, by {by})" in line, "best" in line) == (bool(by), bool(by))
+        by = "top-1" if top1 > best[0] else "loss" if (top1, -loss) > best else None
+        reason = line.partition("best")[2]
+        assert [word for word in ("top-1", "loss") if word in reason] == ([by] if by else [])
         best = max(best, (top1, -loss))
     document = json.loads((folder / "result.json").read_text())
     assert (document["best"]["valid_top1"], -document["best"]["valid_loss"]) == best
     assert document["stopped_early"]
-    assert any("without a better validation accuracy" in note for note in document["notes"])
+    assert any("3 epochs" in note for note in document["notes"])
 
 
 # Memory
@@ -117,8 +118,8 @@ for number, (warm, arguments, spare) in enumerate(json.loads(sys.argv[1])):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of a process is read from Linux's /proc")
-def test_a_shortage_of_memory_is_called_so(exported: Path, photos: Path, tmp_path: Path) -> None:
-    """In a process that has everything loaded, and may then grow by a few MB only."""
+def test_a_lack_of_memory_is_named(exported: Path, photos: Path, tmp_path: Path) -> None:
+    """In a process that has loaded everything, and may then grow by a few MB only."""
     Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
     large = str(tmp_path / "large.png")
     steps: list[tuple[list[str], list[str], int]] = [
@@ -132,7 +133,7 @@ def test_a_shortage_of_memory_is_called_so(exported: Path, photos: Path, tmp_pat
     for number in range(len(steps)):
         told, _, end = ended.stderr.partition(f"{number}:\n")[2].partition(f"{number}: ended with ")
         assert "memory" in told, (steps[number], told)
-        # One image that does not fit is one answer that is missing.
+        # A single image that does not fit is reported as one that failed.
         assert end[0] == ("1" if number == 0 else "2")
 
 
@@ -179,13 +180,13 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
     ends, opened = json.loads(answers.read_text())
     expected = {"predict": 1, "train": 2, "export": 2, "compare": 2, "demo": 2}
     assert ends == {name: expected.get(name, 0) for name in COMMANDS}
-    # No file of ours has the number that libraries write their messages to.
+    # Libraries write their messages to these numbers, so no file of ours may have them.
     assert opened == [os.devnull, os.devnull]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such shell on Windows")
 @pytest.mark.parametrize(("closed", "code"), [(">&-", 2), ("2>&-", 2), (">&- 2>&- <&-", 2), ("2>/dev/full", 2)])
-def test_an_error_keeps_its_exit_code_whoever_hears_it(closed: str, code: int) -> None:
+def test_an_error_keeps_its_exit_code_without_streams(closed: str, code: int) -> None:
     if "full" in closed and not Path("/dev/full").exists():
         pytest.skip("there is no full device")
     ended = finished(["sh", "-c", f'"$0" -m carnet verify nowhere.onnx {closed}', sys.executable])
@@ -211,7 +212,7 @@ def labels() -> list[str]:
 
 @pytest.fixture(scope="module")
 def hostile(labels: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A run whose classes have such names, the images, and all that training said."""
+    """A run whose classes have such names, the images, and all output of training."""
     root = tmp_path_factory.mktemp("hostile")
     table = io.StringIO()
     rows = csv.writer(table)
@@ -227,22 +228,22 @@ def hostile(labels: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     return root / "run", root / "images", said.getvalue()
 
 
-def test_names_command_nobody(
+def test_names_control_no_output(
     hostile: tuple[Path, Path, str], labels: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, images, said = hostile
-    assert not commanding(said)
-    assert not commanding((folder / "report.html").read_text(encoding="utf-8"))
+    assert not controls(said)
+    assert not controls((folder / "report.html").read_text(encoding="utf-8"))
     for flags in ([], ["--csv"], ["--json"]):
         code, out, err = call(
             capsys, "predict", folder, images, *flags, *([] if "--csv" in flags else ["--top-k", "9"])
         )
-        assert (code, commanding(out + err)) == (0, set())
+        assert (code, controls(out + err)) == (0, set())
     code, out, err = call(capsys, "evaluate", folder)
-    assert (code, commanding(out + err)) == (0, set())
-    assert not commanding((folder / "report-valid.html").read_text(encoding="utf-8"))
+    assert (code, controls(out + err)) == (0, set())
+    assert not controls((folder / "report-valid.html").read_text(encoding="utf-8"))
     assert "right\\u202eleft\\u2066" in out
-    # What programs read is exact.
+    # Output for programs is exact.
     documents = json.loads(call(capsys, "predict", folder, images, "--json", "--top-k", "9")[1])
     assert {row["class"] for row in documents[0]["predictions"]} == set(labels)
     with (folder / "data.csv").open(encoding="utf-8", newline="") as file:
@@ -250,21 +251,19 @@ def test_names_command_nobody(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names of files")
-def test_every_character_that_commands_is_spelled_out(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In the names of files that are not there, all of Unicode's."""
-    characters = [chr(n) for n in range(1, 0x110000) if unicodedata.category(chr(n)) in COMMANDING]
+def test_every_control_character_is_escaped(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of Unicode's, in the names of missing files."""
+    characters = [chr(n) for n in range(1, 0x110000) if unicodedata.category(chr(n)) in CONTROL_CATEGORIES]
     assert len(characters) > 200
     names = [str(tmp_path / f"x{''.join(characters[i : i + 40])}.jpg") for i in range(0, len(characters), 40)]
     for flags in ([], ["--csv"], ["--json"]):
         code, out, err = call(capsys, "predict", exported, *names, *flags)
-        assert (code, commanding(out + err), err.count("\n")) == (1, set(), len(names))
+        assert (code, controls(out + err), err.count("\n")) == (1, set(), len(names))
         if flags == ["--json"]:
             assert [row["image"] for row in json.loads(out)] == names
 
 
-def test_tables_for_people_start_no_formula(
+def test_tables_for_people_contain_no_formula(
     hostile: tuple[Path, Path, str], labels: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, images, _ = hostile
@@ -272,11 +271,11 @@ def test_tables_for_people_start_no_formula(
     rows = list(csv.reader(io.StringIO(out)))
     assert (code, len(rows)) == (0, 4 * len(labels) + 1)
     for cell in (cell for row in rows for cell in row):
-        # Where a semicolon parts cells, each of them counts.
+        # Some spreadsheets begin a new cell at each semicolon.
         assert not any(part.lstrip(" ").startswith(FORMULAS) for part in cell.split(";"))
 
 
-def test_tables_for_people_guard_every_class(exported: Path, photos: Path, labels: list[str]) -> None:
+def test_tables_for_people_escape_every_formula(exported: Path, photos: Path, labels: list[str]) -> None:
     from carnet.files import csv_line_for_people
 
     for label in labels:
@@ -290,7 +289,7 @@ def test_tables_for_people_guard_every_class(exported: Path, photos: Path, label
 # The classifier
 
 
-def test_a_classifier_goes_to_spawned_processes(exported: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_classifier_can_be_sent_to_spawned_processes(exported: Path, photos: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(exported, tmp_path / "model.onnx"))
     images = [path.read_bytes() for path in sorted(photos.glob("valid/*/8.jpg"))]
     classifier = Classifier(path, threads=1)
@@ -300,7 +299,7 @@ def test_a_classifier_goes_to_spawned_processes(exported: Path, photos: Path, tm
         assert pool.map(classifier.predict, images) == [classifier.predict(image) for image in images]
 
 
-def test_buffers_are_taken_as_bytes_are(exported: Path, photos: Path) -> None:
+def test_buffers_are_accepted_like_bytes(exported: Path, photos: Path) -> None:
     content, image = exported.read_bytes(), (photos / "valid" / "red" / "8.jpg").read_bytes()
     expected = Classifier(exported).predict(image)
     for kind in (bytearray, memoryview):
@@ -311,7 +310,7 @@ def test_buffers_are_taken_as_bytes_are(exported: Path, photos: Path) -> None:
         classifier.predict(bytearray(b"no image"))
 
 
-def test_a_buffer_may_be_filled_again(exported: Path, photos: Path) -> None:
+def test_a_buffer_may_be_reused(exported: Path, photos: Path) -> None:
     classifier = Classifier(exported)
     contents = [path.read_bytes() for path in sorted(photos.glob("valid/*/*.jpg"))]
     buffer = bytearray(max(map(len, contents)))
@@ -326,7 +325,7 @@ def test_a_buffer_may_be_filled_again(exported: Path, photos: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 4, 5, 11])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_answers_come_before_what_their_source_raises(
+def test_predictions_come_before_the_error_of_their_source(
     number: int, batch_size: int, exported: Path, photos: Path
 ) -> None:
     image = (photos / "valid" / "red" / "8.jpg").read_bytes()
@@ -342,7 +341,7 @@ def test_answers_come_before_what_their_source_raises(
         next(answers)
 
 
-# Reports and ways out
+# Reports, and the way out
 
 
 def test_models_in_one_folder_have_reports_of_their_own(
@@ -362,7 +361,7 @@ def test_models_in_one_folder_have_reports_of_their_own(
     ("flags", "way_out"),
     [(["--epochs", "12"], "--init"), (["--lr", "0.5", "--seed", "3"], "--init"), (["--model", "carnet_s"], "--resume")],
 )
-def test_a_resumed_run_names_the_way_to_another_recipe(
+def test_a_resumed_run_refuses_other_settings_and_names_the_way_out(
     flags: list[str], way_out: str, trained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = call(capsys, "train", "--resume", trained_run, *flags)
@@ -375,7 +374,7 @@ def test_a_resumed_run_names_the_way_to_another_recipe(
 
 
 class Memory(io.TextIOBase):
-    """Standard output that notes how much memory is in use when each line comes, and keeps none of them."""
+    """Standard output that records the memory in use at each line, and keeps no lines."""
 
     def __init__(self) -> None:
         self.used = np.zeros(2000, np.int64)
@@ -392,7 +391,7 @@ class Memory(io.TextIOBase):
 
 
 @pytest.mark.parametrize("flags", [[], ["--csv"]])
-def test_predict_keeps_nothing_of_each_image(flags: list[str], exported: Path, tmp_path: Path) -> None:
+def test_predict_keeps_no_memory_per_image(flags: list[str], exported: Path, tmp_path: Path) -> None:
     for number in range(500):
         Image.new("RGB", (4, 4), (number % 256, 9, 9)).save(tmp_path / f"{number}.bmp")
     output = Memory()
@@ -404,5 +403,5 @@ def test_predict_keeps_nothing_of_each_image(flags: list[str], exported: Path, t
         tracemalloc.stop()
     assert output.lines >= 500
     first, last = (np.median(output.used[start : start + 64]) for start in (100, 430))
-    # The allocator's own granularity is of this order.
+    # The granularity of the allocator is of this order.
     assert (last - first) / 330 < 300

@@ -497,7 +497,7 @@ def test_a_read_only_run_folder(photos: Path, tmp_path: Path) -> None:
         train(photos, config(checkpoint_steps=3), output=run, progress=Meddle(lambda: run.chmod(0o500)))
     run.chmod(0o700)
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match=r"nothing may be written into .*closed; allow it, or choose another"):
+    with pytest.raises(OutputError, match=r"nothing may be written into .*closed"):
         train(photos, SMALL, output=tmp_path / "closed" / "run")
 
 
