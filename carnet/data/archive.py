@@ -1,7 +1,7 @@
-"""Archives of labelled images: zip, and tar compressed in any way. Unpacked once, then a folder like any other.
+"""Archives of labelled images, zip and tar, which are unpacked once and then read as a folder.
 
-They come from anywhere. A name that leads out of the folder, a link, two names that some system takes for one, and
-more bytes than the archive can honestly hold are refused; no header's word is taken for how many bytes there are.
+They come from anywhere. Names that lead out of the folder, links, two names that some system takes for one, and more
+bytes than the archive can honestly hold are refused. Sizes in headers are not believed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,7 @@ from typing import IO
 
 from carnet.data.cache import cached_folder
 from carnet.data.folder import is_hidden
-from carnet.data.shards import (
-    REGULAR,
-    WAY_OUT,
-    ArchiveReadError,
-    TarReader,
-    damaged,
-    quoted_member,
-    ratio_limit,
-    reading,
-)
+from carnet.data.shards import REGULAR, WAY_OUT, TarReader, quoted_member, ratio_limit, reading
 from carnet.documents import Count
 from carnet.errors import DataError
 from carnet.files import digest_of, open_file, read_json, write_json
@@ -39,41 +30,41 @@ from carnet.preprocess import looks_like_image
 from carnet.text import OnProgress, counted
 
 MAX_BYTES = 500 * 10**9
-"""What an archive may unpack to; ImageNet has 150 GB."""
+"""How much an archive may unpack to; ImageNet has 150 GB."""
 SPARE_BYTES = 256 * 2**20
-"""What stays free on the disk."""
+"""How much stays free on the disk."""
 MAX_MEMBERS = 2_000_000
 """ImageNet has 1.3 million."""
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1000
 _CONTROL = re.compile("[\\0-\\x1f\\x7f]")
 _UNSEEN = re.compile(r"[ .]+(?=/|\Z)")
-"""Windows leaves these out at the end of a name."""
+"""Windows drops these at the end of a name."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?$", re.IGNORECASE)
 """Windows takes these names, with any ending, for devices."""
 _CHUNK = 2**20
 
 
 class SafeFolder:
-    """Takes the members of one archive.
+    """A folder that takes the members of one archive, and refuses what could do harm.
 
     Attributes:
         folder: where they go.
-        archive: where they come from, for messages.
+        archive: where they come from.
         num_bytes: written so far.
-        hidden: files and folders that stayed out, as they would be counted in a folder.
+        hidden: files and folders that are not unpacked, counted as in a folder.
     """
 
     def __init__(
         self, folder: Path, archive: Path, *, capitals_count: bool | None = None, free_bytes: int | None = None
     ) -> None:
-        """Get ready for one archive.
+        """Prepare an empty folder.
 
         Args:
-            folder: an empty one.
-            archive: its path.
-            capitals_count: whether its disk can hold two names that differ in capitals only; None: the disk is asked.
-            free_bytes: how many bytes are free on its disk; None: the disk is asked.
+            folder: the folder.
+            archive: the archive's path.
+            capitals_count: whether the disk can hold two names that differ only in capitals; None: ask the disk.
+            free_bytes: free space on the disk; None: ask the disk.
         """
         self.folder = folder
         self.archive = archive
@@ -98,17 +89,17 @@ class SafeFolder:
         self._capitals_count = capitals_count
 
     def place(self, member: str, *, is_folder: bool = False) -> Path | None:
-        """Where a member goes, by its name in the archive; None for what is hidden and stays out.
+        """Return the path for a member's name; None if it is hidden, and not unpacked.
 
         Raises:
-            DataError: if the name could mean a place outside the folder, or is one that some system has already.
+            DataError: if the name could lead out of the folder, or some system takes it for one that is there already.
         """
         parts = self._parts(member)
         if len(self._files) + len(self._folders) + len(self.hidden) >= MAX_MEMBERS:
             raise self.refusal(member, f"is one more than {MAX_MEMBERS:,} files and folders")
         hidden = next((place for place, part in enumerate(parts, 1) if is_hidden(part)), None)
         if hidden is not None:
-            # What lies in a hidden folder is not looked at.
+            # What lies in a hidden folder is not counted.
             self.hidden.add("/".join(parts[:hidden]))
         if not parts or hidden is not None:
             return None
@@ -121,13 +112,13 @@ class SafeFolder:
                 raise self.refusal(member, f"has a name that is there twice{capitals}")
             self._files.add(key)
         inside = os.path.join(*parts)  # noqa: PTH118 - pathlib takes ten times as long
-        # What the rules above have let through is inside, where no links are; should they be wrong, nothing is written.
+        # The rules above let through only names inside the folder, where no links are; if they are wrong, this refuses.
         if os.path.normpath(inside) != inside or inside.startswith(os.sep):
             raise self.refusal(member, "has a name that leads out of its folder")
         return self.folder / inside
 
     def check_room(self, member: str, num_bytes: int) -> None:
-        """Refuse a member that would bring the total above what is allowed.
+        """Refuse a member with which the total exceeds the limit.
 
         Raises:
             DataError: naming the member and the limit.
@@ -136,18 +127,17 @@ class SafeFolder:
             raise DataError(f"{self.archive}: with {quoted_member(member)} it unpacks to {self._why}")
 
     def write(self, path: Path, member: str, size: int, content: IO[bytes] | TarReader) -> None:
-        """Fill a file that `place` gave.
+        """Write a member to a path that `place` returned.
 
         Raises:
-            DataError: if the total grows too large, or there are fewer bytes than the header says.
-            ArchiveReadError: if the archive cannot be read.
+            DataError: if the total exceeds the limit, the size is not the header's, or the archive is damaged.
         """
         self.check_room(member, self.num_bytes + size)
         path.parent.mkdir(parents=True, exist_ok=True)
         before = self.num_bytes
         with path.open("xb") as file:
             while True:
-                with reading():
+                with reading(self.archive):
                     chunk = content.read(_CHUNK)
                 if not chunk:
                     break
@@ -158,7 +148,7 @@ class SafeFolder:
             raise self.refusal(member, f"has {self.num_bytes - before} bytes, not the {size} its header says")
 
     def refusal(self, member: str, why: str) -> DataError:
-        """The error for a member that cannot be taken."""
+        """Return the error for a member that is not unpacked."""
         return DataError(f"{self.archive}: {quoted_member(member)} {why}; {WAY_OUT}")
 
     def _parts(self, member: str) -> list[str]:
@@ -169,14 +159,14 @@ class SafeFolder:
         rules = (
             (_CONTROL.search(name), "has control characters in its name"),
             (name.startswith("/") or re.match("[A-Za-z]:", name), "has an absolute name"),
-            # Where dots and spaces at the end of a name are left out, ".. " would be "..".
+            # Where dots and spaces at the end of a name are dropped, ".. " would be "..".
             (any(not part.strip(" .") for part in parts), "has a name that leads out of its folder"),
             (
                 max(sizes, default=0) > _MAX_NAME_BYTES or sum(sizes) + len(sizes) > _MAX_PATH_BYTES,
                 "has a name that is too long",
             ),
             (on_windows and any(map(_DEVICE.match, parts)), "has the name of a device on Windows"),
-            (on_windows and re.search(r'[<>:"|?*]', name), "has a name that Windows does not know"),
+            (on_windows and re.search(r'[<>:"|?*]', name), "has a name that Windows does not allow"),
         )
         for is_broken, why in rules:
             if is_broken:
@@ -193,7 +183,7 @@ class SafeFolder:
             raise self.refusal(member, f"lies in a folder that some systems take for {quoted_member(known)}")
 
     def _folded(self, name: str) -> str:
-        """Equal for two names where a system exists that takes them for one; of capitals, this disk's word counts."""
+        """Return the same for two names if some system takes them for one; for capitals, this disk decides."""
         plain = unicodedata.normalize("NFC", name)
         if not self._capitals_count:
             plain = unicodedata.normalize("NFC", plain.casefold())
@@ -208,36 +198,33 @@ _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAG = 0x1
 _DOS_FOLDER = 0x10
 _MAX_DIRECTORY = 256 * 2**20
-"""Bytes of the list at a zip archive's end, which Python reads at once; two million members take about as much."""
+"""Bytes of the list at a zip archive's end, which Python reads at once; two million members take about this much."""
 _ABOUT = ".archive.json"
-"""What the cache keeps about an archive, beside what was in it."""
+"""The file with facts about an archive, beside its content."""
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
+    **dict.fromkeys((tarfile.CHRTYPE, tarfile.BLKTYPE), "a device"),
     tarfile.FIFOTYPE: "a pipe",
 }
 
 
 def unpack(path: Path, progress: OnProgress | None = None) -> Path:
-    """The folder that holds what is in an archive, found again by the archive's content.
-
-    All ordinary files are unpacked but hidden ones; `SafeFolder` says what is refused.
+    """Unpack an archive into the cache, except hidden files, and return the folder; the same content is unpacked once.
 
     Args:
         path: the archive.
-        progress: told how many percent are done, of 100.
+        progress: receives how many percent are done, of 100.
 
     Raises:
-        DataError: naming the member, if it is refused, damaged or encrypted; if there are no images.
+        DataError: naming the member, if it is refused (see `SafeFolder`), damaged or encrypted; if there are no images.
         OutputError: if the cache cannot be written.
     """
     size = shown = 0
 
     def show(done: int) -> None:
         nonlocal shown
-        # The file is read twice, for its hash and for its members. A damaged archive may claim any sizes.
+        # The file is read twice, for its hash and its members, and a damaged one may claim any sizes.
         percent = min(99, 50 * done // max(1, size))
         if percent > shown and progress is not None:
             shown = percent
@@ -261,24 +248,24 @@ def unpack(path: Path, progress: OnProgress | None = None) -> Path:
 
 
 def num_hidden(folder: Path) -> int:
-    """How many hidden files and folders an archive had that `unpack` has unpacked into a folder."""
+    """Return how many hidden files and folders the archive had that `unpack` unpacked into a folder."""
     about = folder / _ABOUT
     return int(read_json(about, dict[str, Count]).get("num_hidden", 0)) if about.exists() else 0
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file begins as zip archives do."""
+    """Return whether a file begins as zip archives do."""
     with open_file(path) as file:
         return file.read(4) in _ZIP_MAGIC
 
 
 def is_packed_data(name: str) -> bool:
-    """Whether a file's name promises what may hold images, an archive or Parquet."""
+    """Return whether a file has the name of an archive or a Parquet file, which may hold images."""
     return Path(name).suffix.lower() in (*ARCHIVE_EXTENSIONS, ".parquet")
 
 
 class _ZipSource(io.BufferedReader):
-    """The file of a zip archive, which may claim to have a list of any length."""
+    """The file of a zip archive, which may claim a list of any length."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY:
@@ -287,42 +274,35 @@ class _ZipSource(io.BufferedReader):
 
 
 def unpack_into(safe: SafeFolder, show: Callable[[int], None]) -> None:
-    """Give a folder the members of its archive.
-
-    Args:
-        safe: the folder.
-        show: told how many bytes of the archive are done.
+    """Unpack a folder's archive; `show` receives how many bytes of it are done.
 
     Raises:
         DataError: naming the member, if it is refused, damaged or encrypted.
     """
-    path = safe.archive
-    try:
-        if is_zip(path):
-            with _ZipSource(open_file(path).detach()) as source:
-                _unpack_zip(source, safe, show)
-        else:
-            _unpack_tar(path, safe, show)
-    except ArchiveReadError as error:
-        raise damaged(path, error.__cause__) from error
+    if is_zip(safe.archive):
+        with _ZipSource(open_file(safe.archive).detach()) as source:
+            _unpack_zip(source, safe, show)
+    else:
+        _unpack_tar(safe, show)
 
 
-def _unpack_tar(path: Path, safe: SafeFolder, show: Callable[[int], None]) -> None:
-    fence = getattr(tarfile, "data_filter", None)
-    fenced: set[Path] = set()
-    with TarReader.open(path) as tar:
+def _unpack_tar(safe: SafeFolder, show: Callable[[int], None]) -> None:
+    # From Python 3.11.4 on.
+    data_filter = getattr(tarfile, "data_filter", None)
+    filtered: set[Path] = set()
+    with TarReader.open(safe.archive) as tar:
         for info in tar.members():
             place = safe.place(info.name, is_folder=info.isdir())
             if place is None:
                 continue
             if info.type not in REGULAR and not info.isdir():
                 raise safe.refusal(info.name, f"is {_KINDS.get(info.type, 'no ordinary file')}")
-            if fence is not None and place.parent not in fenced:
-                # Python's rules, should ours be wrong. It follows each name to its end, which for each member of a
-                # folder would take as long as unpacking it.
-                fenced.add(place.parent)
+            if data_filter is not None and place.parent not in filtered:
+                # Python's rules, in case ours are wrong, for one member of each folder: they follow a name to its end,
+                # which takes as long as unpacking the member.
+                filtered.add(place.parent)
                 try:
-                    fence(info, str(safe.folder))
+                    data_filter(info, str(safe.folder))
                 except tarfile.FilterError as error:
                     raise safe.refusal(info.name, f"is refused by Python ({error})") from error
             if info.isdir():
@@ -333,24 +313,21 @@ def _unpack_tar(path: Path, safe: SafeFolder, show: Callable[[int], None]) -> No
 
 
 def _unpack_zip(source: _ZipSource, safe: SafeFolder, show: Callable[[int], None]) -> None:
-    try:
-        with reading():
-            archive = zipfile.ZipFile(source)
-    except NotImplementedError as error:
-        raise damaged(safe.archive, error) from error
+    with reading(safe.archive):
+        archive = zipfile.ZipFile(source)
     with archive:
-        # All names are looked at before anything is written.
+        # All names are checked before anything is written.
         plan = _plan_zip(archive, safe)
         packed = 0
         for info, name, place in plan:
             if _is_folder(info, name):
                 place.mkdir(parents=True, exist_ok=True)
                 continue
-            try:
-                with reading():
+            with reading(safe.archive):
+                try:
                     content = archive.open(info)
-            except NotImplementedError as error:
-                raise safe.refusal(name, "is packed in a way that Python does not know") from error
+                except NotImplementedError as error:
+                    raise safe.refusal(name, "is compressed in a way that Python does not support") from error
             with content:
                 safe.write(place, name, info.file_size, content)
             packed += info.compress_size
@@ -363,7 +340,7 @@ def _plan_zip(archive: zipfile.ZipFile, safe: SafeFolder) -> list[tuple[zipfile.
     for info in archive.infolist():
         name = info.orig_filename
         if not info.flag_bits & _UTF8_FLAG:
-            # macOS writes UTF-8 without saying so, which reads as code page 437.
+            # macOS writes UTF-8 without the flag for it, which reads as code page 437.
             with suppress(UnicodeError):
                 name = name.encode("cp437").decode("utf-8")
         place = safe.place(name, is_folder=_is_folder(info, name))

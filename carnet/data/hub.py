@@ -25,7 +25,16 @@ from typing import Any, Literal
 
 from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.shards import LABEL_MEMBERS, files_in, is_webdataset, kind_of, matching, shards_in, with_splits
+from carnet.data.shards import (
+    LABEL_MEMBERS,
+    files_in,
+    is_webdataset,
+    kind_of,
+    matching,
+    readable,
+    shards_in,
+    with_splits,
+)
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 from carnet.files import MAX_IMAGE_BYTES, digest_of, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
@@ -85,7 +94,7 @@ class Source:
         for number, (split, path) in enumerate(self.files, start=1):
             # In a plain folder the path is the label.
             name = split or path.relative_to(self.place).as_posix()
-            with _readable():
+            with readable():
                 state = path.stat()
                 # The scan refuses such an image; its size may be made up.
                 is_too_large = path.suffix.lower() in EXTENSIONS and state.st_size > MAX_IMAGE_BYTES
@@ -126,7 +135,7 @@ def find_source(data: str) -> Source:
     Raises:
         DataError: if it is no such name, a file is missing or cut short, files are of two kinds, or splits are unclear.
     """
-    with _readable():
+    with readable():
         if data.startswith("hf:"):
             return _named(data)
         path = expanded(data)
@@ -164,15 +173,6 @@ def _named(data: str) -> Source:
             f"it, or name the folder itself, {said}"
         )
     return Source(data, "folder", str(folder), tuple(("", path) for path in files), chosen=chosen)
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        allow = "; allow it" if isinstance(error, PermissionError) else ""
-        raise DataError(f"cannot read {error.filename}: {error.strerror or error}{allow}") from error
 
 
 _UNREACHABLE = "ConnectionError|TransportError|Timeout|HfHubHTTPError"

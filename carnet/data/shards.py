@@ -36,6 +36,16 @@ _FIRST_MEMBERS = 64
 """Members that show whether labels stand beside the images."""
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise `DataError` for files and folders that cannot be read, naming them."""
+    try:
+        yield
+    except OSError as error:
+        allow = "; allow it" if isinstance(error, PermissionError) else ""
+        raise DataError(f"cannot read {error.filename}: {error.strerror or error}{allow}") from error
+
+
 def kind_of(path: Path) -> Literal["parquet", "webdataset"] | None:
     """Return the kind of shard that a file's name promises."""
     if path.suffix.lower() == ".parquet":
@@ -174,7 +184,8 @@ def is_webdataset(path: Path, pattern: str) -> bool:
     if second is not None:
         raise DataError(
             f"{path} has images in several folders ({first!r}, {second!r}) and .{labels[0]} files beside them, and "
-            f"either could be the classes; for the folders unpack it and name the folder, for the files write {pattern}"
+            f"either could be the classes; unpack it and name the folder to take the folders, or write {pattern} to "
+            f"take the files"
         )
     return True
 
@@ -190,18 +201,15 @@ def _names(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def check_tars(paths: Iterable[Path]) -> None:
-    """Read shards to their ends: `datasets` would take a damaged header, or the end of a joined archive, for the end.
+    """Read shards to their ends, since `datasets` ends silently at a damaged header and where two tars are joined.
 
     Raises:
         DataError: naming the shard.
     """
     for path in paths:
-        try:
-            with TarReader.open(path) as tar:
-                for _ in tar.members():
-                    pass
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        with readable(), TarReader.open(path) as tar:
+            for _ in tar.members():
+                pass
 
 
 BLOCK = 512
@@ -226,29 +234,33 @@ SMALL_BYTES = 256 * 2**20
 WAY_OUT = "unpack it yourself if you trust it, and name the folder"
 READ_ERRORS = (
     *(OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, AttributeError, RecursionError),
+    NotImplementedError,
     *(zlib.error, lzma.LZMAError, struct.error, tarfile.TarError, zipfile.BadZipFile),
 )
 """What Python's readers raise for damaged archives."""
 
 
-class ArchiveReadError(Exception):
-    """An archive could not be read; its cause says why."""
-
-
 class reading:  # noqa: N801 - a function in use, but a generator would be slow for each of many members
-    """Raise `ArchiveReadError` for errors inside `with reading():`, which are the archive's fault."""
+    """Inside `with reading(path):`, errors are the archive's fault.
+
+    Raises:
+        DataError: that it is damaged, in place of the reader's own error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, READ_ERRORS) and not isinstance(error, DataError) and not is_out_of_memory(error):
-            raise ArchiveReadError(str(error)) from error
+            raise damaged(self._path, error) from error
 
 
-def damaged(path: Path, reason: object) -> DataError:
+def damaged(path: Path, error: Exception) -> DataError:
     """Return the error for a damaged archive."""
-    what = " ".join(str(reason).split())[:120] or type(reason).__name__
+    what = " ".join(str(error).split())[:120] or type(error).__name__
     return DataError(f"{path} is damaged or incomplete ({what}); fetch it again")
 
 
@@ -296,6 +308,7 @@ class TarReader:
         self._path = path
         self._file = file
         self._source = source
+        self._reading = reading(path)
         self._limit, self._why = ratio_limit(path)
         self._num_bytes = 0
         self._member = ""
@@ -310,11 +323,8 @@ class TarReader:
             OSError: if it cannot be opened, or is no ordinary file.
             DataError: also inside the block: if it is damaged, cut short, or exceeds its limit.
         """
-        try:
-            with open_file(path) as source, _decompressed(source) as file:
-                yield cls(path, file, source)
-        except ArchiveReadError as error:
-            raise damaged(path, error.__cause__ or error) from error
+        with open_file(path) as source, _decompressed(source) as file:
+            yield cls(path, file, source)
 
     @property
     def position(self) -> int:
@@ -324,7 +334,7 @@ class TarReader:
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Return each member's header; `read` gives its bytes until the next one is asked for."""
         while True:
-            with reading():
+            with self._reading:
                 info = self._next_member()
             if info is None:
                 break
@@ -332,11 +342,11 @@ class TarReader:
             self._left = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
             padding = -self._left % BLOCK
             yield info
-            with reading():
+            with self._reading:
                 self._left += padding
                 while self._left:
                     self.read(_CHUNK)
-        with reading():
+        with self._reading:
             # Compressed files keep a checksum at their end. Writers fill up with zeros.
             while rest := self._take(_CHUNK):
                 if rest.strip(b"\0"):
@@ -345,9 +355,9 @@ class TarReader:
                         f"unpack it yourself, and name the folder"
                     )
 
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes of the member, at most `size`, or all that are left; call it inside `reading()`."""
-        wanted = self._left if size < 0 else min(size, self._left)
+    def read(self, size: int) -> bytes:
+        """Return the next bytes of the member, at most `size`; call it inside `reading`."""
+        wanted = min(size, self._left)
         content = self._take(wanted)
         if len(content) < wanted:
             raise ValueError("it ends in the middle of a member")

@@ -255,7 +255,9 @@ def _classes(counts: Mapping[str, Any], data: str) -> tuple[str, ...]:
     for split, count in counts.items():
         if unknown := sorted(set(count["labels"]) - set(classes)):
             number = counted(len(unknown), "class", "classes")
-            raise DataError(f"{split} of {data} has {number} that train does not have: {first_few(unknown)}; mend them")
+            raise DataError(
+                f"{split} of {data} has {number} that train does not have: {first_few(unknown)}; correct them"
+            )
     return classes
 
 

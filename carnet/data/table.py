@@ -1,9 +1,8 @@
 """Labelled images listed in a table: CSV or TSV, with a header.
 
-One column names the file, one its class, and perhaps one the split; the order of the columns does not matter, others
-are left alone. Capitals, spaces and underscores in a header make no difference. Paths count from the table's folder.
-
-`Locator` finds where a named file lies: paths of this machine, of another one, and with Windows' backslashes.
+One column names the file, one its class, and perhaps one the split, in any order; other columns are ignored. Capitals,
+spaces and underscores in a header make no difference. Paths are relative to the table's folder; `Locator` finds them
+also where they are paths of another machine.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from carnet.data.folder import visible
 from carnet.data.samples import SPLIT_NAMES, Listing, in_order
@@ -32,13 +30,13 @@ _PATH = (
     *("file", "files", "filename", "filenames", "imagefile", "imagename", "image", "images"),
 )
 _ID = ("imageid", "id")
-"""What may stand for the path where no column is called so: many tables have it for something else."""
+"""Columns that hold the path if no other does: many tables have them for something else."""
 _LABEL = ("label", "labels", "class", "classes", "classname", "category", "categories")
 _SPLIT = ("split", "dataset", "set", "subset")
-"""Names of columns, in the order in which they are preferred."""
+"""Names of columns, the preferred one first."""
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
-_SHOWN = 5
-"""Of files that are not there, so many are named."""
+_MAX_SHOWN = 5
+"""How many missing files an error names."""
 _EXAMPLE = "a header such as filepath,label and a row for each image"
 _NEEDED = (
     "needed are a column for the image's path (filepath, path, file, filename or image) and one for its class "
@@ -46,27 +44,24 @@ _NEEDED = (
 )
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Where in a row to look."""
+class _Columns(NamedTuple):
+    """The header's cells, the delimiter, and the indices of the columns."""
 
-    names: tuple[str, ...]
+    cells: list[str]
     delimiter: str
     path: int
     label: int
     split: int | None
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What a line says of one image."""
+class _Row(NamedTuple):
+    """What a line tells of one image; `written` is the label before its spelling was made uniform."""
 
     line: int
     name: str
     label: str
     split: str
     written: str
-    """The label as the table has it, with blanks and ways of writing a letter."""
 
 
 def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -> Listing:
@@ -74,12 +69,12 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
 
     Args:
         path: the table.
-        shown: what messages call it, if it lies in the cache.
-        inside: it comes from an archive, and may name nothing outside its folder.
+        shown: its name in messages, if it lies in the cache.
+        inside: whether it comes from an archive, and may name nothing outside its folder.
 
     Raises:
-        DataError: naming the line, for a header or a row that cannot be understood, a file that is missing or a
-            folder, and an image with two classes or in two splits.
+        DataError: naming the line, if the header or a row cannot be understood, a file is missing or a folder, or an
+            image has two classes or splits.
     """
     shown = shown or path
     locator = Locator(path, shown, inside=inside)
@@ -97,7 +92,7 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
         lines = first_few([f"{line:,}" for line in repeated])
         what = f"{counted(len(repeated), 'row')} of {path.name}"
         listing.warnings.append(f"{what} repeated word for word, counted once: line {lines}")
-    # The same order as a folder of the same images gives, since training depends on it.
+    # Training depends on the order, which is that of a folder of the same images.
     listing.splits = {
         split: {label: in_order(by_class[label]) for label in sorted(by_class)}
         for split, by_class in sorted(listing.splits.items())
@@ -106,18 +101,18 @@ def list_table(path: Path, shown: Path | None = None, *, inside: bool = False) -
 
 
 def fits(path: Path) -> bool:
-    """Whether a file's header names the columns that a table of images needs."""
+    """Return whether a file's header has the columns of a table of images."""
     try:
-        # Whether all of it is UTF-8 shall be told where it is read.
+        # Reading the rows reports what is not UTF-8.
         with open_text(path, errors="replace") as file:
-            _columns(file, path, [])
+            _find_columns(file, path, [])
     except (DataError, OSError):
         return False
     return True
 
 
 def labels_of(path: Path) -> set[str]:
-    """The classes that a table's rows name; empty if it cannot be read as a table of images."""
+    """Return the classes in a table's rows; none if it cannot be read as a table of images."""
     try:
         return {row.label for row in _read_rows(path, path, [])}
     except DataError:
@@ -127,7 +122,7 @@ def labels_of(path: Path) -> set[str]:
 def _place(
     rows: Iterator[_Row], table: Path, locator: Locator, listing: Listing, written: dict[str, set[str]]
 ) -> list[int]:
-    """Sort the rows' images into the listing, and how each class is written; return the lines that repeat another."""
+    """Sort the rows' images into the listing, and the spellings of each class; return the lines that repeat another."""
     first: dict[Path, _Row] = {}
     missing: list[_Row] = []
     num_missing = 0
@@ -142,8 +137,8 @@ def _place(
                 way_out = f"cannot be looked for ({error.strerror}); allow that, or drop it"
                 raise DataError(f"{table} line {row.line}: {row.name} {way_out}") from error
             num_missing += 1
-            # A table of a gigabyte may name nothing that is there.
-            missing += [row] if len(missing) < _SHOWN else []
+            # A table of a gigabyte may name only missing files.
+            missing += [row] if len(missing) < _MAX_SHOWN else []
         elif path.is_dir():
             raise DataError(
                 f"{table} line {row.line}: {row.name} is a folder; name each image in a row of its own, "
@@ -170,7 +165,7 @@ def _check_repeated(first: _Row, row: _Row, table: Path, locator: Locator) -> No
     if all(names) and names[0] != names[1]:
         raise DataError(
             f"{table} lines {first.line} and {row.line} name different files, {first.name} and {row.name}, but only "
-            f"one is here; bring the other one as well, or mend the paths"
+            f"one is here; bring the other one as well, or correct the paths"
         )
     for was, now in ((first.label, row.label), (first.split, row.split)):
         if was != now:
@@ -182,7 +177,7 @@ def _check_repeated(first: _Row, row: _Row, table: Path, locator: Locator) -> No
 def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
     try:
         with open_text(path) as file:
-            columns = _columns(file, shown, warnings)
+            columns = _find_columns(file, shown, warnings)
             file.seek(0)
             reader = csv.reader(file, delimiter=columns.delimiter, strict=True)
             try:
@@ -202,7 +197,7 @@ def _read_rows(path: Path, shown: Path, warnings: list[str]) -> Iterator[_Row]:
 
 
 def _filled(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The header and the rows: no empty ones, and no `sep=;`, by which a spreadsheet is told the separator."""
+    """Return the rows, header included, without empty ones and without `sep=;`, a note for spreadsheets."""
     filled = (cells for cells in rows if any(cell.strip() for cell in cells))
     first = next(filled, None)
     if first is not None and not first[0].startswith("sep="):
@@ -211,9 +206,9 @@ def _filled(rows: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
-    if len(cells) != len(columns.names):
+    if len(cells) != len(columns.cells):
         raise DataError(
-            f"{path} line {line} has {counted(len(cells), 'column')} where the header has {len(columns.names)}; "
+            f"{path} line {line} has {counted(len(cells), 'column')} where the header has {len(columns.cells)}; "
             f"put what holds a {_DELIMITERS[columns.delimiter]} into quotation marks"
         )
     name, written = cells[columns.path].strip(), cells[columns.label]
@@ -233,39 +228,35 @@ def _row(cells: list[str], line: int, columns: _Columns, path: Path) -> _Row:
     return _Row(line, name, label, split, written)
 
 
-def _columns(file: TextIO, path: Path, warnings: list[str]) -> _Columns:
-    """Read the header: of the possible delimiters the one that gives the columns, or else the most of them."""
-    headers = [(delimiter, _header(file, delimiter)) for delimiter in _DELIMITERS]
-    if not any(cells for _, cells in headers):
-        raise DataError(f"{path} is empty; it needs {_EXAMPLE}")
-    for delimiter, cells in headers:
-        place, label = _choose(cells, _PATH) or _choose(cells, _ID), _choose(cells, _LABEL)
+def _find_columns(file: TextIO, path: Path, warnings: list[str]) -> _Columns:
+    """Read the header with the delimiter that gives the columns."""
+    headers: dict[str, list[str]] = {}
+    for delimiter in _DELIMITERS:
+        file.seek(0)
+        with suppress(csv.Error):
+            headers[delimiter] = next(_filled(csv.reader(file, delimiter=delimiter)), [])
+    for delimiter, cells in headers.items():
+        place, label = _indices(cells, _PATH) or _indices(cells, _ID), _indices(cells, _LABEL)
         if place and label:
-            split = _choose(cells, _SPLIT)
-            for places in (place, label, split):
-                if len(places) > 1:
-                    names = " and ".join(cells[number].strip() for number in places)
+            split = _indices(cells, _SPLIT)
+            for indices in (place, label, split):
+                if len(indices) > 1:
+                    names = " and ".join(cells[index].strip() for index in indices)
                     warnings.append(f"{path.name} has the columns {names}; the first is taken")
-            return _Columns(tuple(cells), delimiter, place[0], label[0], split[0] if split else None)
-    cells = max((cells for _, cells in headers), key=len)
+            return _Columns(cells, delimiter, place[0], label[0], split[0] if split else None)
+    cells = max(headers.values(), key=len, default=[])
+    if not cells:
+        raise DataError(f"{path} is empty; it needs {_EXAMPLE}")
     if any(Path(cell).suffix.lower() in EXTENSIONS for cell in cells):
         raise DataError(f"{path} line 1 names an image already; put a header above it, such as filepath,label")
     found = first_few([repr(cell.strip()[:40]) for cell in cells], 8)
     raise DataError(f"{path} line 1: found {counted(len(cells), 'column')}, {found}; {_NEEDED}")
 
 
-def _header(file: TextIO, delimiter: str) -> list[str]:
-    file.seek(0)
-    try:
-        return next(_filled(csv.reader(file, delimiter=delimiter)), [])
-    except csv.Error:
-        return []
-
-
-def _choose(cells: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Places of the columns that go by one of the names, the preferred name first."""
+def _indices(cells: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the indices of the columns with one of the names, the preferred name first."""
     plain = [cell.strip().lower().replace(" ", "").replace("_", "").replace("-", "") for cell in cells]
-    return [place for name in names for place, cell in enumerate(plain) if cell == name]
+    return [index for name in names for index, cell in enumerate(plain) if cell == name]
 
 
 def _first_undecodable_line(path: Path) -> int:
@@ -279,24 +270,24 @@ def _first_undecodable_line(path: Path) -> int:
 
 
 class Locator:
-    """Finds files by the names a table gives them, with or without an image's extension.
+    """Finds files by the names that a table gives them, with or without an image's extension.
 
-    Relative names count from the table's folder. Where nothing is there, they are looked for in the folders beside the
-    table (of these, where there are such, in those called like it), beside the file that the table is a link to, and
-    in the current folder. Absolute names that do not exist are names of another machine: what they end with is looked
-    for below the table's folder.
+    Relative names count from the table's folder. Names that are not there are looked for in the folders beside the
+    table (only in those with its name, if there are any), beside the file that the table is a link to, and in the
+    current folder. Absolute names that do not exist are of another machine: their last parts are looked for below the
+    table's folder.
 
     Attributes:
         root: the table's folder.
     """
 
     def __init__(self, table: Path, shown: Path | None = None, *, inside: bool = False) -> None:
-        """Get ready for one table.
+        """Prepare for one table.
 
         Args:
             table: its path; the file need not exist.
-            shown: what messages call it.
-            inside: it comes from an archive, and may name nothing outside its folder.
+            shown: its name in messages.
+            inside: whether it comes from an archive, and may name nothing outside its folder.
         """
         self.root = table.parent
         self._shown = shown or table
@@ -304,8 +295,8 @@ class Locator:
         self._roots = {self.root.absolute(), self.root.resolve()}
         folders = [path for path in visible(self.root) if path.is_dir()]
         # A folder may have the table's name, or that and another word: train.csv, train or train_images.
-        called_like = re.compile(rf"{re.escape(table.stem)}(?![^\W_])", re.IGNORECASE)
-        self._beside = [path for path in folders if called_like.match(path.name)] or folders
+        named = re.compile(rf"{re.escape(table.stem)}(?![^\W_])", re.IGNORECASE)
+        self._beside = [path for path in folders if named.match(path.name)] or folders
         elsewhere = () if inside else (table.resolve().parent, Path.cwd())
         self._elsewhere = [folder for folder in elsewhere if folder not in self._roots]
         self._stems: dict[Path, dict[str, list[str]]] = {}
@@ -314,10 +305,10 @@ class Locator:
         self._by_name_alone = False
 
     def find(self, name: str) -> Path | None:
-        """The file or folder of that name; None if there is none.
+        """Return the file or folder of that name; None if there is none.
 
         Raises:
-            DataError: if there are two, and nothing says which one is meant.
+            DataError: if there are two, and nothing tells which one is meant.
         """
         plain, path = self._absolute(name)
         if path is None:
@@ -325,12 +316,12 @@ class Locator:
         return path if self._is_there(path) else self._find_foreign(plain)
 
     def foreign(self, name: str) -> str:
-        """A name of another machine, in one way of writing; nothing ("") for any other name."""
+        """Return a name of another machine with forward slashes, "" for any other name."""
         plain, path = self._absolute(name)
         return plain if path is not None and not self._is_there(path) else ""
 
     def warnings(self) -> list[str]:
-        """What was done to find the files, for the user to judge; to be asked for when all have been looked for.
+        """Return what was done to find the files; call it after all of them.
 
         Raises:
             DataError: if files of several folders of another machine were found by their bare names.
@@ -338,7 +329,7 @@ class Locator:
         if self._by_name_alone and len(self._foreign) > 1:
             raise DataError(
                 f"{self._shown} has paths of another machine, below {first_few(list(self._foreign))}, of which only "
-                f"the last part is found here; bring their folders as well, or mend the paths"
+                f"the last part is found here; bring their folders as well, or correct the paths"
             )
         warnings = [
             f"{counted(number, 'path')} of another machine, below {prefix}, found below {self._shown.parent}"
@@ -350,7 +341,7 @@ class Locator:
         return warnings
 
     def _absolute(self, name: str) -> tuple[str, Path | None]:
-        """The name in one way of writing, and its path where it is absolute."""
+        """Return the name with forward slashes, and its path if it is absolute."""
         absolute = PureWindowsPath(name).is_absolute() or name.startswith(("/", "\\"))
         name = posixpath.normpath(name.replace("\\", "/"))
         return name, self._below_root(Path(name)) if absolute else None
@@ -370,25 +361,22 @@ class Locator:
         return self._below_root(path)
 
     def _at(self, folder: Path, name: str) -> Path | None:
-        """The file of that name in a folder, or of that name and an image's extension."""
+        """Return the file of that name in a folder, or of that name and an image's extension."""
         path = folder / name
         if self._is_there(path):
             return path
         if path.suffix.lower() in EXTENSIONS or not path.name:
             return None
-        names = self._images_by_stem(path.parent).get(path.name, [])
+        if path.parent not in self._stems:
+            stems = self._stems[path.parent] = {}
+            with suppress(OSError, ValueError):
+                for file in sorted(path.parent.iterdir()):
+                    if file.suffix.lower() in EXTENSIONS:
+                        stems.setdefault(file.stem, []).append(file.name)
+        names = self._stems[path.parent].get(path.name, [])
         if len(names) > 1:
             raise DataError(f"{self._shown}: {name} could be {' or '.join(names[:2])}; write the extension as well")
         return path.with_name(names[0]) if names and self._is_there(path.with_name(names[0])) else None
-
-    def _images_by_stem(self, folder: Path) -> dict[str, list[str]]:
-        if folder not in self._stems:
-            stems = self._stems[folder] = {}
-            with suppress(OSError, ValueError):
-                for path in sorted(folder.iterdir()):
-                    if path.suffix.lower() in EXTENSIONS:
-                        stems.setdefault(path.stem, []).append(path.name)
-        return self._stems[folder]
 
     def _is_there(self, path: Path) -> bool:
         # pathlib's raises an error for a name that no file could have, and in a folder that may not be entered.
@@ -396,16 +384,14 @@ class Locator:
         return is_there and (not self._inside or path.resolve().is_relative_to(self.root.resolve()))
 
     def _below_root(self, path: Path) -> Path:
-        """The same path, written as if it had been relative where it lies below the root."""
-        for root in self._roots:
-            if path.is_relative_to(root):
-                return self.root / path.relative_to(root)
-        return path
+        """Return the path as if it had been relative, if it lies below the root."""
+        below = next((path.relative_to(root) for root in self._roots if path.is_relative_to(root)), None)
+        return path if below is None else self.root / below
 
     def _find_foreign(self, name: str) -> Path | None:
         parts = PurePosixPath(name).parts
         prefixes = ["/".join(parts[:length]).replace("//", "/") for length in range(1, len(parts))]
-        # What was found for one path is tried first for the next, so that all are taken from one place if they can be.
+        # What was found for one path is tried first for the next, so that all come from one place if they can.
         for prefix in sorted(prefixes, key=lambda prefix: prefix not in self._foreign):
             path = self.root / name.removeprefix(prefix).lstrip("/")
             if self._is_there(path) and not path.is_dir():

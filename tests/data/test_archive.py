@@ -1,8 +1,9 @@
-"""Archives come from anywhere: whatever they say, nothing is written outside the cache, and no error is a surprise."""
+"""Archives come from anywhere: whatever they hold, nothing is written outside the cache, and every error is ours."""
 
 import contextlib
 import io
 import os
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -16,6 +17,7 @@ from packing import BOMB_BYTES, CATS_AND_DOGS, IMAGE, images, write_tar, write_z
 from carnet.data import archive
 from carnet.data.archive import SafeFolder, num_hidden, unpack
 from carnet.data.cache import cache_root
+from carnet.data.shards import quoted_member
 from carnet.errors import CarnetError, DataError, OutputError
 
 
@@ -59,22 +61,23 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
         write_tar(tmp_path / "x", images(*CATS_AND_DOGS, "../x.jpg")),
         write_zip(tmp_path / "y", images(*CATS_AND_DOGS, "../x.jpg")),
     ):
-        with pytest.raises(DataError, match="leads out"):
+        with pytest.raises(DataError, match=r"'\.\./x\.jpg'"):
             unpack(path)
     assert not list(cache_root().rglob("*.jpg"))
     assert not list((cache_root() / "archives").iterdir())
 
 
 @pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python has no filter for tar archives")
-def test_pythons_rules_hold_should_ours_be_wrong(tmp_path: Path) -> None:
+def test_pythons_rules_hold_if_ours_are_wrong(tmp_path: Path) -> None:
     class Careless(archive.SafeFolder):
         def place(self, member: str, *, is_folder: bool = False) -> Path:
             return self.folder / member
 
     path, folder = write_tar(tmp_path / "x", images("cat/1.jpg", "cat/../../2.jpg")), tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"'cat/\.\./\.\./2\.jpg' is refused by Python"):
+    with pytest.raises(DataError, match=r"'cat/\.\./\.\./2\.jpg'") as caught:
         archive.unpack_into(Careless(folder, path), lambda done: None)
+    assert isinstance(caught.value.__cause__, tarfile.FilterError)
     assert [found.name for found in tmp_path.rglob("*.jpg")] == ["1.jpg"]
 
 
@@ -82,21 +85,20 @@ def test_folders_stay_though_they_are_empty(tmp_path: Path) -> None:
     assert (unpack(write_zip(tmp_path / "x", {"cow/": b""} | images("cat/1.jpg"))) / "cow").is_dir()
 
 
-def test_a_zip_that_says_less_than_it_holds(tmp_path: Path) -> None:
-    """Neither the size nor the checksum in the header is believed."""
+def test_a_zip_whose_header_understates_its_size(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {"a.jpg": bytes(100_000)})
     content = path.read_bytes()
     path.write_bytes(content.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
-    with pytest.raises(DataError, match="is damaged or incomplete"):
+    with pytest.raises(DataError, match=re.escape(str(path))):
         unpack(path)
 
 
-def test_bombs_are_counted_while_they_unfold(tmp_path: Path) -> None:
+def test_zip_bombs_are_counted_while_they_are_decompressed(tmp_path: Path) -> None:
     for name, content in (("a.jpg", bytes(BOMB_BYTES)), ("b.jpg", IMAGE + bytes(BOMB_BYTES))):
-        with pytest.raises(DataError, match=rf"with '{name}' it unpacks to more than 0.[0-9] GB, far more than images"):
+        with pytest.raises(DataError, match=rf"'{name}' .* 0\.\d GB"):
             unpack(write_tar(tmp_path / "x.tar.gz", images("1.jpg") | {name: content}, packed="gz"))
     many = {f"{number}.jpg": bytes(BOMB_BYTES // 100) for number in range(101)}
-    with pytest.raises(DataError, match="it unpacks to more than"):
+    with pytest.raises(DataError, match=r"'\d+\.jpg' .* 0\.\d GB"):
         unpack(write_tar(tmp_path / "x.tar.gz", many, packed="gz"))
 
 
@@ -111,7 +113,7 @@ def test_the_disk_is_not_filled(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match=r"cannot write into the cache .*file.*; .* CARNET_CACHE"):
+    with pytest.raises(OutputError, match=r"/file/archives.* CARNET_CACHE"):
         unpack(write_zip(tmp_path / "x.zip", images("1.jpg")))
 
 
@@ -123,16 +125,16 @@ def test_other_ways_of_packing_a_zip(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "y.zip", {"a.jpg": IMAGE})
     # Deflate64, which Windows uses for large archives.
     path.write_bytes(path.read_bytes().replace(b"\x08\x00\x00\x00\x21\x00", b"\x09\x00\x00\x00\x21\x00"))
-    with pytest.raises(DataError, match=r"'a.jpg' is packed in a way that Python does not know; unpack it yourself"):
+    with pytest.raises(DataError, match=r"'a\.jpg'"):
         unpack(path)
 
 
-PIECES = (
+PARTS = (
     *("..", "../", "/..", ".", "/", "\\", "//", "a", "A", "a/", "b.jpg", "C:", "~", "...", ".. ", " "),
     *("\0", "é", "e\u0301", "con", ".h", "x" * 90),
 )
 NAMES = st.lists(
-    st.one_of(st.sampled_from(PIECES), st.text(st.characters(min_codepoint=33), max_size=3)), max_size=8
+    st.one_of(st.sampled_from(PARTS), st.text(st.characters(min_codepoint=33), max_size=3)), max_size=8
 ).map("".join)
 KINDS = st.sampled_from((*[tarfile.REGTYPE] * 6, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE))
 MEMBERS = st.lists(st.tuples(NAMES, KINDS, NAMES), max_size=6)
@@ -204,28 +206,28 @@ def test_damaged_anywhere_it_is_read_or_refused(kind: str, changes: list[tuple[f
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    "names",
     [
-        (["a/b", "a"], "there is twice|is there twice"),
-        (["a", "a/b"], "lies in what is also a file"),
-        (["a.", "A"], "is there twice"),
-        (["é", "e\u0301"], "is there twice"),
-        (["straße/1", "STRASSE/2"], "some systems take for"),
-        (["x" * 300], "too long"),
-        (["x/" * 600 + "y"], "too long"),
-        (["a\nb"], "control characters"),
-        ([".hidden/../../x"], "leads out"),
-        (["a/.. /x"], "leads out"),
-        (["\\\\server\\x"], "absolute"),
-        (["c:x"], "absolute"),
+        ["a/b", "a"],
+        ["a", "a/b"],
+        ["a.", "A"],
+        ["é", "e\u0301"],
+        ["straße/1", "STRASSE/2"],
+        ["x" * 300],
+        ["x/" * 600 + "y"],
+        ["a\nb"],
+        [".hidden/../../x"],
+        ["a/.. /x"],
+        ["\\\\server\\x"],
+        ["c:x"],
     ],
 )
-def test_names_that_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+def test_names_that_are_refused(names: list[str], tmp_path: Path) -> None:
     (tmp_path / "archive").touch()
     safe = SafeFolder(tmp_path, tmp_path / "archive", capitals_count=False)
     for name in names[:-1]:
         assert safe.place(name) is not None
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=re.escape(quoted_member(names[-1]))) as caught:
         safe.place(names[-1])
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
@@ -236,9 +238,9 @@ def test_capitals_count_where_the_disk_tells_them(tells: bool, tmp_path: Path) -
     (tmp_path / "archive").touch()
     safe = SafeFolder(tmp_path, tmp_path / "archive", capitals_count=tells)
     assert safe.place("cat/1.jpg") == tmp_path / "cat" / "1.jpg"
-    with contextlib.nullcontext() if tells else pytest.raises(DataError, match=r"twice .*capitals do not count"):
+    with contextlib.nullcontext() if tells else pytest.raises(DataError, match=r"'cat/1\.JPG'"):
         assert safe.place("cat/1.JPG") == tmp_path / "cat" / "1.JPG"
-    with pytest.raises(DataError, match="is there twice"):
+    with pytest.raises(DataError, match=r"'\./cat/1\.jpg'"):
         safe.place("./cat/1.jpg")
 
 

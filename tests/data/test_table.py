@@ -1,4 +1,6 @@
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ from carnet.errors import DataError
 def write(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def tell(warnings: Sequence[str], *patterns: str) -> bool:
+    """Return whether each warning matches its pattern."""
+    return len(warnings) == len(patterns) and all(map(re.search, patterns, warnings))
 
 
 @pytest.mark.parametrize(
@@ -40,11 +47,7 @@ def test_of_two_columns_that_fit_the_usual_one_is_taken(tmp_path: Path) -> None:
     header = "image,class,filepath,label,subset,split"
     found = list_table(write(root / "t.csv", header, "1,9,a.jpg,x,test,train", "2,9,b.jpg,y,test,train"))
     assert set(found.splits["train"]) == {"x", "y"}
-    assert found.warnings == [
-        "t.csv has the columns filepath and image; the first is taken",
-        "t.csv has the columns label and class; the first is taken",
-        "t.csv has the columns split and subset; the first is taken",
-    ]
+    assert tell(found.warnings, "t.csv .* filepath .* image", "t.csv .* label .* class", "t.csv .* split .* subset")
 
 
 def test_blank_lines_and_quotes(tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_blank_lines_and_quotes(tmp_path: Path) -> None:
 def test_line_numbers_count_lines_of_the_file(tmp_path: Path) -> None:
     root = tree(tmp_path, "a.jpg")
     table = write(root / "t.csv", "path,note,label", 'a.jpg,"two\nlines",x', "", "a.jpg,,y")
-    with pytest.raises(DataError, match=r"t.csv line 5: a.jpg is 'y', but 'x' in line 3"):
+    with pytest.raises(DataError, match=r"t.csv line 5: a.jpg .*'y'.* 'x' .*line 3"):
         list_table(table)
 
 
@@ -69,7 +72,7 @@ def test_one_file_by_two_names_is_one_file(tmp_path: Path) -> None:
     rows = ("a.jpg,x", "./a.jpg,x", "x/../a.jpg,x", f"{root / 'a.jpg'},x", "../photos/b.jpg,y")
     found = find_images(write(root / "t.csv", "path,label", *rows))
     assert [found.relative(sample) for sample in found.samples] == ["a.jpg", "../photos/b.jpg"]
-    assert found.warnings == ("3 rows of t.csv repeated word for word, counted once: line 3, 4, 5",)
+    assert tell(found.warnings, "3 rows of t.csv .* line 3, 4, 5")
 
 
 def test_images_elsewhere_have_their_full_names(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_images_elsewhere_have_their_full_names(tmp_path: Path) -> None:
 
 
 def test_what_is_listed_counts_whatever_it_looks_like(tmp_path: Path) -> None:
-    """Nothing is passed over without a word: the check, which decodes it, says that it is no image."""
+    """Nothing is left out silently: the scan decodes it and finds that it is no image."""
     root = tree(tmp_path, "a.jpg", "b.jpg")
     write(root / ".c.txt", "text")
     assert len(find_images(write(root / "t.csv", "path,label", "a.jpg,x", "b.jpg,y", ".c.txt,y")).samples) == 3
@@ -94,10 +97,8 @@ def test_paths_of_another_machine_come_from_one_place(tmp_path: Path) -> None:
     assert locator.find("/home/ann/photos/cat/1.jpg") == root / "photos/cat/1.jpg"
     assert locator.find("/home/ann/cat/3.jpg") is None
     assert locator.find(r"\\server\share\pets\cat\1.jpg") == root / "cat/1.jpg"
-    assert locator.warnings() == [
-        f"2 paths of another machine, below /home/ann, found below {root}",
-        f"1 path of another machine, below //server/share/pets, found below {root}",
-    ]
+    below = re.escape(str(root))
+    assert tell(locator.warnings(), f"2 paths .* /home/ann, .*{below}", f"1 path .* //server/share/pets, .*{below}")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_table_that_is_a_link(tmp_path: Path) -> None:
     (tmp_path / "tables" / "t.csv").symlink_to(write(root / "t.csv", "path,label", "a.jpg,x", "b.jpg,y"))
     found = find_images(tmp_path / "tables" / "t.csv")
     assert [sample.path for sample in found.samples] == [root / "a.jpg", root / "b.jpg"]
-    assert found.warnings == (f"2 paths found by counting from {root}",)
+    assert tell(found.warnings, f"2 paths .*{re.escape(str(root))}")
 
 
 def test_an_id_is_the_path_only_where_nothing_else_is(tmp_path: Path) -> None:
@@ -141,5 +142,5 @@ def test_another_image_of_the_same_bare_name_is_not_taken(tmp_path: Path) -> Non
     root = tree(tmp_path, "cat/1.jpg", "dog/2.jpg", "7.jpg")
     rows = ("/home/ann/cat/1.jpg,cat", "/home/ann/dog/2.jpg,dog")
     assert len(find_images(write(root / "t.csv", "path,label", *rows, "/home/ann/7.jpg,dog")).samples) == 3
-    with pytest.raises(DataError, match="below /home/ann, /y/q, of which only the last part is found here; bring"):
+    with pytest.raises(DataError, match=r"t\.csv .* /home/ann, /y/q,"):
         find_images(write(root / "t.csv", "path,label", *rows, "/y/q/7.jpg,dog"))

@@ -1,5 +1,6 @@
 import gzip
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -13,8 +14,8 @@ FILES = images("a/1.jpg", "b/2.jpg") | {"whole-block": bytes(1024), "empty": b""
 
 
 def read(path: Path) -> dict[str, bytes]:
-    with TarReader.open(path) as tar, reading():
-        return {info.name: tar.read() for info in tar.members() if info.type in REGULAR}
+    with TarReader.open(path) as tar, reading(path):
+        return {info.name: tar.read(2**20) for info in tar.members() if info.type in REGULAR}
 
 
 @pytest.mark.parametrize("packed", ["", "gz", "bz2", "xz"])
@@ -39,18 +40,18 @@ def test_cut_anywhere_it_is_damaged(packed: str, tmp_path: Path) -> None:
     lengths = range(20, len(whole), 7) if packed else range(512, len(whole.rstrip(b"\0")), 128)
     for length in lengths:
         (tmp_path / "x").write_bytes(whole[:length])
-        with pytest.raises(DataError, match="is damaged or incomplete"):
+        with pytest.raises(DataError, match=re.escape(str(tmp_path / "x"))):
             read(tmp_path / "x")
 
 
-def test_a_flipped_bit_in_what_is_packed_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_compressed_data_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", compresslevel=0) as packed:
         packed.write(write_tar(tmp_path / "plain", FILES, packed="").read_bytes())
     content = bytearray(path.read_bytes())
     content[content.index(b"image") + 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="CRC"):
+    with pytest.raises(DataError, match=re.escape(str(path))):
         read(path)
 
 
@@ -59,14 +60,14 @@ def test_a_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"b/2.jpg")] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged or incomplete"):
+    with pytest.raises(DataError, match=re.escape(str(path))):
         read(path)
 
 
 def test_two_archives_joined_are_not_half_read(tmp_path: Path) -> None:
     one, two = (write_tar(tmp_path / name, images(name), packed="").read_bytes() for name in ("1.jpg", "2.jpg"))
     (tmp_path / "x").write_bytes(one + two)
-    with pytest.raises(DataError, match="goes on after its end mark"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "x"))):
         read(tmp_path / "x")
 
 
@@ -77,7 +78,7 @@ def test_a_header_does_not_fill_the_memory(kind: bytes, tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x", "wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.write(bytes(10**6))
-    with pytest.raises(DataError, match="a header of"):
+    with pytest.raises(DataError, match=str(100 * MAX_HEADER)):
         read(tmp_path / "x")
 
 
@@ -87,7 +88,7 @@ def test_texts_are_no_archives(tmp_path: Path) -> None:
         assert not is_tar(tmp_path / "x")
 
 
-def test_members_may_be_passed_over_unread(tmp_path: Path) -> None:
+def test_members_may_be_skipped_unread(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with tarfile.open(path, "w:gz") as archive:
         for name in ("a", "b", "c"):

