@@ -22,11 +22,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields, make_dataclass
+from dataclasses import Field, field, fields, make_dataclass
 from functools import partial
 from itertools import pairwise
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Never, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Never, Union, get_args, get_origin, get_type_hints
 
 from carnet import __version__
 from carnet.errors import (
@@ -41,6 +41,9 @@ from carnet.files import to_json
 from carnet.machine import wait_briefly
 from carnet.report.console import Console, is_broken_pipe, silence
 from carnet.text import is_control, printable
+
+if TYPE_CHECKING:
+    from carnet.config import TrainingConfig
 
 COMMANDS = {
     "demo": "train a small model on drawn images, in about two minutes",
@@ -184,36 +187,40 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=registry,
     )
+    own = [member for member in fields(command) if member.name != "recipe"]
     if not hasattr(command, "initial_recipe"):
-        return command(**vars(read(_flags_of(command, fields(command)))))
-    from carnet.config import TrainingConfig
+        return command(**vars(read(_flags_of(command, own))))
+    from carnet import config
 
-    def read_with_recipe(recipe: TrainingConfig) -> Any:
-        groups: dict[str, list[Field[Any]]] = {}
-        for member in fields(recipe):
-            groups.setdefault(member.metadata.get("group", "recipe"), []).append(member)
-        inner = {group: _flags_of(recipe, members) for group, members in groups.items()}
-        own = [member for member in fields(command) if member.name != "recipe"]
-        values = vars(read(_flags_of(command, own, inner)))
-        changed = {name: value for group in groups for name, value in vars(values.pop(group)).items()}
-        return command(**values, recipe=TrainingConfig(**changed))
+    groups = getattr(config, "GROUPS", {"recipe": config.TrainingConfig})
 
-    parsed = read_with_recipe(TrainingConfig())
+    def read_with_recipe(recipe: config.TrainingConfig) -> Any:
+        inner = {name: _flags_of(kind, fields(kind), recipe) for name, kind in groups.items()}
+        values = vars(read(_flags_of(command, own, groups=inner)))
+        recipe_values = {name: value for group in groups for name, value in vars(values.pop(f"{group}_flags")).items()}
+        return command(**values, recipe=config.TrainingConfig(**recipe_values))
+
+    parsed = read_with_recipe(config.TrainingConfig())
     recipe = parsed.initial_recipe()
-    return parsed if recipe == TrainingConfig() else read_with_recipe(recipe)
+    return parsed if recipe == config.TrainingConfig() else read_with_recipe(recipe)
 
 
-def _flags_of(source: Any, members: Iterable[Field[Any]], groups: Mapping[str, type[Any]] | None = None) -> type[Any]:
+def _flags_of(
+    kind: type[Any],
+    members: Iterable[Field[Any]],
+    recipe: TrainingConfig | None = None,
+    groups: Mapping[str, type[Any]] | None = None,
+) -> type[Any]:
     """Build a dataclass of flags for tyro, with the text below each field as its help.
 
     Args:
-        source: a dataclass, or an instance of one, that gives the defaults.
-        members: the fields to include.
-        groups: dataclasses of further flags, which the help shows under the names of the groups.
+        kind: a dataclass.
+        members: those of its fields to include.
+        recipe: gives the defaults; None: the fields' own.
+        groups: dataclasses of further flags, which the help shows under these names.
     """
     import tyro
 
-    kind = source if isinstance(source, type) else type(source)
     types, texts = get_type_hints(kind, include_extras=True), _texts_below_fields(kind)
     flags: list[tuple[str, Any, Any]] = []
     for member in members:
@@ -222,10 +229,11 @@ def _flags_of(source: Any, members: Iterable[Field[Any]], groups: Mapping[str, t
             help=texts.get(member.name),
             help_behavior_hint=lambda default: "" if default in _HIDDEN_DEFAULTS else f"(default: {default})",
         )
-        default = getattr(source, member.name, MISSING)
+        default = member.default if recipe is None else getattr(recipe, member.name)
         flags.append((member.name, Annotated[types[member.name], about], field(default=default)))
     for name, group in (groups or {}).items():
-        flags.append((name, group, field(default_factory=group)))
+        # The command may have a field of this name.
+        flags.append((f"{name}_flags", Annotated[group, tyro.conf.arg(name=name)], field(default_factory=group)))
     return make_dataclass(kind.__name__, flags, kw_only=True)
 
 

@@ -106,7 +106,7 @@ def test_flags_that_would_have_no_effect(
 ) -> None:
     command = ["compare", str(photos), "--models", "carnet_n,carnet_s", *flags, "--output", str(tmp_path)]
     assert run_command(command) == 2
-    assert "--models names the networks here, and --seeds how many runs" in capsys.readouterr().err
+    assert flags[0] in capsys.readouterr().err
 
 
 def test_some_training_images_do_not_judge(folder: Path, photos: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_headline_numbers():
     assert "Top-1 accuracy 95.0% 19 of 20 images correct; 95% interval 76.4% to 99.1%" in text
     assert "macro F1 95.0%" in text
     assert "images 20" in text
-    assert "training images among them not known" in text
+    assert "seen in training not known" in text
     assert "top-5" not in text
     six = make_report([4] * 6, range(6), "abcdef")
     assert "top-5 accuracy 83.3%" in page_of(six).text()
@@ -133,7 +133,7 @@ def test_leaked_images_are_prominent_when_there_are_any():
     assert re.search(r"4 of 20 images .* without them: 93\.8%", page.text())
     assert ("p", {"class": "warning"}) in page.elements
     none = page_of(make_report([0, 1], [0, 1], ("cat", "dog"), leaked=[False, False]))
-    assert "training images among them 0" in none.text()
+    assert "seen in training 0" in none.text()
     assert ("p", {"class": "warning"}) not in none.elements
     everything = page_of(make_report([0, 1], [0, 1], ("cat", "dog"), leaked=[True, True])).text()
     assert "2 of 2 images" in everything
