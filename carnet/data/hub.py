@@ -23,18 +23,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from carnet.data import shards
 from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
-from carnet.data.shards import (
-    LABEL_MEMBERS,
-    files_in,
-    is_webdataset,
-    kind_of,
-    matching,
-    readable,
-    shards_in,
-    with_splits,
-)
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 from carnet.files import MAX_IMAGE_BYTES, digest_of, open_file, read_file, state_of
 from carnet.preprocess import EXTENSIONS
@@ -94,7 +85,7 @@ class Source:
         for number, (split, path) in enumerate(self.files, start=1):
             # In a plain folder the path is the label.
             name = split or path.relative_to(self.place).as_posix()
-            with readable():
+            with shards.readable():
                 state = path.stat()
                 # The scan refuses such an image; its size may be made up.
                 is_too_large = path.suffix.lower() in EXTENSIONS and state.st_size > MAX_IMAGE_BYTES
@@ -118,15 +109,15 @@ def is_dataset(data: str) -> bool:
     if data.startswith("hf:"):
         return True
     path = expanded(data)
-    files = shards_in(path) if path.is_dir() else [path]
-    kinds = {kind_of(file) for file in files}
+    files = shards.shards_in(path) if path.is_dir() else [path]
+    kinds = {shards.kind_of(file) for file in files}
     if "webdataset" not in kinds or "parquet" in kinds:
         return "parquet" in kinds
     if not path.exists():
         return re.search(r"[*?\[{]", data) is not None
     # {p}hotos.tar is a pattern of one file.
     pattern = path / "**" / "*.tar" if path.is_dir() else path.with_name(f"{{{path.name[0]}}}{path.name[1:]}")
-    return is_webdataset(files[0], str(pattern))
+    return shards.is_webdataset(files[0], str(pattern))
 
 
 def find_source(data: str) -> Source:
@@ -135,12 +126,12 @@ def find_source(data: str) -> Source:
     Raises:
         DataError: if it is no such name, a file is missing or cut short, files are of two kinds, or splits are unclear.
     """
-    with readable():
+    with shards.readable():
         if data.startswith("hf:"):
             return _named(data)
         path = expanded(data)
-        files = shards_in(path) if path.is_dir() else [path] if path.is_file() else matching(data)
-        kind, *others = {kind_of(file) for file in files} or {None}
+        files = shards.shards_in(path) if path.is_dir() else [path] if path.is_file() else shards.matching(data)
+        kind, *others = {shards.kind_of(file) for file in files} or {None}
         if kind is None or others:
             raise DataError(f"{data} is not parquet files alone, nor tars alone; name the ones or the others")
         for file in files:
@@ -149,7 +140,7 @@ def find_source(data: str) -> Source:
                 content.seek(max(0, file.stat().st_size - 4))
                 if kind == "parquet" and content.read(4) != b"PAR1":
                     raise DataError(f"{file} is damaged or incomplete, its end is missing; copy or download it again")
-    return Source(data, kind, files=with_splits(data, files))
+    return Source(data, kind, files=shards.with_splits(data, files))
 
 
 def _named(data: str) -> Source:
@@ -166,7 +157,7 @@ def _named(data: str) -> Source:
     state = state_of(folder)
     if state is None or not stat.S_ISDIR(state.st_mode):
         raise DataError(f"{data}: there is no folder {folder}; a data set of the hub is hf:NAME or hf:OWNER/NAME")
-    files = sorted(files_in(folder, (".",)))
+    files = sorted(shards.files_in(folder, (".",)))
     if no_file := next((path for path in files if not path.is_file()), None):
         raise DataError(
             f"{data}: {no_file} is no ordinary file or cannot be reached, and datasets would pass over it; remove "
@@ -388,7 +379,7 @@ class Columns:
         ]
         plain = [name for name in _IMAGE_COLUMNS if _type_name(features.get(name)) in _IMAGE_TYPES]
         image = _choose("image", images or plain[:1], _IMAGE_COLUMNS, features, source)
-        known = (*_LABEL_COLUMNS, *(LABEL_MEMBERS if format_name == "webdataset" else ()))
+        known = (*_LABEL_COLUMNS, *(shards.LABEL_MEMBERS if format_name == "webdataset" else ()))
         labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         plain = [name for name in known if name != image and _label_member(features.get(name)) is not None]
         label = _choose("label", labels or plain[:1], known, features, source)
