@@ -1,8 +1,8 @@
-"""How fast a training step could be: multiply-accumulates and bytes of every kind of layer, forward and backward.
+"""Estimate how fast a training step could be, from the multiply-adds and bytes of every kind of layer.
 
-Each pass over memory is counted as PyTorch makes it, operation by operation: what it reads and what it writes. At the
-measured rates of matrix products and of copying, the arithmetic and the traffic of a kind of layer have a least time
-each; a step that overlaps both perfectly takes the larger sum. Beside these, the step as it is.
+Memory traffic is counted by operation, as PyTorch reads and writes it, forward and backward. Measured rates of matrix
+products and of copying give a lower bound for the arithmetic and for the traffic of each kind of layer; a step
+that overlaps both perfectly takes the larger sum. The measured step is shown beside them.
 
 Example:
   python benchmarks/attainable.py
@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--model", default="carnet_s")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--held-to-avx2", action="store_true", help="keep PyTorch's kernels from newer instructions")
+    parser.add_argument("--held-to-avx2", action="store_true", help="restrict PyTorch's kernels to AVX2")
     options = parser.parse_args()
     if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
-        # Before PyTorch is imported.
+        # This has to come before the import of PyTorch.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
     keep_freed_memory()
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def count(network: nn.Module, images: Tensor) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates and bytes, in 10^9, of a forward and a backward pass, by kind of layer."""
+    """Return the multiply-adds and bytes, in 10^9, of a forward and a backward pass, by kind of layer."""
     kinds: dict[str, dict[str, float]] = {}
 
     def add(kind: str, macs: float, values: float) -> None:
@@ -117,14 +117,14 @@ def count(network: nn.Module, images: Tensor) -> dict[str, dict[str, float]]:
 
 
 def copy_rate() -> float:
-    """Gigabytes that are read and written again in a second, far more than a cache holds."""
+    """Measure the gigabytes per second that are read and written, for far more data than a cache holds."""
     source = torch.ones(64 * 2**20)
     target = torch.empty_like(source)
     return 2 * 4 * source.numel() / 1e9 / median_seconds(lambda: target.copy_(source))
 
 
 def median_seconds(call: Callable[[], object], rounds: int = 15) -> float:
-    """Of one call, after some that are not counted."""
+    """Measure the seconds of one call, after warm-up calls."""
     for _ in range(5):
         call()
     seconds = []

@@ -1,7 +1,7 @@
-"""Train beside other work: images/s with a busy loop of normal priority on each core, and without.
+"""Measure training beside other work: images/s with and without a busy loop of normal priority on each core.
 
-Threads that wait as PyTorch has them by default, and briefly as the `carnet` command has them (`carnet/machine.py`), in
-turns, each in a process of its own. The network learns random pixels; nothing is compiled.
+Threads wait as PyTorch does by default, and briefly as the `carnet` command does (`carnet/machine.py`); both alternate,
+each in its own process. The network is trained on random pixels, and nothing is compiled.
 
 Example:
   python benchmarks/busy_cores.py
@@ -42,15 +42,15 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--held-to-avx2", action="store_true", help="keep PyTorch's kernels from newer instructions")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement")
+    parser.add_argument("--held-to-avx2", action="store_true", help="restrict PyTorch's kernels to AVX2")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(measure(options)))
         return
     if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
-        # Before PyTorch is imported, also for what the result says of the machine.
+        # This has to come before the import of PyTorch, which also describes the machine in the result.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
     rates: dict[str, dict[str, list[float]]] = {name: {ALONE: [], BESIDE: []} for name in WAITING}
     for _ in range(options.rounds):
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Images per second alone and beside busy loops, of the training step itself."""
+    """Return images per second of the training step, alone and beside busy loops."""
     import torch
 
     from carnet import TrainingConfig
@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 @contextmanager
 def busy_loops() -> Iterator[None]:
-    """One on each core that this process may use."""
+    """Run a busy loop on each core that this process may use."""
     loops = []
     try:
         for core in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(available_cores()):

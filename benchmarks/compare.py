@@ -1,7 +1,7 @@
-"""Record what `carnet compare` finds: a dated result, and its figure where one is wanted.
+"""Record the results of `carnet compare`: a dated result file, and a copy of its figure if requested.
 
-Runs the command as a user would; finished runs are taken as they are, and stopped ones go on. Shown are folders by
-their names alone, which say nothing elsewhere.
+The command runs as a user would run it: finished runs are kept, and interrupted ones are resumed. The result shows only
+the names of folders, because their paths mean nothing elsewhere.
 
 Example:
   python benchmarks/compare.py sports100-64px --figure docs/images/comparison-sports100.png -- DATA/sports100 \\
@@ -22,9 +22,9 @@ from environment import write_result
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the result file, after compare-")
-    parser.add_argument("--figure", type=Path, help="where a copy of the figure goes")
-    parser.add_argument("arguments", nargs="+", help="of carnet compare, after --; --output among them")
+    parser.add_argument("name", help="name of the result file, after compare-")
+    parser.add_argument("--figure", type=Path, help="file for a copy of the figure")
+    parser.add_argument("arguments", nargs="+", help="arguments of carnet compare, after --, with --output")
     options = parser.parse_args()
     command = [sys.executable, "-m", "carnet", "compare", *options.arguments, "--json"]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout

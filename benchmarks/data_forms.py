@@ -1,4 +1,4 @@
-"""Train one epoch on the same images as a folder, as its zip and as a table, and compare classes and metrics.
+"""Train one epoch on the same images as a folder, a zip archive and a table, and compare classes and metrics.
 
 Example:
   python benchmarks/data_forms.py ../shared/data/sports100
@@ -27,7 +27,7 @@ CONFIG = TrainingConfig(image_size=48, epochs=1, batch_size=64)
 
 
 def pack(data: Path, archive: Path) -> None:
-    """One top folder with everything in it, as a file manager packs it."""
+    """Write a zip archive with one top folder, as a file manager does."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path in sorted(data.rglob("*"), reverse=True):
             if path.is_file():
@@ -35,7 +35,7 @@ def pack(data: Path, archive: Path) -> None:
 
 
 def write_table(data: Path, table: Path) -> None:
-    """In the columns of the sports photos' own table, in an order of its own, with whole paths."""
+    """Write a table with the columns of the sports data set, in another order and with absolute paths."""
     found = find_images(data)
     rows = [
         {

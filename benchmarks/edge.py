@@ -1,8 +1,8 @@
-"""What an exported model costs where it is used, beside PyTorch and beside a mobile network of equal size.
+"""Measure the costs of an exported model in use, beside PyTorch and beside a mobile network of equal size.
 
-Cold start and memory are those of `carnet predict MODEL PHOTO`, a new process each time. Everything else happens in
-this process. What is compared takes turns. The mobile network (timm's mobilenetv3_small_050 at 224 px, random weights)
-is exported as ours are and fed by the same decoder. Needs the extras train, timm and export.
+Cold start and memory are those of `carnet predict MODEL PHOTO`, each in a new process; everything else is measured in
+this process, with the candidates alternating. The mobile network (timm's mobilenetv3_small_050 at 224 px, random
+weights) is exported like ours and uses the same decoder. The script needs the extras train, timm and export.
 
 Example:
   python benchmarks/edge.py runs/sports100-carnet_s runs/sports100-carnet_s/model.onnx DATA/sports100/valid
@@ -45,16 +45,16 @@ started = time.perf_counter()
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
 print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""In a small process, because Linux counts what the one that starts another had in memory as the other's."""
+"""Run in a small process, because Linux counts the memory of the starting process for the started one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("model", type=Path, help="its exported model")
-    parser.add_argument("photos", type=Path, help="a folder of photos")
-    parser.add_argument("--starts", type=int, default=10, help="cold starts of each")
-    parser.add_argument("--rounds", type=int, default=50, help="turns of every latency")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("model", type=Path, help="exported model of the run")
+    parser.add_argument("photos", type=Path, help="folder of photos")
+    parser.add_argument("--starts", type=int, default=10, help="number of cold starts of each")
+    parser.add_argument("--rounds", type=int, default=50, help="number of measurements of each latency")
     options = parser.parse_args()
     photos = [str(path) for path in images_in(options.photos)]
     with tempfile.TemporaryDirectory() as folder:
@@ -77,10 +77,10 @@ def main() -> None:
 
 
 def cold_starts(models: list[Path], photo: Path, rounds: int) -> dict[str, Any]:
-    """Seconds from the shell to the end, and memory at most, of a new process that classifies one photo."""
+    """Return the seconds and the peak memory of new processes that classify one photo."""
     seconds: dict[str, list[float]] = {}
     memory: dict[str, list[float]] = {}
-    # As on a user's machine, where Python keeps what it has compiled; the first start does, and is not counted.
+    # Python keeps its bytecode, as on a user's machine; the first start writes it and is not counted.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     for turn in range(rounds + 1):
         for model in models:
@@ -103,7 +103,7 @@ def cold_starts(models: list[Path], photo: Path, rounds: int) -> dict[str, Any]:
 
 
 def latencies(model: Path, run: Path, peer: Path, photos: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Median milliseconds from a file to its answer, one thread, in turns."""
+    """Return the median milliseconds from a file to its prediction on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -116,12 +116,12 @@ def latencies(model: Path, run: Path, peer: Path, photos: dict[str, Path], round
     for size, photo in photos.items():
         calls = {name: partial(predictor.predict, photo) for name, predictor in predictors.items()}
         found[size] = {name: round(statistics.median(times), 3) for name, times in take_turns(calls, rounds).items()}
-        print(f"file to answer, {size}: {found[size]} ms")
+        print(f"file to prediction, {size}: {found[size]} ms")
     return found
 
 
 def throughput(model: Path, run: Path, photos: list[str], rounds: int = 3) -> dict[str, float]:
-    """Images of a folder in a second, all cores; the median of some rounds."""
+    """Return the images of a folder that are classified per second on all cores; the median of some rounds."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -136,7 +136,7 @@ def throughput(model: Path, run: Path, photos: list[str], rounds: int = 3) -> di
 
 
 def cost_of_class_maps(trained: TrainedModel, rounds: int) -> dict[str, float]:
-    """Median milliseconds of the network alone, one thread, with class maps and with the head as it was trained."""
+    """Return the median milliseconds of the network alone on one thread, with class maps and with the trained head."""
     side = trained.spec.image_size
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, trained.spec.in_channels), np.uint8)
     calls = {}
@@ -156,19 +156,19 @@ def answer_all(predictor: Predictor, photos: list[str]) -> int:
 
 
 def photo_of(width: int, height: int) -> bytes:
-    """A JPEG with as much in it as a photo has: noise of several scales."""
+    """Return a JPEG with as much detail as a photo: noise of several scales."""
     rng = np.random.default_rng(0)
-    picture = np.zeros((height, width, 3), np.float32)
+    pixels = np.zeros((height, width, 3), np.float32)
     for scale in (4, 16, 64):
         noise = rng.integers(0, 256, (height // scale + 1, width // scale + 1, 3), np.uint8)
-        picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32) / 3
+        pixels += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32) / 3
     content = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(content, "JPEG", quality=90)
+    Image.fromarray(pixels.astype(np.uint8)).save(content, "JPEG", quality=90)
     return content.getvalue()
 
 
 def peer_model() -> bytes:
-    """The mobile network as a model file."""
+    """Export the mobile network as a model file."""
     import torch
 
     torch.manual_seed(0)

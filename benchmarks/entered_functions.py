@@ -1,10 +1,9 @@
-"""Run `carnet train` up to the first backward pass, and write down which functions of the package were entered.
+"""Run `carnet train` up to the first backward pass, and record which functions of the package were entered.
 
-The profiler of Python sees every call, in all threads. Named functions and methods count, once each, wherever they are
-defined inside the package, generators too. Without a name of their own, and not counted, are the bodies of modules and
-classes, lambdas, comprehensions, and what `dataclass` generates. The first call of PyTorch's `backward` may belong to a
-trial, by which carnet measures the machine. The functions are therefore counted a second time at the first call after
-the run has its first checkpoint, where the program ends at once.
+Python's profiler sees every call in all threads. Every named function, method and generator of the package counts once.
+The bodies of modules and classes, lambdas, comprehensions, and functions that `dataclass` generates do not count. The
+first call of PyTorch's `backward` may belong to a trial step that measures the machine. The functions are therefore
+counted again at the first call after the run has its first checkpoint, where the program ends.
 
 Example:
   python benchmarks/entered_functions.py entered.json photos run --epochs 1
@@ -24,7 +23,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 NO_BACKWARD = 3
-"""Exit code where the command came to its end before."""
+"""Exit code if the command ended before."""
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
     if found is None or found.origin is None:
         sys.exit("there is no carnet to be run; set PYTHONPATH")
     package = Path(found.origin).parent
-    # This folder's modules are no part of what is run.
+    # The command must not find the modules of this folder.
     sys.path[0] = str(package.parent)
     sys.argv = ["carnet", "train", data, "--output", run, *arguments]
     seen = Seen(package, Path(out).absolute(), Path(run).absolute())
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 class Seen:
-    """The function that Python calls at each call; it ends the program at the first backward pass of the training."""
+    """Return a profiler, which ends the program at the first backward pass of the training."""
 
     def __init__(self, package: Path, out: Path, run: Path) -> None:
         self.inside, self.out, self.run = f"{package}{os.sep}", out, run
@@ -68,7 +67,7 @@ class Seen:
                 os._exit(0)
 
     def functions(self) -> list[str]:
-        """Each as `file:line name`, in the order of the files."""
+        """Return each function as `file:line name`, in the order of the files."""
         places = {
             (code.co_filename.removeprefix(self.inside).replace(os.sep, "/"), code.co_firstlineno, code.co_qualname)
             for code in self.codes
@@ -78,7 +77,7 @@ class Seen:
 
 
 def is_named_function(code: CodeType) -> bool:
-    """Whether it is a function that somebody has written under a name; bodies of modules and classes are none."""
+    """Return whether a code object is a named function and not the body of a module or class."""
     return bool(code.co_flags & CO_OPTIMIZED) and not code.co_name.startswith("<") and code.co_name != "__annotate__"
 
 

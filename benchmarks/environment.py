@@ -1,4 +1,4 @@
-"""What a benchmark result has to say about where it was measured."""
+"""Describe the machine of a benchmark, and write its dated result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ HELD_TO_AVX2 = {
     # of each result unwritten, without an error.
     "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / "torchinductor-held-to-avx2"),
 }
-"""Environment variables that keep PyTorch's kernels from newer instructions; ONNX Runtime follows none."""
+"""Environment variables that restrict PyTorch's kernels to AVX2; ONNX Runtime obeys none."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, its rates, cores, memory, versions and the commit that was measured."""
+    """Return processor, matrix rates, cores, memory, versions and the measured commit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "processor": processor_name(),
@@ -45,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit that is measured; nothing where there is no git."""
+    """Return the measured commit; an empty string without git."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
@@ -54,7 +54,7 @@ def _commit() -> str:
 
 
 def describe_gpu() -> dict[str, Any] | None:
-    """Its name and memory, and what PyTorch drives it with; None where there is none."""
+    """Return name, memory and CUDA version of the GPU; None if there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -83,6 +83,6 @@ def write_result(name: str, command: str, numbers: dict[str, Any]) -> Path:
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation over runs; one run has no spread."""
+    """Return mean and standard deviation over runs; one run has no spread."""
     spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
     return {"mean": round(statistics.fmean(values), 2), "spread": spread}

@@ -3,8 +3,8 @@
 A change that only moves code must leave every weight as it was. The script checks another commit out into a temporary
 work tree, trains it and the present files in five configurations on drawn photos, and compares model files, checkpoints
 (weights, optimizer, moving average, counters) and metrics. Each difference is one line, and the exit code is 1.
-Nothing is left to be measured, so that both sides compute in the same way; each starts with an empty cache, but for the
-other's measurements. A flag or an entry that has been renamed between the commits belongs into the tables of names.
+No choice is left to measurements, so that both sides compute in the same way; each starts with an empty cache, except
+for the measurements of the other. Add flags and entries that were renamed between the commits to the tables of names.
 
 Example:
   python benchmarks/equal_weights.py
@@ -59,9 +59,9 @@ COMMON: Settings = {
 }
 CONFIGURATIONS: dict[str, Settings] = {
     "plain": {},
-    # Parts of four, four and two images.
+    # Micro-batches of four, four and two images.
     "accumulated": {"--batch-size": "10", "--micro-batch": "4"},
-    # Growing images, and nearly whole ones at the end; prepared ahead, from a cache of decoded ones.
+    # Progressive resizing, RandomResizedCrop, images prepared ahead from a cache of decoded ones.
     "ema-cutmix": {
         "--ema": "0.9",
         "--cutmix": "0.5",
@@ -76,29 +76,29 @@ CONFIGURATIONS: dict[str, Settings] = {
         "--checkpoint-steps": "3",
     },
     "compiled": {"--compile": "on"},
-    # Shares of five and four images.
+    # Five and four images in each process.
     "two-processes": {"--devices": "2", "--batch-size": "9"},
 }
 FLAG_NAMES: Sequence[tuple[str, ...]] = (
     ("--start-share", "--initial-size-ratio"),
     ("--micro-batch", "--micro-batch-size"),
 )
-"""All names that a flag has had; each side gets the first that its `--help` shows."""
+"""All names of a flag over time; each side gets the first one that its `--help` shows."""
 ENTRY_NAMES: Sequence[tuple[str, ...]] = (
     ("average", "ema", "averaged"),
     ("network", "model"),
 )
-"""The same of the columns of `metrics.csv`, the counters, and the beginnings of tensors' names."""
+"""All names of columns of `metrics.csv`, of counters, and of prefixes of tensors over time."""
 COUNTERS_NEEDED = ("epoch", "step", "num_steps", "planned_progress")
 OF_THE_CLOCK = {"seconds", "step_seconds", "images_per_second", "peak_memory_bytes", "peak_device_bytes", "notes"}
 TENSOR_FILES = ("*.safetensors", "*.ckpt")
 NUM_TRAIN, NUM_VALID = 20, 6
-"""Photos of each of the four classes."""
+"""Number of photos of each of the four classes."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two states of the code."""
+    """One of the two versions of the code."""
 
     name: str
     tree: Path
@@ -111,7 +111,7 @@ class Side:
 
 def main(arguments: Sequence[str] | None = None, repository: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commit", default="HEAD~1", help="the one to compare the present files with")
+    parser.add_argument("--commit", default="HEAD~1", help="commit to compare the present files with")
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
     # Shows that the comparison can fail, such as --present-flags="--seed 1".
     parser.add_argument("--present-flags", default="", help=argparse.SUPPRESS)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None, repository: Path = ROOT) -> int
 
 
 def draw_photos(folder: Path) -> Path:
-    """Draw four classes of noisy pictures, the last of each grey; the code of neither side has a part in it."""
+    """Draw four classes of noisy images, the last of each grey, without the code of either side."""
     rng = np.random.default_rng(0)
     for label in range(4):
         colour = np.array([60 * label, 200 - 50 * label, 100])
@@ -155,7 +155,7 @@ def draw_photos(folder: Path) -> Path:
 
 
 def see(name: str, tree: Path, folder: Path, extra: tuple[str, ...] = ()) -> Side:
-    """Look at a tree: whether Python imports its `carnet`, and which flags it has.
+    """Check that Python imports the `carnet` of a tree, and read its flags.
 
     Raises:
         SystemExit: if another `carnet` is imported.
@@ -169,7 +169,7 @@ def see(name: str, tree: Path, folder: Path, extra: tuple[str, ...] = ()) -> Sid
 
 
 def flags_in(help_: str) -> frozenset[str]:
-    """The flags that stand at the beginning of a line of a help text; those in its examples are not meant."""
+    """Return the flags at the beginning of a line of a help text, which leaves out those in examples."""
     return frozenset(re.findall(r"^[│|\s]*(?:-\w, )?(--[a-z][\w-]*)", help_, re.MULTILINE))
 
 
@@ -181,7 +181,7 @@ def train(side: Side, configuration: str, data: Path, root: Path) -> Path:
     """
     run = root / side.name / configuration
     flags = flags_for(COMMON | CONFIGURATIONS[configuration], side)
-    # The side that comes second takes the other's measurements, should any count in spite of the flags.
+    # The second side gets the measurements of the first, in case one matters in spite of the flags.
     _copy_measurements(root, side)
     _python(
         side.tree,
@@ -200,7 +200,7 @@ def _copy_measurements(root: Path, side: Side) -> None:
 
 
 def flags_for(settings: Settings, side: Side) -> list[str]:
-    """The settings as arguments, by the names that a side knows.
+    """Return the settings as arguments, with the names that a side knows.
 
     Raises:
         SystemExit: if it knows none of a flag's names.
@@ -216,7 +216,7 @@ def flags_for(settings: Settings, side: Side) -> list[str]:
 
 
 def _python(tree: Path, cache: Path, folder: Path, arguments: Sequence[str]) -> str:
-    # Not started in a tree, whose `carnet` would go before the one that is meant.
+    # Start elsewhere, since Python would import `carnet` from the current folder.
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -231,7 +231,7 @@ def _python(tree: Path, cache: Path, folder: Path, arguments: Sequence[str]) -> 
 
 
 def compare_runs(one: Path, other: Path) -> Iterator[str]:
-    """Say each difference between two runs' model files, checkpoints and metrics."""
+    """Yield each difference between the model files, checkpoints and metrics of two runs."""
     names = [sorted(path.name for pattern in TENSOR_FILES for path in run.glob(pattern)) for run in (one, other)]
     yield from _only_in_one("file", *names)
     if not set(names[0]) & set(names[1]):
@@ -244,7 +244,7 @@ def compare_runs(one: Path, other: Path) -> Iterator[str]:
 
 
 def compare_tensor_files(one: Path, other: Path) -> Iterator[str]:
-    """Say which tensors of two safetensors files differ, and which counters of the run, where they hold any."""
+    """Yield the tensors in which two safetensors files differ, and the counters of the run if there are any."""
     (tensors, metadata), (other_tensors, other_metadata) = read_tensor_file(one), read_tensor_file(other)
     yield from _only_in_one("tensor", tensors, other_tensors)
     for name in sorted(tensors.keys() & other_tensors.keys()):
@@ -257,13 +257,13 @@ def compare_tensor_files(one: Path, other: Path) -> Iterator[str]:
 
 
 def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by the names that this script gives them, and metadata."""
+    """Return tensors by the names that this script gives them, and metadata."""
     with safe_open(path, framework="pt") as file:
         return {_canonical(name): file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _difference(one: Tensor, other: Tensor) -> str:
-    """What differs between two tensors, bit by bit; NaN is equal to the same NaN, and 0 is not -0."""
+    """Describe the difference of two tensors, bit by bit; NaN is equal to the same NaN, and 0 is not -0."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return f"{one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}"
     bits = [tensor.contiguous().reshape(-1, 1).view(torch.uint8) for tensor in (one, other)]
@@ -275,14 +275,14 @@ def _difference(one: Tensor, other: Tensor) -> str:
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of `metrics.csv` without what the clock says."""
+    """Return the rows of `metrics.csv` without times."""
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [{_canonical(name): cell for name, cell in row.items()} for row in csv.DictReader(file)]
     return [{name: cell for name, cell in row.items() if name not in OF_THE_CLOCK} for row in rows]
 
 
 def compare_rows(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Say which cells of two tables differ."""
+    """Yield the cells in which two tables differ."""
     if len(rows) != len(others):
         yield f"{len(rows)} and {len(others)} rows"
     if rows and others:
@@ -296,9 +296,9 @@ def compare_rows(rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str
 def _compare_entries(
     what: str, one: Mapping[str, Any], other: Mapping[str, Any], *, needed: Sequence[str]
 ) -> Iterator[str]:
-    """Say which entries of two documents differ; what one has alone says how it is written, and not what was learned.
+    """Yield the common entries in which two documents differ; entries of only one belong to the format.
 
-    The entries that are needed must be in both, so that a renaming does not hide them.
+    Required entries must be in both, so that a renaming does not hide them.
     """
     for name in needed:
         if name not in one or name not in other:
@@ -309,7 +309,7 @@ def _compare_entries(
 
 
 def _flat(document: Any, where: str = "") -> dict[str, Any]:
-    """The plain values inside a document by their path, without what the clock says."""
+    """Return the plain values of a document by their path, without times."""
     if isinstance(document, dict):
         items = [(_canonical(key), value) for key, value in document.items() if key not in OF_THE_CLOCK]
     elif isinstance(document, list):
@@ -323,7 +323,7 @@ def _flat(document: Any, where: str = "") -> dict[str, Any]:
 
 
 def _canonical(name: str) -> str:
-    """A name with its beginning as the first of `ENTRY_NAMES` has it."""
+    """Return a name with the first prefix that `ENTRY_NAMES` lists for it."""
     beginning, dot, rest = name.partition(".")
     for names in ENTRY_NAMES:
         if beginning in names:
@@ -332,7 +332,7 @@ def _canonical(name: str) -> str:
 
 
 def _only_in_one(what: str, one: Any, other: Any) -> Iterator[str]:
-    """Say each name that only one of two collections has."""
+    """Yield each name that only one of two collections has."""
     for name in sorted(set(one) ^ set(other)):
         yield f"{what} {name} is in {'the first' if name in set(one) else 'the second'} alone"
 

@@ -1,9 +1,9 @@
-"""Compare recipes and shapes of network by short runs of the training loop itself, on images that judge nothing else.
+"""Compare recipes and network shapes by short training runs, on held-out images that are used for nothing else.
 
-Some training images, 2,000 unless told otherwise, are held out; together with the validation images they judge the last
-epoch's weights. The test images are not touched. Each setting is a name and what differs from the recommended recipe;
-`widths`, `depths`, `kernel_sizes` and `reductions` (of each stage) make a network that is none of ours. Nothing is
-compiled, unless a setting says so. Decoded images are kept from run to run, so the seconds are those of warm caches.
+Some training images, by default 2,000, are held out; together with the validation images they evaluate the weights of
+the last epoch. The test images are not used. Each setting is a name and its differences from the default recipe;
+`widths`, `depths`, `kernel_sizes` and `reductions` (of each stage) define a new network. Nothing is compiled unless a
+setting asks for it. Decoded images are cached from run to run, so the seconds are those of warm caches.
 
 Example:
   python benchmarks/explore.py DATA/sports100 optimizers --epochs 8 --seeds 2 \\
@@ -44,12 +44,12 @@ _SHAPE: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="images with train and valid folders")
-    parser.add_argument("name", help="of the result file")
+    parser.add_argument("name", help="name of the result file")
     parser.add_argument("settings", nargs="+", help='"NAME: FIELD=VALUE …", see TrainingConfig')
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each setting, with seeds 0, 1, …")
-    parser.add_argument("--held-out", type=int, default=2000, help="training images that judge")
-    parser.add_argument("--num-train", type=int, help="train on no more than so many of the others")
+    parser.add_argument("--held-out", type=int, default=2000, help="number of training images that evaluate")
+    parser.add_argument("--num-train", type=int, help="largest number of other images to train on")
     options = parser.parse_args()
     command = " ".join(["explore.py", options.data.name, options.name, *map(repr, options.settings)])
     command += f" --epochs {options.epochs} --seeds {options.seeds} --held-out {options.held_out}"
@@ -57,7 +57,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
-        num_judging = hold_out(options.data, table, options.held_out, options.num_train)
+        num_evaluation = hold_out(options.data, table, options.held_out, options.num_train)
         for seed in range(options.seeds):
             for setting in options.settings:
                 name, _, words = setting.partition(":")
@@ -65,38 +65,38 @@ def main() -> None:
                 result = try_out(table, config, Path(folder) / f"{name}-{seed}")
                 runs.setdefault(name, []).append(result)
                 print(f"{name:30} seed {seed}: {json.dumps(result)}", file=sys.stderr, flush=True)
-                numbers = {"epochs": options.epochs, "images_that_judge": num_judging}
+                numbers = {"epochs": options.epochs, "num_evaluation_images": num_evaluation}
                 path = write_result(
                     f"explore-{options.name}", command, numbers | {"summary": sum_up(runs), "runs": runs}
                 )
     for name, line in sum_up(runs).items():
-        print(f"{name:30} {line['mean']:.1f} % {'' if line['spread'] is None else '+- ' + str(line['spread'])}")
+        print(f"{name:30} {line['mean']:.1f}% {'' if line['spread'] is None else '+- ' + str(line['spread'])}")
     print(path)
 
 
 def sum_up(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
-    """Accuracy of each setting over its seeds, in per cent."""
+    """Return the accuracy of each setting over its seeds, in percent."""
     return {name: mean_and_spread([result["top1"] for result in results]) for name, results in runs.items()}
 
 
 def hold_out(data: Path, table: Path, number: int, num_train: int | None) -> int:
-    """Write a table of the images in which some of the training images are validation images too; count the latter."""
+    """Write a table in which some training images join the validation images, and return the number of the latter."""
     data_set = find_images(data)
     order = np.random.default_rng(0).permutation(len(data_set.splits["train"])).tolist()
     train = [data_set.splits["train"][place] for place in order]
-    judging = [*train[:number], *data_set.splits["valid"]]
+    evaluation = [*train[:number], *data_set.splits["valid"]]
     learning = train[number:][:num_train]
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "label", "split"])
-        for split, samples in (("train", learning), ("valid", judging)):
+        for split, samples in (("train", learning), ("valid", evaluation)):
             for sample in sorted(samples, key=lambda sample: str(sample.path)):
                 writer.writerow([sample.path.resolve(), data_set.classes[sample.label], split])
-    return len(judging)
+    return len(evaluation)
 
 
 def configure(words: list[str], **others: Any) -> TrainingConfig:
-    """A recipe from FIELD=VALUE words; a shape becomes the network of that name."""
+    """Return a recipe from FIELD=VALUE words; a shape becomes a network of that name."""
     fields: dict[str, str] = dict(word.split("=", 1) for word in words)
     shape = {key: tuple(map(int, fields.pop(key).split(","))) for key in _SHAPE if key in fields}
     if shape:
@@ -111,7 +111,7 @@ def configure(words: list[str], **others: Any) -> TrainingConfig:
 
 
 def try_out(table: Path, config: TrainingConfig, run: Path) -> dict[str, Any]:
-    """Train, and read what the last epoch gave."""
+    """Train, and return the results of the last epoch."""
     torch.compiler.reset()
     started = time.monotonic()
     result = train(table, config, output=run)

@@ -1,6 +1,6 @@
-"""Export a run in float32 and in eight bits, through both runtimes, and record how each file was judged.
+"""Export a run in float32 and int8, for both runtimes, and record the evaluation of each file.
 
-Needs the extras train, export and openvino.
+The script needs the extras train, export and openvino.
 
 Example:
   python benchmarks/export.py runs/sports100-carnet_s --data DATA/sports100
@@ -23,9 +23,9 @@ from carnet.report.console import Console
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--data", type=Path, help="its images, if they have moved")
-    parser.add_argument("--name", default="export", help="of the result file")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--data", type=Path, help="images of the run, if they have moved")
+    parser.add_argument("--name", default="export", help="name of the result file")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, Console(sys.stderr) as progress:

@@ -1,7 +1,7 @@
-"""Time the README's two commands as a new user would run them, and with PyTorch's kernels held to AVX2.
+"""Time the two commands of the README as a new user would run them, and with PyTorch's kernels restricted to AVX2.
 
-The environment is there already; installation is not counted. Where the processor has AVX2 alone, both are the same,
-and only one is run.
+The environment already exists, so installation is not counted. On a processor that has only AVX2, both are the same,
+and one of them is run.
 
 Example:
   python benchmarks/first_steps.py
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--native-only", action="store_true", help="with the processor's own instructions alone")
+    parser.add_argument("--native-only", action="store_true", help="only with the native instructions of the processor")
     options = parser.parse_args()
     kinds: dict[str, dict[str, str]] = {"native": {}}
     if instruction_set() != "AVX2" and not options.native_only:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def time_demo(held: dict[str, str]) -> dict[str, Any]:
-    """`make demo`: seconds of the whole command and of training, and what was learned."""
+    """Run `make demo`; return its seconds, those of training, and the accuracy."""
     before = set(ROOT.glob("carnet-demo*"))
     seconds, _ = make("demo", held)
     (folder,) = set(ROOT.glob("carnet-demo*")) - before
@@ -57,14 +57,14 @@ def time_demo(held: dict[str, str]) -> dict[str, Any]:
 
 
 def time_test(held: dict[str, str]) -> dict[str, Any]:
-    """`make test`: seconds of the whole command, of which pytest's, and how many tests passed."""
+    """Run `make test`; return its seconds, those of pytest, and the number of tests passed."""
     seconds, output = make("test", held)
     passed, others, of_pytest = re.findall(r"=+ (\d+) passed(.*) in ([\d.]+)s", output)[-1]
     return {"seconds": seconds, "pytest_seconds": float(of_pytest), "passed": int(passed), "others": others.strip(", ")}
 
 
 def make(target: str, held: dict[str, str]) -> tuple[float, str]:
-    """Seconds of a target, and what it printed."""
+    """Run a make target; return its seconds and its output."""
     started = time.monotonic()
     done = subprocess.run(
         ["make", target], cwd=ROOT, env=os.environ | held, stdout=subprocess.PIPE, text=True, check=False

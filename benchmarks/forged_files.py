@@ -1,9 +1,8 @@
-"""Forge model files and files of runs, open each as a user would, and count what came of it.
+"""Forge model files and files of runs, open each as a user would, and count the outcomes.
 
-Every forged file has a right checksum, computed anew, so that nothing but the types and ranges of what it says can give
-it away. One value of its JSON is changed, removed or added: another type, a number beyond all bounds, lists inside
-lists, text that is no JSON. What is wanted: it opens, or is refused with one line of ours; no other exception, nothing
-that takes longer than the limit, and memory that stays bounded.
+Every forged file gets a valid checksum, so that only the types and ranges of its values can reveal it. One value of its
+JSON is changed, removed or added: another type, a number out of bounds, nested lists, text that is not JSON. A file
+must open or be refused with one line of ours, without another exception, within the time limit and in bounded memory.
 
 Example:
   python benchmarks/forged_files.py --number 2400
@@ -46,9 +45,9 @@ CONFIG = carnet.TrainingConfig(
     model="carnet_n", image_size=32, epochs=2, batch_size=8, compile=False, checkpoint_steps=1, min_crop=1.0
 )
 SECONDS = 60
-"""Within which a file has to be opened or refused."""
+"""Seconds within which a file has to be opened or refused."""
 _RAW = "\x01raw%d\x01"
-"""Stands for text that no JSON writer writes."""
+"""A placeholder for text that no JSON writer writes."""
 RAW = (
     "1e999",
     "-1e999",
@@ -72,7 +71,7 @@ _ADDED = ("sha257", "extra", "0")
 
 
 def mutated(document: Any, rng: random.Random) -> str:
-    """The JSON text of a document in which one value, now and then several, is another."""
+    """Return the JSON of a document with one changed value, now and then with several."""
     document = copy.deepcopy(document)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         places = list(_places(document))
@@ -101,8 +100,8 @@ def mutated(document: Any, rng: random.Random) -> str:
 
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Everything inside a document: what holds it, and under which key."""
-    # Long lists would be all that is ever chosen.
+    """Yield the container and the key of everything inside a document."""
+    # Otherwise long lists would be chosen nearly always.
     keys = list(document) if isinstance(document, dict) else range(min(3, len(document)))
     for key in keys:
         yield document, key
@@ -111,7 +110,7 @@ def _places(document: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _otherwise(value: Any) -> Any:
-    """Nearly the same, as another type."""
+    """Return a similar value of another type."""
     match value:
         case bool() | None:
             return str(value)
@@ -129,18 +128,18 @@ def _otherwise(value: Any) -> Any:
 
 @dataclass
 class Kind:
-    """Forged files of one kind, and what became of them."""
+    """Forged files of one kind, and their outcomes."""
 
     name: str
     forge: Callable[[random.Random], Any]
-    """Makes one; returns what to open."""
+    """Forges one, and returns what to open."""
     open: Callable[[Any], object]
     counts: Counter[str] = field(default_factory=Counter)
     tracebacks: list[str] = field(default_factory=list)
     slowest_seconds: float = 0.0
 
     def try_one(self, rng: random.Random) -> None:
-        """Forge one, open it, and count."""
+        """Forge one, open it, and count the outcome."""
         forged = self.forge(rng)
         started = time.perf_counter()
         try:
@@ -162,12 +161,12 @@ class Kind:
 
 
 class _TooLongError(BaseException):
-    """The limit of time is reached; no `except Exception` may take it for something else."""
+    """The time limit is reached; a BaseException, so that no `except Exception` catches it."""
 
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer, where the system can."""
+    """Interrupt a block that takes longer, if the system can."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -185,17 +184,17 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 class _TakenError(CarnetError):
-    """Not an error: the run goes on."""
+    """Not an error: the run continues."""
 
 
 class _StopAfter(Silent):
-    """Ends a run that trains, or evaluates, after some bars: its files were taken."""
+    """Ends a run after some progress, when its files have been accepted."""
 
     def __init__(self, num_bars: int) -> None:
         self.left = num_bars
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Count the bars."""
+        """Count the calls."""
         if what.startswith("epoch") or what == "final validation":
             self.left -= 1
             if not self.left:
@@ -203,7 +202,7 @@ class _StopAfter(Silent):
 
 
 class Forger:
-    """Trains and exports once, and forges copies of what that left."""
+    """Trains and exports once, and forges copies of the files."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.data = root, root / "pictures"
@@ -225,7 +224,7 @@ class Forger:
         self.number = 0
 
     def kinds(self) -> list[tuple[Kind, int]]:
-        """All kinds, with the share of each."""
+        """Return all kinds, with the share of each."""
         return [
             (Kind("model file, document", self._model, self._open_model), 50),
             (Kind("checkpoint, state", self._checkpoint("state"), self._resume), 8),
@@ -243,7 +242,7 @@ class Forger:
 
     def _model(self, rng: random.Random) -> bytes:
         if rng.randrange(20) == 0:
-            # A number without an end, where the encoding has numbers.
+            # An endless number, where the encoding has numbers.
             content = self.graph + b"\xff" * rng.choice((9, 10, 11, 100_000))
             return _resealed_model(content, json.dumps(self.document))
         return _resealed_model(self.graph, mutated(self.document, rng))
@@ -266,7 +265,7 @@ class Forger:
         def forge(rng: random.Random) -> Path:
             path = self._copy(run)
             if run == self.begun:
-                # It begins with what config.json says.
+                # It begins with the contents of config.json.
                 for checkpoint in path.glob("*.ckpt"):
                     checkpoint.unlink()
             document = json.loads((path / name).read_text(encoding="utf-8"))
@@ -333,7 +332,7 @@ class Forger:
         return forge
 
     def _resume(self, path: Path) -> None:
-        # To the end now and then, unless the forged run is a longer one.
+        # To the end now and then, unless the forged run is longer.
         with suppress(_TakenError):
             carnet.train(resume=path, progress=_StopAfter(1 if self.number % 16 else 60))
 
@@ -351,7 +350,7 @@ class Forger:
 
 
 def _without_document(model: bytes) -> bytes:
-    """A model without its two last entries, which are ours."""
+    """Return a model without its last two entries, which are ours."""
     described = model[: -model_file._SEAL_BYTES]
     text = described[described.rindex(b'{"format":') :].decode()
     entry = model_file._metadata_entry("carnet", text)
@@ -365,7 +364,7 @@ def _resealed_model(graph: bytes, text: str) -> bytes:
 
 
 def _resealed_tensors(header: str, rest: bytes, rng: random.Random) -> bytes:
-    """A file of tensors with this header, whose checksum is right if it says one at all."""
+    """Return a file of tensors with this header; if it has a checksum, it is valid."""
     text = header.encode(errors="surrogatepass")
     zeros = tensors._DIGEST % tensors._NO_DIGEST
     place = text.find(b'"sha256": "')
@@ -377,7 +376,7 @@ def _resealed_tensors(header: str, rest: bytes, rng: random.Random) -> bytes:
 
 
 def forge_and_open(root: Path, number: int, seed: int, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Forge about so many files of all kinds in an empty folder, open each, and return the numbers."""
+    """Forge about `number` files of all kinds in an empty folder, open each, and return the counts."""
     rng = random.Random(seed)
     os.environ["CARNET_CACHE"] = str(root / "cache")
     before = _peak_bytes()

@@ -1,14 +1,14 @@
-"""Give CARNet thousands of hostile inputs, kill it a hundred times, and count what it does not take well.
+"""Give CARNet thousands of hostile inputs, kill it a hundred times, and count the failures.
 
-- forged: model files and files of runs, with right checksums (`forged_files.py`);
+- forged: model files and files of runs with valid checksums (`forged_files.py`);
 - images: damaged images of many kinds, decoded as predict does (`mutated_files.py`);
-- archives: damaged archives of a small data set, each with a cache of its own, beside which nothing may be written;
-- kills: commands killed at random moments, half of them inside the writer of files, and given again. What comes out has
-  to be that of a command that nobody disturbed, but for what depends on the clock, and nothing may be left behind.
-  Half-made folders of the cache are removed after a day, as documented: they are made older, and have to go.
+- archives: damaged archives of a small data set, each with its own cache, beside which nothing may be written;
+- kills: commands killed at random moments, half of them inside the writer of files, and repeated. The result must equal
+  that of an undisturbed command, except for times, and nothing may be left behind. Unfinished folders of the cache are
+  removed after a day, as documented: they are made older, and must disappear.
 
-Wanted: no exceptions but ours, which have one line; nothing that takes longer than it may; bounded memory. Input N of a
-seed is the same every time. The result is written after each kind.
+An input fails with any exception but ours, which have one line, beyond the time limit, or beyond bounded memory. Input
+N of a seed is always the same. The result is written after each kind.
 
 Example:
   python benchmarks/hostile_input.py
@@ -41,23 +41,23 @@ from carnet.training.memory import peak_resident_bytes
 
 NUMBERS = {"forged": 2000, "images": 3000, "archives": 300, "kills": 100}
 SECONDS = 60
-"""Within which an input has to be read or refused; forged files have a limit of the same length of their own."""
+"""Seconds within which an input has to be read or refused, as for forged files."""
 GROUP = 250
-"""Inputs that one process tries."""
+"""Number of inputs that one process tries."""
 SPEC = ModelSpec(model="carnet_n", classes=CLASSES, image_size=64)
 SCRATCH = ".carnet-"
-"""How the cache names folders that are half made."""
+"""Beginning of the names of unfinished folders of the cache."""
 
 
 def try_image(number: int, rng: random.Random) -> str:
-    """Decode a damaged image; what became of it."""
+    """Decode a damaged image, and return the outcome."""
     originals = drawn_images()
     load_image(mutated(originals[number % len(originals)], rng), SPEC)
     return "read"
 
 
 def try_archive(number: int, rng: random.Random) -> str:
-    """List the images of a damaged archive, in a folder several levels deep; what became of it."""
+    """List the images of a damaged archive, in a folder several levels deep, and return the outcome."""
     name, content = mutated_archive(number, rng)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
@@ -83,7 +83,7 @@ def try_archive(number: int, rng: random.Random) -> str:
 
 
 def try_forged(number: int, seed: int, log: Path) -> None:
-    """Forge and open files, and write down what became of them; for a process of its own."""
+    """Forge and open files in a process of its own, and write the outcomes to a file."""
     from forged_files import forge_and_open
 
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ TRIED: dict[str, Callable[[int, random.Random], str]] = {"images": try_image, "a
 
 
 def _try_some(kind: str, seed: int, numbers: range, log: Path, noise: Path) -> None:
-    """In a process of its own: try some inputs, and write a line about each."""
+    """Try some inputs in a process of its own, and write a line about each."""
     with noise.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -115,7 +115,7 @@ def _try_some(kind: str, seed: int, numbers: range, log: Path, noise: Path) -> N
 
 
 def try_all(kind: str, number: int, seed: int, root: Path) -> dict[str, Any]:
-    """Try inputs of a kind, in processes that may crash or hang without harm to the others."""
+    """Try inputs of a kind, in processes that may crash or hang without affecting the others."""
     counts, found, slowest, peak = Counter[str](), [], 0.0, 0
     log, noise = root / "log", root / "noise"
     done = 0
@@ -152,7 +152,7 @@ def try_all(kind: str, number: int, seed: int, root: Path) -> dict[str, Any]:
 
 
 def forge_all(number: int, seed: int, root: Path) -> dict[str, Any]:
-    """Try forged files in a process of its own."""
+    """Try forged files in a separate process."""
     log = root / "log"
     process = multiprocessing.get_context("spawn").Process(target=try_forged, args=(number, seed, log))
     process.start()

@@ -1,11 +1,10 @@
-"""Count the house: files, lines, long functions, import cycles, and functions entered before the first gradient.
+"""Measure the code: files, lines, long functions, import cycles, and functions entered before the first gradient.
 
-Lines are all lines of a file. A function's lines go from its `def` to its end. An import cycle is a largest set of
-modules that reach each other by imports: at module level by what runs when a module is imported, and in all with what
-functions import as well, and what is imported for the types alone; names that `carnet/__init__.py` fetches on demand
-count where that file spells out their imports. Functions entered are those of `carnet train` on drawn photos, with an
-empty cache, up to the first backward pass, which a trial computes to measure the machine, and up to the first of the
-training itself (`entered_functions.py`).
+All lines of a file count; the lines of a function go from its `def` to its end. An import cycle is a maximal set of
+modules that import each other: at module level by imports that run with the module, in all also by imports in functions
+and imports for types; names that `carnet/__init__.py` imports on demand count if that file spells out their imports.
+Functions entered are those of `carnet train` on drawn photos with an empty cache, up to the first backward pass, which
+belongs to a trial step that measures the machine, and up to the first one of training (`entered_functions.py`).
 
 Example:
   python benchmarks/house.py --name house-before
@@ -36,11 +35,11 @@ Graph = dict[str, set[str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commit", help="count this one as well, and show both")
-    parser.add_argument("--list", action="store_true", help="name the functions that are entered")
-    parser.add_argument("--only-read", action="store_true", help="count what the files say, and train nothing")
-    parser.add_argument("--name", default="house", help="of the dated result; another one of this day is replaced")
-    parser.add_argument("--no-result", action="store_true", help="write no dated result")
+    parser.add_argument("--commit", help="another commit to measure, shown beside the present files")
+    parser.add_argument("--list", action="store_true", help="list the functions that are entered")
+    parser.add_argument("--only-read", action="store_true", help="only read the files, without training")
+    parser.add_argument("--name", default="house", help="name of the dated result, which replaces one of the same day")
+    parser.add_argument("--no-result", action="store_true", help="do not write a dated result")
     options = parser.parse_args()
     counts: dict[str, dict[str, Any]] = {}
     if options.commit:
@@ -61,11 +60,11 @@ def main() -> None:
 
 
 def count(tree: Path, *, train: bool = True) -> dict[str, Any]:
-    """Count one tree.
+    """Measure one tree.
 
     Args:
         tree: the root of a work tree.
-        train: whether to count the functions that training enters, which takes half a minute.
+        train: whether to count the functions entered in training, which takes half a minute.
     """
     package = tree / PACKAGE
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
@@ -86,7 +85,7 @@ def count(tree: Path, *, train: bool = True) -> dict[str, Any]:
 
 
 def function_lines(parsed: ast.AST) -> Iterator[tuple[str, int]]:
-    """Every function with its lines, also those inside classes and other functions."""
+    """Yield every function with its number of lines, also those inside classes and other functions."""
 
     def walk(node: ast.AST, where: str) -> Iterator[tuple[str, int]]:
         for child in ast.iter_child_nodes(node):
@@ -103,11 +102,11 @@ def function_lines(parsed: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def import_graph(trees: Mapping[str, ast.Module], *, only_module_level: bool) -> Graph:
-    """Which of the modules import which.
+    """Return the modules that each module imports.
 
     Args:
-        trees: the modules by their files' names, such as `carnet/data/folder.py`.
-        only_module_level: leave out what functions import, and what is imported for the types alone.
+        trees: the modules by the names of their files, such as `carnet/data/folder.py`.
+        only_module_level: whether to leave out imports in functions and imports for types.
     """
     modules = {_module_name(file): (file, parsed) for file, parsed in trees.items()}
     graph: Graph = {}
@@ -123,7 +122,7 @@ def _module_name(file: str) -> str:
 
 
 def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """The statements below a module that run when it is imported; those of classes do."""
+    """Yield the statements that run when a module is imported, also those in the bodies of classes."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -137,7 +136,7 @@ def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _imported(node: ast.AST, package: str, modules: Mapping[str, Any]) -> Iterator[str]:
-    """The modules that a statement imports, if it is one that does."""
+    """Yield the modules that a statement imports."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in modules)
     elif isinstance(node, ast.ImportFrom):
@@ -146,21 +145,21 @@ def _imported(node: ast.AST, package: str, modules: Mapping[str, Any]) -> Iterat
             parents = package.split(".")
             base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
         for alias in node.names:
-            # Of a package either a module, or a name that its own file holds.
+            # A name of a package is a module, or defined in its __init__.py.
             inside = f"{base}.{alias.name}"
             if inside in modules or base in modules:
                 yield inside if inside in modules else base
 
 
 def cycles(graph: Graph) -> list[list[str]]:
-    """The largest sets of more than one module that reach each other."""
+    """Return the maximal sets of more than one module that import each other."""
     reached = {module: _reached(module, graph) for module in graph}
     groups = {tuple(sorted(other for other in reached[module] if module in reached[other])) for module in graph}
     return [list(group) for group in sorted(groups) if len(group) > 1]
 
 
 def _reached(module: str, graph: Graph) -> set[str]:
-    """The modules that are imported when this one is, itself included."""
+    """Return the modules that are imported with this one, including itself."""
     found, waiting = {module}, [module]
     while waiting:
         new = graph[waiting.pop()] - found
@@ -170,7 +169,7 @@ def _reached(module: str, graph: Graph) -> set[str]:
 
 
 def entered(tree: Path) -> dict[str, list[str]]:
-    """The functions that `carnet train` on drawn photos enters before the first gradient, and before that of training.
+    """Return the functions that `carnet train` enters before the first gradient, and before the first one of training.
 
     Raises:
         SystemExit: if training fails, or computes no gradient.
@@ -182,12 +181,12 @@ def entered(tree: Path) -> dict[str, list[str]]:
         photos, out = draw_photos(root / "photos"), root / "entered.json"
         script = Path(__file__).with_name("entered_functions.py")
         command = [sys.executable, str(script), str(out), str(photos), str(root / "run")]
-        # Not started in a tree, whose `carnet` would go before the one that is meant.
+        # Start elsewhere, since Python would import `carnet` from the current folder.
         done = subprocess.run(
             command, cwd=root, env=environment_of(tree, root / "cache"), capture_output=True, text=True, check=False
         )
         if not out.exists():
-            sys.exit(f"{tree} has come to no gradient:\n{done.stderr}")
+            sys.exit(f"there was no gradient in {tree}:\n{done.stderr}")
         found: dict[str, list[str]] = json.loads(out.read_text(encoding="utf-8"))
     return found
 
@@ -214,12 +213,12 @@ ROWS: Mapping[str, Any] = {
 
 
 def num_files(functions: Sequence[str]) -> int:
-    """In how many files functions lie."""
+    """Return the number of files of some functions."""
     return len({function.partition(":")[0] for function in functions})
 
 
 def table(counts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The counts side by side."""
+    """Format the counts side by side."""
     rows: list[Sequence[Any]] = [("", *counts)]
     rows += [(name, *(number(found) for found in counts.values())) for name, number in ROWS.items()]
     if not any(found["entered"] for found in counts.values()):

@@ -1,4 +1,4 @@
-"""Time the parts of training that docs/speed.md explains, each against what it replaces, in turn, on this machine.
+"""Time the parts of training that docs/speed.md explains, each beside what it replaces, on this machine.
 
 Example:
   python benchmarks/kernels.py
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def in_turn(**works: Callable[[], Any]) -> dict[str, float]:
-    """Median milliseconds of each, measured in turn."""
+    """Return the median milliseconds of each call; the calls alternate."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -53,7 +53,7 @@ def in_turn(**works: Callable[[], Any]) -> dict[str, float]:
 
 
 def depthwise_gradients() -> dict[str, dict[str, float]]:
-    """Of depthwise convolutions, in bf16: 3x3 without padding, and 5x5."""
+    """Time depthwise convolutions in bf16: 3x3 without padding, and 5x5."""
     keep_freed_memory()
     x = laid_out(torch.randn(SHAPE))
     weight = torch.randn(SHAPE[1], 1, 3, 3)
@@ -84,7 +84,7 @@ def laid_out(x: Tensor) -> Tensor:
 
 
 def augmentation() -> dict[str, dict[str, float]]:
-    """Of 64 images of 128 px on one thread: Pillow image by image, and the batch in PyTorch."""
+    """Time the augmentation of 64 images of 128 px on one thread: single images in Pillow, and a batch in PyTorch."""
     images = np.random.default_rng(0).integers(0, 256, (64, 128, 128, 3), dtype=np.uint8)
     augmentation = Augmentation(0.2, 0.5, 15)
     changes = [augmentation.draw(np.random.default_rng(number)) for number in range(64)]
@@ -100,7 +100,7 @@ def augmentation() -> dict[str, dict[str, float]]:
 
 
 def preparation() -> dict[str, dict[str, float]]:
-    """Ten steps of `carnet_s`, each on 64 decoded images, changed between the steps or by one or two threads."""
+    """Time ten steps of `carnet_s` on 64 decoded images each, augmented between the steps or by one or two threads."""
     asked = TrainingConfig(image_size=128, epochs=1, batch_size=64, min_crop=0.35, cutmix=0.0)
     spec = ModelSpec(model="carnet_s", classes=tuple(map(str, range(100))), image_size=128)
     config = first_guess(asked, num_train=640, image_size=128)
@@ -124,7 +124,7 @@ def preparation() -> dict[str, dict[str, float]]:
 
 
 def plain_steps() -> dict[str, dict[str, float]]:
-    """Steps of the plain loop (fp32, contiguous, eager) with freed memory given back and kept, each in a process."""
+    """Time steps of a plain loop (fp32, contiguous, eager) with freed memory returned and kept, each in a process."""
     answer = {}
     for name in ("given_back", "kept"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -133,7 +133,7 @@ def plain_steps() -> dict[str, dict[str, float]]:
 
 
 def plain_step(keep: bool) -> dict[str, float]:
-    """Seconds and page faults of the fastest of three steps, after one to warm up."""
+    """Return the seconds and page faults of the fastest of three steps, after a warm-up step."""
     if keep:
         keep_freed_memory()
     network = create_model("carnet18", num_classes=100)

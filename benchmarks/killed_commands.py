@@ -1,8 +1,8 @@
-"""Kill commands at random moments, half of the time inside the writer of files, and give them again.
+"""Kill commands at random moments, half of the time inside the writer of files, and repeat them.
 
-What comes out has to be that of a command that nobody disturbed, but for what depends on the clock, and nothing may be
-left behind. Half-made folders of the cache are removed after a day, as documented: they are made older, and have to go.
-`hostile_input.py` writes the result.
+The result must equal that of an undisturbed command, except for times, and nothing may be left behind. Unfinished
+folders of the cache are removed after a day, as documented: they are made older, and must disappear. `hostile_input.py`
+writes the result.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from carnet.edge import model_file
 from carnet.training.memory import peak_resident_bytes
 
 COMMAND_SECONDS = 600
-"""Within which a command has to end."""
+"""Seconds within which a command has to end."""
 SCRATCH = ".carnet-"
-"""How the cache names folders that are half made."""
+"""Beginning of the names of unfinished folders of the cache."""
 CLOCK = ("latency", "seconds", "gflops", "memory_bytes", "speed")
-"""What the names of numbers contain that depend on the clock or the process."""
+"""Parts of the names of numbers that depend on the clock or the process."""
 DRAWN_FROM_CLOCK = (
     "measurements.json",
     "comparison.html",
@@ -55,7 +55,7 @@ DRAWN_FROM_CLOCK = (
     "table.csv",
     "model.export.html",
 )
-"""Files that hold such numbers: they have to be there."""
+"""Files with such numbers, which must exist."""
 
 
 def _train(folder: Path, shared: Path) -> None:
@@ -99,7 +99,7 @@ WORKS = {
 
 @dataclass(frozen=True)
 class Told:
-    """Shared numbers through which a process tells of its work."""
+    """Shared numbers with which a process reports on its work."""
 
     seconds: Any
     begun: Any
@@ -108,7 +108,7 @@ class Told:
 
 
 def _work(name: str, folder: Path, shared: Path, told: Told, death: tuple[int, str] | None) -> None:
-    """In a process of its own: do a work, until death where one is given."""
+    """Do a piece of work in a process of its own, until it is killed if `death` is given."""
     torch.set_num_threads(1)
     os.environ["CARNET_CACHE"] = str(folder / "cache")
     with (folder.parent / "noise").open("ab") as file:
@@ -126,7 +126,7 @@ def _work(name: str, folder: Path, shared: Path, told: Told, death: tuple[int, s
 
 
 class Killer:
-    """Does each work in peace once, and then with kills."""
+    """Does each piece of work once undisturbed, and then with kills."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.shared, self.noise = root, root / "shared", root / "noise"
@@ -145,11 +145,11 @@ class Killer:
             self.peaceful[name] = told, _state(name, folder)
 
     def kill(self, name: str, rng: random.Random, *, by_time: bool) -> dict[str, Any]:
-        """Kill a work, do it again, and say what came of it."""
+        """Kill a piece of work, repeat it, and return the outcome."""
         told, wanted = self.peaceful[name]
         code: int | None = 0
         while code != -signal.SIGKILL:
-            # It may have been faster than in peace, and done before the moment came.
+            # It may have been faster than before, and done before the kill.
             folder = self._folder("killed", name)
             if by_time:
                 after = rng.uniform(0, told.seconds.value)
@@ -188,7 +188,7 @@ class Killer:
     def _do(
         self, name: str, folder: Path, death: tuple[int, str] | None = None, kill_after: float | None = None
     ) -> tuple[int | None, Told]:
-        """The exit code, None for what hangs, and what the process told."""
+        """Return the exit code, None for a process that hangs, and what it reported."""
         context = _context()
         told = Told(*(context.Value(kind, 0) for kind in "diqi"))
         process = context.Process(target=_work, args=(name, folder, self.shared, told, death))
@@ -208,7 +208,7 @@ def _is_scratch(path: Path) -> bool:
 
 
 def _state(name: str, folder: Path) -> dict[str, Any]:
-    """Every file, and what it holds that does not depend on the clock, without half-made folders of the cache."""
+    """Return the contents of every file without times, except for unfinished folders of the cache."""
     state: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         key = path.relative_to(folder).as_posix()
@@ -237,7 +237,7 @@ def _without_clock(value: Any) -> Any:
 
 
 def kill_all(number: int, seed: int, root: Path) -> dict[str, Any]:
-    """Kill all works in turns."""
+    """Kill all kinds of work in turns."""
     killer = Killer(root)
     kills = []
     for index in range(number):

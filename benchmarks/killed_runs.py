@@ -1,8 +1,8 @@
-"""Kill training at random moments, resume it, and compare the end with that of a run nobody disturbed.
+"""Kill training at random moments, resume it, and compare the result with that of an undisturbed run.
 
-Half of the kills come at a random time, half inside the writer of files: while a file is half filled, when it is filled
-and has no name yet, between the two names of a checkpoint, and right after. A kill is SIGKILL, which no program can
-catch; what it leaves on the disk is what a crash or an out-of-memory kill leaves.
+Half of the kills come at a random time, half inside the writer of files: while a file is half written, when it is
+written and not yet renamed, between the two renames of a checkpoint, and right after. A kill is SIGKILL, which no
+program can catch; it leaves the same files as a crash or an out-of-memory kill.
 
 Example:
   python benchmarks/killed_runs.py --kills 30
@@ -41,14 +41,14 @@ SMALL: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 8,
     "checkpoint_steps": 1,
-    # Each process may have a cache of its own, and so no measurement from before by which all choose the same.
+    # Processes may have separate caches, and so no common measurement to choose by.
     "muon_precision": "fp32",
 }
 CONFIGS = {
     "fp32": TrainingConfig(**SMALL, precision="fp32"),
     "bf16": TrainingConfig(**SMALL, precision="bf16", patience=2),
 }
-# What takes longer, and is left to those who ask for it: compiled, bf16, in parts of a batch.
+# Slower, and only on request: compiled, bf16, gradient accumulation.
 ENGINE = replace(CONFIGS["bf16"], patience=0, compile=True, micro_batch=4, cache="disk")
 STAGES = ("half filled", "filled", "first name", "last name")
 OF_THE_PROCESS = ("seconds", "peak_memory_bytes", "run")
@@ -57,12 +57,12 @@ CLOCK = ("seconds", "images_per_second", "step_seconds")
 
 @dataclass
 class Kill:
-    """One kill and what became of the run."""
+    """One kill, and the outcome of the run."""
 
     config: str
     moment: str
     found: str = ""
-    """What the kill had left."""
+    """The state that the kill had left."""
     seconds_to_end: float = 0.0
     identical: bool = False
 
@@ -74,7 +74,7 @@ def kill_and_resume(
     configs: Mapping[str, TrainingConfig] = CONFIGS,
     say: Callable[[str], None] = print,
 ) -> list[Kill]:
-    """Draw a small data set, train it in peace, then `number` times with a kill; compare each end with the first."""
+    """Draw a small data set, train undisturbed, then `number` times with a kill, and compare all results."""
     rng = random.Random(seed)
     data = root / "pictures"
     write_dataset(data, train_per_class=6, valid_per_class=2, size=64, seed=seed)
@@ -97,7 +97,7 @@ def kill_and_resume(
 
 
 def end_of(run: Path) -> dict[str, Any]:
-    """Everything a run ends with, without what depends on the clock or names its folder."""
+    """Return everything that a run ends with, without times and the name of its folder."""
     with (run / "metrics.csv").open(encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if key not in CLOCK} for row in csv.DictReader(file)]
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def end_of(run: Path) -> dict[str, Any]:
 
 
 def _train_in_peace(run: Path, data: Path, config: TrainingConfig) -> tuple[float, int]:
-    """Seconds and number of files written."""
+    """Return the seconds and the number of files written."""
     context = _context()
     num_writes = context.Value("i", 0)
     started = time.monotonic()
@@ -143,7 +143,7 @@ def _kill(
             code = _in_a_process(_train_and_die, run, data, config, number, stage)
         if code == -signal.SIGKILL:
             return kill
-        # It was faster than in peace, and done before the moment came.
+        # It was faster than before, and done before the kill.
         shutil.rmtree(run, ignore_errors=True)
 
 
@@ -164,7 +164,7 @@ def _what_is_left(run: Path) -> str:
 
 
 def _context() -> Any:
-    # A server that has imported PyTorch once forks every process from itself; where there is none, each imports it.
+    # A server that has imported PyTorch forks the processes; without one, each imports it.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -196,7 +196,7 @@ def _train_counting(run: Path, data: Path, config: TrainingConfig, num_writes: A
 
 
 def count_writes(num_writes: Any) -> None:
-    """Count in a shared number the files that this process writes from now on."""
+    """Count the files that this process writes from now on in a shared number."""
     fill = files._fill
 
     def counting(path: Path, content: bytes) -> None:
@@ -212,7 +212,7 @@ def _train_and_die(run: Path, data: Path, config: TrainingConfig, number: int, s
 
 
 def die_in_write(number: int, stage: str) -> None:
-    """Have this process killed at a certain stage of a certain write of a file."""
+    """Kill this process at a certain stage of a certain write of a file."""
     fill, rename = files._fill, files.rename
     writes = names = 0
 
@@ -230,7 +230,7 @@ def die_in_write(number: int, stage: str) -> None:
         nonlocal names
         rename(path, name)
         names += 1
-        # A checkpoint has two: the last becomes the previous one, then the new one becomes the last.
+        # A checkpoint is renamed twice: the last becomes the previous one, then the new one becomes the last.
         is_last = path.suffix == ".tmp"
         if writes == number and ((stage == "first name" and names == 1) or (stage == "last name" and is_last)):
             _die()

@@ -1,7 +1,7 @@
-"""Time our networks beside a mobile network of equal size in ONNX Runtime, one image at a time.
+"""Measure the latency of our networks and of a mobile network of equal size in ONNX Runtime, one image at a time.
 
-The same as `carnet benchmark`, with the peer in front, and kept as a dated result. Needs the extras train, timm and
-export.
+This is `carnet benchmark` with the mobile network first, and a dated result. The extras train, timm and export are
+needed.
 
 Example:
   python benchmarks/latency.py
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["carnet_n", "carnet_s", "carnet_m"], help="NAME or NAME@SIZE")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=1000, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=1000, help="number of measurements of each")
     options = parser.parse_args()
     with Console(sys.stderr) as progress:
         result = benchmark(
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"{timing.model:28} {timing.image_size} px: {timing.median_ms:.3f} ms, {times:.2f} x")
     command = f"python benchmarks/latency.py --threads {options.threads} --rounds {options.rounds}"
     command += "".join(f" {word}" for word in options.models)
-    # The machine is told at greater length there.
+    # The result describes the machine in more detail.
     numbers = {key: value for key, value in result.to_json().items() if key != "machine"}
     print(write_result("latency", command, {"peer": PEER, **numbers}))
 

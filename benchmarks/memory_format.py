@@ -1,4 +1,4 @@
-"""Compare training steps of carnet18 with contiguous and channels-last tensors, in turn, on this machine.
+"""Compare training steps of carnet18 with contiguous and channels-last tensors on this machine.
 
 Example:
   python benchmarks/memory_format.py
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def compare(size: int) -> dict[str, float]:
-    """Median seconds of a step in each layout, measured in turn, and their ratio pair by pair."""
+    """Return the median seconds of a step in each layout, and the ratio of alternating pairs."""
     networks = {name: create_model("carnet18", num_classes=100) for name in FORMATS}
     seconds: dict[str, list[float]] = {name: [] for name in FORMATS}
     for _ in range(ROUNDS):
@@ -38,7 +38,7 @@ def compare(size: int) -> dict[str, float]:
 
 
 def step(network: nn.Module, size: int, layout: torch.memory_format) -> float:
-    """Seconds of one forward and backward pass in float32."""
+    """Return the seconds of one forward and backward pass in float32."""
     images = torch.randn(BATCH_SIZE, 3, size, size).to(memory_format=layout)
     labels = torch.randint(0, 100, (BATCH_SIZE,))
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Train under memory limits, and watch from outside what is taken, from the start of the command on.
+"""Train with memory limits, and measure from outside how much memory the command takes from its start on.
 
-Memory is the anonymous memory of the process and those it has started, compilers included.
+Memory is the anonymous memory of the process and of those it has started, including compilers.
 
 Example:
   python benchmarks/memory_limit.py DATA/sports100 --limits 600MB 800MB 1.2GB 2GB
@@ -23,7 +23,7 @@ from carnet.text import parse_bytes
 from carnet.training.memory import anonymous_bytes
 
 WATCHED_SECONDS = 30.0
-"""After the first step."""
+"""Seconds after the first step."""
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Accuracy with Muon in fp32 and in bf16: the same recipe and seeds, everything else alike.
+"""Compare the accuracy with Muon in fp32 and in bf16, with the same recipe and seeds.
 
-Both learn drawn pictures (`carnet/data/synthetic.py`), in turns, for a fixed number of epochs: time decides nothing.
+Both train on drawn images (`carnet/data/synthetic.py`) for a fixed number of epochs, so that speed has no effect.
 Processors without bf16 instructions take minutes for what others do in seconds. With --rounded, products of bf16
-matrices are computed in float32 and rounded to bf16, as the instructions do it; how far that is from PyTorch's own is
-measured.
+matrices are computed in float32 and rounded to bf16, as the instructions do; the difference from PyTorch's own products
+is measured.
 
 Example:
   python benchmarks/muon_precision.py --model carnet_n --seeds 3 --rounded
@@ -31,7 +31,7 @@ orthogonalized = optimizers.orthogonalized
 
 
 class RoundedProducts(torch.overrides.TorchFunctionMode):
-    """Products of bf16 matrices with float32 sums, rounded once."""
+    """Multiply bf16 matrices with float32 sums, rounded once."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -42,13 +42,13 @@ class RoundedProducts(torch.overrides.TorchFunctionMode):
 
 
 def rounded(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """As `orthogonalized`, at float32's speed."""
+    """Do the same as `orthogonalized`, at the speed of float32."""
     with RoundedProducts():
         return orthogonalized(matrix, dtype)
 
 
 def distance_of_rounded() -> float:
-    """Of what both give for a random matrix, relative to its norm."""
+    """Return the difference of both for a random matrix, relative to its norm."""
     matrix = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
     own = orthogonalized(matrix, torch.bfloat16)
     return float((rounded(matrix, torch.bfloat16) - own).norm() / own.norm())

@@ -1,4 +1,4 @@
-"""Damage images and archives in many ways: bytes, parts, headers, inside what is packed and outside."""
+"""Damage images and archives in many ways: bytes, parts and headers, before and after compression."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image
 from carnet.data.synthetic import CLASSES, draw_image
 
 ESCAPED = Path("/tmp/escaped-from-an-archive.jpg")
-"""Some archives try to write it."""
+"""A file that some archives try to write."""
 _VALUES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1")
 _NAMES = (*(b"../../../x.jpg", b"cat/../../x.jpg", bytes(ESCAPED), b"C:\\x.jpg"), *(b"cat", b"\xff\xfe.jpg", b"a" * 99))
 _NUMBERS = (b"77777777777", b"-1", b"\x80" + b"\0" * 3 + b"\x7f" * 8)
@@ -38,7 +38,7 @@ _ZIP_HEADERS = ((b"PK\1\2", 62), (b"PK\1\2", 62), (b"PK\3\4", 46), (b"PK\5\6", 2
 
 @cache
 def drawn_images() -> list[bytes]:
-    """Drawn pictures in every format that is read, and in several kinds of each."""
+    """Return drawn images in every format that is read, and in several variants of each."""
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -71,9 +71,9 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut off, left out, inserted or zeroed, or a part repeated; half of the time near the beginning.
+    """Change, cut off, remove, insert or zero bytes, or repeat a part; half of the time near the beginning.
 
-    Mostly a PNG gets right checksums, so that these do not give it away.
+    A PNG mostly gets valid checksums, so that these do not reveal the damage.
     """
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
@@ -103,7 +103,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def _parts(content: bytes) -> list[tuple[int, int]]:
-    """Start and end of the segments of a JPEG and the chunks of a PNG or WebP; of anything else, of some stretches."""
+    """Return start and end of the segments of a JPEG, the chunks of a PNG or WebP, or some parts of other files."""
     is_png, is_webp = content.startswith(b"\x89PNG"), content.startswith(b"RIFF")
     if content.startswith(b"\xff\xd8"):
         marks = [place for place in range(len(content) - 1) if content[place] == 0xFF and content[place + 1] >= 0xC0]
@@ -130,7 +130,7 @@ def _with_right_checksums(content: bytearray) -> bytes:
 
 @cache
 def packed_images() -> dict[str, list[bytes]]:
-    """A small data set as zip archives, deflated and not, and as tar archives of two forms, by the names' ends."""
+    """Return a small data set as zip archives, deflated and not, and as two kinds of tar archives, by file ending."""
     pictures = drawn_images()
     files = {f"{kind}/{number}.jpg": pictures[number] for kind in ("cat", "dog") for number in range(3)}
     files["dog/" + "long" * 40 + "é.jpg"] = pictures[0]
@@ -153,7 +153,7 @@ def packed_images() -> dict[str, list[bytes]]:
 
 
 def mutated_archive(number: int, rng: random.Random) -> tuple[str, bytes]:
-    """Name and content of an archive that was damaged and then packed, or packed and then damaged."""
+    """Return name and content of an archive that was damaged before or after compression."""
     ending = ("zip", "tar", "tar.gz", "tar.bz2")[number % 4]
     content = rng.choice(packed_images()[ending[:3]])
     packers: dict[str, Callable[[bytes], bytes]] = {
@@ -172,7 +172,7 @@ def mutated_archive(number: int, rng: random.Random) -> tuple[str, bytes]:
 
 
 def _with_other_headers(content: bytes, rng: random.Random) -> bytes:
-    """An archive some of whose headers say something else; those of a tar have right checksums."""
+    """Change some headers of an archive; those of a tar keep valid checksums."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 3))):
         if content.startswith(b"PK"):

@@ -1,7 +1,8 @@
-"""Train on real photos for a limited time, by the published recipe or another, and record what came of it.
+"""Train on real photos for a limited time, with the published recipe or another, and record the results.
 
-Runs `carnet train` as a user would, lets it finish or stops it with Ctrl-C's signal after --minutes, and collects
-what the run folder and its TensorBoard log say: loss over steps, seconds per image, accuracy over epochs.
+`carnet train` runs as a user would run it, and finishes or is stopped by the signal of Ctrl-C after --minutes. The
+result has the contents of the run folder and its TensorBoard log: loss over steps, seconds per image, accuracy over
+epochs.
 
 Example:
   python benchmarks/published_recipe.py trashnet150-carnet18-128px --minutes 60 -- DATA/trashnet150 --model carnet18 \
@@ -27,10 +28,10 @@ from environment import write_result
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the result file")
+    parser.add_argument("name", help="name of the result file")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this long, with a checkpoint")
     parser.add_argument("--keep", type=Path, help="folder for the run (default: a temporary one)")
-    parser.add_argument("arguments", nargs="+", help="of carnet train, after --")
+    parser.add_argument("arguments", nargs="+", help="arguments of carnet train, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = options.keep or Path(folder) / "run"
@@ -45,13 +46,13 @@ def main() -> None:
             "found": list(itertools.takewhile(lambda line: not line.startswith("Trains "), lines)),
             **collect(run),
         }
-    # Without folders of the machine, which say nothing elsewhere.
+    # Leave out the folders of this machine, which mean nothing elsewhere.
     shown = " ".join(Path(word).name if Path(word).exists() else word for word in command[:-2])
     print(write_result(options.name, shown, numbers))
 
 
 def train(command: list[str], limit_seconds: float, printout: Path) -> tuple[int, float]:
-    """Run `carnet train`, interrupt it at the limit, keep what it prints, and return exit code and seconds."""
+    """Run `carnet train`, interrupt it at the limit, save its output, and return exit code and seconds."""
     started = time.monotonic()
     with printout.open("w", encoding="utf-8") as file:
         process = subprocess.Popen([sys.executable, "-m", *command], stdout=file)

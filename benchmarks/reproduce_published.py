@@ -1,16 +1,16 @@
 """Reproduce the published figure and table: CARNet-18 and ResNet-18, 244 px, 50 epochs, five seeds each.
 
-Meant for a machine with one CUDA device that is there for minutes at a time. --prepare decodes every photo once, into
-one file of uint8 pixels that all runs read. --minutes stops in time, with a checkpoint, and the same command goes on.
-Seeds come in turn: seed 0 of both networks, then seed 1 of both, so that what is there can be compared. After every
-piece, figure and table are made from whatever is there. Needs the extras train and export.
+This is meant for a machine with one CUDA device that is available for minutes at a time. --prepare decodes every photo
+once, into one file of uint8 pixels that all runs read. --minutes stops in time, with a checkpoint, and the same command
+continues. Seed 0 of both networks comes first, then seed 1 of both, so that finished runs can be compared. Figure and
+table are updated after every run. The script needs the extras train and export.
 
 Examples:
   python benchmarks/reproduce_published.py DATA/sports100 --prepare
   python benchmarks/reproduce_published.py DATA/sports100 --minutes 9
   python benchmarks/reproduce_published.py --report
 
-Rehearsals on a processor, on two batches for each network, at 244 px and at 64 px:
+Trial runs on a processor, with two batches for each network, at 244 px and at 64 px:
   python benchmarks/reproduce_published.py DATA/sports100 --batches 2 --epochs 1 --seeds 1 --device cpu \\
       --output runs/two-batches
   python benchmarks/reproduce_published.py DATA/sports100 --batches 2 --epochs 3 --seeds 2 --device cpu \\
@@ -67,7 +67,7 @@ PUBLISHED = {
         *("near 6,000", "near 8,500", "not told", "near 12,500"),
     ),
 }
-"""What the publication says of each measure."""
+"""Published value of each measure."""
 
 
 def main(
@@ -81,25 +81,25 @@ def main(
     """Run the script.
 
     Args:
-        arguments: of the command; None: those that it was given.
+        arguments: command line; None: that of the process.
         models: names of the networks.
-        recipe: of all runs; None: the published one.
+        recipe: recipe of all runs; None: the published one.
         train: as `carnet.comparison.runs.train_runs`.
         write: as `environment.write_result`.
 
     Returns:
-        The exit code: 0 also where --minutes are over; 1 if a network could not be trained.
+        The exit code: 0 also if --minutes are over; 1 if a network could not be trained.
     """
     started = time.monotonic()
     recipe = recipe or published()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments, recipe)
-    # Folders of this machine say nothing elsewhere.
+    # The folders of this machine mean nothing elsewhere.
     shown = " ".join(Path(word).name if Path(word).is_absolute() else word for word in arguments)
-    is_rehearsal = options.batches or (options.image_size, options.epochs) != (recipe.image_size, recipe.epochs)
-    # By which flags the runs of a report were made, only their folder says.
-    is_rehearsal = is_rehearsal or (options.report and options.output != Path("runs/reproduction"))
-    name = f"rehearsal-{options.output.name}" if is_rehearsal else "reproduction"
+    is_trial = options.batches or (options.image_size, options.epochs) != (recipe.image_size, recipe.epochs)
+    # Only the folder tells by which flags the runs of a report were made.
+    is_trial = is_trial or (options.report and options.output != Path("runs/reproduction"))
+    name = f"rehearsal-{options.output.name}" if is_trial else "reproduction"
 
     def is_time_up() -> bool:
         return bool(time.monotonic() - started > 60 * options.minutes)
@@ -116,7 +116,7 @@ def main(
         with Console(sys.stderr) as progress:
             if options.report:
                 if not options.output.is_dir():
-                    raise RunError(f"there is no folder {options.output}; name the one with the runs: --output")
+                    raise RunError(f"there is no folder {options.output}; name the folder of the runs with --output")
                 show()
                 return 0
             sizes = {"image_size": options.image_size, "epochs": options.epochs}
@@ -149,29 +149,35 @@ def main(
 
 
 def parse(arguments: Sequence[str], recipe: TrainingConfig) -> argparse.Namespace:
-    """Read the options, whose defaults are the recipe's."""
+    """Read the options, whose defaults are those of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="the sports photos, with train and valid folders")
-    parser.add_argument("--prepare", action="store_true", help="only decode the photos, into the file that runs read")
+    parser.add_argument("--prepare", action="store_true", help="only decode the photos into the file for the runs")
     parser.add_argument("--report", action="store_true", help="only make figure and table, which needs no photos")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the same command goes on")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each network, with seeds 0, 1, …")
-    parser.add_argument("--device", choices=get_args(Device), default="cuda", help="where to train")
-    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), help="where runs, figure, table go")
-    parser.add_argument("--image-size", type=int, default=recipe.image_size, help="to rehearse: another side in pixels")
-    parser.add_argument("--epochs", type=int, default=recipe.epochs, help="to rehearse: fewer of them")
-    parser.add_argument("--batches", type=int, help="to rehearse: train on so many batches of photos, of two classes")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="minutes after which to stop; the same command continues"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of runs of each network, with seeds 0, 1, …")
+    parser.add_argument("--device", choices=get_args(Device), default="cuda", help="device to train on")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/reproduction"), help="folder for runs, figure and table"
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=recipe.image_size, help="for trial runs: another side, in pixels"
+    )
+    parser.add_argument("--epochs", type=int, default=recipe.epochs, help="for trial runs: fewer epochs")
+    parser.add_argument("--batches", type=int, help="for trial runs: number of batches of photos, of two classes")
     return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Find out before long work what makes no sense.
+    """Check the options before long work.
 
     Raises:
         ConfigError: naming the flag.
     """
     if options.data is None and not options.report:
-        raise ConfigError("name the folder of the sports photos, or take --report for the runs that are there")
+        raise ConfigError("name the folder of the sports photos, or use --report for existing runs")
     for flag in ("minutes", "seeds", "epochs", "batches"):
         value = getattr(options, flag)
         if value is not None and not value > 0:
@@ -179,21 +185,21 @@ def check(options: argparse.Namespace) -> None:
 
 
 def find(data: Path, num_batches: int | None, batch_size: int, output: Path) -> Path:
-    """What to train on: the photos, or a table of a few of two classes that is written into the output folder.
+    """Return the data to train on: the photos, or a table of a few of two classes, written to the output folder.
 
     Raises:
-        DataError: if the photos are not divided as they were published.
+        DataError: if the photos do not have the published split.
         OutputError: if the table cannot be written.
     """
     found = find_images(data)
     if "valid" not in found.splits:
-        raise DataError(f"{data} has no valid folder; give the published data, as it is divided")
+        raise DataError(f"{data} has no valid folder; use the published data with its split")
     if num_batches is None:
         return data
     lines = [files.csv_line(("filepath", "label", "split"))]
     for split in ("train", "valid"):
         of_two = [sample for sample in found.splits[split] if sample.label < 2]
-        # By their numbers backwards, which mixes the classes, always alike.
+        # Sort by reversed numbers, which mixes the classes in a fixed way.
         of_two.sort(key=lambda sample: (sample.path.stem[::-1], sample.label))
         lines += [
             files.csv_line((sample.path.resolve(), found.classes[sample.label], split))
@@ -205,12 +211,12 @@ def find(data: Path, num_batches: int | None, batch_size: int, output: Path) -> 
 
 
 def prepare(data: Path, config: TrainingConfig, progress: Progress) -> None:
-    """Decode every photo into one file of uint8 pixels (N, S, S, 3): that of the cache, where all runs find it.
+    """Decode every photo into one file of uint8 pixels (N, S, S, 3) in the cache, where all runs find it.
 
     Raises:
         CarnetError: if photos cannot be read, or the cache cannot be written.
     """
-    # The machine that prepares need not be one that trains.
+    # The machine that prepares need not have a GPU.
     decoded = scan_data(data, replace(config, device="cpu"), (), progress).decoded
     assert decoded is not None
     pixels = decoded.pixels
@@ -224,10 +230,10 @@ def prepare(data: Path, config: TrainingConfig, progress: Progress) -> None:
 def report(
     output: Path, models: Sequence[str], num_seeds: int, failed: Sequence[str] = ()
 ) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Make figure and table from what the runs have recorded so far, which needs neither photos nor weights.
+    """Make figure and table from the recorded results of the runs, which needs neither photos nor weights.
 
     Returns:
-        How far the runs have come, in sentences; what the figure shows of each network; and what each run says.
+        The progress of the runs in sentences, the rows of the networks, and the documents of the runs.
 
     Raises:
         RunError: if a run is damaged.
@@ -243,7 +249,7 @@ def report(
     labelled: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run["epochs"]:
-            # An unfinished run has a line and a column of its own: its mean with finished ones would say nothing.
+            # An unfinished run gets its own line and column, because a mean with finished ones would mean nothing.
             label = run["model"] if run["result"] else f"{run['model']} seed {run['seed']}, {epochs_of(run)}"
             labelled.setdefault(label, []).append(run)
     if not labelled:
@@ -262,7 +268,7 @@ def report(
 
 
 def so_far(folder: Path) -> dict[str, Any]:
-    """How far a run has come: its epochs, and what `result.json` says where it is finished.
+    """Return the epochs of a run, and the contents of `result.json` if it is finished.
 
     Raises:
         RunError: if it is damaged.
@@ -284,12 +290,12 @@ def so_far(folder: Path) -> dict[str, Any]:
 
 
 def epochs_of(run: Mapping[str, Any]) -> str:
-    """How many epochs of a run are done, of how many: a phrase."""
+    """Return a phrase about the number of finished epochs of a run."""
     return f"{len(run['epochs'])} of {run['epochs_planned']} epochs"
 
 
 def row_of(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What figure and table say of a network's finished runs, or of one that is not finished."""
+    """Return the row of a network's finished runs, or of one unfinished run, for figure and table."""
     model, num_classes, side = (runs[0][key] for key in ("model", "num_classes", "image_size"))
     summary = summarize(create_model(model, num_classes=num_classes), model, num_classes=num_classes, image_size=side)
     top1s = [run["epochs"][-1]["valid_top1"] for run in runs]
@@ -301,7 +307,7 @@ def row_of(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "devices": sorted({str(run["resolved"].get("device_name")) for run in runs}),
         "params": summary.params,
         "published_mult_adds": summary.published_mult_adds,
-        # As the published tables count: the input in float32 as well.
+        # The published tables also count the input in float32.
         "total_bytes": 4 * 3 * side**2 + summary.activations_bytes + summary.weights_bytes,
         "top1": statistics.fmean(top1s),
         "top1_spread": statistics.stdev(top1s) if len(top1s) > 1 else None,
@@ -314,7 +320,7 @@ def row_of(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The published table in Markdown: a column for each network as published, and beside it what is found here."""
+    """Return the published table in Markdown: for each network a published column, and one of the results here."""
     columns: dict[str, Sequence[str]] = {}
     for row in rows:
         if row["model"] in PUBLISHED:
@@ -325,7 +331,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:
-    """A column of the table: what was found here, in the order of `MEASURES`."""
+    """Return a column of results in the order of `MEASURES`."""
     spread = "" if row["top1_spread"] is None else f" (spread {100 * row['top1_spread']:.1f} points)"
     return [
         ", ".join(map(str, row["seeds"])),
@@ -342,7 +348,7 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def seconds_cell(reached: Mapping[str, Any], num_runs: int) -> str:
-    """Seconds to an accuracy, and how many of the runs reach it where not all do."""
+    """Return the seconds to an accuracy, and the number of runs that reach it if not all do."""
     if not reached["runs"]:
         return "not reached"
     of_all = "" if reached["runs"] == num_runs else f" (in {reached['runs']} of {num_runs} runs)"

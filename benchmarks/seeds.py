@@ -1,7 +1,7 @@
-"""Train from cold caches, once for each seed, and record what the last epoch gave.
+"""Train from cold caches, once for each seed, and record the results of the last epoch.
 
-Runs `carnet train` as a user would, each time with an empty cache of decoded images and of compiled code, one run after
-the other; photos that the system has read before may still lie in its memory. Seconds are those of the whole command.
+`carnet train` runs as a user would run it, each time with empty caches of decoded images and of compiled code, one run
+after the other; the system may still have photos in its memory. The seconds are those of the whole command.
 
 Example:
   python benchmarks/seeds.py budget-10m --seeds 3 -- DATA/sports100 --budget 10m
@@ -25,11 +25,11 @@ from environment import mean_and_spread, write_result
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the result file")
-    parser.add_argument("--seeds", type=int, default=3, help="runs, with seeds FIRST, FIRST + 1, …")
+    parser.add_argument("name", help="name of the result file")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs, with seeds FIRST, FIRST + 1, …")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--keep", type=Path, help="folder for the runs, which else are removed")
-    parser.add_argument("arguments", nargs="+", help="of carnet train, after --")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, which are removed otherwise")
+    parser.add_argument("arguments", nargs="+", help="arguments of carnet train, after --")
     options = parser.parse_args()
     shown = " ".join(Path(word).name if Path(word).exists() else word for word in options.arguments)
     runs = []
@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def train(arguments: list[str], seed: int, run: Path, *, caches: Path) -> dict[str, Any]:
-    """One run: its last epoch's accuracy in per cent, and the seconds from start to end of the process."""
+    """Train once; return the accuracy after the last epoch in percent, and the seconds of the whole process."""
     cold = {"CARNET_CACHE": str(caches / "decoded"), "TORCHINDUCTOR_CACHE_DIR": str(caches / "compiled")}
     command = [sys.executable, "-m", "carnet", "train", *arguments, "--seed", str(seed), "--output", str(run)]
-    # As on a user's machine, where Python keeps what it has compiled.
+    # Python keeps its bytecode, as on a user's machine.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     started = time.monotonic()
     subprocess.run(command, check=True, env=environment | cold)

@@ -1,7 +1,7 @@
-"""Parts of a step of `carnet_s` (64 images of 128 px, float32), computed in other ways than PyTorch does: which gain?
+"""Time parts of a step of `carnet_s` (64 images of 128 px, float32), computed in other ways than PyTorch does.
 
-Each part is computed in turns by every way, and the fastest time of each counts. All ways of a part give the same up to
-rounding, which is checked. What won is in `carnet/training/depthwise.py` and `carnet/training/batch_norm.py`.
+The ways alternate, and the fastest time of each counts. All ways of a part give the same results up to rounding, which
+is checked. The fastest ones are used in `carnet/training/depthwise.py` and `carnet/training/batch_norm.py`.
 
 Example:
   python benchmarks/step_parts.py --held-to-avx2
@@ -44,13 +44,13 @@ Ways = dict[str, Callable[[], Tensor]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--held-to-avx2", action="store_true", help="keep PyTorch's kernels from newer instructions")
+    parser.add_argument("--held-to-avx2", action="store_true", help="restrict PyTorch's kernels to AVX2")
     options = parser.parse_args()
     if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
-        # Before PyTorch is imported.
+        # This has to come before the import of PyTorch.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
     keep_freed_memory()
-    # One function is compiled for many shapes; beyond the limit it would silently not be.
+    # One function is compiled for many shapes; beyond this limit, PyTorch silently stops compiling it.
     torch._dynamo.config.recompile_limit = 64
     torch.manual_seed(0)
     parts: dict[str, Ways] = {}
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def in_turns(part: str, ways: Ways, rounds: int) -> dict[str, float]:
-    """Milliseconds of each way, the fastest of all rounds; every call after one that is not timed."""
+    """Return the milliseconds of each way, the fastest of all rounds, each after a call that is not timed."""
     first, *others = (way() for way in ways.values())
     for other in others:
         assert (other - first).norm() <= 1e-3 * first.norm(), f"{part}: the ways differ"
@@ -83,12 +83,12 @@ def in_turns(part: str, ways: Ways, rounds: int) -> dict[str, float]:
 
 
 def random(*shape: int) -> Tensor:
-    """(N, C, H, W) with the channels of a pixel side by side."""
+    """Return (N, C, H, W) in channels-last layout."""
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
 def depthwise(channels: int, side: int, kernel: int, stride: int) -> dict[str, Ways]:
-    """Gradients of a depthwise convolution for its input and its weights."""
+    """Time the gradients of a depthwise convolution for its input and its weights."""
     around = kernel // 2
     steps, padding = (stride, stride), (around, around)
     x, weight = random(IMAGES, channels, side, side), torch.randn(channels, 1, kernel, kernel)
@@ -127,7 +127,7 @@ def depthwise(channels: int, side: int, kernel: int, stride: int) -> dict[str, W
 
 
 def products(grad: Tensor, x: Tensor, kernel: int, stride: int, order: tuple[int | tuple[int, ...], ...]) -> Tensor:
-    """Gradient of depthwise weights, summed over dimensions in that order."""
+    """Return the gradient of depthwise weights, summed over the dimensions in this order."""
     padded, (height, width) = F.pad(x, (kernel // 2,) * 4), grad.shape[2:]
     sums = []
     for i in range(kernel):
@@ -141,7 +141,7 @@ def products(grad: Tensor, x: Tensor, kernel: int, stride: int, order: tuple[int
 
 
 def pointwise(inputs: int, outputs: int, side: int) -> dict[str, Ways]:
-    """A 1x1 convolution and its gradients, as convolutions and as products of matrices."""
+    """Time a 1x1 convolution and its gradients, as convolutions and as matrix products."""
     x, grad, weight = (
         random(IMAGES, inputs, side, side),
         random(IMAGES, outputs, side, side),
@@ -169,12 +169,12 @@ def pointwise(inputs: int, outputs: int, side: int) -> dict[str, Ways]:
 
 
 def rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N x H x W, C), without a copy where channels are last."""
+    """Reshape (N, C, H, W) -> (N x H x W, C), without a copy if channels are last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def stem() -> dict[str, Ways]:
-    """The first layer as a convolution, and as a product of patches."""
+    """Time the first layer as a convolution, and as a product with patches."""
     x, weight = random(IMAGES, 3, 128, 128), random(64, 3, 4, 4)
 
     def patches() -> Tensor:
@@ -185,7 +185,7 @@ def stem() -> dict[str, Ways]:
 
 
 def networks() -> dict[str, Ways]:
-    """Forward and backward through the whole network; gives the gradient of its last layer."""
+    """Compute a forward and a backward pass of the whole network, and return the gradient of its last layer."""
     images, labels = random(IMAGES, 3, 128, 128), torch.randint(0, 100, (IMAGES,))
 
     def gradient(compiled: bool, sums: bool) -> Callable[[], Tensor]:

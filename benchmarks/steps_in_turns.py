@@ -1,9 +1,8 @@
-"""Compare the training steps of this code with those of another commit, in turns, on the same pixels.
+"""Compare the training steps of this code with those of another commit on the same pixels.
 
-Each code trains the same network in a long-lived process of its own and takes a few steps while the others wait. A step
-is the whole of it: CutMix, forward and backward pass, optimizer. The other code comes from a git worktree that is
-removed afterwards. `--plain` adds the loop of the published scripts: eager, fp32, contiguous, Adam, freed memory given
-back.
+Each version trains the same network in a long-lived process and takes a few steps while the others wait. A step is
+CutMix, forward and backward pass, and optimizer. The other version comes from a git worktree, removed afterwards.
+`--plain` adds the loop of the published scripts: eager, fp32, contiguous, Adam, freed memory returned to the system.
 
 Example:
   python benchmarks/steps_in_turns.py --held-to-avx2
@@ -31,32 +30,34 @@ from typing import IO, Any
 
 TREE = Path(__file__).resolve().parents[1]
 BEFORE = "3f2ed14"
-"""Where the first training on processors without bf16 instructions was fast."""
+"""The first commit that trains fast on processors without bf16 instructions."""
 PRESENT, OTHER, COMPILED, PLAIN = "present", "other", "present, compiled", "published loop"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commit", default=BEFORE, help="the other code")
+    parser.add_argument("--commit", default=BEFORE, help="commit of the other version")
     parser.add_argument("--model", default="carnet_s")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=3, help="that each takes when it is its turn")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of our steps; otherwise the faster one")
-    parser.add_argument("--compiled", action="store_true", help="also take the present steps compiled")
-    parser.add_argument("--plain", action="store_true", help="also take the steps of the published loop")
-    parser.add_argument("--held-to-avx2", action="store_true", help="keep PyTorch's kernels from newer instructions")
+    parser.add_argument("--steps", type=int, default=3, help="number of steps that each takes in its turn")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="precision of our steps (default: the faster one)"
+    )
+    parser.add_argument("--compiled", action="store_true", help="also measure compiled steps of this version")
+    parser.add_argument("--plain", action="store_true", help="also measure the published loop")
+    parser.add_argument("--held-to-avx2", action="store_true", help="restrict PyTorch's kernels to AVX2")
     parser.add_argument("--child", choices=[PRESENT, OTHER, COMPILED, PLAIN], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         work(options.child, options)
         return
-    # Not in a child, whose code may be older.
+    # Not in a child, whose version may be older.
     from environment import HELD_TO_AVX2, write_result
 
     if options.held_to_avx2 and not HELD_TO_AVX2.items() <= os.environ.items():
-        # Before PyTorch is imported, also for what the result says of the machine.
+        # This has to come before the import of PyTorch, which also describes the machine in the result.
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HELD_TO_AVX2, check=False).returncode)
     from carnet.training.measure import faster_precision, measure_matrix_rates
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, *, gflops: float) -> dict[str, Any]:
-    """Seconds of every step, their medians, images per second, and ratios to the other code."""
+    """Return the seconds of every step, their medians, images per second, and ratios to the other version."""
     names = [PRESENT, OTHER, *[COMPILED] * options.compiled, *[PLAIN] * options.plain]
     with ExitStack() as stack:
         other = stack.enter_context(checked_out(options.commit))
@@ -90,7 +91,7 @@ def compare(options: argparse.Namespace, *, gflops: float) -> dict[str, Any]:
         "present_is_times_as_fast_as": {
             name: round(medians[name] / medians[PRESENT], 3) for name in names if name != PRESENT
         },
-        # A multiply-accumulate is two operations, and the backward pass takes twice those of the forward pass.
+        # A multiply-add is two operations, and the backward pass takes twice those of the forward pass.
         "share_of_matrix_rate": {
             name: float(f"{operations / (1e9 * gflops * median):.3g}") for name, median in medians.items()
         },
@@ -100,12 +101,12 @@ def compare(options: argparse.Namespace, *, gflops: float) -> dict[str, Any]:
 
 
 def seconds_of(ask: Callable[[], list[dict[str, float]]]) -> list[float]:
-    """Of the steps that a child takes at one call."""
+    """Results of the steps that a child takes at one call."""
     return [step["seconds"] for step in ask()]
 
 
 def in_turns(calls: Mapping[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
-    """What each call gives in every round. The order is reversed from round to round."""
+    """Return the results of each call in every round; the order is reversed from round to round."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in list(calls)[:: -1 if number % 2 else 1]:
@@ -114,7 +115,7 @@ def in_turns(calls: Mapping[str, Callable[[], list[float]]], rounds: int) -> dic
 
 
 def macs(options: argparse.Namespace) -> int:
-    """Multiply-accumulates of one image, forward."""
+    """Return the multiply-adds of one image, forward."""
     from carnet.models.registry import create_model
     from carnet.models.summary import summarize
 
@@ -124,7 +125,7 @@ def macs(options: argparse.Namespace) -> int:
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """A git worktree of a commit, as long as the block runs."""
+    """Check out a commit into a git worktree that exists while the block runs."""
     git = ["git", "-C", str(TREE), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -137,7 +138,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 @contextmanager
 def child(name: str, tree: Path, options: argparse.Namespace) -> Iterator[Callable[[], list[dict[str, float]]]]:
-    """A process that takes some steps at each call of what this gives, and answers with their seconds and losses."""
+    """Start a process, and yield a function that lets it take some steps and returns their seconds and losses."""
     arguments = ["--child", name, "--model", options.model, "--precision", options.precision]
     for option in ("image_size", "batch_size", "steps"):
         arguments += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
@@ -157,12 +158,12 @@ def child(name: str, tree: Path, options: argparse.Namespace) -> Iterator[Callab
             answer: list[dict[str, float]] = json.loads(stdout.readline())
             return answer
 
-        # Leaving the block closes what the child reads, which ends it.
+        # Leaving the block closes the input of the child, which ends it.
         yield ask
 
 
 def work(name: str, options: argparse.Namespace) -> None:
-    """Take steps whenever a line comes in, until none does; the first steps are for warming up."""
+    """Take steps for every line of standard input; the first steps are warm-up."""
     take = (published_step if name == PLAIN else our_step)(options, compiled=name == COMPILED)
     number = 0
     for _ in sys.stdin:
@@ -176,7 +177,7 @@ def work(name: str, options: argparse.Namespace) -> None:
 
 
 def our_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], float]:
-    """A step of the `carnet` that is imported, by its number."""
+    """Return a function that takes a step of the imported `carnet`, given its number."""
     import torch
 
     from carnet import TrainingConfig
@@ -216,7 +217,7 @@ def our_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], 
 
 
 def step_of_version_0_1(network: Any, spec: Any, config: Any, *, compiled: bool) -> tuple[Any, Any]:
-    """The class of batches, and a step, of code from before there was one resolved config."""
+    """Return the class of batches and a step of versions before ResolvedConfig."""
     modules = [import_module(f"carnet.training.{name}") for name in ("dataset", "plan", "processes", "step")]
     dataset, plans, processes, steps = modules
     plan = replace(plans.resolve(config), compile=compiled, muon_precision=config.muon_precision)
@@ -226,7 +227,7 @@ def step_of_version_0_1(network: Any, spec: Any, config: Any, *, compiled: bool)
 
 
 def published_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[int], float]:
-    """A step as the published scripts take it, with pixels that are ready."""
+    """Return a step of the published scripts on decoded pixels."""
     import torch
     import torch.nn.functional as F
 
@@ -250,7 +251,7 @@ def published_step(options: argparse.Namespace, *, compiled: bool) -> Callable[[
 
 
 def pixels(options: argparse.Namespace) -> tuple[Any, Any]:
-    """uint8 (N, S, S, 3) and labels (N,): the same for all."""
+    """Return uint8 images (N, S, S, 3) and labels (N,), the same for all."""
     import numpy as np
 
     rng, size, number = np.random.default_rng(0), options.image_size, options.batch_size

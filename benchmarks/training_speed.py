@@ -1,8 +1,8 @@
-"""Compare training as the published script does it with ours, step by step in turn, on real images.
+"""Compare the training steps of the published script with ours on real images.
 
-Each way of training runs in a process of its own, and takes five steps at a time while the others wait. All see the
-same pixels in the same order. Memory is the anonymous memory of the process and those it has started, over what it had
-before its first step; files mapped into memory are counted apart. On a GPU it is what PyTorch has reserved there.
+Each way of training runs in its own process, and takes five steps at a time while the others wait. All get the same
+pixels in the same order. Memory is the anonymous memory of the process and of those it has started, minus that before
+its first step; files mapped into memory are counted separately. On a GPU it is what PyTorch has reserved there.
 
 Example:
   python benchmarks/training_speed.py DATA/sports100
@@ -32,7 +32,7 @@ import psutil
 from environment import write_result
 
 TURN = 5
-"""Steps that one way of training takes before it is the next one's turn."""
+"""Number of steps that one way of training takes at a time."""
 WAYS = {
     "published loop": "PyTorch eager, fp32, contiguous, default DataLoader and torchvision transforms",
     "ours": "as `carnet train` chooses where memory is plentiful",
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--skip-cold", action="store_true", help="leave out decoding, compiling and starting")
+    parser.add_argument("--skip-cold", action="store_true", help="do not measure decoding, compiling and starting")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CARNET_CACHE"] = str(Path(folder) / "cache")
@@ -61,7 +61,7 @@ def main() -> None:
         way["share_of_memory"] = round(way["memory_bytes"] / plain["memory_bytes"], 3)
         way["loss_difference"] = largest_difference(plain["losses"], way["losses"])
         print(f"{name:15} {way['images_per_second']:8.2f} images/s ({way['speedup']:.1f} x), ", end="")
-        print(f"{way['memory_bytes'] / 1e9:.2f} GB ({100 * way['share_of_memory']:.0f} %), {way['loss_difference']}")
+        print(f"{way['memory_bytes'] / 1e9:.2f} GB ({100 * way['share_of_memory']:.0f}%), {way['loss_difference']}")
     command = f"python benchmarks/training_speed.py {options.data.name} --model {options.model}"
     command += f" --image-size {options.image_size} --batch-size {options.batch_size} --steps {options.steps}"
     command += f" --device {options.device}" + " --skip-cold" * options.skip_cold
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def largest_difference(plain: list[float], other: list[float]) -> dict[str, float]:
-    """How far two loss curves are apart: at the first step, and over all."""
+    """Return the difference of two loss curves at the first step and over all steps."""
     differences = np.abs(np.subtract(plain, other))
     return {
         "first_step": round(float(differences[0]), 5),
@@ -83,7 +83,7 @@ def largest_difference(plain: list[float], other: list[float]) -> dict[str, floa
 
 
 def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Let all ways take their steps in turn, and collect what each has measured."""
+    """Let all ways take their steps in turns, and return what each has measured."""
     context = multiprocessing.get_context("spawn")
     runners = {name: Runner(context, name, options) for name in WAYS}
     ways: dict[str, dict[str, Any]] = {
@@ -99,7 +99,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name, runner in runners.items():
         way = ways[name]
         way |= runner.end()
-        # The first steps fetch memory and, in the first turn, warm up.
+        # The first steps allocate memory and warm up.
         seconds = float(np.median(way["seconds"][TURN:] or way["seconds"]))
         way["seconds_per_step"] = round(seconds, 4)
         way["images_per_second"] = round(options.batch_size / seconds, 3)
@@ -107,7 +107,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 class Runner:
-    """One process, and its memory as seen from outside, so that watching does not slow it down."""
+    """One process; its memory is measured from outside, so that this does not slow it down."""
 
     def __init__(self, context: Any, name: str, options: argparse.Namespace) -> None:
         self.connection, there = context.Pipe()
@@ -120,7 +120,7 @@ class Runner:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Have the process do something, and return its answer."""
+        """Send the process a command, and return its answer."""
         if what == "begin":
             self.connection.recv()
             self.idle_bytes = self._anonymous()[0]
@@ -133,7 +133,7 @@ class Runner:
         return answer
 
     def end(self) -> dict[str, Any]:
-        """End the process, and return what it took."""
+        """End the process, and return its memory."""
         last = self.ask("end")
         self.process.join()
         anonymous = max(0, self.peak_bytes - self.idle_bytes)
@@ -148,7 +148,7 @@ class Runner:
         looks = 0
         while self.process.is_alive():
             if self._active:
-                # Looking for new processes takes long; they live long enough to be seen once a second.
+                # Looking for new processes takes long; they live long enough to be found once a second.
                 anonymous, files = self._anonymous(look_for_more=looks % 50 == 0)
                 self.peak_bytes, self.file_bytes = max(self.peak_bytes, anonymous), max(self.file_bytes, files)
                 looks += 1
@@ -169,7 +169,7 @@ class Runner:
 
 
 def work(name: str, options: argparse.Namespace, connection: Connection) -> None:
-    """Take steps when told to."""
+    """Take steps on command."""
     if name == "ours, lean":
         from carnet.training.memory import return_freed_memory
 
@@ -204,7 +204,7 @@ About = Callable[[], dict[str, Any]]
 
 
 def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple[Iterator[float], About]:
-    """The loop of the published scripts: nothing is tuned, and images are prepared between the steps."""
+    """The loop of the published scripts, without tuning; images are prepared between the steps."""
     import torch
     import torch.nn.functional as F
     from PIL import Image
@@ -230,7 +230,7 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
             return tensor, samples[index].label
 
     def steps() -> Iterator[float]:
-        # As on the cards of the time, which knew no shorter float32.
+        # GPUs of that time had no TF32.
         compute_exactly()
         learner = network.to(options.device)
         optimizer = torch.optim.Adam(learner.parameters(), lr=config.lr)
@@ -248,7 +248,7 @@ def published_steps(network: Any, options: argparse.Namespace, *, lean: bool) ->
 
 
 def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple[Iterator[float], About]:
-    """What `carnet train` does, with the choices it comes to."""
+    """The loop of `carnet train`, with the choices that it makes."""
     from carnet.spec import ModelSpec
     from carnet.text import Silent
     from carnet.training.memory import forget_peak_device_bytes
@@ -289,12 +289,12 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
 
 
 def options_memory(options: argparse.Namespace) -> str:
-    """Enough for the whole batch, so that batch norm sees the same images."""
+    """Memory for the whole batch, so that batch norm gets the same images."""
     return "20GB" if options.device == "cuda" else f"{psutil.virtual_memory().total}"
 
 
 def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, Any]:
-    """The published recipe, with the arithmetic and the images that both sides share."""
+    """Return the published recipe, with the precision and the images that both sides share."""
     from carnet.config import published
     from carnet.data.find import find_images
     from carnet.preprocess import Images, load_image
@@ -322,18 +322,18 @@ def recipe(options: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any, 
     return config, samples, pipeline, augmentation
 
 
-# --- what the machine could do at most ---------------------------------------------------------------------------
+# --- upper bounds of the machine ---------------------------------------------------------------------------------
 
 
 def roofline(options: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
-    """Shares of the machine's measured matrix rate and memory bandwidth that our way of training reaches."""
+    """Return the shares of the measured matrix rate and memory bandwidth that our way of training reaches."""
     import torch
 
     from carnet.models.registry import create_model
     from carnet.models.summary import summarize
 
     device = torch.device(options.device)
-    # Large enough that a GPU takes longer for it than for being told to.
+    # Large enough that a GPU computes longer than it takes to launch.
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     matrix_rate = 2 * side**3 / fastest(lambda: a @ b, device)
@@ -342,7 +342,7 @@ def roofline(options: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any
     bandwidth = 2 * block.numel() * 4 / fastest(lambda: target.copy_(block), device)
     network = create_model(options.model, num_classes=100)
     summary = summarize(network, options.model, num_classes=100, image_size=options.image_size)
-    # Forward once, backward twice; a multiply-accumulate is two operations.
+    # Forward once, backward twice; a multiply-add is two operations.
     operations = 6 * summary.macs * ours["images_per_second"]
     activations = 2 * num_activations(network, options.image_size)
     return {
@@ -355,7 +355,7 @@ def roofline(options: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any
 
 
 def num_activations(network: Any, image_size: int) -> int:
-    """Values that the layers of a network give out for one image."""
+    """Return the number of output values of all layers of a network for one image."""
     import torch
 
     numbers: list[int] = []
@@ -380,11 +380,11 @@ def fastest(work: Callable[[], Any], device: Any) -> float:
     return min(times)
 
 
-# --- what has to be done once ------------------------------------------------------------------------------------
+# --- one-time costs ----------------------------------------------------------------------------------------------
 
 
 def decoding(options: argparse.Namespace) -> dict[str, Any]:
-    """Decode all images into the cache, and with plain Pillow on as many threads, half by half in turn."""
+    """Time decoding all images into the cache, and with plain Pillow on as many threads, in alternating halves."""
     from concurrent.futures import ThreadPoolExecutor
 
     from PIL import Image
@@ -423,7 +423,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def starting(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from the shell to the end of the first step: everything cold, and then again with its caches."""
+    """Return the seconds from the start of the command to the end of the first step, with cold and with warm caches."""
     answer: dict[str, Any] = {}
     for name, recipe_flags in (("cold", ["--compile", "on"]), ("warm", ["--compile", "on"]), ("plain", [])):
         run = folder / f"run-{name}"

@@ -1,4 +1,4 @@
-"""Another commit in a folder of its own, for scripts that compare two states of the code."""
+"""Check out another commit, for scripts that compare two versions of the code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def worktree(commit: str, repository: Path = ROOT) -> Iterator[Path]:
-    """Check a commit out into a temporary folder, which is removed at the end, also after an error.
+    """Check out a commit into a temporary folder, which is removed at the end, also after an error.
 
     Args:
-        commit: a name that git knows, such as `HEAD~1`.
+        commit: a name of the commit, such as `HEAD~1`.
         repository: any work tree of the repository.
 
     Raises:
@@ -34,7 +34,7 @@ def worktree(commit: str, repository: Path = ROOT) -> Iterator[Path]:
 
 
 def commit_name(commit: str, repository: Path = ROOT) -> str:
-    """The commit's short hash, because a name such as `HEAD~1` means another one tomorrow.
+    """Return the short hash of a commit, because a name such as `HEAD~1` soon means another one.
 
     Raises:
         SystemExit: if git does not know the commit.
@@ -56,10 +56,10 @@ def git(repository: Path, *arguments: str) -> str:
 
 
 def environment_of(tree: Path, cache: Path) -> Mapping[str, str]:
-    """The environment in which Python imports a tree's `carnet`, with a cache of its own.
+    """Return an environment in which Python imports the `carnet` of a tree, with its own cache.
 
     Args:
         tree: the root of a work tree.
-        cache: the folder for what carnet keeps between runs.
+        cache: folder of the cache.
     """
     return os.environ | {"PYTHONPATH": str(tree), "CARNET_CACHE": str(cache), "COLUMNS": "200"}

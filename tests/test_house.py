@@ -1,4 +1,4 @@
-"""The script that counts the house counts what it says."""
+"""`benchmarks/house.py` measures the code correctly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TREE = {
     "carnet/data/table.py": "try:\n    from .folder import Folder\nexcept ImportError:\n    pass\n",
     "carnet/late.py": "import os, carnet.top\nfrom carnet import top\n",
 }
-# A stand-in for the package, which tries one backward pass before its training.
+# A stand-in for the package, which computes one trial backward pass before training.
 STAND_IN = """
 import dataclasses, sys, threading
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""What an older version left is read and gives the numbers of that time: `fixtures/make.py` says how it was made.
+"""Files of older versions are read and give the same numbers as then; `fixtures/make.py` made them.
 
-These tests know the commands and the public names alone, so that modules, fields and formats may move behind them.
-Where a format moves on purpose, the code translates the old one; where a command prints a number under another name,
-RENAMED says so. A file that later code does not read any more is refused with one line, and its test says that instead.
+These tests use only the commands and the public names, so that modules, fields and formats may change behind them. If
+a format changes on purpose, the code translates the old one; where a command prints a number under a new name, RENAMED
+lists it. A file that is no longer supported is refused with one line, and its test expects that.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from carnet.cli.main import main
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.stem for path in FIXTURES.glob("*.zip"))
 RENAMED = {"sure": "confident", "accuracy_when_sure": "confident_accuracy"}
-"""What a number in the JSON of that time is called today."""
+"""Names of numbers in the JSON of that time -> their present names."""
 OF_THE_DAY = {"seconds", "seconds_per_epoch", "seconds_to", "peak_memory_bytes", "machine", "versions", "matrix_gflops"}
 OF_THE_DAY |= {"latency_ms", "latency_p95_ms", "latency_ms_pytorch", "report", "notes", "sentences"}
-"""What depends on the clock, the machine or the wording."""
+"""Entries that depend on the clock, the machine or the wording."""
 SHORT = ("train", "pictures", "--output", "new", "--model", "carnet_n", "--image-size", "32", "--epochs", "1")
 Command = Callable[..., Any]
 
 
 @pytest.fixture(params=VERSIONS)
 def then(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the commands printed then; the current folder holds what they left."""
+    """Return what the commands printed then, with their files in the current folder."""
     with zipfile.ZipFile(FIXTURES / f"{request.param}.zip") as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command that is refused, and return the one line that says why."""
+    """Run a command that is refused, and return its one line of error."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
 
     def call(*words: str) -> str:
@@ -73,7 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def same(now: Any, then: Any, tolerance: float = 1e-3, where: str = "") -> None:
-    """Each number of then is there, and as large."""
+    """Assert that each number of that time is there and equal."""
     if isinstance(then, dict):
         for name, value in then.items():
             if name not in OF_THE_DAY:
@@ -97,14 +97,14 @@ def images(then: dict[str, Any]) -> list[str]:
     return [answer["image"] for answer in then["predict finished"]]
 
 
-def test_there_are_some_and_they_are_small() -> None:
+def test_there_are_fixtures_and_they_are_small() -> None:
     assert VERSIONS
     assert sum(path.stat().st_size for path in FIXTURES.iterdir() if path.is_file()) < 700_000
 
 
 @pytest.mark.parametrize("split", ["valid", "train"])
 def test_a_run_is_evaluated(split: str, then: dict[str, Any], command: Command) -> None:
-    # Its images are no longer where they were, and those it was trained on are known by their content.
+    # Its images have moved, and its training images are found by their content.
     now = command("evaluate", "finished", "pictures", "--split", split, "--output", "report.html")
     same(now, then[f"evaluate {split}"])
 
@@ -133,7 +133,7 @@ def test_a_run_is_exported(form: str, then: dict[str, Any], command: Command) ->
 
 @pytest.mark.parametrize("name", ["model.onnx", "model-int8.onnx"])
 def test_a_model_file_answers(name: str, then: dict[str, Any], command: Command) -> None:
-    # Eight-bit products are rounded otherwise on other processors.
+    # Other processors round products of int8 differently.
     same(command("predict", name, *images(then)), then[f"predict {name}"], 0.05 if "int8" in name else 1e-3)
     checks = command("verify", name)
     assert checks["passed"]
@@ -156,7 +156,7 @@ def test_a_model_file_is_evaluated_explained_and_timed(then: dict[str, Any], com
 def test_runs_are_compared(then: dict[str, Any], command: Command) -> None:
     now = command("compare", "finished", "plain", "--data", "pictures", "--output", "again")
     same(now, then["compare"])
-    # What that command wrote says the same as what it printed.
+    # The command wrote the same as it printed.
     same(json.loads(Path("comparison/comparison.json").read_text()), then["compare"])
 
 
@@ -167,7 +167,7 @@ def test_a_finished_run_is_left_as_it_is(then: dict[str, Any], command: Command)
 
 
 def test_an_interrupted_run_goes_on_to_its_end(then: dict[str, Any], command: Command) -> None:
-    """It was stopped inside its fifth epoch; then it ends with the accuracy of the run that nobody stopped."""
+    """It was stopped inside its fifth epoch, and ends with the accuracy of the uninterrupted run."""
     done = rows(Path("interrupted/metrics.csv"))
     assert len(done) == 4
     now = command("train", "pictures", "--resume", "interrupted")
@@ -175,7 +175,7 @@ def test_an_interrupted_run_goes_on_to_its_end(then: dict[str, Any], command: Co
     after = rows(Path("interrupted/metrics.csv"))
     assert after[:4] == done
     assert len(after) == then["train"]["epochs"]
-    # The same seed gives the same order and changes of images, so that even the loss of these steps is nearly the same.
+    # The same seed gives the same order and augmentation, so that even the losses are nearly the same.
     whole = rows(Path("finished/metrics.csv"))
     assert [float(row["train_loss"]) for row in after] == pytest.approx(
         [float(row["train_loss"]) for row in whole], abs=0.05
@@ -194,7 +194,7 @@ def test_an_interrupted_run_goes_on_in_a_copy(then: dict[str, Any], command: Com
 
 def test_another_recipe_and_other_images_are_refused(then: dict[str, Any], refused: Command) -> None:
     assert "--lr" in refused("train", "pictures", "--resume", "interrupted", "--lr", "0.01")
-    # Bytes behind the image change the file, and not what is seen.
+    # A byte behind the image changes the file, and not its pixels.
     changed = Path("pictures/train/green/0.png")
     changed.write_bytes(changed.read_bytes() + b" ")
     assert "0.png" in refused("train", "pictures", "--resume", "interrupted")
@@ -203,11 +203,11 @@ def test_another_recipe_and_other_images_are_refused(then: dict[str, Any], refus
 @pytest.mark.parametrize("source", ["finished", "interrupted"])
 def test_a_new_run_starts_from_its_weights(source: str, then: dict[str, Any], command: Command) -> None:
     now = command(*SHORT, "--init", source, "--lr", "1e-6", "--ema", "0", "--start-share", "1")
-    # Hardly a step is taken, so it knows what they knew.
+    # The learning rate is nearly zero, so the accuracy stays.
     assert now["valid"]["top1"] >= 0.9
 
 
-def test_what_was_measured_then_does_no_harm(
+def test_old_measurements_are_ignored_or_read(
     then: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
@@ -215,7 +215,7 @@ def test_what_was_measured_then_does_no_harm(
     assert command(*SHORT)["epochs"] == 1
 
 
-def test_networks_cost_what_they_cost(then: dict[str, Any], command: Command) -> None:
+def test_networks_have_the_same_costs(then: dict[str, Any], command: Command) -> None:
     same(command("summary", "carnet_n", "--num-classes", "3", "--image-size", "32"), then["summary"])
 
 
@@ -230,7 +230,7 @@ def test_a_damaged_file_is_refused_with_one_line(then: dict[str, Any], refused: 
     }.items():
         whole = Path(name).read_bytes()
         damaged = bytearray(whole)
-        # In JSON and CSV, a letter that becomes a capital.
+        # In JSON and CSV, this changes the case of a letter.
         damaged[len(whole) // 2] ^= 0x20
         Path(name).write_bytes(damaged)
         assert Path(name).name in refused(*words)

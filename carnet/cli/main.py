@@ -22,6 +22,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, field, fields, make_dataclass
 from functools import partial
 from itertools import pairwise
@@ -221,7 +222,13 @@ def _flags_of(
     """
     import tyro
 
-    types, texts = get_type_hints(kind, include_extras=True), _texts_below_fields(kind)
+    types, texts = get_type_hints(kind, include_extras=True), {}
+    # A frozen program has no source, and so no texts.
+    with suppress(OSError):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        for one, other in pairwise(getattr(tree, "body", ())):
+            if isinstance(one, ast.AnnAssign) and isinstance(other, ast.Expr):
+                texts[ast.unparse(one.target)] = " ".join(ast.literal_eval(other.value).split())
     flags: list[tuple[str, Any, Any]] = []
     for member in members:
         about = tyro.conf.arg(
@@ -235,20 +242,6 @@ def _flags_of(
         # The command may have a field of this name.
         flags.append((f"{name}_flags", Annotated[group, tyro.conf.arg(name=name)], field(default_factory=group)))
     return make_dataclass(kind.__name__, flags, kw_only=True)
-
-
-def _texts_below_fields(kind: type[Any]) -> dict[str, str]:
-    """Return the text below each field of a dataclass; empty if the source is not available, as in a frozen program."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    except OSError:
-        return {}
-    assert isinstance(body, ast.ClassDef)
-    return {
-        one.target.id: " ".join(ast.literal_eval(other.value).split())
-        for one, other in pairwise(body.body)
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(other, ast.Expr)
-    }
 
 
 def _value_or_auto(info: Any) -> Any:

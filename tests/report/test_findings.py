@@ -25,7 +25,7 @@ from carnet.report.findings import (
 
 
 def make_report(confusion, classes=None, confidence=0.8, num_leaked=None):
-    """A report with these counts, each answer given with the same confidence; the first images are the leaked ones."""
+    """Return a report with this confusion matrix and equal confidences; the first images are leaked."""
     confusion = np.asarray(confusion)
     num_classes = len(confusion)
     labels, predictions = (np.repeat(cells, confusion.ravel()) for cells in np.indices(confusion.shape).reshape(2, -1))
@@ -60,7 +60,7 @@ def test_golden_sentences():
 
 
 def only(sentences, *words):
-    """The one sentence that holds all these words."""
+    """Return the only sentence that contains all these words."""
     (found,) = [sentence for sentence in sentences if all(word in sentence for word in words)]
     return found
 

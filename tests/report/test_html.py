@@ -151,7 +151,7 @@ def test_no_name_becomes_markup():
     html.encode("utf-8")
     page = Page(html)
     plain_page = page_of(plain, facts=[("a", "b")] * num, notes=["c"] * num)
-    # The same elements with the same attributes, but for the sizes that follow from the names' lengths.
+    # The same elements with the same attributes; only sizes depend on the lengths of names.
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain_page.elements]
     assert {key for _, attrs in page.elements for key in attrs} == {
         key for _, attrs in plain_page.elements for key in attrs
@@ -207,7 +207,7 @@ def test_thumbnails_are_small_upright_and_bare(tmp_path):
     image = Image.new("RGB", (640, 320), "blue")
     image.paste("red", (0, 0, 320, 320))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: what is stored on the left belongs on top
+    exif[0x0112] = 6  # the camera was rotated: the left of the stored image belongs on top
     image.save(wide, exif=exif, comment=b"secret place")
     Image.new("L", (3, 5), 128).save(tiny)
     html = evaluation_html(make_report([0, 0], [1, 1], ("a", "b"), paths=[wide, tiny]), title="t")
