@@ -17,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Never, Union, get_args, get_origin
 
@@ -152,6 +153,7 @@ def _registry() -> Any:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
     registry = ConstructorRegistry()
+    registry.struct_rule(_recipe_in_groups)
 
     @registry.primitive_rule
     def auto_is_none(info: Any) -> Any:
@@ -189,6 +191,28 @@ def _registry() -> Any:
         return None
 
     return registry
+
+
+def _recipe_in_groups(info: Any) -> Any:
+    """Group a recipe's flags in the help; each keeps its name."""
+    import tyro
+    from tyro.constructors import StructConstructorSpec, StructFieldSpec
+
+    from carnet.config import GROUPS, TrainingConfig
+
+    if info.type is not TrainingConfig:
+        return None
+    given = info.default if isinstance(info.default, TrainingConfig) else TrainingConfig()
+    groups: list[StructFieldSpec] = []
+    for name, kind in GROUPS.items():
+        default = kind(**{field.name: getattr(given, field.name) for field in fields(kind)})
+        flags: Any = Annotated[kind, tyro.conf.OmitArgPrefixes]
+        groups.append(StructFieldSpec(name, flags, default))
+
+    def build(**parts: Any) -> TrainingConfig:
+        return TrainingConfig(**{name: value for part in parts.values() for name, value in vars(part).items()})
+
+    return StructConstructorSpec(instantiate=build, fields=tuple(groups))
 
 
 def _one_or_none(kind: Any) -> Any:
