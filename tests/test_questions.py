@@ -1,4 +1,4 @@
-"""Two people's questions are answered by the README and the documents alone: their commands are taken from there and run."""
+"""Two people's questions are answered by the README and the documents alone, whose commands run as printed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT = ["--epochs", "2", "--model", "carnet_n", "--image-size", "32", "--output
 def section(document: str, heading: str) -> str:
     """Return the part of a document below a heading, up to the next one of its level."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    level = heading.split()[0]
+    level = heading.split(maxsplit=1)[0]
     found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, re.DOTALL | re.MULTILINE)
     assert found, f"{document} has no section {heading!r}"
     return found[1]

@@ -1,6 +1,6 @@
 """Choose by measuring, before the first step: precision, micro-batch, kernels, threads, compilation, length of the run.
 
-Each choice takes the config so far, what was asked for and the measure of this machine. It returns the config with its
+Each choice takes the config so far, what was requested and the measure of this machine. It returns the config with its
 choice and the reason for it.
 """
 
@@ -47,33 +47,33 @@ _LAST_SECONDS = 3.0
 """Time for the report, after a budget's last step."""
 
 
-def tune(config: ResolvedConfig, asked: TrainingConfig, num_valid: int, measure: Measure) -> ResolvedConfig:
+def tune(config: ResolvedConfig, requested: TrainingConfig, num_valid: int, measure: Measure) -> ResolvedConfig:
     """Make every choice that needs measuring, in an order in which each has what it depends on.
 
     Args:
         config: a first guess.
-        asked: the config as it was asked for.
+        requested: the config as it was requested.
         num_valid: validation images.
         measure: of this machine.
 
     Raises:
-        ConfigError: if memory or budget are too small, or compiling was asked for and fails.
+        ConfigError: if memory or budget are too small, or compiling was requested and fails.
     """
-    config = choose_matrix_precision(config, asked, measure)
-    config = choose_step(config, asked, measure)
-    config = time_initial_step(config, asked, measure)
-    config = choose_compiling(config, asked, measure)
-    config = choose_workers(config, asked, measure)
-    config = choose_length(config, asked, num_valid, measure)
-    return replace(config, **augmentation_for(asked, config.epochs))
+    config = choose_matrix_precision(config, requested, measure)
+    config = choose_step(config, requested, measure)
+    config = time_initial_step(config, requested, measure)
+    config = choose_compiling(config, requested, measure)
+    config = choose_workers(config, requested, measure)
+    config = choose_length(config, requested, num_valid, measure)
+    return replace(config, **augmentation_for(requested, config.epochs))
 
 
-def augmentation_for(asked: TrainingConfig, epochs: int) -> dict[str, Any]:
+def augmentation_for(requested: TrainingConfig, epochs: int) -> dict[str, Any]:
     """Return how strongly images are augmented: more in a long run, which would overfit them otherwise."""
     is_long = epochs >= LONG_RUN_EPOCHS
     return {
-        "min_crop": asked.min_crop or (0.25 if is_long else 0.35),
-        "cutmix": (0.5 if is_long else 0.0) if asked.cutmix is None else asked.cutmix,
+        "min_crop": requested.min_crop or (0.25 if is_long else 0.35),
+        "cutmix": (0.5 if is_long else 0.0) if requested.cutmix is None else requested.cutmix,
     }
 
 
@@ -86,60 +86,60 @@ def circumstances(config: ResolvedConfig) -> str:
     return ", ".join((config.optimizer, *(f"{name} {getattr(config, name)}" for name in names)))
 
 
-def choose_matrix_precision(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
+def choose_matrix_precision(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
     """Choose the precision of Muon's matrix products; several processes train in the same one."""
     rates = measure.matrix_rates(config)
     faster = faster_precision(rates)
-    why = f"products of matrices run at {rates['fp32']:.3g} GFLOP/s in fp32 and {rates['bf16']:.3g} in bf16"
+    why = f"matrix products run at {rates['fp32']:.3g} GFLOP/s in fp32 and {rates['bf16']:.3g} in bf16"
     config = replace(config, matrix_gflops=rates)
-    if asked.optimizer == "muon" and asked.muon_precision is None:
+    if requested.optimizer == "muon" and requested.muon_precision is None:
         config = config.because(f"Muon in {faster}: {why}", muon_precision=faster)
-    if config.devices > 1 and config.device == "cpu" and asked.precision is None:
+    if config.devices > 1 and config.device == "cpu" and requested.precision is None:
         # Steps of several processes are not timed in turns.
         config = config.because(f"{faster}: {why}", precision=faster)
     return config
 
 
-def choose_step(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
+def choose_step(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
     """Fit a step into memory, choose how it is computed, and time the step that results."""
-    first = time_step(fit_memory(config, asked, measure), measure)
+    first = time_step(fit_memory(config, requested, measure), measure)
     if first.devices > 1:
         return first
-    chosen, reasons = choose_kernels(first, asked, measure)
+    chosen, reasons = choose_kernels(first, requested, measure)
     if chosen != first:
         if replace(chosen, threads=first.threads) != first:
             # Another way to compute takes more memory or less, so that the micro-batch is chosen anew.
             whole = replace(chosen, micro_batch=config.micro_batch, reasons=config.reasons)
-            chosen = fit_memory(whole, asked, measure)
+            chosen = fit_memory(whole, requested, measure)
         chosen = time_step(chosen, measure)
     return replace(chosen, reasons=(*chosen.reasons, *reasons))
 
 
-def fit_memory(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
+def fit_memory(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
     """Choose the micro-batch."""
     if config.device == "cuda":
-        if asked.max_memory is None:
+        if requested.max_memory is None:
             return config
-        measure.hold_memory_below(asked.max_memory, config.device)
-        return config.because(f"at most {asked.max_memory} of the GPU's memory")
+        measure.hold_memory_below(requested.max_memory, config.device)
+        return config.because(f"at most {requested.max_memory} of the GPU's memory")
     smallest, least = min(2, config.micro_batch), measure.least_bytes(config)
     used = measure.used_bytes()
     limit = used + measure.free_bytes() // config.devices
-    if asked.max_memory is not None:
-        limit = min(limit, parse_bytes(asked.max_memory) // config.devices)
+    if requested.max_memory is not None:
+        limit = min(limit, parse_bytes(requested.max_memory) // config.devices)
     _require_room(used + smallest * least, smallest, limit, config)
     fixed, each = _step_memory(smallest, used, limit, config, measure)
     fitting = int((_SPARE_MEMORY * limit - fixed) / each) if each else config.micro_batch
     if fitting < smallest:
         _require_room((fixed + smallest * each) / _SPARE_MEMORY, smallest, limit, config)
-    if fitting < config.micro_batch and asked.micro_batch is None:
+    if fitting < config.micro_batch and requested.micro_batch is None:
         size = _micro_batch_below(fitting, config.micro_batch)
         config = config.because(
-            f"{counted(size, 'image')} at a time, so that a step stays below {show_bytes(limit)}: gradients are "
-            f"those of {config.batch_size}, batch-norm statistics those of {size}",
+            f"micro-batches of {counted(size, 'image')}, so that a step stays below {show_bytes(limit)}: gradients "
+            f"accumulate over {config.batch_size} images, batch-norm statistics are those of {size}",
             micro_batch=size,
         )
-    elif asked.max_memory is not None:
+    elif requested.max_memory is not None:
         needed = fixed + config.micro_batch * each
         config = config.because(f"a step takes about {show_bytes(needed)} of the {show_bytes(limit)} allowed")
     if config.keep_memory:
@@ -152,8 +152,8 @@ def fit_memory(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) 
 def _require_room(needed: float, num_images: int, limit: int, config: ResolvedConfig) -> None:
     if needed > limit:
         raise ConfigError(
-            f"a step of {counted(num_images, 'image')} of {config.image_size} px takes at least "
-            f"{show_bytes(needed)} here, more than the {show_bytes(limit)} there are; "
+            f"a step of {counted(num_images, 'image')} of {config.image_size} px needs at least {show_bytes(needed)} "
+            f"of memory, more than the {show_bytes(limit)} available; "
             f"{'raise --max-memory' if config.max_memory else 'free some memory'}, or take a smaller --image-size"
         )
 
@@ -180,33 +180,35 @@ def time_step(config: ResolvedConfig, measure: Measure) -> ResolvedConfig:
     """Time a step as it is planned so far."""
     config = replace(config, step_seconds=measure.seconds(config))
     if size := measure.micro_batch:
-        config = config.because(f"{counted(size, 'image')} at a time, for memory ran out with more", micro_batch=size)
+        config = config.because(
+            f"micro-batches of {counted(size, 'image')}, because the GPU's memory ran out with more", micro_batch=size
+        )
     return config
 
 
 def choose_kernels(
-    config: ResolvedConfig, asked: TrainingConfig, measure: Measure
+    config: ResolvedConfig, requested: TrainingConfig, measure: Measure
 ) -> tuple[ResolvedConfig, tuple[str, ...]]:
     """Choose precision, layout, gradient of depthwise convolutions and threads by steps timed in turns; and say why."""
     reasons: tuple[str, ...] = ()
     for field in ("precision", "memory_format", "fast_depthwise", "threads"):
         # Each is tried with what was chosen before it.
-        ways = _alternatives(field, config, asked, measure)
+        ways = _alternatives(field, config, requested, measure)
         # A run that is too short to repay measuring keeps the usual one, also after longer ones have measured.
-        if len(ways) > 1 and _run_seconds(config, asked, measure) >= SHORT_RUN_SECONDS:
+        if len(ways) > 1 and _run_seconds(config, requested, measure) >= SHORT_RUN_SECONDS:
             configs = {name: replace(config, **{field: value}) for name, value in ways.items()}
             config, reason = _fastest(field, configs, measure)
             reasons += (reason,)
     if not reasons:
         layout = config.memory_format.replace("_", " ")
-        reasons = (f"{config.precision}, {layout} layout; other ways to compute were not measured",)
+        reasons = (f"{config.precision}, {layout} layout; no alternatives were measured",)
     return config, reasons
 
 
-def _alternatives(field: str, config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> dict[str, Any]:
+def _alternatives(field: str, config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> dict[str, Any]:
     """Return the values of a field that are compared, by their names, the usual one first; fewer than two: none are."""
     on_cpu = config.device == "cpu"
-    if getattr(asked, field) is not None:
+    if getattr(requested, field) is not None:
         return {}
     if field == "precision":
         # Emulated bf16 is slow in every computation, so that the network need not be tried.
@@ -246,21 +248,21 @@ def _fastest(field: str, configs: Mapping[str, ResolvedConfig], measure: Measure
     best = min(configs, key=lambda name: times[name])
     chosen = best if times[best] * MARGIN <= times[usual] else usual
     others = [f"{name} {1000 * times[name]:.3g}" for name in configs if name != chosen]
-    return configs[chosen], f"{chosen}: {1000 * times[chosen]:.3g} ms an image, {', '.join(others)} ms"
+    return configs[chosen], f"{chosen}: {1000 * times[chosen]:.3g} ms per image, {', '.join(others)} ms"
 
 
-def _run_seconds(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> float:
+def _run_seconds(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> float:
     """Return the time that the steps of the run take, as measured so far."""
     planned = config.step_seconds * config.num_steps
-    if asked.budget is None:
+    if requested.budget is None:
         return planned
-    left = parse_seconds(asked.budget) - measure.elapsed()
-    return min(left, planned if asked.epochs else left)
+    left = parse_seconds(requested.budget) - measure.elapsed()
+    return min(left, planned if requested.epochs else left)
 
 
-def time_initial_step(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
+def time_initial_step(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
     """Time a step as at the beginning of a run whose images grow."""
-    if initial_side(config) == config.image_size or _run_seconds(config, asked, measure) < SHORT_RUN_SECONDS:
+    if initial_side(config) == config.image_size or _run_seconds(config, requested, measure) < SHORT_RUN_SECONDS:
         return config
     return _with_initial_cost(config, measure.seconds(config, initial=True))
 
@@ -269,76 +271,78 @@ def _with_initial_cost(config: ResolvedConfig, seconds: float) -> ResolvedConfig
     return replace(config, initial_step_cost=round(min(1.0, seconds / config.step_seconds), 3))
 
 
-def choose_compiling(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
-    """Compile where that is asked for, or the run is long enough to repay it, and it works."""
-    if asked.compile is False or (asked.compile is None and config.devices > 1):
+def choose_compiling(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
+    """Compile where that is requested, or the run is long enough to repay it, and it works."""
+    if requested.compile is False or (requested.compile is None and config.devices > 1):
         return config
     what = f"{COMPILING}{config.model} at {config.image_size} px, {circumstances(config)}"
-    if asked.compile is None and (reason := _reason_not_to_compile(what, config, asked, measure)):
+    if requested.compile is None and (reason := _reason_not_to_compile(what, config, requested, measure)):
         return config.because(f"not compiled: {reason}")
     if problem := measure.compiler_problem(config.device):
         raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
-    compiled = replace(config, compile=True, recompute=_LEAN_RECOMPUTE if asked.max_memory else 1.0)
+    compiled = replace(config, compile=True, recompute=_LEAN_RECOMPUTE if requested.max_memory else 1.0)
     started = measure.elapsed()
     try:
         times = measure.seconds_in_turns({"plain": config, "compiled": compiled}, config.micro_batch)
-    # Compilers raise errors of many classes; the error is told, and training goes on.
+    # Compilers raise errors of many classes; training continues without compiling, and says why.
     except Exception as error:
         measure.remember(what, {"seconds": max(0.1, round(measure.elapsed() - started, 1))})
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        if asked.compile or isinstance(error, CarnetError):
+        if requested.compile or isinstance(error, CarnetError):
             raise ConfigError(f"--compile on: {first_line}") from error
-        return config.because(f"not compiled: that failed ({first_line})")
+        return config.because(f"not compiled: compiling failed ({first_line})")
     took = measure.elapsed() - started
     # The speedup that was measured first counts, so that equal runs choose the same.
     speedup = measure.recall().get(what, {}).get("speedup") or round(times["plain"] / times["compiled"], 3)
     measure.remember(what, {"seconds": max(0.1, round(took, 1)), "speedup": speedup})
-    gain = f"{times['plain']:.2f} to {times['compiled']:.2f} s, in {duration(took)}"
-    if not (asked.compile or speedup >= MARGIN):
-        return config.because(f"not compiled: that is not {MARGIN} times as fast, {gain}")
+    gain = f"{times['compiled']:.2f} s instead of {times['plain']:.2f} s per step, after compiling for {duration(took)}"
+    if not (requested.compile or speedup >= MARGIN):
+        return config.because(f"not compiled: less than {MARGIN} times as fast, {gain}")
     initial_seconds = config.initial_step_cost * config.step_seconds
     compiled = replace(compiled, step_seconds=config.step_seconds / speedup)
     return _with_initial_cost(compiled, initial_seconds).because(f"compiled: {gain}")
 
 
-def _reason_not_to_compile(what: str, config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> str:
+def _reason_not_to_compile(what: str, config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> str:
     """Return why compiling is not even tried, as a clause; empty where it is."""
     if config.device == "mps":
-        return "that is not reliable on Apple's GPUs yet"
+        return "compiling is not reliable on Apple's GPUs yet"
     known = {name: numbers for name, numbers in measure.recall().items() if name.startswith(COMPILING)}
     before = known.get(what, {})
     if before.get("speedup", MARGIN) < MARGIN:
-        return f"a compiled network was {before['speedup']:.2f} times as fast here before, which is less than {MARGIN}"
+        return f"the compiled network was {before['speedup']:.2f} times as fast before, less than {MARGIN} times"
     # Without a measurement of this network, the longest time of others counts.
     longest = max((numbers.get("seconds", 0.0) for numbers in known.values()), default=0.0)
     seconds = before.get("seconds") or longest or PRIOR_COMPILING_SECONDS
-    run_seconds = _run_seconds(config, asked, measure)
+    run_seconds = _run_seconds(config, requested, measure)
     if seconds > COMPILING_SHARE * run_seconds:
-        return f"it takes about {duration(seconds)}, too long for a run of {duration(run_seconds)}"
+        return f"compiling takes about {duration(seconds)}, too long for a run of {duration(run_seconds)}"
     if problem := measure.compiler_problem(config.device):
         return problem
-    if asked.max_memory is not None and config.device != "cuda":
-        left = parse_bytes(asked.max_memory) // config.devices - measure.used_bytes()
+    if requested.max_memory is not None and config.device != "cuda":
+        left = parse_bytes(requested.max_memory) // config.devices - measure.used_bytes()
         if left < _COMPILING_BYTES:
-            return f"it takes about {show_bytes(_COMPILING_BYTES)} of memory, more than the limit leaves"
+            return f"compiling takes about {show_bytes(_COMPILING_BYTES)}, more than --max-memory leaves"
     return ""
 
 
-def choose_workers(config: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> ResolvedConfig:
+def choose_workers(config: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> ResolvedConfig:
     """Choose as many threads to prepare images as keep up with the steps; none where they would slow the steps."""
     workers = config.workers
-    if asked.workers is None and config.device == "cpu" and config.threads <= FEW_THREADS and measure.is_decoded:
+    if requested.workers is None and config.device == "cpu" and config.threads <= FEW_THREADS and measure.is_decoded:
         workers = 0
-    elif asked.workers is None:
+    elif requested.workers is None:
         rate = config.batch_size / config.devices / config.step_seconds
         workers = max(1, min(ceil(1.5 * measure.seconds_to_prepare * rate), workers))
-    threads = f"{counted(config.threads, 'thread')} of {counted(measure.cores, 'core')}"
+    threads = f"{counted(config.threads, 'compute thread')} on {counted(measure.cores, 'core')}"
     prepared = f"{counted(workers, 'thread')} to prepare images" if workers else "images prepared between the steps"
     return config.because(f"{threads}, {prepared}", workers=workers)
 
 
-def choose_length(config: ResolvedConfig, asked: TrainingConfig, num_valid: int, measure: Measure) -> ResolvedConfig:
-    """Choose as many epochs as the rest of a budget allows, at most those asked for; or say how long they take."""
+def choose_length(
+    config: ResolvedConfig, requested: TrainingConfig, num_valid: int, measure: Measure
+) -> ResolvedConfig:
+    """Choose as many epochs as the rest of a budget allows, at most those requested; or say how long they take."""
     steps_of_epoch = config.num_steps // config.epochs
     evaluating = num_valid // config.devices * measure.seconds_to_evaluate(config.evaluation_batch)
     step = config.step_seconds
@@ -347,30 +351,32 @@ def choose_length(config: ResolvedConfig, asked: TrainingConfig, num_valid: int,
         threads = config.threads if config.workers else 1
         step += config.batch_size * measure.seconds_to_prepare / (threads * config.devices)
     epoch = steps_of_epoch * step * mean_cost(config) + evaluating
-    if asked.budget is None:
+    if requested.budget is None:
         seconds = config.epochs * epoch + evaluating
         told = f"{counted(config.epochs, 'epoch')} take about {duration(seconds)}"
-        return config.because(told + ("; --budget 30m takes half an hour" if seconds > LONG_RUN_SECONDS else ""))
+        return config.because(
+            told + ("; --budget 30m limits the run to half an hour" if seconds > LONG_RUN_SECONDS else "")
+        )
     # At the end the run evaluates once more, and writes the report.
     spent = measure.elapsed()
-    left = max(1.0, parse_seconds(asked.budget) - spent - evaluating - _LAST_SECONDS)
+    left = max(1.0, parse_seconds(requested.budget) - spent - evaluating - _LAST_SECONDS)
     # A run that ends inside its first epoch evaluates there as well.
     of_one = int(max(0.0, left - evaluating) / (step * mean_cost(config)))
     steps = int(steps_of_epoch * left / epoch) if left >= epoch else max(1, min(of_one, steps_of_epoch))
     if steps < min(FEWEST_STEPS, steps_of_epoch):
         raise ConfigError(
-            f"--budget {asked.budget} leaves time for {counted(steps, 'step')} of training, after "
-            f"{duration(spent)} of looking at the images and measuring; give at least "
+            f"--budget {requested.budget} leaves time for {counted(steps, 'step')} of training, after "
+            f"{duration(spent)} of scanning the images and measuring; give at least "
             f"{duration(spent + evaluating + _LAST_SECONDS + FEWEST_STEPS * step)}"
         )
     fitting = max(1, steps // steps_of_epoch)
-    max_steps = asked.epochs and asked.epochs * steps_of_epoch
-    instead = f", of the {asked.epochs} asked for" if asked.epochs else ""
+    max_steps = requested.epochs and requested.epochs * steps_of_epoch
+    instead = f", of the {requested.epochs} requested" if requested.epochs else ""
     return config.because(
-        f"{counted(fitting, 'epoch')} of about {duration(epoch)} fit into {asked.budget}{instead}"
+        f"{counted(fitting, 'epoch')} of about {duration(epoch)} fit into {requested.budget}{instead}"
         if steps >= steps_of_epoch
-        else f"an epoch takes about {duration(epoch)}, so training ends inside the first, after {steps:,} steps",
-        epochs=min(fitting, asked.epochs or fitting),
+        else f"an epoch takes about {duration(epoch)}, so training ends inside the first one, after {steps:,} steps",
+        epochs=min(fitting, requested.epochs or fitting),
         num_steps=min(steps, max_steps or steps),
         max_steps=max_steps,
         training_seconds=round(left, 1),

@@ -59,41 +59,43 @@ class Images(Protocol):
         """Side of the decoded images, in pixels."""
 
 
-def resolve(asked: TrainingConfig, scan: Images, measure: Measure) -> ResolvedConfig:
+def resolve(requested: TrainingConfig, scan: Images, measure: Measure) -> ResolvedConfig:
     """Choose everything that was left open, and give the reasons.
 
     Args:
-        asked: the config as it was asked for.
+        requested: the config as it was requested.
         scan: of the data.
         measure: of this machine.
 
     Raises:
-        ConfigError: if this machine lacks the devices or the precision that were asked for, the memory allowed is too
-            little, or compiling was asked for and fails.
+        ConfigError: if this machine lacks the devices or the precision that were requested, the memory allowed is too
+            little, or compiling was requested and fails.
         DataError: if there are too few images for the number of devices.
     """
-    guess = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
-    return tune(guess, asked, scan.num_valid, measure)
+    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size)
+    return tune(guess, requested, scan.num_valid, measure)
 
 
-def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> ResolvedConfig:
+def first_guess(requested: TrainingConfig, *, num_train: int, image_size: int) -> ResolvedConfig:
     """Choose what follows from the data and the device without measuring, and guess the rest.
 
     Args:
-        asked: the config as it was asked for.
+        requested: the config as it was requested.
         num_train: training images.
         image_size: side of the images, in pixels.
 
     Raises:
-        ConfigError: if this machine lacks the devices or the precision that were asked for.
+        ConfigError: if this machine lacks the devices or the precision that were requested.
         DataError: if there are too few images for the number of devices.
     """
-    device, devices = device_and_number(asked)
+    device, devices = device_and_number(requested)
     if devices > 1 and num_train < 2 * devices:
-        raise DataError(f"{counted(num_train, 'training image')} cannot be shared by {devices} devices; use fewer")
-    batch_size = asked.batch_size or _batch_size(num_train, devices)
-    epochs = asked.epochs or 1
-    if asked.epochs is None and asked.budget is None:
+        raise DataError(
+            f"{counted(num_train, 'training image')} are too few for --devices {devices}; use fewer devices"
+        )
+    batch_size = requested.batch_size or _batch_size(num_train, devices)
+    epochs = requested.epochs or 1
+    if requested.epochs is None and requested.budget is None:
         epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_TO_SEE / num_train)))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices)) if num_launched() > 1 else devices
     cores = max(1, available_cores() // local_processes)
@@ -102,27 +104,28 @@ def first_guess(asked: TrainingConfig, *, num_train: int, image_size: int) -> Re
         "image_size": image_size,
         "epochs": epochs,
         "batch_size": batch_size,
-        "valid_seed": asked.seed if asked.valid_seed is None else asked.valid_seed,
+        "valid_seed": requested.seed if requested.valid_seed is None else requested.valid_seed,
         "device": device,
         "devices": devices,
-        "precision": asked.precision or _native_precision(device),
-        "muon_precision": asked.muon_precision or "fp32",
+        "precision": requested.precision or _native_precision(device),
+        "muon_precision": requested.muon_precision or "fp32",
         "compile": False,
-        "memory_format": "contiguous" if device == "mps" else asked.memory_format or "channels_last",
-        "fast_depthwise": on_cpu if asked.fast_depthwise is None else asked.fast_depthwise,
-        "keep_memory": on_cpu and (not asked.max_memory if asked.keep_memory is None else asked.keep_memory),
-        "threads": asked.threads or cores,
-        "workers": min(loading_threads(), cores) if asked.workers is None else asked.workers,
-        "micro_batch": min(asked.micro_batch or whole, whole),
+        "memory_format": "contiguous" if device == "mps" else requested.memory_format or "channels_last",
+        "fast_depthwise": on_cpu if requested.fast_depthwise is None else requested.fast_depthwise,
+        "keep_memory": on_cpu
+        and (not requested.max_memory if requested.keep_memory is None else requested.keep_memory),
+        "threads": requested.threads or cores,
+        "workers": min(loading_threads(), cores) if requested.workers is None else requested.workers,
+        "micro_batch": min(requested.micro_batch or whole, whole),
     }
     guess = ResolvedConfig(
-        **{field.name: getattr(asked, field.name) for field in fields(TrainingConfig)}
+        **{field.name: getattr(requested, field.name) for field in fields(TrainingConfig)}
         | chosen
-        | augmentation_for(asked, 0 if asked.epochs is None and asked.budget else epochs),
+        | augmentation_for(requested, 0 if requested.epochs is None and requested.budget else epochs),
         device_name=device_name(device),
         num_steps=epochs * steps_per_epoch(num_train, batch_size, devices),
     )
-    return replace(guess, reasons=tuple(_first_reasons(guess, asked)))
+    return replace(guess, reasons=tuple(_first_reasons(guess, requested)))
 
 
 def _batch_size(num_train: int, devices: int) -> int:
@@ -142,54 +145,54 @@ def _native_precision(device: Device) -> Precision:
     return "fp32"
 
 
-def _first_reasons(guess: ResolvedConfig, asked: TrainingConfig) -> Iterator[str]:
+def _first_reasons(guess: ResolvedConfig, requested: TrainingConfig) -> Iterator[str]:
     """Yield the reasons for a first guess, a phrase each."""
     if guess.devices > 1:
-        statistics = "common to all" if guess.device == "cuda" else "each process's own"
+        statistics = "shared by all" if guess.device == "cuda" else "of each process"
         yield f"{guess.devices} processes, batch-norm statistics {statistics}"
-    if asked.precision is not None:
-        yield f"{guess.precision} as asked"
+    if requested.precision is not None:
+        yield f"{guess.precision} as requested"
     elif guess.device == "cuda":
-        others = "" if guess.precision == "bf16" else ", and bf16 not"
+        others = "" if guess.precision == "bf16" else ", unlike bf16"
         yield f"{guess.precision} because this GPU computes it natively{others}"
     if guess.device == "mps":
         # https://github.com/pytorch/pytorch/issues/175189 and 175190
-        yield "contiguous layout, because PyTorch's gradients are wrong with the other one on Apple's GPUs"
+        yield "contiguous layout, because PyTorch's gradients with channels last are wrong on Apple's GPUs"
     if guess.device == "cpu" and guess.threads > 1 and not is_waiting_chosen():
         yield (
-            "threads wait for each other with their cores kept busy, which slows training beside other programs; set "
+            "waiting compute threads keep their cores busy, which slows training down beside other programs; set "
             f"GOMP_SPINCOUNT={SPINS} before Python starts (the carnet command does)"
         )
 
 
-def device_and_number(asked: TrainingConfig) -> tuple[Device, int]:
+def device_and_number(requested: TrainingConfig) -> tuple[Device, int]:
     """Return the device to compute on, and the number of processes.
 
     Raises:
         ConfigError: if this machine lacks them, or they contradict what torchrun has started.
     """
-    device = choose_device(asked.device)
-    if asked.precision == "fp16" and device == "cpu":
+    device = choose_device(requested.device)
+    if requested.precision == "fp16" and device == "cpu":
         raise ConfigError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
     launched = num_launched()
     if launched > 1:
-        if asked.devices not in (1, launched):
+        if requested.devices not in (1, launched):
             raise ConfigError(
-                f"--devices {asked.devices} contradicts the {launched} processes of torchrun; leave it out"
+                f"--devices {requested.devices} contradicts the {launched} processes of torchrun; leave it out"
             )
-        if asked.batch_size is not None and asked.batch_size < 2 * launched:
+        if requested.batch_size is not None and requested.batch_size < 2 * launched:
             raise ConfigError(f"--batch-size must be at least 2 images for each of the {launched} processes")
         return device, launched
-    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, asked.devices)
-    if asked.devices > there:
-        raise ConfigError(f"--devices {asked.devices}: there are {there} {device} devices here")
-    return device, asked.devices
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, requested.devices)
+    if requested.devices > there:
+        raise ConfigError(f"--devices {requested.devices} is more than the {there} {device} devices of this machine")
+    return device, requested.devices
 
 
-def budget_chooses_size(asked: TrainingConfig) -> bool:
+def budget_chooses_size(requested: TrainingConfig) -> bool:
     """Return whether a budget alone decides the side of the images, for networks that take any side."""
-    is_open = asked.image_size is None and asked.epochs is None and not asked.stream
-    return asked.budget is not None and is_open and asked.model in RESIZABLE
+    is_open = requested.image_size is None and requested.epochs is None and not requested.stream
+    return requested.budget is not None and is_open and requested.model in RESIZABLE
 
 
 def size_for(num_steps: float) -> int:
@@ -198,7 +201,7 @@ def size_for(num_steps: float) -> int:
 
 
 def choose_size(
-    asked: TrainingConfig,
+    requested: TrainingConfig,
     images: LabeledImages,
     progress: Progress,
     *,
@@ -206,55 +209,60 @@ def choose_size(
     measure: Callable[[ResolvedConfig, ModelSpec], Measure] | None = None,
     decoding_seconds: float | None = None,
 ) -> int:
-    """Choose the side of the images, in pixels: as asked, the network's own, or what makes the most of a budget.
+    """Choose the side of the images, in pixels: as requested, the network's own, or what makes the most of a budget.
 
     A smaller side lets the network see each image more often.
 
     Args:
-        asked: the config as it was asked for.
+        requested: the config as it was requested.
         images: as they were found.
         progress: told the choice where a budget makes it.
         started: when the command began, by `time.monotonic`.
         measure: returns the measure of this machine; None: one that takes trial steps on random pixels.
         decoding_seconds: time to decode all images; None: some of them are decoded.
     """
-    usual = default_image_size(asked.model)
-    if not budget_chooses_size(asked):
-        return asked.image_size or usual
-    assert asked.budget is not None
+    usual = default_image_size(requested.model)
+    if not budget_chooses_size(requested):
+        return requested.image_size or usual
+    assert requested.budget is not None
     num_train = len(images.splits.get("train", images.samples))
     if "valid" not in images.splits:
-        num_train = max(1, round((1 - asked.valid_fraction) * num_train))
+        num_train = max(1, round((1 - requested.valid_fraction) * num_train))
     spec = ModelSpec(
-        model=asked.model, classes=images.classes, image_size=usual, resize=asked.resize, in_channels=asked.in_channels
+        model=requested.model,
+        classes=images.classes,
+        image_size=usual,
+        resize=requested.resize,
+        in_channels=requested.in_channels,
     )
-    guess = first_guess(asked, num_train=num_train, image_size=usual)
+    guess = first_guess(requested, num_train=num_train, image_size=usual)
     machine = measure(guess, spec) if measure else Measure.on_random_pixels(spec, guess.micro_batch, started=started)
-    seconds = _seconds_of_step(guess, asked, machine)
+    seconds = _seconds_of_step(guess, requested, machine)
     steps = steps_per_epoch(num_train, guess.batch_size, guess.devices)
     decoding = _seconds_to_decode(images, spec) if decoding_seconds is None else decoding_seconds
-    left = parse_seconds(asked.budget) - machine.elapsed()
+    left = parse_seconds(requested.budget) - machine.elapsed()
     # Without a cache images are decoded in every epoch.
-    epoch, once = (seconds * steps + decoding, 0.0) if asked.cache == "off" else (seconds * steps, decoding)
+    epoch, once = (seconds * steps + decoding, 0.0) if requested.cache == "off" else (seconds * steps, decoding)
     epochs = max(0.0, left - once) / epoch
     fitting = round(epochs * steps)
     side = size_for(fitting)
     progress.say(
-        f"Takes images of {side} px, because --budget {asked.budget} leaves time for about {fitting:,} "
+        f"Trains on images of {side} px, because --budget {requested.budget} leaves time for about {fitting:,} "
         f"steps at {usual} px ({epochs:.2g} passes over {counted(num_train, 'training image')}, at "
-        f"{guess.batch_size / seconds:,.0f} images/s); --image-size takes another side."
+        f"{guess.batch_size / seconds:,.0f} images/s); --image-size chooses another side."
     )
     return side
 
 
-def _seconds_of_step(guess: ResolvedConfig, asked: TrainingConfig, measure: Measure) -> float:
+def _seconds_of_step(guess: ResolvedConfig, requested: TrainingConfig, measure: Measure) -> float:
     """Return the time of a step once precision, layout, gradients and threads are chosen."""
-    what = f"a step of {asked.model} at {guess.image_size} px, asked for {asked.precision}, {asked.memory_format}, "
-    what += f"{asked.fast_depthwise}, {asked.max_memory or 'any'} memory: {circumstances(guess)}"
+    what = f"a step of {requested.model} at {guess.image_size} px, asked for {requested.precision}, "
+    what += f"{requested.memory_format}, {requested.fast_depthwise}, {requested.max_memory or 'any'} memory: "
+    what += circumstances(guess)
 
     def chosen() -> dict[str, float]:
         with explaining_out_of_memory(guess.image_size, guess.micro_batch):
-            config = choose_step(choose_matrix_precision(guess, asked, measure), asked, measure)
+            config = choose_step(choose_matrix_precision(guess, requested, measure), requested, measure)
         return {"seconds": config.step_seconds}
 
     return measure.once(what, ("seconds",), chosen)["seconds"]

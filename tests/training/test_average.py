@@ -1,3 +1,5 @@
+"""The moving average (EMA) of the weights."""
+
 import copy
 
 import pytest
@@ -7,7 +9,7 @@ from torch import nn
 from carnet.training.optim import WeightAverage
 
 
-def test_the_average_follows_and_forgets() -> None:
+def test_the_average_is_exponential_and_forgets_the_initial_weights() -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     average = WeightAverage(network, 0.9)
     expected = copy.deepcopy(network.state_dict())

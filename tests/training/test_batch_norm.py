@@ -1,4 +1,4 @@
-"""Batch norm as sums against PyTorch's own, where it is compiled."""
+"""Batch norm computed as sums equals PyTorch's own when it is compiled."""
 
 import copy
 
@@ -32,10 +32,10 @@ def test_compiled_equal_to_pytorchs(offset: float) -> None:
     grad = torch.randn(x.shape)
     compiled = torch.compile(ours, dynamic=False)
     results = []
-    # The truth in float64, since PyTorch's float32 is rounded as well.
+    # The reference is in float64, because PyTorch's float32 is rounded as well.
     for module, pixels in ((compiled, x), (theirs.double(), x.double())):
         given = pixels.clone().requires_grad_()
-        # As the networks do: in place, on what batch norm gives.
+        # As in the networks: in place, on the output of batch norm.
         output = torch.relu_(module(given))
         output.backward(grad.to(output.dtype))
         results.append([output.detach(), given.grad])
@@ -47,14 +47,14 @@ def test_compiled_equal_to_pytorchs(offset: float) -> None:
         assert torch.allclose(one.double(), other.double(), atol=tolerance * scale, rtol=0)
 
 
-def test_it_is_pytorchs_where_nothing_is_compiled() -> None:
+def test_it_is_pytorchs_unless_compiled() -> None:
     ours, theirs = both()
     x = torch.randn(4, 16, 5, 5)
     for train in (True, False):
         assert torch.equal(ours.train(train)(x), theirs.train(train)(x))
 
 
-def test_there_and_back() -> None:
+def test_modules_can_be_turned_back() -> None:
     network = create_model("carnet_n", num_classes=3)
     kinds = [type(module) for module in network.modules()]
     names = list(network.state_dict())
@@ -65,7 +65,7 @@ def test_there_and_back() -> None:
     assert [type(module) for module in network.modules()] == kinds
 
 
-def test_what_keeps_no_average_stays() -> None:
+def test_batch_norms_without_running_averages_stay() -> None:
     network = nn.Sequential(
         nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4, track_running_stats=False)
     )

@@ -1,4 +1,4 @@
-"""A budget is spent on small images where there is time for few passes over them, and on larger ones where for many."""
+"""A budget chooses small images if there is time for few passes over them, and larger ones if there is more."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Never
 
 import pytest
-from made_up import MadeUp
+from fake_measure import FakeMeasure
 
 from carnet import TrainingConfig
 from carnet.config import ResolvedConfig
@@ -28,7 +28,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
 
 
-class Listening(Silent):
+class Recorded(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -37,15 +37,15 @@ class Listening(Silent):
 
 
 def steps_of(seconds: float, **machine: Any) -> Callable[[ResolvedConfig, ModelSpec], Measure]:
-    """A machine on which every step takes so long."""
-    return lambda guess, spec: MadeUp(of_step=lambda _: seconds, **machine)
+    """Return a machine on which every step takes so long."""
+    return lambda guess, spec: FakeMeasure(of_step=lambda _: seconds, **machine)
 
 
 def never(*_: object) -> Never:
     raise AssertionError("steps were measured")
 
 
-def test_the_more_steps_the_larger() -> None:
+def test_more_steps_choose_larger_images() -> None:
     assert sorted(SIDES) == SIDES
     assert (SIDES[0], SIDES[-1]) == (64, 160)
     for most, side in SIDES_BY_STEPS[:-1]:
@@ -64,36 +64,35 @@ def test_the_more_steps_the_larger() -> None:
         ({"model": "carnet18"}, 244),
     ],
 )
-def test_a_budget_chooses_only_what_nobody_did(changes: dict[str, Any], side: int | None, photos: Path) -> None:
+def test_a_budget_chooses_the_side_if_nobody_did(changes: dict[str, Any], side: int | None, photos: Path) -> None:
     asked = replace(OPEN, **changes)
     assert budget_chooses_size(asked) == (side is None)
     if side is not None:
-        listening = Listening()
-        assert choose_size(asked, find_images(photos), listening, started=0.0, measure=never) == side
-        assert not listening.said
+        progress = Recorded()
+        assert choose_size(asked, find_images(photos), progress, started=0.0, measure=never) == side
+        assert not progress.said
 
 
 @pytest.mark.parametrize("seconds", [200.0, 0.9, 0.2, 0.001])
-def test_speed_images_and_budget_decide(seconds: float, photos: Path) -> None:
-    """24 training images are three steps; 600 s hold so many of them, less what decoding takes."""
-    listening = Listening()
+def test_speed_images_and_budget_decide_the_side(seconds: float, photos: Path) -> None:
+    """24 training images are three steps; 600 s hold as many of them, minus the time of decoding."""
+    progress = Recorded()
     side = choose_size(
-        OPEN, find_images(photos), listening, started=0.0, measure=steps_of(seconds), decoding_seconds=60.0
+        OPEN, find_images(photos), progress, started=0.0, measure=steps_of(seconds), decoding_seconds=60.0
     )
     assert side == size_for(540 / seconds)
-    (said,) = listening.said
-    assert f"{side} px, because --budget 10m" in said
-    assert "24 training images" in said
+    (said,) = progress.said
+    assert all(part in said for part in (f"{side} px", "--budget 10m", "24 training images", "--image-size"))
 
 
-def test_what_is_spent_already_is_not_left(photos: Path) -> None:
+def test_time_that_is_spent_already_counts(photos: Path) -> None:
     side = choose_size(
         OPEN, find_images(photos), Silent(), started=0.0, measure=steps_of(0.1, spent=520.0), decoding_seconds=60.0
     )
     assert side == size_for(20 / 0.1) < size_for(540 / 0.1)
 
 
-def test_the_speed_that_was_measured_first_counts(photos: Path) -> None:
+def test_the_first_measurement_of_speed_counts(photos: Path) -> None:
     known: dict[str, dict[str, float]] = {}
     sides = [
         choose_size(
@@ -109,7 +108,7 @@ def test_the_speed_that_was_measured_first_counts(photos: Path) -> None:
     assert sides == [size_for(9), size_for(9)]
 
 
-def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path) -> None:
+def test_without_a_cache_images_are_decoded_in_every_pass(photos: Path) -> None:
     for cache, steps in (("disk", 500 / 0.001), ("off", 3 * 600 / 100.003)):
         config = replace(OPEN, cache=cache)
         side = choose_size(
@@ -118,14 +117,14 @@ def test_images_that_are_not_kept_are_decoded_in_every_pass(photos: Path) -> Non
         assert side == size_for(steps)
 
 
-def test_a_folder_without_splits_counts_what_is_left_to_train_on(flat: Path) -> None:
-    listening = Listening()
-    choose_size(OPEN, find_images(flat), listening, started=0.0, measure=steps_of(1.0))
-    assert "24 training images" in listening.said[0]
+def test_held_out_images_of_a_folder_without_splits_do_not_count(flat: Path) -> None:
+    progress = Recorded()
+    choose_size(OPEN, find_images(flat), progress, started=0.0, measure=steps_of(1.0))
+    assert "24 training images" in progress.said[0]
 
 
-def test_the_run_records_what_was_asked_and_what_came_of_it(photos: Path, tmp_path: Path) -> None:
-    """Measured for real; small pictures are seen often."""
+def test_the_run_records_the_requested_and_the_resolved_side(photos: Path, tmp_path: Path) -> None:
+    """This measures real steps, which are fast on small images."""
     job = prepare(
         photos,
         replace(OPEN, compile=False, threads=1),

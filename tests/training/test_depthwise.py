@@ -1,4 +1,4 @@
-"""Our gradient of depthwise convolutions against PyTorch's own, plainly and compiled."""
+"""Our gradient of depthwise convolutions equals PyTorch's own, compiled and not."""
 
 import copy
 from typing import Any
@@ -95,7 +95,7 @@ def test_compiled_equal_to_pytorchs(size: int, kernel: int, stride: int, padding
         assert torch.allclose(one, other, atol=1e-4 * max(1.0, float(other.abs().max())), rtol=1e-4)
 
 
-def test_a_network_learns_alike_and_keeps_its_names() -> None:
+def test_a_network_has_equal_gradients_and_keeps_its_names() -> None:
     torch.manual_seed(0)
     network = create_model("carnet18", num_classes=3)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
@@ -113,7 +113,7 @@ def test_a_network_learns_alike_and_keeps_its_names() -> None:
     assert not any(isinstance(module, DepthwiseConv2d) for module in load.modules())
 
 
-def test_only_what_is_supported_is_changed() -> None:
+def test_only_supported_convolutions_are_changed() -> None:
     network = nn.Sequential(
         nn.Conv2d(4, 4, 3, groups=4),
         nn.Conv2d(4, 8, 3, groups=4),
@@ -126,7 +126,7 @@ def test_only_what_is_supported_is_changed() -> None:
     assert speed_up_depthwise(network) == 1
 
 
-def test_back_to_pytorchs() -> None:
+def test_convolutions_can_be_turned_back() -> None:
     network = create_model("carnet_n", num_classes=3)
     kinds = [type(module) for module in network.modules()]
     number = speed_up_depthwise(network)

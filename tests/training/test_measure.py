@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from children import finished
 from environment import HELD_TO_AVX2
-from made_up import MadeUp
+from fake_measure import FakeMeasure
 from runs import StopAt, resolved, same_weights
 
 from carnet import ModelSpec, TrainingConfig
@@ -52,7 +52,7 @@ def test_rates_are_measured() -> None:
 
 
 def test_the_first_measurement_counts() -> None:
-    measure = MadeUp()
+    measure = FakeMeasure()
     assert measure.once("a", ("x", "y"), lambda: {"x": 1.23456, "y": 2}) == {"x": 1.23, "y": 2}
     assert measure.once("a", ("x", "y"), lambda: {"x": 7, "y": 7}) == {"x": 1.23, "y": 2}
     assert measure.once("a", ("x", "z"), lambda: {"x": 7, "z": 7}) == {"x": 7, "z": 7}

@@ -1,3 +1,5 @@
+"""Measuring memory, and keeping or returning it."""
+
 import ctypes
 import mmap
 import os
@@ -24,7 +26,7 @@ def groups(root: Path, limit: str, used: int, cached: int) -> Path:
     return root
 
 
-def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
+def test_a_control_group_limits_the_free_memory(tmp_path: Path) -> None:
     everything = free_bytes(tmp_path)
     assert everything > 100 * MEGABYTE
     small = groups(tmp_path / "small", str(90 * MEGABYTE), 60 * MEGABYTE, 20 * MEGABYTE)
@@ -35,7 +37,7 @@ def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
     assert free_bytes(endless) > 50 * MEGABYTE
 
 
-def test_peaks_are_seen_and_files_are_not(tmp_path: Path) -> None:
+def test_a_peak_counts_memory_and_not_mapped_files(tmp_path: Path) -> None:
     def map_file() -> None:
         mapped = np.memmap(tmp_path / "file", np.uint8, "r")
         assert int(mapped[::4096].sum()) == 0
@@ -92,7 +94,7 @@ def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how the C library keeps memory is only known of glibc")
 @pytest.mark.parametrize("returned", [True, False])
-def test_freed_blocks_go_back_where_memory_is_limited(returned: bool) -> None:
+def test_freed_blocks_are_returned_where_memory_is_limited(returned: bool) -> None:
     code = (
         "import numpy as np; from carnet.training.memory import anonymous_bytes, return_freed_memory\n"
         f"if {returned}: return_freed_memory()\n"
@@ -101,5 +103,5 @@ def test_freed_blocks_go_back_where_memory_is_limited(returned: bool) -> None:
         "print(anonymous_bytes() - before)"
     )
     left = int(finished([sys.executable, "-c", code], check=True).stdout)
-    # The block that is left lies behind the others in the heap, which therefore stay.
+    # Otherwise the remaining block lies behind the others in the heap, so that none of it can be returned.
     assert (left < 16 * MEGABYTE) == returned

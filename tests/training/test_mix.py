@@ -1,3 +1,5 @@
+"""CutMix."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ def batch(number: int = 4, size: int = 10) -> Batch:
     return Batch(images, torch.arange(number))
 
 
-def test_labels_say_how_much_of_each_image_is_there() -> None:
+def test_the_label_share_is_the_share_of_the_pixels() -> None:
     for seed in range(50):
         mixed = cut_mix(batch(), 1.0, np.random.default_rng(seed))
         assert mixed.other_labels is not None
@@ -19,7 +21,7 @@ def test_labels_say_how_much_of_each_image_is_there() -> None:
             assert ((image == own) | (image == other)).all()
 
 
-def test_only_a_share_of_the_batches_is_mixed() -> None:
+def test_a_share_of_the_batches_is_mixed() -> None:
     mixed = [cut_mix(batch(), 0.3, np.random.default_rng(seed)).other_labels is not None for seed in range(400)]
     assert 0.22 < np.mean(mixed) < 0.38
     whole = batch()
@@ -27,7 +29,7 @@ def test_only_a_share_of_the_batches_is_mixed() -> None:
     assert cut_mix(batch(1), 1.0, np.random.default_rng(0)).other_labels is None
 
 
-def test_parts_keep_their_labels() -> None:
+def test_micro_batches_keep_their_labels() -> None:
     mixed = cut_mix(batch(8), 1.0, np.random.default_rng(0))
     parts = list(mixed.parts(4))
     assert [len(part) for part in parts] == [4, 4]

@@ -1,3 +1,5 @@
+"""Muon against PyTorch's, and the groups of parameters."""
+
 import copy
 
 import pytest
@@ -21,9 +23,9 @@ class Matrices(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (16, 16), (64, 4)])
-def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
+def test_singular_values_are_close_to_one_after_orthogonalization(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    # In the directions of the matrix itself, none of them turned round; the faintest are only brought up a good way.
+    # The singular vectors stay, none is negated; the smallest singular values only become larger.
     u, before, v = torch.linalg.svd(matrix, full_matrices=False)
     after = (u.mT @ orthogonalized(matrix) @ v.mT).diagonal()
     share = before / before.pow(4).sum() ** 0.25
@@ -31,7 +33,7 @@ def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
     assert (after > 8 * share)[share <= 0.02].all()
 
 
-def test_no_gradient_is_no_change() -> None:
+def test_a_zero_gradient_changes_nothing() -> None:
     assert not orthogonalized(torch.zeros(40, 40)).any()
 
 
@@ -43,7 +45,7 @@ def test_the_size_of_a_gradient_does_not_matter() -> None:
 def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.optim import _muon
 
-    # Theirs, with ours inside: what becomes of the matrix itself is tested above.
+    # PyTorch's Muon with our orthogonalization, which the tests above check.
     monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", lambda matrix, *_: orthogonalized(matrix))
     network = Matrices()
     reference = copy.deepcopy(network)
@@ -70,7 +72,7 @@ def test_muon_equals_pytorchs_on_matrices_and_adamw_elsewhere(monkeypatch: pytes
     torch.testing.assert_close(network.head.bias, reference.head.bias)
 
 
-def test_which_weights_are_hidden_matrices() -> None:
+def test_hidden_matrices_are_those_of_pointwise_convolutions() -> None:
     network = create_model("carnet_s", num_classes=7)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     found = [names[id(matrix)] for matrix in hidden_matrices(network)]
@@ -84,7 +86,7 @@ def test_the_published_optimizer_is_adam() -> None:
     assert optimizer.defaults["lr"] == 5e-4
 
 
-def test_every_group_keeps_its_own_rate() -> None:
+def test_every_group_keeps_its_own_learning_rate() -> None:
     optimizer = make_optimizer(
         create_model("carnet_n", num_classes=3), resolved(TrainingConfig(lr=0.02, adamw_lr_ratio=0.5))
     )
@@ -93,7 +95,7 @@ def test_every_group_keeps_its_own_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.005, 0.005])
 
 
-def test_weights_shrink_as_the_recipe_says() -> None:
+def test_weight_decay_is_the_recipes_and_spares_vectors() -> None:
     network = create_model("carnet_n", num_classes=3)
     muon = make_optimizer(network, resolved(TrainingConfig(weight_decay=0.3)))
     assert [group["weight_decay"] for group in muon.param_groups] == [0.3, 0.3, 0.0]

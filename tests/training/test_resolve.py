@@ -1,4 +1,4 @@
-"""What is left open follows from the data, the budget and the machine, and what is asked for stays."""
+"""Open choices follow from the data, the budget and the machine, and requested ones stay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from made_up import Images, MadeUp
+from fake_measure import FakeMeasure, Images
 
 from carnet import TrainingConfig, published
 from carnet.config import OF_MACHINE, ResolvedConfig
@@ -22,7 +22,7 @@ def guess(asked: TrainingConfig, num_train: int) -> ResolvedConfig:
 @pytest.mark.parametrize(
     ("num_train", "batch_size"), [(5, 8), (131, 8), (300, 16), (600, 32), (1023, 32), (1024, 64), (1_000_000, 64)]
 )
-def test_few_images_come_in_small_batches(num_train: int, batch_size: int) -> None:
+def test_few_images_have_small_batches(num_train: int, batch_size: int) -> None:
     assert guess(TrainingConfig(), num_train).batch_size == batch_size
     assert guess(TrainingConfig(batch_size=7), num_train).batch_size == 7
 
@@ -32,19 +32,19 @@ def test_few_images_are_seen_often(num_train: int, epochs: int) -> None:
     assert guess(TrainingConfig(), num_train).epochs == epochs
     assert guess(TrainingConfig(epochs=7), num_train).epochs == 7
     assert guess(TrainingConfig(epochs=7, budget="1m"), num_train).epochs == 7
-    # Time decides later.
+    # The budget decides later.
     assert guess(TrainingConfig(budget="1m"), num_train).epochs == 1
 
 
-def test_every_device_gets_two_images() -> None:
+def test_every_device_has_two_images() -> None:
     assert guess(TrainingConfig(devices=16), 32).batch_size == 32
     # 12 at least, and a power of two.
     assert guess(TrainingConfig(devices=6), 100).batch_size == 16
-    with pytest.raises(DataError, match="11 training images cannot be shared by 6 devices; use fewer"):
+    with pytest.raises(DataError, match=r"11 training images.*--devices 6"):
         guess(TrainingConfig(devices=6), 11)
 
 
-def test_long_runs_change_images_more() -> None:
+def test_long_runs_augment_more() -> None:
     short, long = (guess(TrainingConfig(epochs=epochs), 100) for epochs in (LONG_RUN_EPOCHS - 1, LONG_RUN_EPOCHS))
     assert (short.min_crop, short.cutmix) == (0.35, 0.0)
     assert (long.min_crop, long.cutmix) == (0.25, 0.5)
@@ -52,12 +52,12 @@ def test_long_runs_change_images_more() -> None:
     assert (asked.min_crop, asked.cutmix) == (1.0, 0.0)
 
 
-def test_images_are_divided_by_the_seed_unless_another_number_is_given() -> None:
+def test_valid_seed_is_the_seed_unless_it_is_given() -> None:
     assert guess(TrainingConfig(seed=7), 100).valid_seed == 7
     assert guess(TrainingConfig(seed=7, valid_seed=0), 100).valid_seed == 0
 
 
-def test_the_published_recipe_leaves_nothing_to_the_data() -> None:
+def test_the_published_recipe_does_not_depend_on_the_data() -> None:
     recipe = published()
     resolved = guess(recipe, 50)
     of_recipe = {field.name for field in fields(TrainingConfig)} - OF_MACHINE - {"workers", "valid_seed"}
@@ -73,23 +73,23 @@ def test_the_published_recipe_leaves_nothing_to_the_data() -> None:
         {"compile": False, "keep_memory": True, "micro_batch": 8, "workers": 0},
     ],
 )
-def test_what_is_asked_for_stays(asked: dict[str, Any]) -> None:
+def test_requested_values_stay(asked: dict[str, Any]) -> None:
     config = TrainingConfig(device="cpu", image_size=64, **({"batch_size": 8} | asked))
-    resolved = resolve(config, Images(800, image_size=64), MadeUp())
+    resolved = resolve(config, Images(800, image_size=64), FakeMeasure())
     assert {name: getattr(resolved, name) for name in asked} == asked
 
 
 def test_equal_measurements_resolve_equally_and_nothing_is_left_open() -> None:
     asked, images = TrainingConfig(device="cpu"), Images(5000, image_size=128)
-    one, other = (resolve(asked, images, MadeUp()) for _ in range(2))
+    one, other = (resolve(asked, images, FakeMeasure()) for _ in range(2))
     assert one == other
     chosen = {field.name for field in fields(ResolvedConfig) if getattr(one, field.name) is None}
     assert chosen == {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds"}
     by_hand = first_guess(asked, num_train=5000, image_size=128)
-    assert tune(by_hand, asked, images.num_valid, MadeUp()) == one
+    assert tune(by_hand, asked, images.num_valid, FakeMeasure()) == one
     assert one.reasons
 
 
-def test_a_device_that_is_not_there_and_a_precision_that_it_lacks() -> None:
-    with pytest.raises(ConfigError, match="--precision fp16 needs a GPU"):
+def test_a_precision_that_the_device_lacks() -> None:
+    with pytest.raises(ConfigError, match="--precision fp16"):
         guess(TrainingConfig(precision="fp16"), 100)

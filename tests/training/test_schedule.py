@@ -1,4 +1,4 @@
-"""What changes over a run: learning rate, side of the images, and what that costs."""
+"""What changes over a run: learning rate, side and crops of the images, and the time of a step."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_learning_rate_over_the_run() -> None:
     assert lr_ratio(0.5, resolved(warmup=0)) == pytest.approx(0.5)
 
 
-def test_images_grow_and_end_at_their_full_side() -> None:
+def test_images_grow_to_their_full_side() -> None:
     config = resolved(image_size=128)
     sides = [view_at(epoch / 20, config, 1000).side for epoch in range(20)]
     assert sides == sorted(sides)
@@ -45,11 +45,11 @@ def test_images_grow_and_end_at_their_full_side() -> None:
 
 
 @pytest.mark.parametrize(("size", "first"), [(16, 16), (64, 64), (96, 64), (128, 64), (160, 64), (224, 96), (384, 192)])
-def test_small_images_have_nothing_to_spare(size: int, first: int) -> None:
+def test_small_images_do_not_grow(size: int, first: int) -> None:
     assert initial_side(resolved(image_size=size)) == first
 
 
-def test_images_end_nearly_whole() -> None:
+def test_crops_are_nearly_whole_in_the_last_steps() -> None:
     config = resolved(image_size=128, min_crop=0.4)
     assert [view_at(progress, config, 8000).min_crop for progress in (0, 0.74, 0.75, 1)] == [0.4, 0.4, 0.9, 0.9]
     assert view_at(1, resolved(image_size=128, min_crop=0.95), 8000).min_crop == 0.95
@@ -57,13 +57,13 @@ def test_images_end_nearly_whole() -> None:
 
 
 @pytest.mark.parametrize(("steps", "whole"), [(100, 25), (8000, 25), (10_000, 20), (20_000, 10), (100_000, 2)])
-def test_long_runs_show_nearly_whole_images_for_some_time_only(steps: int, whole: int) -> None:
+def test_the_last_steps_with_nearly_whole_crops_are_limited(steps: int, whole: int) -> None:
     config = resolved(image_size=128, min_crop=0.25)
-    pieces = [view_at((part + 0.5) / 100, config, steps).min_crop for part in range(100)]
-    assert pieces == [0.25] * (100 - whole) + [0.9] * whole
+    crops = [view_at((part + 0.5) / 100, config, steps).min_crop for part in range(100)]
+    assert crops == [0.25] * (100 - whole) + [0.9] * whole
 
 
-def test_where_images_do_not_grow() -> None:
+def test_growing_can_be_off() -> None:
     assert {view_at(step / 10, resolved(published()), 1000) for step in range(10)} == {(244, 1)}
     assert initial_side(resolved(image_size=101, initial_size_ratio=1.0)) == 101
     small = resolved(image_size=32, initial_step_cost=0.5)
@@ -74,7 +74,7 @@ def test_the_cost_of_a_step_lies_between_the_first_and_the_last() -> None:
     config = resolved(image_size=128, initial_step_cost=0.4)
     assert step_cost(64, config) == pytest.approx(0.4)
     assert step_cost(128, config) == pytest.approx(1)
-    # Half of what is between, at the side whose area is in the middle.
+    # The mean of both, at the side whose area is the mean.
     assert step_cost(round(math.sqrt((64**2 + 128**2) / 2)), config) == pytest.approx(0.7, abs=0.01)
     whole, second_half = mean_cost(config), mean_cost(config, 0.5)
     assert 0.4 < whole < second_half < 1

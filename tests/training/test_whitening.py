@@ -1,4 +1,4 @@
-"""The first filters follow from the images, and so from the seed."""
+"""The first filters whiten patches of the images, and so follow from images and seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from carnet.training.run import train
 
 
 def some_batches(in_channels: int = 3, number: int = 4) -> list[Batch]:
-    """Blurred noise: neighbouring pixels are alike, as in photos."""
+    """Return blurred noise, whose neighbouring pixels are alike as in photos."""
     rng = np.random.default_rng(0)
     fine = rng.integers(0, 256, (number, 16, 34, 34, in_channels)).astype(float)
     blurred = sum(fine[:, :, i : i + 32, j : j + 32] for i in range(3) for j in range(3)) / 9
@@ -29,9 +29,7 @@ def some_batches(in_channels: int = 3, number: int = 4) -> list[Batch]:
 @pytest.mark.parametrize(
     ("name", "in_channels", "components"), [("carnet_n", 3, 32), ("carnet_s", 3, 48), ("carnet_s", 1, 16)]
 )
-def test_answers_of_different_filters_have_nothing_to_do_with_each_other(
-    name: str, in_channels: int, components: int
-) -> None:
+def test_outputs_of_different_filters_are_uncorrelated(name: str, in_channels: int, components: int) -> None:
     network = create_model(name, num_classes=3, in_channels=in_channels)
     spec = ModelSpec(
         model=name, classes=("a", "b", "c"), image_size=32, in_channels=in_channels,
@@ -41,21 +39,21 @@ def test_answers_of_different_filters_have_nothing_to_do_with_each_other(
     whiten(network, some_batches(in_channels), spec)
     images = torch.cat([batch.images for batch in some_batches(in_channels)])
     with torch.no_grad():
-        answers = network.stem[0](normalize_on(torch.device("cpu"), images, spec)).permute(1, 0, 2, 3).flatten(1)
-    together = torch.cov(answers[:components])
+        outputs = network.stem[0](normalize_on(torch.device("cpu"), images, spec)).permute(1, 0, 2, 3).flatten(1)
+    together = torch.cov(outputs[:components])
     assert together.fill_diagonal_(0).abs().max() < 0.01
-    # The strongest is told apart from the faintest, and both answer alike; noise is held down.
-    spread = answers[:components].var(dim=1)
+    # Strong and faint components have outputs of similar strength; noise is damped.
+    spread = outputs[:components].var(dim=1)
     assert 0.9 < spread[0] <= 1.001
     assert (spread > 0.3).all()
-    # Then the same, negated, as far as there are filters; what is left stays random.
+    # Then come their negatives, as far as there are filters; the rest stays random.
     rest = network.stem[0].weight[components : 2 * components]
     torch.testing.assert_close(rest, -network.stem[0].weight[: len(rest)])
     torch.testing.assert_close(network.stem[0].weight[2 * components :], before[2 * components :])
 
 
 def test_killed_before_the_first_checkpoint(photos: Path, tmp_path: Path) -> None:
-    """The run begins again, with the same filters for any number of threads, and leaves nothing lying about."""
+    """The run begins again, with the same filters for any number of threads, and leaves no temporary file."""
     recipe = TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8, compile=False)
     whole = train(photos, recipe, output=tmp_path / "whole").run
     killed = shutil.copytree(whole, tmp_path / "killed")
@@ -69,15 +67,15 @@ def test_killed_before_the_first_checkpoint(photos: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_images_of_one_colour_do_no_harm() -> None:
+def test_images_of_one_colour_give_finite_filters() -> None:
     network = create_model("carnet_n", num_classes=3)
     grey = Batch(torch.full((4, 32, 32, 3), 128, dtype=torch.uint8), torch.zeros(4))
     whiten(network, [grey], ModelSpec(model="carnet_n", classes=("a", "b"), image_size=32))
     assert network.stem[0].weight.isfinite().all()
 
 
-def test_grey_images_leave_filters_that_would_see_nothing_as_they_are() -> None:
-    """Where a file is grey, its three channels are alike: a third of the components is all there is."""
+def test_grey_images_leave_the_other_filters_random() -> None:
+    """The three channels of a grey file are equal, so that only a third of the components varies."""
     network = create_model("carnet_s", num_classes=3)
     before = network.stem[0].weight.clone()
     grey = [Batch(batch.images[..., :1].expand(-1, -1, -1, 3), batch.labels) for batch in some_batches(1)]
@@ -87,11 +85,11 @@ def test_grey_images_leave_filters_that_would_see_nothing_as_they_are() -> None:
     torch.testing.assert_close(after[32:], before[32:])
 
 
-def test_only_new_weights_of_networks_with_patches(photos: Path, tmp_path: Path) -> None:
+def test_only_random_weights_are_whitened(photos: Path, tmp_path: Path) -> None:
     assert [has_patches(create_model(name, num_classes=2)) for name in ("carnet_n", "carnet18", "resnet18")] == [
         *(True, False, False),
     ]
-    # Without learning anything, what a run begins with is what it ends with.
+    # With this learning rate a run ends with its initial weights.
     still = TrainingConfig(
         model="carnet_n", image_size=32, epochs=1, batch_size=8, lr=1e-30, weight_decay=0.0, compile=False
     )

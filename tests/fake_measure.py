@@ -1,4 +1,4 @@
-"""A machine with given speeds and memory, for tests of what is chosen by measuring."""
+"""A fake measure of a machine with given speeds and memory, for tests of choices that need measuring."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Seconds = Callable[[ResolvedConfig], float]
 
 
 def another_network(seconds: float) -> dict[str, Numbers]:
-    """What compiling another network took on this machine, which is expected of every network then."""
+    """Return a kept measurement of compiling another network, which is then expected of every network."""
     return {f"{COMPILING}another network": {"seconds": seconds}}
 
 
 @dataclass
-class MadeUp(Measure):
+class FakeMeasure(Measure):
     """Four cores of two threads each, half a gigabyte in use, four free, a compiler."""
 
     of_step: Seconds = lambda _: 0.1
-    """What a step takes."""
+    """Seconds of a step."""
     image_bytes: float = 1e7
-    """What a step takes for each image; besides that, nothing."""
+    """Memory of a step for each image; it takes none besides."""
     spent: float = 0.0
-    """Seconds of the command so far."""
+    """Seconds since the command began."""
     compile_seconds: float = 0.0
-    """What compiling takes."""
+    """Seconds of compiling."""
     known: dict[str, Numbers] = field(default_factory=lambda: another_network(60.0))
     rates: Numbers = field(default_factory=lambda: {"fp32": 80.0, "bf16": 1.0})
     no_compiler: str = ""
@@ -44,7 +44,7 @@ class MadeUp(Measure):
     held: list[tuple[str, str]] = field(default_factory=list)
     """Limits that were set."""
     images_in_turns: list[int] = field(default_factory=list)
-    """How many there were in each comparison."""
+    """Number of images in each comparison."""
 
     def elapsed(self) -> float:
         return self.spent
@@ -94,7 +94,7 @@ class MadeUp(Measure):
 
 @dataclass(frozen=True)
 class Images:
-    """As many images as it says, for `resolve`."""
+    """The numbers that `resolve` needs to know of the data."""
 
     num_train: int
     num_valid: int = 50
