@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from carnet.errors import ConfigError, ModelError
+from carnet.errors import ConfigError
 from carnet.prediction import Prediction
 from carnet.preprocess import WHITE, Images, ImageSource, decode, name_of, open_image, resize
 from carnet.spec import ModelSpec
@@ -75,22 +75,19 @@ def explain(model: Explainable, source: ImageSource, label: str | None = None, t
     Raises:
         ImageError: if the image cannot be decoded.
         ConfigError: if there is no such class, or `top_k` is below 1.
-        ModelError: if the network has no class maps, or they are not numbers.
+        ModelError, ModelFileError: if the network has no class maps, or they are not numbers.
     """
     spec, centres = model.spec, model.map_centres
     if label is not None and label not in spec.classes:
         raise ConfigError(f"the model knows no class {label!r}; it knows {', '.join(spec.classes[:5])}, ...")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"--top-k must be at least 1, got {top_k}")
-    if centres is None:
-        raise ModelError(f"{spec.model} has no class maps: its head is not the mean of features and a linear layer")
     side, channels = spec.image_size, spec.in_channels
     with open_image(source, model.max_pixels) as opened:
         image = decode(opened, name_of(source), min_side=2 * side, in_channels=channels)
     pixels = np.array(resize(image, side, spec.resize)).reshape(1, side, side, channels)
     (probabilities,), (maps,) = model.class_maps(pixels)
-    if not np.isfinite(maps).all():
-        raise ModelError("the model's class maps are not numbers; train or export it again")
+    assert centres is not None, "a model with class maps knows where they look"
     prediction = model.to_prediction(probabilities, top_k or spec.num_classes)
     label = prediction.label if label is None else label
     # Softmax ignores what is added to all classes alike.

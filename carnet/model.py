@@ -149,7 +149,7 @@ class Model:
         Raises:
             ImageError: if the image cannot be decoded.
             ConfigError: if there is no such class.
-            ModelError: if the network has no class maps.
+            ModelError, ModelFileError: if the network has no class maps.
         """
         return self.predictor.explain(image, label)
 
@@ -327,8 +327,8 @@ def train(
 
         model = carnet.train("photos", epochs=30, image_size=160)
 
-    With `devices` above 1, processes are started for them; a script that calls this then needs the usual
-    `if __name__ == "__main__":`. Under torchrun every process calls this, and gets the same model.
+    With `devices` above 1 it starts processes; a script then needs `if __name__ == "__main__":`. Under torchrun every
+    process calls it, and gets the same model.
 
     Args:
         data: the images, in a form that `carnet.data.find` describes; with `resume`, None is where they were.
@@ -337,9 +337,8 @@ def train(
             `resume`, the run is copied there and goes on there.
         init: another run whose weights to start from.
         resume: a run to continue, from its last checkpoint.
-        ignore: paths of images to leave out, below the data's folder or absolute; with `resume`, none is those of the
-            run.
-        callbacks: told of every step and epoch, after the built-in ones.
+        ignore: paths of images to leave out, below the data's folder or absolute; with `resume`, none: those of the run.
+        callbacks: called at every step and epoch, after the built-in ones.
         progress: shows what happens; None: on standard error; `carnet.text.Silent()`: nowhere.
         settings: fields of `carnet.TrainingConfig`, such as `epochs=30`, which take the place of those of the recipe.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import CLASS_MAPS, LOGITS, PROBABILITIES, Runtime, open_runtime
-from carnet.errors import ConfigError
+from carnet.errors import ConfigError, ModelFileError
 from carnet.explanation import Explanation, explain
 from carnet.prediction import Predictor
 from carnet.preprocess import MAX_PIXELS, Images, ImageSource
@@ -84,8 +84,16 @@ class Classifier(Predictor):
         return centres
 
     def class_maps(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """uint8 images (N, S, S, C) -> probabilities (N, classes) and class maps (N, classes, h, w)."""
+        """uint8 images (N, S, S, C) -> probabilities (N, classes) and class maps (N, classes, h, w).
+
+        Raises:
+            ModelFileError: if the file has no class maps, or they are not numbers.
+        """
         outputs = self._run(images)
+        if CLASS_MAPS not in outputs:
+            raise ModelFileError(f"{self.name} has no class maps: its head is not a mean and a linear layer")
+        if not np.isfinite(outputs[CLASS_MAPS]).all():
+            raise ModelFileError(f"{self.name} has class maps that are not numbers; export it again")
         return outputs[PROBABILITIES].astype(np.float64), outputs[CLASS_MAPS]
 
     def explain(self, source: ImageSource, label: str | None = None, top_k: int | None = None) -> Explanation:

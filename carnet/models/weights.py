@@ -86,7 +86,7 @@ class TrainedModel(Predictor):
         """uint8 images (N, S, S, C) -> probabilities (N, classes) and class maps (N, classes, h, w).
 
         Raises:
-            ModelError: if the network has none.
+            ModelError: if the network has none, or they are not numbers.
         """
         if self._head is None:
             raise ModelError(f"{self.spec.model} has no class maps: its head is not a mean and a linear layer")
@@ -97,6 +97,8 @@ class TrainedModel(Predictor):
             head = self._head[0]
             maps = F.conv2d(features, head.weight[:, :, None, None])
             logits = head(features.mean(dim=(2, 3)))
+        if not maps.isfinite().all():
+            raise ModelError(f"{self.spec.model} has class maps that are not numbers; train it again")
         return metrics.softmax(logits.numpy()), maps.numpy()
 
     def explain(self, source: ImageSource, label: str | None = None, top_k: int | None = None) -> Explanation:

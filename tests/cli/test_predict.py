@@ -157,7 +157,7 @@ def test_predict_refuses(exported: Path, flags: list[str], named: str, call: Cal
     assert named in err
 
 
-@pytest.mark.parametrize("flags", [("--explain", "heat"), ("--threads", "2"), ("--runtime", "openvino")])
+@pytest.mark.parametrize("flags", [("--threads", "2"), ("--runtime", "openvino")])
 def test_some_flags_need_an_exported_model(trained_run: Path, flags: tuple[str, str], call: Call) -> None:
     code, out, err = call("predict", trained_run, "a.jpg", *flags)
     assert (code, out) == (2, "")

@@ -228,7 +228,7 @@ def test_times_to_accuracies_of_ones_own_choice(folder: Path, tmp_path: Path) ->
     assert [row["seconds_to"] for row in rows] == [
         {"0.1 %": {"seconds": seconds, "runs": 1}, "150 %": never} for seconds in first_epochs
     ]
-    assert "| time to 150 % | never | never |" in (tmp_path / "answer" / "table.md").read_text()
+    assert "| time to 150% | never | never |" in (tmp_path / "answer" / "table.md").read_text()
 
 
 def test_networks_of_other_sides_are_said_to_be(folder: Path) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 
 import carnet
 from carnet import Classifier
-from carnet.edge.classifier import draw_heat
 from carnet.errors import ConfigError, ImageError, ModelFileError
+from carnet.explanation import draw_heat
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
 
