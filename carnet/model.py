@@ -337,7 +337,7 @@ def train(
             `resume`, the run is copied there and goes on there.
         init: another run whose weights to start from.
         resume: a run to continue, from its last checkpoint.
-        ignore: paths of images to leave out, below the data's folder or absolute; with `resume`, none: those of the run.
+        ignore: paths of images to leave out, below the data's folder or absolute; none with `resume`: the run's own.
         callbacks: called at every step and epoch, after the built-in ones.
         progress: shows what happens; None: on standard error; `carnet.text.Silent()`: nowhere.
         settings: fields of `carnet.TrainingConfig`, such as `epochs=30`, which take the place of those of the recipe.

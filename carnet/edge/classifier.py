@@ -90,7 +90,7 @@ class Classifier(Predictor):
             ModelFileError: if the file has no class maps, or they are not numbers.
         """
         outputs = self._run(images)
-        if CLASS_MAPS not in outputs:
+        if CLASS_MAPS not in outputs or self.map_centres is None:
             raise ModelFileError(f"{self.name} has no class maps: its head is not a mean and a linear layer")
         if not np.isfinite(outputs[CLASS_MAPS]).all():
             raise ModelFileError(f"{self.name} has class maps that are not numbers; export it again")
