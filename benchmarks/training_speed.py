@@ -253,7 +253,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     from carnet.text import Silent
     from carnet.training.memory import forget_peak_device_bytes
     from carnet.training.pipeline import step_seed
-    from carnet.training.preparation import rehearse, scan_data
+    from carnet.training.preparation import prepare_trial_steps, scan_data
     from carnet.training.resolve import first_guess, resolve
     from carnet.training.schedule import view_at
     from carnet.training.step import TrainingStep
@@ -267,7 +267,7 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
 
     def begin() -> dict[str, Any]:
         started = time.perf_counter()
-        measure, _ = rehearse(guess, network, spec, pipeline, started=time.monotonic())
+        measure, _ = prepare_trial_steps(guess, network, spec, pipeline, started=time.monotonic())
         resolved.append(resolve(asked, scan, measure))
         measure.undo()
         forget_peak_device_bytes(guess.device)

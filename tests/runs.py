@@ -1,7 +1,8 @@
-"""What tests do to whole runs: stop them, and compare what they end with."""
+"""What tests do with whole runs: prepare, train, stop and compare them."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import signal
@@ -29,21 +30,47 @@ from carnet.training.resolve import first_guess
 
 
 def resolved(asked: TrainingConfig | None = None, num_train: int = 1000, **changes: Any) -> ResolvedConfig:
-    """A config with nothing left open, as it would be without measuring, on a processor; with some changes."""
+    """A config resolved on a CPU without measuring, with some changes."""
     asked = asked or TrainingConfig()
     guess = first_guess(replace(asked, device="cpu"), num_train=num_train, image_size=asked.image_size or 128)
     return replace(guess, **changes)
 
 
-class StopAt(Silent):
-    """A progress that presses Ctrl-C at one moment."""
+SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 
-    def __init__(self, what: str, done: int) -> None:
-        self.moment = (what, done)
+
+def small(**changes: Any) -> TrainingConfig:
+    """The config of a small run, with some changes."""
+    return replace(SMALL, **changes)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what depends on the clock."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+class Listening(Silent):
+    """Remembers the messages."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class StopAt(Listening):
+    """Raises a signal, such as Ctrl-C, at one moment."""
+
+    def __init__(self, what: str, done: int, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.moment, self.number = (what, done), number
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
         if (what, done) == self.moment:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -61,7 +88,7 @@ def write_table(run: Path, text: str) -> None:
 
 
 def new_job(data: Path, asked: TrainingConfig, run: Path, **changes: Any) -> Job:
-    """A new run, whose config is resolved otherwise by some changes."""
+    """A new run, with some changes of its resolved config."""
     with ExitStack() as held:
         job = prepare(
             data,
@@ -78,7 +105,7 @@ def new_job(data: Path, asked: TrainingConfig, run: Path, **changes: Any) -> Job
 
 
 def resumed_job(run: Path, asked: TrainingConfig | None = None) -> Job:
-    """A run that goes on."""
+    """A resumed run."""
     with ExitStack() as held:
         asked = asked or TrainingConfig.from_json(RunFolder(run).read_config()["requested"])
         return prepare_resumed(run, None, asked, output=None, ignore=(), progress=Silent(), held=held)
@@ -97,7 +124,7 @@ def fit_job(
 
 
 def rewrite_checkpoint(checkpoint: Path, **entries: str | Callable[[Any], Any]) -> None:
-    """Change what a checkpoint says in its header, such as `state` or `record`; its checksum is right again."""
+    """Change entries of a checkpoint's header, such as `state` or `record`, and its checksum."""
     metadata = read_metadata(checkpoint.read_bytes())
     for name, change in entries.items():
         metadata[name] = change if isinstance(change, str) else json.dumps(change(json.loads(metadata[name])))

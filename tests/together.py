@@ -1,4 +1,4 @@
-"""Work that tests give to several processes at once; a module of its own, because new processes import it by name."""
+"""Work for several processes; a module of its own, because new processes import it by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from carnet.training.step import StepResult
 def losses_with_frozen_batch_norm(
     job: Job, processes: Processes, progress: Progress, stop: StopFlag
 ) -> tuple[list[float], TrainingState]:
-    """Train with batch norm in evaluation mode throughout; the loss of every step."""
+    """Train with batch norm in evaluation mode; return the loss of every step."""
     for module in job.network.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -31,18 +31,18 @@ def losses_with_frozen_batch_norm(
 
 
 class Losses(Callback):
-    """Every step's."""
+    """Remembers the loss of every step."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
-        """Remember it."""
+        """Remember the loss."""
         self.seen.append(result.loss)
 
 
 class DyingAt(StopFlag):
-    """A flag that kills the process which asks it for the third time, before its third step."""
+    """Kills the process before its third step."""
 
     def __init__(self, dies: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class DyingAt(StopFlag):
 
     @property
     def request(self) -> StopRequestError | None:
-        """Nobody asks for a stop."""
+        """No stop is requested."""
         self.asked += 1
         if self.dies and self.asked == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -58,5 +58,5 @@ class DyingAt(StopFlag):
 
 
 def die(job: tuple[Job, int], processes: Processes, progress: Progress, stop: StopFlag) -> Any:
-    """Train, and kill the process of a given rank before its third step."""
+    """Train, and kill the process with a given rank before its third step."""
     return fit_job(job[0], processes, progress, DyingAt(processes.rank == job[1]), built_in_callbacks())

@@ -1,6 +1,6 @@
-"""Everything needed to go on, in one safetensors file: tensors, and the rest as JSON in its header.
+"""Checkpoints: save and restore a run, and verify that it can go on here, with this config and these images.
 
-Loading such a file executes no code from it, unlike a pickle.
+A checkpoint is one safetensors file: tensors, and the rest as JSON in its header. Loading it executes no code.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from carnet.training.step import compiler_problem
 
 FORMAT = "carnet checkpoint 7"
 _READABLE = (FORMAT, "carnet checkpoint 6")
-"""The last one of version 0.1 says the same in older words, see `carnet.config.from_format_1`."""
+"""Format 6, of version 0.1, has other names for the same entries, see `carnet.config.from_format_1`."""
 _MAX_BYTES = 32 * 2**30
-"""Of a checkpoint, which holds weights, their average, and what the optimizer keeps of each of them."""
+"""Size limit of a checkpoint, which holds weights, their EMA and the optimizer's state."""
 
 
 class _SavedState(TypedDict):
-    """What a checkpoint says besides the fields of `TrainingState`."""
+    """The entries of a checkpoint's state besides the fields of `TrainingState`."""
 
     precision: dict[str, Any]
     progress: NotRequired[Annotated[float, Range(0, 1.001)]]
-    """Of versions before 0.2, like the next one."""
+    """Written by versions before 0.2 only, like the next one."""
     finished: NotRequired[bool]
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint is cut off, or its checksum is wrong. Internal: the one before it is taken instead."""
+    """A checkpoint cannot be read. Internal: the previous one is used instead."""
 
 
 def save_checkpoint(
@@ -62,18 +62,18 @@ def save_checkpoint(
     previous: Path | None = None,
     average: nn.Module | None = None,
 ) -> None:
-    """Write weights, buffers, optimizer, `state` and `record`, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
-    There is no random generator among them: what is random is drawn anew at every step, from (seed, epoch, index).
+    It contains no state of a random generator, because everything random follows from (seed, epoch, index).
 
     Args:
         path: the file.
-        network: gives weights and buffers.
-        optimizer: gives its state.
-        state: where the run stands, in plain values.
-        record: what `config.json` says: the config, versions and data.
-        previous: the name under which the checkpoint that was there until now stays.
-        average: the network with averaged weights, where the run keeps one.
+        network: its weights and buffers are saved.
+        optimizer: its state is saved.
+        state: the progress of the run, in plain values.
+        record: the content of `config.json`.
+        previous: new name of the checkpoint that `path` replaces.
+        average: the network with the EMA of the weights; None: the run has none.
 
     Raises:
         OutputError: if the folder cannot be written; the previous checkpoint stays.
@@ -97,14 +97,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify its checksum.
 
     Raises:
-        DamagedCheckpointError: cut off, changed, no ordinary file, or of another version of carnet.
-        RunError: missing, or not to be read just now, which says nothing of what it holds.
+        DamagedCheckpointError: if it is cut off, changed, no ordinary file, or of another version of carnet.
+        RunError: if it is missing or cannot be read now, which says nothing about its content.
     """
     try:
         content = read_file(path, _MAX_BYTES)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EFBIG):
-            # It is there, and no checkpoint: a pipe, a device, or a file larger than any.
+            # A pipe, a device, or a file larger than any checkpoint.
             raise DamagedCheckpointError(error.strerror) from error
         raise RunError(f"cannot read {path}: {error.strerror or error}; allow it, or try again") from error
     try:
@@ -123,14 +123,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | None:
-    """The last checkpoint, or the one before it where the last is damaged; None where there is none yet.
+    """Return the last checkpoint, or the previous one if the last is damaged, or None if there is none yet.
 
     Raises:
-        RunError: if there is one, and none can be read.
+        RunError: if all checkpoints are damaged, or one cannot be read now.
     """
     reasons = []
     for path in (run.checkpoint, run.previous_checkpoint):
-        # A kill between two renamings leaves the previous one alone; nothing is damaged then.
+        # After a kill between the two renamings of `save_checkpoint`, only the previous one exists.
         if not path.exists():
             continue
         try:
@@ -139,9 +139,9 @@ def last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | Non
             reasons.append(f"{path}: {error}")
             continue
         if reasons:
-            progress.say(f"Note: {reasons[0]}; goes on from the checkpoint before it, {path.name}.")
+            progress.say(f"Note: {reasons[0]}; continues from the previous checkpoint, {path.name}.")
         if path != run.checkpoint:
-            # Under its own name it would be the next to be overwritten.
+            # Under its own name, the next checkpoint would overwrite it.
             run.promote_previous_checkpoint()
         return checkpoint
     if reasons:
@@ -153,13 +153,13 @@ def last_good_checkpoint(run: RunFolder, progress: Progress) -> Checkpoint | Non
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save_checkpoint` wrote.
+    """The content of a checkpoint file.
 
     Attributes:
         content: the bytes of the file.
-        state: where the run stands.
-        record: what `config.json` said.
-        param_groups: what the optimizer says of its parameters.
+        state: the progress of the run, in plain values.
+        record: the content of `config.json`.
+        param_groups: of the optimizer.
     """
 
     content: bytes
@@ -168,10 +168,10 @@ class Checkpoint:
     param_groups: list[dict[str, Any]]
 
     def restore(self, network: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:
-        """Put weights, buffers and optimizer state back; they keep the layout and device they have in `network`.
+        """Restore weights, buffers and optimizer state, on the device and in the memory layout of `network`.
 
         Raises:
-            RunError: if they are of another network or optimizer.
+            RunError: if they belong to another network or optimizer.
         """
         try:
             tensors = unpack(self.content)
@@ -193,10 +193,10 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _param_groups(saved: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What a checkpoint says of groups of parameters, if it is of the kind that the recipe's optimizer takes.
+    """Return the saved groups, after comparing their parameters and the types of their settings with the optimizer's.
 
     Raises:
-        KeyError, ValueError: if it is not.
+        KeyError, ValueError: if they differ.
     """
     groups, first = [], 0
     for own, group in zip(optimizer.param_groups, saved, strict=True):
@@ -212,15 +212,19 @@ def _param_groups(saved: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> l
 
 
 def _kind(value: Any) -> Any:
-    """Whether it is a number, text, …; of several values, that of each."""
+    """Return the type of a setting, where all numbers are of one type; of a sequence, the types of its items."""
     if isinstance(value, list | tuple):
         return [_kind(item) for item in value]
     return float if type(value) in (int, float) else type(value)
 
 
 def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Tensors by number of the parameter and name, in the layout and on the device of the parameter."""
-    # The order in which an optimizer counts them; not every one counts as the network does.
+    """Return the saved tensors by parameter number and name, in the memory layout and on the device of the parameter.
+
+    Raises:
+        KeyError, IndexError, ValueError: if they do not fit the optimizer.
+    """
+    # In the order of the optimizer, which may differ from that of the network.
     parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -228,9 +232,9 @@ def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dic
         parameter, _ = parameters[int(index)]
         is_count = key == "step" and tensor.shape == () and tensor.dtype == torch.float32
         if not is_count and tensor.shape != parameter.shape:
-            raise ValueError(f"{name} has another shape or kind than the optimizer's")
-        # Sums over a tensor depend on its layout, so resuming is exact only if the layout returns as well.
-        # The others are copied as well: what safetensors gives is the file itself, mapped into memory.
+            raise ValueError(f"optimizer.{name} has another shape or type")
+        # Sums over a tensor depend on its memory layout, so exact resume needs the same layout. The count is cloned
+        # because safetensors returns views of the file's content.
         placed = tensor.clone() if is_count else torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = placed
     for number, values in state.items():
@@ -240,13 +244,13 @@ def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dic
 
 
 EpochMetrics = dict[str, float]
-"""What `_Epoch` says."""
+"""The metrics of an epoch, see `_Epoch`."""
 
 
 class _Epoch(TypedDict):
     epoch: Count
     seconds: Seconds
-    """Since the run began."""
+    """Training time since the beginning of the run."""
     train_loss: _Ordinary
     train_top1: Share
     valid_loss: _Ordinary
@@ -259,58 +263,58 @@ class _Epoch(TypedDict):
 
 _Ordinary = Annotated[float, Range(0, 1e30)]
 _Progress = Annotated[float, Range(0, 1.001)]
-"""A share, as sums of many small ones come out."""
+"""A share; a sum of many small ones may exceed 1 by rounding."""
 
 
 @dataclass
 class TrainingState:
-    """Epoch and step that come next, what this epoch has summed up so far, and the finished epochs."""
+    """The progress of a run: the finished epochs, and the sums over the steps of the current one."""
 
     epoch: Count = 0
     step: Count = 0
-    """Steps of this epoch that are done."""
+    """Steps taken in the current epoch."""
     loss_sum: float = 0.0
-    """Over this epoch's images so far."""
+    """Sum over the images of the current epoch so far, like the next two."""
     num_correct: Count = 0
     num_images: Count = 0
     seconds: Seconds = 0.0
-    """Spent on steps and validation in all sessions of the run, without the preparations."""
+    """Time spent on steps, validation and writing, also before the run was resumed; without preparation."""
     step_seconds: Seconds = 0.0
-    """The part of it that this epoch's steps took."""
+    """Time spent on the steps of the current epoch."""
     best: EpochMetrics | None = None
-    """The epoch with the highest validation accuracy; of equal ones, the one with the lower loss."""
+    """The epoch with the highest validation accuracy, and among equal ones the lowest loss."""
     epochs_since_best: Count = 0
-    """Since the highest validation accuracy was reached first: patience does not wait for the loss."""
+    """Epochs since the highest validation accuracy was first reached; a lower loss does not count for patience."""
     history: list[EpochMetrics] = field(default_factory=list)
     num_steps: Count = 0
-    """Steps of the whole run: those of the config, or what a budget or patience has made of them."""
+    """Planned steps of the whole run: those of the config, unless a budget or patience has changed them."""
     planned_at: Count = 0
-    """Steps that were done when `num_steps` was planned anew."""
+    """Steps taken when `num_steps` was last changed."""
     planned_progress: _Progress = 0.0
-    """What `progress` was then, so that nothing jumps where a run is made shorter or longer."""
+    """The progress at that step, so that the schedule does not jump when the length of the run changes."""
     micro_batch: Count = 0
-    """Where a GPU's memory ran out: images at a time from then on; 0: as planned."""
+    """The smaller micro-batch after a GPU has run out of memory; 0: that of the config."""
     peak_memory_bytes: Count = 0
-    """The most that a process of the run has had in use at once, as of the last finished epoch."""
+    """Peak memory of a process of the run, up to the last finished epoch."""
     peak_device_bytes: Count = 0
-    """The same of a GPU's memory."""
+    """Peak GPU memory of a process of the run, up to the last finished epoch."""
     notes: list[str] = field(default_factory=list)
-    """What went otherwise than planned, a sentence each."""
+    """What did not go as planned, a sentence each."""
 
     def progress(self, num_steps: float) -> float:
-        """Share of the run that is done after so many steps of it; learning rate and views follow it."""
+        """Return the share of the run that is done after `num_steps` steps; the schedules follow it."""
         if num_steps < self.planned_at:
             return self.planned_progress * num_steps / self.planned_at
         share = (num_steps - self.planned_at) / max(1, self.num_steps - self.planned_at)
         return self.planned_progress + (1 - self.planned_progress) * share
 
     def plan(self, num_steps: int, steps_done: int) -> None:
-        """Let the run have another length from here on."""
+        """Change the planned length of the run after `steps_done` steps."""
         progress = self.progress(steps_done)
         self.num_steps, self.planned_at, self.planned_progress = num_steps, steps_done, progress
 
     def add_step(self, loss: float, num_correct: int, num_images: int, seconds: float) -> None:
-        """Count a step; `loss` is the mean over its images."""
+        """Add the results of a step; `loss` is the mean over its images."""
         self.step += 1
         self.loss_sum += loss * num_images
         self.num_correct += num_correct
@@ -319,7 +323,7 @@ class TrainingState:
         self.step_seconds += seconds
 
     def end_epoch(self, valid: EvaluationReport, *, lr: float, image_size: int) -> None:
-        """Close the epoch with its validation; afterwards the state stands at the start of the next one."""
+        """Record the metrics of the epoch, and begin the next one."""
         epoch: EpochMetrics = {
             "epoch": self.epoch + 1,
             "seconds": round(self.seconds, 3),
@@ -333,7 +337,6 @@ class TrainingState:
             "images_per_second": round(self.num_images / self.step_seconds, 3),
         }
         self.history.append(epoch)
-        # The highest accuracy, and of equal ones the lower loss.
         rank, best = ((each["valid_top1"], -each["valid_loss"]) for each in (epoch, self.best or epoch))
         self.epochs_since_best = 0 if self.best is None or rank[0] > best[0] else self.epochs_since_best + 1
         if self.best is None or rank > best:
@@ -343,10 +346,10 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Rebuild a state from its fields as plain values; keys it does not know are left alone.
+        """Build a state from the plain values of its fields; ignore other keys.
 
         Raises:
-            RunError: if a field is not what it should be, or two contradict each other.
+            RunError: if a value has another type or is out of range, or two values contradict each other.
         """
         try:
             state = build(cls, values)
@@ -369,29 +372,32 @@ class TrainingState:
         return state
 
 
-def resumed_config(run: RunFolder, asked: TrainingConfig, record: Mapping[str, Any], source: Path) -> ResolvedConfig:
-    """The config of the run, with what does not change the result as it is asked for now.
+def resumed_config(
+    run: RunFolder, requested: TrainingConfig, record: Mapping[str, Any], source: Path
+) -> ResolvedConfig:
+    """Return the config in `record`, with the fields of `requested` that do not change the result.
 
     Raises:
-        RunError: if it cannot be read, anything else is asked for, or this machine cannot compute so.
+        RunError: if the record, which comes from the file `source`, cannot be read; if another result is requested;
+            or if this machine cannot compute it.
     """
-    requested = TrainingConfig.from_json(record["requested"], source)
+    before = TrainingConfig.from_json(record["requested"], source)
     resolved = ResolvedConfig.from_json(record["resolved"], source)
     changes = {
-        name: change(name, getattr(resolved, name), getattr(asked, name))
+        name: change(name, getattr(resolved, name), getattr(requested, name))
         for name in (field.name for field in fields(TrainingConfig))
         if name not in FREE | {"keep_memory"}
-        and getattr(asked, name) not in (None, getattr(requested, name), getattr(resolved, name))
+        and getattr(requested, name) not in (None, getattr(before, name), getattr(resolved, name))
     }
-    if recipe := [told for name, told in changes.items() if name not in OF_MACHINE]:
-        way_out = f"carnet train DATA --init {quoted(run.path)} trains a new run so, from its weights"
+    if recipe := [text for name, text in changes.items() if name not in OF_MACHINE]:
+        way_out = f"carnet train DATA --init {quoted(run.path)} trains a new run with this recipe from its weights"
         if changes.keys() & {"model", "in_channels"}:
-            way_out = "without --resume, a new run trains so"
+            way_out = "train a new run without --resume"
         raise RunError(
             f"--resume goes on with the recipe of {run.path}; it does not have {', '.join(recipe)}; {way_out}"
         )
     try:
-        _, devices = device_and_number(replace(asked, device=resolved.device))
+        _, devices = device_and_number(replace(requested, device=resolved.device))
         if devices != resolved.devices:
             changes["devices"] = change("devices", resolved.devices, devices)
     except ConfigError as error:
@@ -399,18 +405,16 @@ def resumed_config(run: RunFolder, asked: TrainingConfig, record: Mapping[str, A
     if resolved.threads > (cores := available_cores()):
         changes["threads"] = f"{cores} cores (was --threads {resolved.threads})"
     if changes:
-        raise RunError(
-            f"{run.path} was planned otherwise: {', '.join(changes.values())}; --init starts from its weights"
-        )
+        raise RunError(f"{run.path} has other settings: {', '.join(changes.values())}; --init starts from its weights")
     if resolved.compile and (problem := compiler_problem(resolved.device)):
-        raise RunError(f"{run.path} was compiled, and here {problem}; --init starts from its weights")
-    free = {name: getattr(asked, name) for name in FREE}
-    workers = resolved.workers if asked.workers is None else asked.workers
+        raise RunError(f"{run.path} was trained compiled, but {problem}; --init starts from its weights")
+    free = {name: getattr(requested, name) for name in FREE}
+    workers = resolved.workers if requested.workers is None else requested.workers
     return replace(resolved, **free | {"workers": workers})
 
 
 def changed_images(run: RunFolder, images: ScannedImages) -> str:
-    """Which are new, gone or changed, as far as the record tells."""
+    """Return which images are new, gone or changed since the run began, as a phrase."""
     then, now = (
         {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}
         for rows in (run.images(), images.rows())
@@ -421,15 +425,15 @@ def changed_images(run: RunFolder, images: ScannedImages) -> str:
         "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
     }
     if not then:
-        return "of which its data.csv is gone"
-    told = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
-    return ", ".join(told) or "as its data.csv lists them"
+        return "and its data.csv is missing"
+    texts = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
+    return ", ".join(texts) or "as its data.csv lists them"
 
 
 def continuation(
     run: RunFolder, config: ResolvedConfig, checkpoint: Checkpoint | None, record: Mapping[str, Any]
 ) -> str:
-    """How far a run is that goes on, and what is no longer as it was when it began."""
+    """Return a message: the progress of a resumed run, and the versions that have changed since it began."""
     if checkpoint is None:
         lines = [f"Goes on with {run.path}: it has no checkpoint yet and starts at the beginning."]
     else:
@@ -441,5 +445,5 @@ def continuation(
         f"{name} {now.get(name)} (was {then.get(name)})" for name in now | then if now.get(name) != then.get(name)
     ]
     if changes:
-        lines.append(f"Note: {', '.join(changes)}; the last digits can differ from those of an uninterrupted run.")
+        lines.append(f"Note: {', '.join(changes)}; the last digits may differ from those of an uninterrupted run.")
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""The processes that train one run together: what they tell each other, how they are started, and how they stop.
+"""The processes that train one run together: how they start, communicate and stop.
 
-Lightning Fabric's strategy sums the gradients. The rest is here: which share of the images is whose, who writes, and
-that an error or a signal in one process ends all of them in the same place instead of leaving the others waiting.
+Lightning Fabric's strategy averages the gradients. This module does the rest: an error or a signal in one process stops
+all of them before the same step, and a process that dies is noticed.
 
-`--devices N` starts N new processes on this machine ("spawn" works on every system), which meet the way torchrun's do,
-so that training knows one way only. The process that starts them keeps the terminal, and ends with one clear message.
+`--devices N` starts N new processes ("spawn", which works on every system). They meet the way torchrun's processes do.
+The process that starts them does not train: it keeps the terminal, and ends with one clear message.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ Work = Callable[[Job, "Processes", Progress, "StopFlag"], Answer]
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 if sys.platform == "win32":
-    # What else supervisors can send there, where SIGTERM never arrives.
+    # SIGTERM never arrives on Windows; supervisors can send this signal instead.
     STOP_SIGNALS += (signal.SIGBREAK,)
-_ONE_WISH_SECONDS = 1.0
-"""Signals that come closer together are one: a launcher passes on what the terminal has sent already."""
-PATIENCE = timedelta(hours=2)
-"""How long one process waits for another that is alive, for example while the first looks at all images."""
+_SAME_SIGNAL_SECONDS = 1.0
+"""A second signal within this time is the same one: a launcher passes on what the terminal has already sent."""
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for another one that is alive, for example while the first one scans all images."""
 _FABRIC_PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
@@ -62,13 +62,13 @@ _FABRIC_PRECISIONS: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]
 }
 _LOOPBACK = "127.0.0.1"
 _HAS_LIBUV = sys.platform != "win32"
-"""PyTorch asks for it by default, and is built without it for Windows."""
+"""PyTorch uses libuv by default, but is built without it for Windows."""
 _GRACE_SECONDS = 10.0
-"""For the others to notice by themselves that one has died."""
+"""Time for the other processes to notice by themselves that one has died."""
 
 
 class StopRequestError(Exception):
-    """Someone asked for the end. Internal: the trainer turns it into a checkpoint and a `StoppedError`."""
+    """A stop was requested. Internal: `fit` turns it into a checkpoint and a `StoppedError`."""
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -76,10 +76,11 @@ class StopRequestError(Exception):
 
 
 class StopFlag:
-    """Remembers a signal until it is convenient; the death of the process that started this one counts as SIGTERM.
+    """Remembers a signal until a step ends; the death of the parent process counts as SIGTERM.
 
     Args:
-        shared: a number that the process which started this one sets to pass a signal on; None: it passes none on.
+        shared: the number of a signal that the parent process passes on (0: none), in shared memory; None: it passes
+            none on.
     """
 
     def __init__(self, shared: Any = None) -> None:
@@ -88,22 +89,17 @@ class StopFlag:
 
     @property
     def request(self) -> StopRequestError | None:
-        """What to raise, if a signal has come."""
+        """The error to raise if a signal has arrived."""
         parent = parent_process()
         number = self.received or (self._shared and self._shared.value)
         if parent is not None and not parent.is_alive():
             number = signal.SIGTERM
         return StopRequestError(number) if number else None
 
-    def check(self) -> None:
-        """Raise `StopRequestError` if a signal has come."""
-        if (request := self.request) is not None:
-            raise request
-
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
-    """Call `handler` on SIGINT and SIGTERM; gives the handlers before. Outside the main thread they stay."""
+    """Handle the stop signals inside the block, and yield the previous handlers; do nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
@@ -117,17 +113,17 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopFlag]:
-    """Remember Ctrl-C or SIGTERM, so that training ends after the step; a second one ends it at once."""
+    """Remember Ctrl-C or SIGTERM, so that training stops after the step; a second signal stops it at once."""
     flag, first = StopFlag(), 0.0
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if flag.received is None:
             flag.received, first = number, time.monotonic()
-            # A handler may interrupt a print, so it must not print itself.
+            # `print` is not reentrant, and a handler may interrupt it.
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step; once more to stop at once\n")
-        elif time.monotonic() - first > _ONE_WISH_SECONDS:
+        elif time.monotonic() - first > _SAME_SIGNAL_SECONDS:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
@@ -137,10 +133,10 @@ def catch_stop_signals() -> Iterator[StopFlag]:
 
 @contextmanager
 def leave_stop_signals_to(process: BaseProcess) -> Iterator[StopFlag]:
-    """While the block runs, `process` alone heeds Ctrl-C and SIGTERM; outside the main thread signals stay as they are.
+    """Let `process` alone react to Ctrl-C and SIGTERM inside the block; do nothing outside the main thread.
 
-    A terminal sends Ctrl-C to both, so that only SIGTERM has to be passed on. The flag remembers that it was: a process
-    that is still preparing dies of it and tells nothing.
+    A terminal sends Ctrl-C to both processes, so only SIGTERM is passed on. The flag remembers it, because a process
+    that is still preparing dies of it without a message.
     """
     flag = StopFlag()
 
@@ -154,56 +150,61 @@ def leave_stop_signals_to(process: BaseProcess) -> Iterator[StopFlag]:
 
 
 def how_it_ended(exit_code: int) -> str:
-    """What became of a process, for the end of a sentence."""
+    """Return how a process ended, as the end of a sentence."""
     if exit_code < 0:
         return f"was killed ({signal.Signals(-exit_code).name})"
     return f"ended with exit code {exit_code}"
 
 
 def num_launched() -> int:
-    """How many processes torchrun, or `launch`, has started for one run, here and elsewhere; 1: this one is alone."""
-    is_one_of_several = {"WORLD_SIZE", "RANK", "LOCAL_RANK"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if is_one_of_several else 1
+    """Return the number of processes that torchrun or `launch` has started for this run, on all machines; or 1."""
+    is_launched = {"WORLD_SIZE", "RANK", "LOCAL_RANK"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if is_launched else 1
 
 
 @dataclass(frozen=True)
 class Processes:
-    """One of them, with its place among all."""
+    """The processes of a run, as this one sees them.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+        local_size: number of processes on this machine.
+    """
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
-    """How many of them are on this machine."""
 
     @classmethod
     @contextmanager
     def join(cls, device: str, store: Any = None) -> Iterator[Processes]:
-        """Meet the others that were started with this one, for as long as the block runs.
+        """Connect this process with the others that were started with it, for as long as the block runs.
 
         Args:
-            device: cpu or cuda; each process of a machine takes a GPU of its own.
-            store: where they meet; None: at the address torchrun gives.
+            device: cpu, or cuda for one GPU per process.
+            store: where they meet; None: at the address from torchrun.
         """
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Gradients on GPUs go through NCCL; what else is said goes through gloo, which notices a dead process at once.
+        # Gradients on GPUs go through NCCL; everything else through gloo, which notices a dead process at once.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         try:
             yield cls(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         finally:
-            # What still refers to the group (DDP does, in a circle) would end it while Python shuts down, which aborts.
+            # DDP refers to the group in a cycle. Ending the group while Python shuts down would abort the process.
             gc.collect()
             dist.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """True in the process that writes files and messages."""
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all processes."""
+        """Return each value summed over all processes."""
         if self.size == 1:
             return list(values)
         with self.detecting_lost_process():
@@ -212,7 +213,7 @@ class Processes:
             return list(total.tolist())
 
     def agree(self, error: Exception | None) -> None:
-        """Go on if all can; otherwise raise in every process what one of them has met."""
+        """Raise the first error that any process passes, in every process; return if none does."""
 
         def fail() -> None:
             if error is not None:
@@ -223,10 +224,10 @@ class Processes:
             self.gather(fail)
 
     def gather(self, work: Callable[[], Answer]) -> list[Answer]:
-        """Do some work in every process and give each of them all answers, in the order of ranks.
+        """Do some work in every process and return the answers of all, ordered by rank.
 
         Raises:
-            Exception: what the first process to fail has raised, in every process.
+            Exception: the error of the process with the lowest rank that failed, in every process.
         """
         if self.size == 1:
             return [work()]
@@ -238,10 +239,10 @@ class Processes:
         return outcomes
 
     def from_first(self, work: Callable[[], Answer]) -> Answer:
-        """Do some work in the first process alone and give every process its answer.
+        """Do some work in the first process alone, and return its answer in every process.
 
         Raises:
-            Exception: what it raised, in every process.
+            Exception: the error of the first process, in every process.
         """
         if self.size == 1:
             return work()
@@ -254,7 +255,7 @@ class Processes:
         return answer
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give every process the first one's buffers: all judge with the batch-norm statistics that are saved."""
+        """Copy the first process's buffers to all: they evaluate with the batch-norm statistics that are saved."""
         if self.size == 1:
             return
         with self.detecting_lost_process():
@@ -263,11 +264,7 @@ class Processes:
 
     @contextmanager
     def detecting_lost_process(self) -> Iterator[None]:
-        """Say in one sentence that another process is dead, whichever way the back end puts it.
-
-        Raises:
-            LostProcessError: instead of its error.
-        """
+        """Raise a `LostProcessError` where the backend reports, in whatever words, that another process has died."""
         try:
             yield
         except RuntimeError as error:
@@ -277,8 +274,8 @@ class Processes:
             raise LostProcessError(f"another of the {self.size} processes of this run has ended") from error
 
     def fabric(self, config: ResolvedConfig) -> Fabric:
-        """Lightning Fabric for this process: places the network, sets its precision, sums gradients over all."""
-        # It would name the precision on standard error each time; carnet has said it.
+        """Set PyTorch up, and return what places the network, sets its precision and averages gradients."""
+        # Fabric would write the precision to standard error each time.
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         torch.set_num_threads(config.threads)
@@ -291,7 +288,7 @@ class Processes:
             accelerator=config.device,
             devices=self.local_size,
             num_nodes=self.size // self.local_size,
-            strategy=DDPStrategy(timeout=PATIENCE),
+            strategy=DDPStrategy(timeout=TIMEOUT),
             precision=precision,
             plugins=[TorchElasticEnvironment()],
         )
@@ -307,28 +304,28 @@ def _outcome(work: Callable[[], Any]) -> Any:
 
 
 def launch(work: Work[Job, Answer], job: Job, *, size: int, device: str, progress: Progress) -> Answer:
-    """Do one piece of work with `size` new processes, and return the first one's answer.
+    """Call `work` in `size` new processes, and return the first one's answer.
 
     Args:
-        work: a function of a module, called in each process.
-        job: what it is about; has to survive pickling.
-        size: how many processes.
-        device: cpu, or cuda for one GPU each.
-        progress: shown what the first process says.
+        work: a function of a module.
+        job: its first argument, which must be picklable.
+        size: number of processes.
+        device: cpu, or cuda for one GPU per process.
+        progress: receives the messages of the first process.
 
     Raises:
-        CarnetError: what one of them raised.
-        LostProcessError: if one died.
+        CarnetError: the error of a process that failed.
+        LostProcessError: if a process died.
     """
     store = TCPStore(_LOOPBACK, 0, is_master=True, wait_for_workers=False, use_libuv=_HAS_LIBUV)
     context = get_context("spawn")
-    said: Queue[Any] = context.Queue()
+    outbox: Queue[Any] = context.Queue()
     stop_number = context.Value("i", 0)
-    # As bytes, because tensors would arrive as memory that all of them share, and each needs weights of its own.
-    arguments = (_Meeting(size, device, store.port, said, stop_number), work, pickle.dumps(job))
+    # As bytes, because all processes would share the memory of tensors, and each needs its own weights.
+    arguments = (_Meeting(size, device, store.port, outbox, stop_number), work, pickle.dumps(job))
     answers: list[Answer] = []
     errors: list[CarnetError] = []
-    hear: dict[str, Callable[..., None]] = {
+    receive: dict[str, Callable[..., None]] = {
         "say": progress.say,
         "bar": progress.bar,
         "answer": answers.append,
@@ -349,44 +346,44 @@ def launch(work: Work[Job, Answer], job: Job, *, size: int, device: str, progres
                     errors.append(LostProcessError(f"process {number + 1} of {size} {fate}"))
                 with suppress(Empty):
                     while True:
-                        kind, content = said.get(timeout=0.01)
-                        hear[kind](*content)
+                        kind, content = outbox.get(timeout=0.01)
+                        receive[kind](*content)
         finally:
             for process in group.processes:
                 process.kill()
     if errors:
-        # That another process has gone is what the survivors can tell; the one that failed knows more.
+        # The survivors report only that a process is lost; the one that failed knows why.
         raise min(errors, key=lambda error: isinstance(error, LostProcessError))
     return answers[0]
 
 
 class _Relay:
-    """A progress whose words are shown by the process that started this one."""
+    """Passes progress on to the parent process, which shows it."""
 
-    def __init__(self, said: Queue[Any]) -> None:
-        self.said = said
+    def __init__(self, outbox: Queue[Any]) -> None:
+        self.outbox = outbox
 
     def say(self, text: str) -> None:
-        self.said.put(("say", (text,)))
+        self.outbox.put(("say", (text,)))
 
     def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-        self.said.put(("bar", (what, done, total, note)))
+        self.outbox.put(("bar", (what, done, total, note)))
 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """What a new process has to know to meet the others."""
+    """What a new process needs to meet the others."""
 
     size: int
     device: str
     port: int
-    said: Queue[Any]
+    outbox: Queue[Any]
     stop_number: Any
 
 
 def _work(rank: int, meeting: _Meeting, work: Work[Any, Any], job: bytes) -> None:
-    said = meeting.said
-    # Ctrl-C reaches every process of a terminal; the one that keeps it decides.
+    outbox = meeting.outbox
+    # A terminal sends Ctrl-C to every process; the parent process decides.
     for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     os.environ |= {name: str(meeting.size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
@@ -394,13 +391,13 @@ def _work(rank: int, meeting: _Meeting, work: Work[Any, Any], job: bytes) -> Non
     try:
         store = TCPStore(_LOOPBACK, meeting.port, is_master=False, use_libuv=_HAS_LIBUV)
         with Processes.join(meeting.device, store) as processes:
-            progress = _Relay(said) if processes.is_first else Silent()
+            progress = _Relay(outbox) if processes.is_first else Silent()
             answer = work(pickle.loads(job), processes, progress, StopFlag(meeting.stop_number))
         if processes.is_first:
-            said.put(("answer", (answer,)))
+            outbox.put(("answer", (answer,)))
     except CarnetError as error:
-        said.put(("error", (error,)))
-    said.close()
-    said.join_thread()
-    # Gloo's threads can abort a process whose Python shuts down; everything has been said.
+        outbox.put(("error", (error,)))
+    outbox.close()
+    outbox.join_thread()
+    # Gloo's threads can abort a process while Python shuts down; everything has been sent.
     os._exit(0)

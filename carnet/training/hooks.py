@@ -1,7 +1,4 @@
-"""What looks on while a network is trained: progress lines, checkpoints, tables, curves, loggers.
-
-They are told what has happened, in the first process alone, and change nothing. What decides is in the loop.
-"""
+"""The built-in callbacks, which observe a run: progress lines, checkpoints, CSV, curves, TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,93 +21,90 @@ from carnet.training.loop import Callback, Training
 from carnet.training.schedule import initial_side, mean_cost, step_cost
 from carnet.training.step import StepResult
 
-MEASURED_STEPS, MEASURED_SECONDS = 5, 5.0
-"""Work, at least, after which the remaining time is foretold from its second half; the first steps are slower."""
+FORECAST_STEPS, FORECAST_SECONDS = 5, 5.0
+"""The remaining time is forecast after so much training, from its second half: the first steps are slower."""
 _DRAW_SECONDS = 10.0
-"""Between drawings of the curves, which take as long as an epoch of few images."""
+"""Time between drawings of the curves; drawing takes as long as an epoch of few images."""
 
 
 def built_in_callbacks() -> list[Callback]:
-    """Those that every run has, in the order in which they are told.
-
-    The table and the curves come after the checkpoint, because it holds them as well, should they not be written.
-    """
+    """Return the callbacks of every run, in order: the checkpoint comes before CSV and curves, which it contains."""
     return [TensorBoard(), Checkpoints(), History(), ProgressLines()]
 
 
 class ProgressLines(Callback):
-    """A bar that moves with every step, once the time that is left, and a line for every epoch."""
+    """Shows a progress bar, one forecast of the remaining time, and a line per epoch."""
 
-    def __init__(self, measured_seconds: float = MEASURED_SECONDS) -> None:
-        self.measured_seconds = measured_seconds
+    def __init__(self, forecast_seconds: float = FORECAST_SECONDS) -> None:
+        self.forecast_seconds = forecast_seconds
         self.step_seconds: list[float] | None = []
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
-        """Move the bar; say what the first steps of this session let expect."""
+        """Move the bar; forecast the remaining time from the first steps."""
         state = run.state
         run.progress.bar(
             f"epoch {state.epoch + 1}/{run.num_epochs}",
             state.step,
             run.steps_per_epoch,
-            f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f} %",
+            f"loss {state.loss_sum / state.num_images:.3f}, top-1 {100 * state.num_correct / state.num_images:.1f}%",
         )
         if self.step_seconds is None:
             return
         self.step_seconds.append(seconds)
-        if len(self.step_seconds) < MEASURED_STEPS or sum(self.step_seconds) < self.measured_seconds:
+        if len(self.step_seconds) < FORECAST_STEPS or sum(self.step_seconds) < self.forecast_seconds:
             return
         step_seconds = float(np.median(self.step_seconds[len(self.step_seconds) // 2 :]))
         self.step_seconds = None
-        # Images may still grow.
+        # Progressive resizing may make the remaining steps slower.
         cost = step_cost(run.view(run.steps_done).side, run.config)
         rest = run.steps_left * step_seconds * mean_cost(run.config, state.progress(run.steps_done)) / cost
         run.progress.say(
-            f"{step_seconds:.2f} s a step, {run.config.batch_size / step_seconds:.1f} images/s: "
-            f"about {duration(run.steps_per_epoch * step_seconds)} an epoch and {duration(rest)} to the end, "
-            f"validation not counted"
+            f"{step_seconds:.2f} s per step, {run.config.batch_size / step_seconds:.1f} images/s: "
+            f"about {duration(run.steps_per_epoch * step_seconds)} per epoch and {duration(rest)} to the end, "
+            "without validation"
         )
 
     def on_epoch_end(self, run: Training) -> None:
-        """Say how it went, and how long the rest takes, validation counted."""
+        """Show the metrics, and the remaining time including validation."""
         state, config = run.state, run.config
         epoch = state.history[-1]
         left = f", about {duration(run.steps_left * run.seconds_per_step)} left" if run.steps_left > 0 else ""
         reason = "the loss" if state.epochs_since_best else "top-1"
         best = f" (best so far, by {reason})" if state.best is epoch else ""
-        growing = f"{epoch['image_size']:.0f} px, " if initial_side(config) < config.image_size else ""
+        side = f"{epoch['image_size']:.0f} px, " if initial_side(config) < config.image_size else ""
         run.progress.say(
             f"epoch {epoch['epoch']:.0f}/{run.num_epochs}: "
-            f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f} %; "
-            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f} %{best}; "
-            f"{growing}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
+            f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f}%; "
+            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f}%{best}; "
+            f"{side}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
         )
 
 
 class Checkpoints(Callback):
-    """A checkpoint at the end of every epoch and stop, and between them by time or by steps; the model to keep."""
+    """Saves the model after an epoch, and a checkpoint after an epoch, on interruption, and by time or steps."""
 
     def __init__(self) -> None:
         self.written, self.micro_batch = 0.0, 0
 
     def on_fit_start(self, run: Training) -> None:
-        """A new run begins with a checkpoint."""
+        """Write the first checkpoint of a new run."""
         self.written, self.micro_batch = time.monotonic(), run.state.micro_batch
         if run.job.checkpoint is None:
             self._write(run)
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
-        """Where one is due, or a GPU's memory ran out, which a later session need not find out again."""
+        """Write a checkpoint where one is due, or where the micro-batch has become smaller."""
         every = run.config.checkpoint_steps
-        late = time.monotonic() - self.written > 60 * run.config.checkpoint_minutes
-        shrunk = run.state.micro_batch != self.micro_batch
-        if shrunk:
+        is_due = time.monotonic() - self.written > 60 * run.config.checkpoint_minutes
+        is_smaller = run.state.micro_batch != self.micro_batch
+        if is_smaller:
             run.progress.say(f"Note: {run.state.notes[-1]}.")
             self.micro_batch = run.state.micro_batch
-        if late or shrunk or (every and run.steps_done % every == 0):
+        if is_due or is_smaller or (every and run.steps_done % every == 0):
             self._write(run)
 
     def on_epoch_end(self, run: Training) -> None:
-        """The model of the last epoch, or with patience that of the best; then the checkpoint, which says so."""
+        """Save the model, with patience only if it is the best; then the checkpoint, which records that."""
         epoch = run.state.history[-1]
         if not run.config.patience or run.state.best is epoch:
             params = sum(parameter.numel() for parameter in run.network.parameters())
@@ -120,11 +114,11 @@ class Checkpoints(Callback):
         self._write(run)
 
     def on_interrupt(self, run: Training) -> None:
-        """So that nothing is lost."""
+        """Write a checkpoint."""
         self._write(run)
 
     def _write(self, run: Training) -> None:
-        # Mixed fp16 scales the loss by a factor that adapts; the other precisions have no state.
+        # fp16 has an adaptive loss scale; the other precisions have no state.
         state = asdict(run.state) | {"precision": run.step.fabric.strategy.precision.state_dict()}
         with explaining_lost_output(run):
             save_checkpoint(
@@ -134,29 +128,29 @@ class Checkpoints(Callback):
                 state,
                 run.job.record,
                 previous=run.folder.previous_checkpoint,
-                average=None if run.average is None else run.average.network,
+                average=None if run.ema is None else run.ema.network,
             )
         self.written = time.monotonic()
 
 
 class History(Callback):
-    """The table of the epochs, and their curves."""
+    """Writes metrics.csv and draws curves.png."""
 
     def __init__(self) -> None:
         self.drawn, self.epochs_drawn = -_DRAW_SECONDS, 0
 
     def on_fit_start(self, run: Training) -> None:
-        """Cut off what a later, damaged checkpoint has left behind."""
+        """Remove the epochs after the checkpoint, which a later, damaged checkpoint has left behind."""
         if run.job.checkpoint is not None:
             self.on_fit_end(run)
 
     def on_epoch_end(self, run: Training) -> None:
-        """Add the epoch; the curves wait where epochs are short."""
-        with explaining_lost_output(run, spare=True):
+        """Add the epoch; draw the curves only now and then if epochs are short."""
+        with explaining_lost_output(run, is_optional=True):
             self._write(run, draw_every=_DRAW_SECONDS)
 
     def on_fit_end(self, run: Training) -> None:
-        """Draw what has waited."""
+        """Draw the curves of all epochs."""
         with explaining_lost_output(run):
             self._write(run, draw_every=0.0)
 
@@ -174,7 +168,7 @@ class History(Callback):
 
 
 class TensorBoard(Callback):
-    """The same numbers for TensorBoard, where that is asked for."""
+    """Logs losses and accuracies for TensorBoard if the config says so."""
 
     def __init__(self) -> None:
         self.logger: TensorBoardLogger | None = None
@@ -185,12 +179,12 @@ class TensorBoard(Callback):
             self.logger = TensorBoardLogger(run.folder.path, name="tensorboard", version="")
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
-        """The loss of the step."""
+        """Log the loss of the step."""
         if self.logger is not None:
             self.logger.log_metrics({"loss/step": result.loss}, step=run.steps_done)
 
     def on_epoch_end(self, run: Training) -> None:
-        """Losses and accuracies of the epoch."""
+        """Log the losses and accuracies of the epoch."""
         if self.logger is not None:
             epoch = run.state.history[-1]
             names = [(metric, split) for metric in ("loss", "top1") for split in ("train", "valid")]
@@ -199,21 +193,24 @@ class TensorBoard(Callback):
 
 
 @contextmanager
-def explaining_lost_output(run: Training, *, spare: bool = False) -> Iterator[None]:
-    """Say how to go on where the run's folder cannot be written; `spare`: the checkpoint holds it as well.
+def explaining_lost_output(run: Training, *, is_optional: bool = False) -> Iterator[None]:
+    """Name the command that resumes the run where its folder cannot be written.
+
+    Args:
+        run: the run.
+        is_optional: continue on Windows while a spreadsheet has the file open, because the checkpoint contains it.
 
     Raises:
-        OutputError: instead of the one that names the file alone.
+        OutputError: instead of one that names only the file.
     """
     try:
         yield
     except OutputError as error:
-        if spare and os.name == "nt" and isinstance(error.__cause__, PermissionError):
-            # Windows writes nothing that a spreadsheet has open.
+        if is_optional and os.name == "nt" and isinstance(error.__cause__, PermissionError):
             run.progress.say(f"Note: {error}; close it, and the next epoch writes it.")
             return
         if not run.folder.path.exists():
-            raise OutputError(f"the run folder {run.folder.path} has gone, and what it held with it") from error
+            raise OutputError(f"the run folder {run.folder.path} has disappeared") from error
         raise OutputError(
-            f"{error}; what was there is whole: mend that, then go on with {run.job.resume_command}"
+            f"{error}; the last checkpoint is whole: correct this, then go on with {run.job.resume_command}"
         ) from error

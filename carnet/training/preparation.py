@@ -1,4 +1,4 @@
-"""What comes before the first step: scan the images, build the network, lay out a new run or take up an old one."""
+"""Everything before the first step: scan the images, build the network, resolve the config, make the run folder."""
 
 from __future__ import annotations
 
@@ -43,21 +43,19 @@ from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
 
 _SHOWN = 16
-"""Images of a batch that are drawn."""
+"""Number of images of the first batch that are drawn."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a trainer needs, in a form that passes between processes.
+    """Everything that the training loop needs; picklable.
 
     Attributes:
-        config: what is done, with nothing left open.
-        scan: the images.
-        pipeline: prepares them for training.
-        record: what `config.json` says.
-        checkpoint: where to go on; None: at the beginning.
-        notes: what the result shall say of how it was trained.
-        spent_seconds: of the budget, since it was planned.
+        network: the network with its initial weights.
+        record: the content of `config.json`.
+        checkpoint: the checkpoint to continue from; None: a new run.
+        notes: notes for the result.
+        spent_seconds: part of the budget that was spent since the config was resolved.
     """
 
     run: RunFolder
@@ -72,19 +70,14 @@ class Job:
     spent_seconds: float = 0.0
 
     @property
-    def images(self) -> ScannedImages:
-        """As they were checked."""
-        return self.scan.images
-
-    @property
     def resume_command(self) -> str:
-        """What takes the run up again."""
+        """The command that resumes the run."""
         return f"carnet train --resume {quoted(self.run.path)}"
 
 
 def prepare(
     data: Path | str,
-    asked: TrainingConfig,
+    requested: TrainingConfig,
     *,
     output: Path | str | None,
     init: Path | str | None,
@@ -93,34 +86,36 @@ def prepare(
     progress: Progress,
     held: ExitStack,
 ) -> Job:
-    """Check everything a new run needs, resolve what was left open, then make the run's folder, and hold it.
+    """Scan the data of a new run, resolve its config, and make its folder, which `held` keeps locked.
+
+    The budget began at `started`, by `time.monotonic`. For the other arguments see `carnet.train`.
 
     Raises:
-        CarnetError: one of its kinds, before anything is written.
+        CarnetError: before anything is written.
     """
     _check_output(data, output)
-    check_early(asked, init)
-    scan = scan_data(data, asked, ignore, progress, started=started)
+    check_early(requested, init)
+    scan = scan_data(data, requested, ignore, progress, started=started)
     images = scan.images
-    network, spec, start = new_network(asked, scan.image_size, images.data.classes, init)
-    guess = first_guess(asked, num_train=scan.num_train, image_size=scan.image_size)
+    network, spec, start = new_network(requested, scan.image_size, images.data.classes, init)
+    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size)
     pipeline = scan.pipeline(guess, spec)
     progress.say("Measures this machine …")
-    measure, first = rehearse(guess, network, spec, pipeline, started=started)
+    measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
     try:
         with explaining_out_of_memory(guess.image_size, guess.micro_batch):
-            config = resolve(asked, scan, measure)
+            config = resolve(requested, scan, measure)
     finally:
         measure.undo()
     resolved_at = time.monotonic()
     config = config.because(scan.reason) if scan.reason else config
-    picture = begin_with(first, pipeline, config, network, spec, init=init)
+    figure = start_from_first_batch(first, pipeline, config, network, spec, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
-    record = run.create(images.rows(), _record(asked, config, images, init=init))
+    record = run.create(images.rows(), _record(requested, config, images, init=init))
     held.enter_context(run.held())
-    files.write_bytes(run.batch, picture)
-    progress.say(_intention(run, config, network, start))
+    files.write_bytes(run.batch, figure)
+    progress.say(_summary(run, config, network, start))
     spent_seconds = time.monotonic() - resolved_at
     return Job(run, config, spec, scan, pipeline, network, record, spent_seconds=spent_seconds)
 
@@ -128,18 +123,18 @@ def prepare(
 def prepare_resumed(
     resume: Path | str,
     data: Path | str | None,
-    asked: TrainingConfig,
+    requested: TrainingConfig,
     *,
     output: Path | str | None,
     ignore: Sequence[str],
     progress: Progress,
     held: ExitStack,
 ) -> Job:
-    """Hold a run, or a copy of it, and take it up where its last good checkpoint left it, and nothing else than that.
+    """Continue a run, or a copy of it in `output`, from its last good checkpoint.
 
     Raises:
-        RunError: if config or images are not the run's, this machine cannot go on with it, or no checkpoint is whole.
-        DataError: if the images are gone.
+        RunError: if config or images are not the run's, this machine cannot continue it, or no checkpoint is whole.
+        DataError: if the images are missing.
     """
     run = RunFolder.open(resume)
     if output is not None:
@@ -147,7 +142,7 @@ def prepare_resumed(
     held.enter_context(run.held())
     checkpoint = last_good_checkpoint(run, progress)
     record, source = (run.read_config(), run.config) if checkpoint is None else (checkpoint.record, run.checkpoint)
-    config = resumed_config(run, asked, record, source)
+    config = resumed_config(run, requested, record, source)
     place, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
         scan = scan_data(place, config, ignore, progress)
@@ -162,68 +157,68 @@ def prepare_resumed(
             f"the images are not those of {run.path}, {changed_images(run, images)}; --init starts from its weights"
         )
     init = record["init"] if checkpoint is None else None
-    # A checkpoint brings all weights; published ones need not be fetched again.
+    # The checkpoint replaces all weights, so pretrained ones need not be downloaded.
     begun = replace(config, pretrained=config.pretrained and checkpoint is None)
     network, spec, _ = new_network(begun, config.image_size, images.data.classes, init)
     pipeline = scan.pipeline(config, spec)
     notes: tuple[str, ...] = ()
     if checkpoint is None:
-        # A kill may have come before it was written.
+        # A kill may have come before the first batch was drawn.
         first = pipeline.load_step(0, 0)
-        files.write_bytes(run.batch, begin_with(first, pipeline, config, network, spec, init=init))
+        files.write_bytes(run.batch, start_from_first_batch(first, pipeline, config, network, spec, init=init))
     elif not run.result.exists() and (here := device_name(config.device)) != config.device_name:
-        # Of a run that is finished the report alone may be missing.
-        notes = (f"begun on {config.device_name}, continued on {here}",)
+        # If a finished run lacks only its report, nothing is trained here.
+        notes = (f"started on {config.device_name}, continued on {here}",)
     progress.say("\n".join([continuation(run, config, checkpoint, record), *(f"Note: {note}." for note in notes)]))
     return Job(run, config, spec, scan, pipeline, network, record, checkpoint, notes)
 
 
 def _check_output(data: Path | str, output: Path | str | None) -> None:
-    """Whether a run can lie where it is to lie.
+    """Check that the run folder can be made.
 
     Raises:
-        ConfigError: if it would lie among the images.
-        OutputError: if the folder is taken, or nothing can be written there.
+        ConfigError: if it would be inside the data.
+        OutputError: if it exists already, or cannot be written.
     """
     if output is not None:
         RunFolder.new(Path(output))
     where = Path("runs") if output is None else Path(output)
     files.check_folder(where)
     if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
-        raise ConfigError(f"{where} would lie among the images in {data}, and be taken for a class; choose --output")
+        raise ConfigError(f"{where} would be inside {data}, and look like a class of images; choose another --output")
 
 
-def check_early(asked: TrainingConfig, init: Path | str | None = None) -> None:
-    """Fail on a wrong name, size, start or logger before thousands of images are looked at.
+def check_early(requested: TrainingConfig, init: Path | str | None = None) -> None:
+    """Check model, sizes, initial weights and logger before thousands of images are scanned.
 
     Raises:
-        CarnetError: one of its kinds.
+        CarnetError: if one is wrong.
     """
-    device_and_number(asked)
-    image_size = asked.image_size or default_image_size(asked.model)
-    network = create_model(asked.model, num_classes=2, in_channels=asked.in_channels)
-    check_image_size(network, asked.model, image_size, asked.in_channels)
-    if (initial := initial_side(replace(asked, image_size=image_size))) < image_size:
+    device_and_number(requested)
+    image_size = requested.image_size or default_image_size(requested.model)
+    network = create_model(requested.model, num_classes=2, in_channels=requested.in_channels)
+    check_image_size(network, requested.model, image_size, requested.in_channels)
+    if (initial := initial_side(replace(requested, image_size=image_size))) < image_size:
         try:
-            check_image_size(network, asked.model, initial, asked.in_channels)
+            check_image_size(network, requested.model, initial, requested.in_channels)
         except ModelError as error:
-            ratio = f"--initial-size-ratio {asked.initial_size_ratio:g}"
-            raise ConfigError(f"{ratio}: {error}; take --initial-size-ratio 1") from error
+            ratio = f"--initial-size-ratio {requested.initial_size_ratio:g}"
+            raise ConfigError(f"{ratio}: {error}; add --initial-size-ratio 1") from error
     for name in ("batch_size", "micro_batch"):
-        if getattr(asked, name) == 1:
-            check_single_image(network, image_size, asked.in_channels, f"--{name.replace('_', '-')} 1")
+        if getattr(requested, name) == 1:
+            check_single_image(network, image_size, requested.in_channels, f"--{name.replace('_', '-')} 1")
     if init is not None:
-        check_start(asked.model, asked.in_channels, init)
-    if init is not None and asked.pretrained:
-        raise ConfigError("--init and --pretrained both give the weights to start from; choose one")
-    if asked.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        check_start(requested.model, requested.in_channels, init)
+    if init is not None and requested.pretrained:
+        raise ConfigError("--init and --pretrained both choose the initial weights; leave one out")
+    if requested.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
 
-def rehearse(
+def prepare_trial_steps(
     guess: ResolvedConfig, network: nn.Module, spec: ModelSpec, pipeline: Pipeline, *, started: float
 ) -> tuple[Measure, list[Loaded]]:
-    """Load the first batch; measure on the first process's share of it, as the run ends and as it begins."""
+    """Return trial steps on the first process's share of the first batch, and that batch before augmentation."""
     begun = time.perf_counter()
     first = pipeline.load_step(0, 0)
     loading_seconds = (time.perf_counter() - begun) / len(first)
@@ -248,10 +243,7 @@ def rehearse(
 def new_network(
     config: TrainingConfig, image_size: int, classes: tuple[str, ...], init: Path | str | None
 ) -> tuple[nn.Module, ModelSpec, str]:
-    """The network of a recipe; what images have to be made into for it; and a clause that says what it starts from.
-
-    That is another run's weights, published ones or random ones.
-    """
+    """Return a network with its initial weights (of another run, pretrained or random), its spec, and a message."""
     torch.manual_seed(config.seed)
     network = create_model(
         config.model, num_classes=len(classes), in_channels=config.in_channels, pretrained=config.pretrained
@@ -274,7 +266,7 @@ def new_network(
     return network, spec, f"starts from random weights{filters}"
 
 
-def begin_with(
+def start_from_first_batch(
     first: Sequence[Loaded],
     pipeline: Pipeline,
     config: ResolvedConfig,
@@ -283,10 +275,10 @@ def begin_with(
     *,
     init: Path | str | None,
 ) -> bytes:
-    """Take a new network's first filters from the first images, and draw some of them, as a PNG file.
+    """Whiten the first layer of a new network with the first batches; return a figure of the first one, as PNG.
 
-    The images are the same for any number of processes. They are drawn for people to see before hours are spent: wrong
-    labels, or changes that no photo of theirs would have.
+    The images are the same for any number of processes. The figure reveals wrong labels, and augmentations that do not
+    suit the images, before hours are spent.
     """
     view = view_at(0, config, config.num_steps)
     batch = pipeline.changed(first, 0, view)
@@ -297,13 +289,13 @@ def begin_with(
 
 
 def _record(
-    asked: TrainingConfig, config: ResolvedConfig, images: ScannedImages, *, init: Path | str | None
+    requested: TrainingConfig, config: ResolvedConfig, images: ScannedImages, *, init: Path | str | None
 ) -> dict[str, Any]:
-    """What `config.json` says: enough to repeat the run, written before its first step."""
+    """Return the content of `config.json`: enough to repeat the run."""
     return {
         "format": FORMAT,
-        # With what was left open still open: runs that were asked for alike belong together, whatever it came to.
-        "requested": asked.to_json(),
+        # `compare` groups runs by what was requested, whatever it was resolved to.
+        "requested": requested.to_json(),
         "resolved": config.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
         "versions": versions(),
@@ -315,41 +307,41 @@ def _record(
             "num_images": {split: len(samples) for split, samples in images.data.splits.items()},
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
-            # As they count from the data, since a list may count from where it was given.
+            # Relative to the data, because the paths in a list may be relative to the current folder.
             "ignore": list(images.data.ignored),
         },
     }
 
 
-def _intention(run: RunFolder, config: ResolvedConfig, network: nn.Module, start: str) -> str:
+def _summary(run: RunFolder, config: ResolvedConfig, network: nn.Module, start: str) -> str:
+    """Return a message: what is trained, how and why, and what happens to the images."""
     params = sum(parameter.numel() for parameter in network.parameters())
     view = view_at(0, config, config.num_steps)
-    growing = f" that grow from {view.side}," if view.side < config.image_size else ""
-    # What becomes of them first that a person may not want.
-    shown = "whole" if view.min_crop == 1 else f"pieces of at least {100 * view.min_crop:.0f} % of each"
+    resizing = f", from {view.side} px at first," if view.side < config.image_size else ""
+    changes = "uncropped" if view.min_crop == 1 else f"crops of at least {100 * view.min_crop:.0f}% of the area"
     if config.flip:
-        shown += f", {100 * config.flip:.0f} % of them mirrored (where left and right matter, add --flip 0)"
+        changes += f", {100 * config.flip:.0f}% mirrored (add --flip 0 if left and right matter)"
     if config.cutmix:
-        shown += f", {100 * config.cutmix:.0f} % of batches mixed"
+        changes += f", CutMix in {100 * config.cutmix:.0f}% of the batches"
     return (
         f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
-        f"{config.image_size} px images{growing} in batches of {config.batch_size}, seed {config.seed}.\n"
+        f"{config.image_size} px images{resizing} in batches of {config.batch_size}, seed {config.seed}.\n"
         f"On {config.device} ({config.device_name}):\n"
         + "".join(f"- {reason}\n" for reason in config.reasons)
-        + f"Keeps everything in {run.path}; its {run.batch.name} shows images as they go in: {shown}."
+        + f"Writes to {run.path}; its {run.batch.name} shows augmented images: {changes}."
     )
 
 
 @dataclass(frozen=True)
 class DataScan:
-    """The images, and how they are read.
+    """The scanned images, and how they are read.
 
     Attributes:
-        images: as they were checked.
-        image_size: side of the images, in pixels.
+        images: the scanned images.
+        image_size: side of the decoded images, in pixels.
         stream: the data set that training images are read from while training; None: they are files.
-        decoded: the images that are decoded already; None: none are.
-        reason: of how decoded images are kept: a phrase.
+        decoded: the cache of decoded images; None: there is none.
+        reason: how decoded images are cached, and why: a phrase.
     """
 
     images: ScannedImages
@@ -360,16 +352,16 @@ class DataScan:
 
     @property
     def num_train(self) -> int:
-        """Training images."""
+        """Number of training images."""
         return len(self.images.data.splits["train"])
 
     @property
     def num_valid(self) -> int:
-        """Validation images."""
+        """Number of validation images."""
         return len(self.images.data.splits["valid"])
 
     def pipeline(self, config: ResolvedConfig, spec: ModelSpec) -> Pipeline:
-        """Prepares the training images."""
+        """Return the input pipeline of the training images."""
         train, seed = self.images.data.splits["train"], config.seed
         return Pipeline(
             StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
@@ -384,29 +376,34 @@ class DataScan:
 def scan_data(
     data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress, *, started: float | None = None
 ) -> DataScan:
-    """Find the images, look inside each, and say what there is.
+    """Find and scan the images, and report what was found.
 
     Args:
-        data: as `find_images` takes it.
-        config: as asked, or of a run that goes on.
-        ignore: images to leave out.
-        progress: shown what is found.
-        started: when the run's budget began, by `time.monotonic`; None: it has been planned already.
+        data: the images, in a form that `carnet.data.find` describes.
+        config: the requested config, or that of a resumed run.
+        ignore: paths of images to leave out.
+        progress: receives messages.
+        started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
 
     Raises:
-        CarnetError: one of its kinds, if they cannot be trained on, or there is no time for that.
+        CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
     """
-    show = partial(_show_scan, config=config, progress=progress, started=started)
+    show = partial(_show_progress, config=config, progress=progress, started=started)
     check: dict[str, Any] = {
         "skip_unreadable": config.skip_unreadable,
         "valid_fraction": config.valid_fraction,
         "seed": config.seed if config.valid_seed is None else config.valid_seed,
     }
     if config.stream:
+        if (form := form_of(Path(data))) != "dataset":
+            raise ConfigError(
+                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards), but {data} is a {form}; leave "
+                "--stream out"
+            )
         image_size = config.image_size or default_image_size(config.model)
-        stream = _open_stream(str(data), progress)
-        looking = partial(show, "looking at")
-        images = check_stream(stream, image_size=image_size, ignore=ignore, progress=looking, **check)
+        stream = ImageStream(str(data), progress=partial(progress.bar, "counting the images"))
+        scanning = partial(show, "scanning")
+        images = check_stream(stream, image_size=image_size, ignore=ignore, progress=scanning, **check)
         scan = DataScan(images, image_size, stream.source)
     else:
         unpacking = partial(progress.bar, "unpacking")
@@ -419,7 +416,7 @@ def scan_data(
             free_memory=free_bytes(),
             shared=max(config.devices, num_launched()) > 1,
             reading=partial(show, "reading"),
-            progress=partial(show, "looking at"),
+            progress=partial(show, "scanning"),
         )
         images = scan_images(found, facts=inspected.facts, image_size=image_size, **check)
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
@@ -427,23 +424,19 @@ def scan_data(
     return scan
 
 
-def _show_scan(
+def _show_progress(
     what: str, done: int, total: int, *, config: TrainingConfig, progress: Progress, started: float | None
 ) -> None:
-    """A bar for what is done to the images; one that has taken all of the budget ends with an error."""
+    """Show a progress bar of the scan.
+
+    Raises:
+        ConfigError: if the scan has taken the whole budget.
+    """
     progress.bar(f"{what} the images", done, total)
     if config.budget is None or started is None:
         return
     if (spent := time.monotonic() - started) > parse_seconds(config.budget):
         raise ConfigError(
-            f"{what} {done:,} of {total:,} images took all of --budget {config.budget}; all of them take about "
+            f"{what} {done:,} of {total:,} images took the whole --budget {config.budget}; all of them take about "
             f"{duration(spent * total / max(1, done))}, so give more than that"
         )
-
-
-def _open_stream(data: str, progress: Progress) -> ImageStream:
-    if (form := form_of(Path(data))) != "dataset":
-        raise ConfigError(
-            f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave it out"
-        )
-    return ImageStream(data, progress=partial(progress.bar, "counting the images"))

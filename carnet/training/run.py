@@ -1,7 +1,4 @@
-"""A run from beginning to end: prepare, train, judge; in this process, or in several.
-
-What comes after the last step: judge the kept weights, say it, and leave it in the run's folder.
-"""
+"""`train`: a run from beginning to end (prepare, fit, evaluate, report), in this process or in several."""
 
 from __future__ import annotations
 
@@ -49,61 +46,61 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Train a classifier on labelled images.
+    """Train an image classifier, and return the result after the last epoch.
 
-    With `config.devices` above 1, processes are started for them; a script that calls this then needs the usual
-    `if __name__ == "__main__":`. Under torchrun every process calls this, and gets the same result.
+    With `config.devices` above 1, this starts processes, so a script needs the usual `if __name__ == "__main__":`.
+    Under torchrun, every process calls this function and gets the same result.
 
     Args:
-        data: the images, in a form `carnet.data.find` describes; with `resume`, None is where they were.
-        config: the recipe; None: the recommended one, or with `resume` the run's own.
-        output: folder of the run, which must be new or empty; None: `runs/<data>-<model>`, numbered if taken. With
-            `resume`, the run is copied there and goes on there.
+        data: the labelled images, in a form that `carnet.data.find` describes; None, with `resume`: where they were.
+        config: the requested config; None: the recommended one, or with `resume` that of the run.
+        output: the run folder, which must be new or empty; None: `runs/<data>-<model>`, numbered if taken. With
+            `resume`, the run is copied to this folder and continues there.
         init: another run whose weights to start from.
-        resume: a run to go on with, from its last checkpoint.
-        ignore: paths of images to leave out, below the data's folder or whole; with `resume`, none is those of the run.
-        callbacks: told of every step and epoch, after the built-in ones.
-        progress: shown what happens; None: standard error; `carnet.text.Silent()`: nobody.
+        resume: a run to continue from its last checkpoint.
+        ignore: paths of images to leave out, relative to the data or absolute; empty, with `resume`: those of the run.
+        callbacks: called after the built-in ones.
+        progress: receives messages; None: they go to standard error; `carnet.text.Silent()`: there are none.
 
     Raises:
-        CarnetError: one of its kinds, see `carnet.errors`.
+        CarnetError: see `carnet.errors`.
     """
     started = time.monotonic()
-    asked = _asked(data, config, init, resume, callbacks)
-    if asked.max_memory is not None:
+    requested = _requested_config(data, config, init, resume, callbacks)
+    if requested.max_memory is not None:
         return_freed_memory()
     callbacks = [*built_in_callbacks(), *callbacks]
-    with _shown(progress) as shown, ExitStack() as held, _processes(asked, resume) as processes:
+    with _console(progress) as console, ExitStack() as held, _processes(requested, resume) as processes:
         if resume is None:
             assert data is not None
-            begin: Callable[..., Job] = partial(prepare, data, asked, init=init, started=started)
+            begin: Callable[..., Job] = partial(prepare, data, requested, init=init, started=started)
         else:
-            begin = partial(prepare_resumed, resume, data, asked)
-        job = processes.from_first(partial(begin, output=output, ignore=ignore, progress=shown, held=held))
+            begin = partial(prepare_resumed, resume, data, requested)
+        job = processes.from_first(partial(begin, output=output, ignore=ignore, progress=console, held=held))
         if job.config.devices > processes.size:
             work = partial(fit_job, callbacks=callbacks)
-            state = launch(work, job, size=job.config.devices, device=job.config.device, progress=shown)
+            state = launch(work, job, size=job.config.devices, device=job.config.device, progress=console)
         else:
             with catch_stop_signals() as stop:
-                state = fit_job(job, processes, shown, stop, callbacks)
-        return processes.from_first(lambda: _finish(job, state, shown))
+                state = fit_job(job, processes, console, stop, callbacks)
+        return processes.from_first(lambda: _finish(job, state, console))
 
 
-def _asked(
+def _requested_config(
     data: Path | str | None,
     config: TrainingConfig | None,
     init: Path | str | None,
     resume: Path | str | None,
     callbacks: Sequence[Callback],
 ) -> TrainingConfig:
-    """The recipe, of a run that goes on its own; whatever contradicts it is refused before anything else is done.
+    """Return the requested config, or that of a resumed run, after checking the arguments of `train`.
 
     Raises:
-        ConfigError: if arguments contradict each other.
-        RunError: if the run to go on with cannot be read.
+        ConfigError: if they contradict each other, or callbacks cannot be pickled for several processes.
+        RunError: if the run to resume cannot be read.
     """
     if resume is not None and init is not None:
-        raise ConfigError("--resume goes on with a run's own weights; leave --init out")
+        raise ConfigError("--resume continues with the run's own weights; leave --init out")
     if resume is None and data is None:
         raise ConfigError("say which images to train on: carnet train DATA (or --resume RUN)")
     config = config or recipe_of(resume)
@@ -112,8 +109,8 @@ def _asked(
             pickle.dumps(list(callbacks))
         except Exception as error:
             raise ConfigError(
-                f"with --devices {config.devices}, callbacks move to another process, which these cannot ({error}); "
-                "define their classes in a module, and let them hold plain values"
+                f"with --devices {config.devices}, callbacks must be picklable ({error}); define their classes in a "
+                "module, with plain values as attributes"
             ) from error
     return config
 
@@ -130,47 +127,34 @@ def recipe_of(resume: Path | str | None) -> TrainingConfig:
     return TrainingConfig.from_json(run.read_config()["requested"], run.config)
 
 
-def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
-    """Where a run's words go: as asked, or on standard error; nowhere in processes after the first, or without any."""
+def _console(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Return what shows messages: nothing does without standard error, and in all processes but the first."""
     if (num_launched() > 1 and os.environ["RANK"] != "0") or (progress is None and sys.stderr is None):
         return nullcontext(Silent())
     return Console(sys.stderr) if progress is None else nullcontext(progress)
 
 
-def _processes(asked: TrainingConfig, resume: Path | str | None) -> AbstractContextManager[Processes]:
-    """This process alone, or one of those that torchrun has started, which meet where a resumed run was trained."""
+def _processes(requested: TrainingConfig, resume: Path | str | None) -> AbstractContextManager[Processes]:
+    """Connect the processes of torchrun, on the device of a resumed run; or return this process alone."""
     if num_launched() == 1:
         return nullcontext(Processes())
-    if resume is not None and asked.device is None:
-        # What is wrong with its record is said where the run is taken up.
+    if resume is not None and requested.device is None:
+        # `prepare_resumed` reports what is wrong with the record.
         with suppress(RunError, ConfigError):
-            asked = replace(asked, device=RunFolder.open(resume).read_config()["resolved"].get("device"))
-    return Processes.join(device_and_number(asked)[0])
-
-
-def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
-    """Judge, and say where the work of hours is if that fails."""
-    missing = f"training is done, its report is missing: {job.resume_command} writes it"
-    try:
-        return finish(job, state, progress)
-    except KeyboardInterrupt:
-        progress.say(f"Stopped; {missing}.")
-        raise
-    except UnreadableImagesError as error:
-        gone = first_few([str(image) for image in error.errors])
-        raise DataError(f"{missing}, when these can be read again: {gone}") from error
+            requested = replace(requested, device=RunFolder.open(resume).read_config()["resolved"].get("device"))
+    return Processes.join(device_and_number(requested)[0])
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended.
+    """The result of a training run.
 
     Attributes:
-        run: its folder.
-        report: the kept weights' answers for the validation images.
-        history: one dictionary of metrics per epoch.
-        document: what `result.json` says.
-        model: the kept weights.
+        run: the run folder.
+        report: the evaluation of the saved weights on the validation images.
+        history: the metrics of each epoch.
+        document: the content of `result.json`.
+        model: the saved weights.
     """
 
     run: Path
@@ -181,43 +165,48 @@ class TrainingResult:
 
     @property
     def top1(self) -> float:
-        """Accuracy of the kept weights on the validation images."""
+        """Top-1 accuracy of the saved weights on the validation images."""
         return self.report.top1
 
 
-def finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
-    """Judge the kept weights once more, from the file, so that what the report describes is what the user has.
+def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResult:
+    """Evaluate the saved weights, and write the report and the result.
 
     Raises:
-        OutputError: if report or result cannot be written.
+        DataError: if a validation image cannot be read any more.
+        OutputError: if a file cannot be written.
     """
-    run, images = job.run, job.images
-    model = load(run.path, device=job.config.device)
-    valid = images.data.splits["valid"]
-    report = evaluate(
-        model.logits,
-        valid,
-        model.spec,
-        batch_size=job.config.evaluation_batch,
-        progress=lambda done, total: progress.bar("final validation", done, total),
-    )
-    report = report.with_leaks({sample.path for sample in images.leaked("valid")})
-    document = _result(job, state, report)
-    page = evaluation_html(
-        report,
-        title=f"{model.spec.model} on {images.data.name}",
-        facts=_facts(job, state, document),
-        history=state.history,
-        notes=describe(images),
-    )
-    files.write_text(run.report, page)
-    files.write_json(run.result, document)
+    run, images = job.run, job.scan.images
+    missing = f"training is done, only its report is missing: {job.resume_command} writes it"
+    try:
+        # From the file, so that the report describes what the user has.
+        model = load(run.path, device=job.config.device)
+        report = evaluate(
+            model.logits,
+            images.data.splits["valid"],
+            model.spec,
+            batch_size=job.config.evaluation_batch,
+            progress=partial(progress.bar, "final validation"),
+        )
+        report = report.with_leaks({sample.path for sample in images.leaked("valid")})
+        document = _result(job, state, report)
+        title, notes = f"{model.spec.model} on {images.data.name}", describe(images)
+        facts = _facts(job, state, document)
+        page = evaluation_html(report, title=title, facts=facts, history=state.history, notes=notes)
+        files.write_text(run.report, page)
+        files.write_json(run.result, document)
+    except KeyboardInterrupt:
+        progress.say(f"Stopped; {missing}.")
+        raise
+    except UnreadableImagesError as error:
+        unreadable = first_few([str(image) for image in error.errors])
+        raise DataError(f"{missing}, when these can be read again: {unreadable}") from error
     progress.say("\n".join(["", *findings(report), f"The report is {run.report}."]))
     return TrainingResult(run.path, report, tuple(state.history), document, model)
 
 
 def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[str, Any]:
-    """What `result.json` says."""
+    """Return the content of `result.json`."""
     keys = ("epoch", "valid_top1", "valid_top5", "valid_loss", "train_top1", "train_loss")
     final, best = state.history[-1], state.best or state.history[-1]
     return {
@@ -234,21 +223,22 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "seconds": round(state.seconds, 1),
         "peak_memory_bytes": state.peak_memory_bytes or None,
         "peak_device_bytes": state.peak_device_bytes or None,
-        "num_images": {split: len(samples) for split, samples in job.images.data.splits.items()},
-        "num_skipped_unreadable": len(job.images.unreadable),
-        "num_ignored": len(job.images.data.ignored),
+        "num_images": {split: len(samples) for split, samples in job.scan.images.data.splits.items()},
+        "num_skipped_unreadable": len(job.scan.images.unreadable),
+        "num_ignored": len(job.scan.images.data.ignored),
         "valid": report.summary(),
     }
 
 
 def _facts(job: Job, state: TrainingState, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines of the report that say how the model was trained."""
     config, spec = job.config, job.spec
     together = f" in each of {config.devices} processes" if config.devices > 1 else ""
     counts = ", ".join(f"{count:,} {split}" for split, count in document["num_images"].items())
     return [
         ("model", f"{spec.model}, {document['params']:,} parameters"),
         ("images", f"{counts}; {spec.num_classes} classes"),
-        ("judged on", "valid" + (" (held back from the data, see data.csv)" if job.images.held_out else "")),
+        ("evaluated on", "valid" + (" (held back from the data, see data.csv)" if job.scan.images.held_out else "")),
         ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
         ("weights", f"{document['kept']} epoch of {document['epochs']}"),
         ("training time", duration(document["seconds"])),

@@ -1,4 +1,4 @@
-"""One optimizer step: a batch in, weights changed; with everything that makes it fast on the machine at hand."""
+"""One optimizer step: gradient accumulation over micro-batches, precision, memory layout, compilation."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found, before its update."""
+    """The result of a step, computed before its update."""
 
     loss: float
-    """Mean over the images of all processes."""
+    """Mean over the images of all processes, with CutMix and label smoothing."""
     num_correct: int
     num_images: int
 
 
 class TrainingStep:
-    """Forward and backward through a network, micro-batch by micro-batch, and an update.
+    """Takes optimizer steps: forward and backward micro-batch by micro-batch, then an update.
 
     Attributes:
-        network: as it is saved and judged.
-        optimizer: of its parameters.
-        fabric: places them on the device.
-        micro_batch: images that go through the network at a time; halved when a GPU's memory runs out.
+        network: without the wrappers that training needs: what is saved and evaluated.
+        optimizer: its optimizer.
+        fabric: places both on the device.
+        micro_batch: images that go through the network at a time; halved when a GPU runs out of memory.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class TrainingStep:
     def __call__(
         self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_ratio: float = 1.0
     ) -> StepResult:
-        """Learn from this process's share of a batch.
+        """Update the weights with this process's share of a batch.
 
         Args:
-            batch: uint8 images and labels.
-            seed: of what is mixed, and of what the network draws, such as dropout.
-            require_finite: given the mean loss before the update; raises if the update would spoil the weights.
-            lr_ratio: share of the recipe's learning rate.
+            batch: uint8 images (N, S, S, C) and labels (N,).
+            seed: of CutMix, and of random layers such as dropout.
+            require_finite: called with the mean loss before the update; raises if the loss is not finite.
+            lr_ratio: learning rate as a share of `config.lr`.
 
         Raises:
-            RuntimeError: if the smallest micro-batch does not fit into memory.
+            RuntimeError: if even the smallest micro-batch does not fit into memory.
             LostProcessError: if another process has died.
         """
         (num_images,) = self.processes.sum(len(batch))
@@ -96,8 +96,8 @@ class TrainingStep:
         return StepResult(loss / num_images, int(num_correct), int(num_images))
 
     def _accumulate_gradients(self, batch: Batch, num_images: float, seed: int) -> Tensor:
-        """Add up gradients over the micro-batches; return the sums of loss and hits of this process."""
-        # What dropout drops does not depend on an attempt before this one.
+        """Add up the gradients of all micro-batches; return this process's sums of losses and correct predictions."""
+        # A second attempt, with smaller micro-batches, draws the same dropout.
         torch.manual_seed(seed)
         device = self.fabric.device
         batch = batch.to(device)
@@ -108,35 +108,35 @@ class TrainingStep:
         sums = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         parts = list(batch.parts(self.micro_batch))
         for number, part in enumerate(parts, start=1):
-            # Gradients are summed over processes after the last micro-batch.
-            summed_later = self.fabric.no_backward_sync(self.forward, enabled=number < len(parts))
-            with self.processes.detecting_lost_process(), summed_later:
+            # Only the last micro-batch averages gradients over processes.
+            no_sync = self.fabric.no_backward_sync(self.forward, enabled=number < len(parts))
+            with self.processes.detecting_lost_process(), no_sync:
                 logits = self.forward(normalize_on(device, part.images, self.spec))
                 loss = cross_entropy(logits.float(), part, self.config.label_smoothing)
-                # The sum is divided by the number of processes, which may hold unequal numbers of images.
+                # Gradients are averaged over processes, which may hold unequal numbers of images.
                 self.fabric.backward(loss * (len(part) * self.processes.size / num_images))
-            hits = (logits.argmax(dim=1) == part.labels).sum()
-            sums += torch.stack([loss.detach() * len(part), hits.float()])
+            num_correct = (logits.argmax(dim=1) == part.labels).sum()
+            sums += torch.stack([loss.detach() * len(part), num_correct.float()])
         return sums
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
-        """Let half as many images go through the network at a time, after a GPU's memory ran out.
+        """Halve the micro-batch if `error` says that a GPU has run out of memory.
 
         Raises:
-            RuntimeError: the error, if it says something else or there are too few images; or if one of several
-                processes met it: the others wait inside a sum of gradients, and cannot begin again.
+            RuntimeError: `error`, if it says something else, the micro-batch is too small, or there are several
+                processes: the others wait for the gradients of this one, and cannot start again.
         """
-        # PyTorch has a class for it, which Apple's GPUs do not use.
+        # PyTorch has a class for this error, but raises another one on Apple's GPUs.
         is_mps = "MPS backend out of memory" in str(error)
-        is_lack_of_memory = is_mps or isinstance(error, torch.OutOfMemoryError)
-        if not is_lack_of_memory or self.processes.size > 1 or self.micro_batch < 4:
+        is_out_of_memory = is_mps or isinstance(error, torch.OutOfMemoryError)
+        if not is_out_of_memory or self.processes.size > 1 or self.micro_batch < 4:
             raise error
         self.micro_batch = -(-self.micro_batch // 2)
         self.optimizer.zero_grad()
         (torch.mps if is_mps else torch.cuda).empty_cache()
 
     def _tidy_memory(self, side: int) -> None:
-        """After the first step of a side, which may have compiled the network, and leaves gaps in memory."""
+        """Free memory after the first step with images of this side, which may have compiled the network."""
         if side not in self._sides:
             if self.config.compile:
                 end_compiling()
@@ -146,7 +146,7 @@ class TrainingStep:
 
 
 def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Mean cross entropy, with each label's share where images are mixed."""
+    """Return the mean cross entropy: (N, classes) -> (); with CutMix, both labels count by their shares."""
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     if batch.other_labels is None:
         return loss
@@ -155,7 +155,7 @@ def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tenso
 
 
 def arrange(network: nn.Module, config: ResolvedConfig) -> None:
-    """Lay a network's weights out, and compute its gradients, as the config has it; on as many threads."""
+    """Apply the config's memory layout, depthwise gradient, batch-norm summation and threads to a network."""
     torch.set_num_threads(config.threads)
     network.to(memory_format=_LAYOUTS[config.memory_format])
     speed_up_depthwise(network, fast=config.fast_depthwise)
@@ -163,18 +163,19 @@ def arrange(network: nn.Module, config: ResolvedConfig) -> None:
 
 
 class _Forward(nn.Module):
-    """A network that is compiled for whole micro-batches of full side, and runs as it is for others.
+    """Runs the compiled network on whole micro-batches of full-size images, and the plain network otherwise.
 
-    Others are an epoch's last batch, and images that still grow, where compiling for each side would take too long.
+    Otherwise means the last batch of an epoch, and the smaller images of progressive resizing: compiling for every
+    shape would take too long.
     """
 
     def __init__(self, network: nn.Module, config: ResolvedConfig) -> None:
         super().__init__()
         self.network = network
         self._shape, self._recompute = (config.micro_batch, config.image_size), config.recompute
-        # Says that no CUDA runtime is found wherever a CUDA folder is, which is no news on a processor.
+        # It warns that no CUDA runtime is found wherever there is a CUDA folder, also on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        # A plain function: as a module it would appear among the parameters twice.
+        # `network.forward` instead of `network`, whose parameters would be registered twice.
         self._compiled = torch.compile(network.forward, dynamic=False) if config.compile else None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -183,15 +184,15 @@ class _Forward(nn.Module):
             return cast(Tensor, self.network(images))
         import torch._functorch.config
 
-        # Read while the backward pass is compiled, which is at the first call.
+        # The first call compiles the backward pass, which reads this setting.
         with torch._functorch.config.patch(activation_memory_budget=self._recompute):
             return cast(Tensor, self._compiled(images))
 
 
 def compiler_problem(device: str) -> str:
-    """Why `torch.compile` cannot work here: a phrase; empty where nothing is known."""
+    """Return why `torch.compile` cannot work on a device, as a phrase; or "" if no reason is known."""
     if device == "cuda":
-        return "" if find_spec("triton") else "Triton is missing"
+        return "" if find_spec("triton") else "Triton is not installed (pip install triton)"
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -199,17 +200,17 @@ def compiler_problem(device: str) -> str:
         compiler = shutil.which(get_cpp_compiler())
     except (InvalidCxxCompiler, OSError, RuntimeError):
         compiler = None
-    return "" if compiler else "there is no C++ compiler"
+    return "" if compiler else "no C++ compiler found (apt install g++)"
 
 
 def end_compiling() -> None:
-    """End the processes that PyTorch keeps for compiling more: there is nothing more, and they take memory."""
+    """End the processes that PyTorch keeps for further compilation, because they take memory."""
     from torch._inductor.async_compile import shutdown_compile_workers
 
     shutdown_compile_workers()
 
 
 def explaining_out_of_memory(image_size: int, micro_batch: int) -> AbstractContextManager[None]:
-    """Say in one sentence that memory ran out, as an `OutOfMemoryError`, instead of PyTorch's error."""
+    """Raise an `OutOfMemoryError` of one sentence where a step runs out of memory."""
     way_out = f"--micro-batch {micro_batch // 2}" if micro_batch >= 4 else "a smaller --image-size"
     return explaining_lack_of_memory(f"a step of {micro_batch} images of {image_size} px", f"try {way_out}")

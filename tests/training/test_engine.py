@@ -1,4 +1,4 @@
-"""Whole runs with everything that makes training fast: they stop, resume, and learn like plain ones."""
+"""Speed changes no results: budgets, precision, memory layout, compilation, gradient accumulation, CutMix, memory."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import StopAt, fit_job, new_job, same_weights
+from runs import SMALL, StopAt, fit_job, new_job, same_weights
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,17 +23,16 @@ from carnet.spec import ModelSpec
 from carnet.text import Silent
 from carnet.training.loop import Callback, Training
 from carnet.training.pipeline import Batch, cut_mix
-from carnet.training.preparation import new_network, rehearse, scan_data
+from carnet.training.preparation import new_network, prepare_trial_steps, scan_data
 from carnet.training.resolve import first_guess, resolve
 from carnet.training.run import train
 from carnet.training.step import StepResult, TrainingStep, compiler_problem
 
-SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 needs_compiler = pytest.mark.skipif(bool(compiler_problem("cpu")), reason=compiler_problem("cpu"))
 
 
 class Ticking:
-    """A clock that goes on by so many seconds whenever it is read: a step is read once, and takes as long."""
+    """A clock that advances by a fixed time whenever it is read, which is once per step."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.now = seconds, 0.0
@@ -47,12 +46,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(run / "model.safetensors"))
 
 
-def test_measuring_leaves_no_trace(photos: Path) -> None:
+def test_trial_steps_leave_no_trace(photos: Path) -> None:
     scan = scan_data(photos, SMALL, (), Silent())
     network, spec, _ = new_network(SMALL, scan.image_size, scan.images.data.classes, None)
     before = copy.deepcopy(network.state_dict())
     guess = first_guess(SMALL, num_train=scan.num_train, image_size=scan.image_size)
-    measure, _ = rehearse(guess, network, spec, scan.pipeline(guess, spec), started=time.monotonic())
+    measure, _ = prepare_trial_steps(guess, network, spec, scan.pipeline(guess, spec), started=time.monotonic())
     resolve(SMALL, scan, measure)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     measure.undo()
@@ -119,7 +118,7 @@ def test_a_faster_machine_trains_no_more_epochs_than_were_asked_for(photos: Path
 def test_exact_resume_with_everything_on(
     backend: str, moments: list[tuple[str, int]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network is traced here; generating code for it takes minutes, and is a slow test."""
+    """The quick case only traces the network; generating code takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     recipe = replace(SMALL, compile=True, precision="bf16", micro_batch=4, cache="disk", workers=2, batch_size=10)
     train(photos, recipe, output=tmp_path / "whole", progress=Silent())
@@ -132,9 +131,9 @@ def test_exact_resume_with_everything_on(
         torch.compiler.reset()
         train(resume=run, config=replace(recipe, cache="ram", workers=0), progress=Silent())
         assert same_weights(run, tmp_path / "whole")
-    with pytest.raises(RunError, match=r"planned otherwise: --micro-batch 2 \(was 4\)"):
+    with pytest.raises(RunError, match=r"--micro-batch 2 \(was 4\)"):
         train(resume=run, config=replace(recipe, micro_batch=2))
-    with pytest.raises(RunError, match=r"planned otherwise: --compile off \(was on\)"):
+    with pytest.raises(RunError, match=r"--compile off \(was on\)"):
         train(resume=run, config=replace(recipe, compile=False))
 
 
@@ -145,7 +144,7 @@ def test_compiled_learns_like_plain(photos: Path, tmp_path: Path) -> None:
     train(photos, replace(recipe, compile=True), output=tmp_path / "compiled", progress=Silent())
     train(photos, replace(recipe, fast_depthwise=False), output=tmp_path / "plain", progress=Silent())
     one, other = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
-    # Adam turns rounding of a vanishing gradient, as a bias before batch norm has, into a whole step.
+    # A bias before batch norm has no gradient but rounding errors, which Adam turns into whole steps.
     names = [name for name in one if not name.endswith("conv1.bias") and "num_batches" not in name]
     distance = sum(float((one[name] - other[name]).square().sum()) for name in names) ** 0.5
     length = sum(float(other[name].square().sum()) for name in names) ** 0.5
@@ -161,7 +160,7 @@ def test_either_layout_trains(layout: Any, photos: Path, tmp_path: Path) -> None
 
 
 def test_gradients_add_up_over_micro_batches() -> None:
-    """Without batch norm, parts of a batch learn what the batch does."""
+    """Without batch norm, micro-batches give the gradients of the batch."""
     asked = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32")
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
     torch.manual_seed(0)
@@ -184,7 +183,7 @@ def test_gradients_add_up_over_micro_batches() -> None:
 
 
 def take_step(network: nn.Module, batch: Batch, seed: int, **changes: Any) -> float:
-    """The loss of one step, of which nothing is left."""
+    """Return the loss of one step on a copy of the network."""
     asked = TrainingConfig(image_size=9, batch_size=10, device="cpu", precision="fp32", **changes)
     spec = ModelSpec(model="x", classes=("a", "b", "c"), image_size=9)
     step = TrainingStep(copy.deepcopy(network), spec, first_guess(asked, num_train=10, image_size=9))
@@ -196,11 +195,11 @@ def a_batch() -> Batch:
     return Batch(torch.randint(0, 256, (10, 9, 9, 3), dtype=torch.uint8), torch.randint(0, 3, (10,)))
 
 
-def test_the_loss_has_each_label_with_its_share() -> None:
+def test_both_labels_of_cutmix_count_by_their_shares() -> None:
     batch = a_batch()
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 3))
     mixed = {seed: cut_mix(batch, 1.0, np.random.default_rng(seed)) for seed in range(20)}
-    # Shares that are not alike.
+    # Unequal shares.
     seed, both = next((seed, one) for seed, one in mixed.items() if abs(one.label_share - 0.5) > 0.2)
     assert both.other_labels is not None
     own, other = (F.one_hot(labels, 3).float() for labels in (both.labels, both.other_labels))
@@ -210,7 +209,7 @@ def test_the_loss_has_each_label_with_its_share() -> None:
     assert take_step(network, batch, seed, cutmix=1.0, label_smoothing=0.1) == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_a_network_drops_follows_from_the_step() -> None:
+def test_dropout_follows_from_the_seed_of_the_step() -> None:
     batch = a_batch()
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(243, 3))
     loss = take_step(network, batch, 5)
@@ -220,7 +219,7 @@ def test_what_a_network_drops_follows_from_the_step() -> None:
 
 
 class RunOutOfMemory(Callback):
-    """From the second epoch's second step on, more than three images at a time are too many."""
+    """From the second step of the second epoch on, more than three images do not fit into memory."""
 
     def on_step_end(self, run: Training, result: StepResult, seconds: float) -> None:
         def refuse(network: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -231,7 +230,7 @@ class RunOutOfMemory(Callback):
             run.network.register_forward_pre_hook(refuse)
 
 
-def test_a_gpu_that_runs_out_of_memory_gets_less_at_a_time(photos: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_runs_out_of_memory_gets_smaller_micro_batches(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(photos, SMALL, output=run, callbacks=[RunOutOfMemory()], progress=Silent())
     (note,) = result.document["notes"]

@@ -1,4 +1,4 @@
-"""What only a GPU does. Elsewhere these tests say that they are skipped; CONTRIBUTING.md has the command."""
+"""Tests that need a GPU; CONTRIBUTING.md has the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = TrainingConfig(
 )
 
 
-def test_it_trains_there_and_says_what_that_took(photos: Path, tmp_path: Path) -> None:
+def test_a_run_records_the_gpu_and_its_peak_memory(photos: Path, tmp_path: Path) -> None:
     result = train(photos, SMALL, output=tmp_path / "run", progress=Silent())
     plan = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
     assert (plan["device"], plan["device_name"]) == ("cuda", torch.cuda.get_device_name())
@@ -43,8 +43,8 @@ def test_a_stopped_run_ends_with_the_same_weights(model: str, precision: str, ph
     assert same_weights(tmp_path / "whole", tmp_path / "run")
 
 
-def test_it_begins_with_the_same_weights_as_on_a_processor(photos: Path, tmp_path: Path) -> None:
-    """The first filters come from images as they are shown, wherever that is done."""
+def test_initial_weights_are_the_same_as_on_a_cpu(photos: Path, tmp_path: Path) -> None:
+    """The first layer is whitened with augmented images, wherever they are augmented."""
     still = replace(SMALL, epochs=1, lr=1e-30, weight_decay=0.0)
     weights = []
     for device in ("cuda", "cpu"):
@@ -53,12 +53,12 @@ def test_it_begins_with_the_same_weights_as_on_a_processor(photos: Path, tmp_pat
     torch.testing.assert_close(*weights)
 
 
-def test_it_judges_the_same_as_on_a_processor(photos: Path, tmp_path: Path) -> None:
+def test_evaluation_gives_the_same_as_on_a_cpu(photos: Path, tmp_path: Path) -> None:
     run = train(photos, SMALL, output=tmp_path / "run", progress=Silent()).run
-    on_gpu, on_processor = (evaluate(run, photos, device=device) for device in ("cuda", "cpu"))
-    assert np.allclose(on_gpu.probabilities, on_processor.probabilities, atol=1e-3)
+    on_gpu, on_cpu = (evaluate(run, photos, device=device) for device in ("cuda", "cpu"))
+    assert np.allclose(on_gpu.probabilities, on_cpu.probabilities, atol=1e-3)
 
 
-def test_a_compiled_network_trains_there(photos: Path, tmp_path: Path) -> None:
+def test_a_compiled_network_trains_on_a_gpu(photos: Path, tmp_path: Path) -> None:
     run = train(photos, replace(SMALL, compile=True), output=tmp_path / "run", progress=Silent()).run
     assert json.loads((run / "config.json").read_text())["resolved"]["compile"] is True

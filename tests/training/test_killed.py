@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed end like one that nobody disturbed, bit for bit."""
+"""Runs that are killed and resumed end like an uninterrupted run, bit for bit."""
 
 import os
 from pathlib import Path

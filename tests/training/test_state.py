@@ -1,4 +1,4 @@
-"""Where a run stands: progress over a length that may change, and what older checkpoints say of it."""
+"""The training state: progress over a length that may change, also from checkpoints of older versions."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from carnet.training.run import train
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=4, batch_size=8)
 
 
-def test_progress_is_steps_by_planned_steps() -> None:
+def test_progress_is_the_share_of_the_planned_steps() -> None:
     state = TrainingState(num_steps=8)
     assert [state.progress(done) for done in (0, 2, 8)] == [0, 0.25, 1]
 
 
 @pytest.mark.parametrize("num_steps", [6, 20])
-def test_another_length_makes_no_jump(num_steps: int) -> None:
+def test_progress_is_continuous_where_the_length_changes(num_steps: int) -> None:
     state = TrainingState(num_steps=8)
     state.plan(num_steps, 4)
     assert state.progress(4) == 0.5
@@ -49,7 +49,7 @@ def test_checkpoints_of_the_first_versions_keep_their_progress(finished: bool, p
 
     def as_before(state: dict[str, Any]) -> dict[str, Any]:
         del state["planned_at"], state["planned_progress"]
-        # A budget had made it shorter.
+        # A budget had shortened the run.
         return state | {"num_steps": 8, "progress": 0.25, "began_at": 0.2, "finished": finished}
 
     rewrite_checkpoint(run / "last.ckpt", format="carnet checkpoint 6", state=as_before)
