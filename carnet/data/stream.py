@@ -37,7 +37,7 @@ from carnet.data.opening import (
     pin,
     split_names,
 )
-from carnet.data.samples import ByClass, LabeledImages, Listing, expanded, leave_out, numbered
+from carnet.data.samples import ByClass, Listing, expanded, leave_out
 from carnet.data.scan import ImageFacts, ScannedImages, hash_files, inspect_bytes, scan_images
 from carnet.documents import Count
 from carnet.errors import DataError, ImageError
@@ -377,15 +377,8 @@ def check_stream(
     # Where the files will lie is known before they are written.
     root = cache_root() / "streamed" / key
     facts, listing = _look(stream, root, image_size, progress)
-    left_out = leave_out(listing, ignore)
-    data = LabeledImages(
-        root=root,
-        classes=stream.classes,
-        splits=numbered(listing, stream.classes),
-        left_out=left_out,
-        source=expanded(stream.source.data),
-        warnings=tuple(listing.warnings),
-    )
+    leave_out(listing, ignore)
+    data = listing.labeled(stream.classes, expanded(stream.source.data))
     checked = scan_images(
         data,
         image_size=image_size,
