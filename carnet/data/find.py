@@ -17,25 +17,13 @@ from typing import Literal, get_args
 from carnet.data.archive import ARCHIVE_EXTENSIONS, is_packed_data, is_zip, num_hidden, unpack
 from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, list_folder, visible
 from carnet.data.hub import is_dataset
-from carnet.data.samples import (
-    SPLIT_NAMES,
-    ByClass,
-    LabeledImages,
-    Layout,
-    Listing,
-    Sample,
-    expanded,
-    leave_out,
-    numbered,
-)
+from carnet.data.samples import SPLIT_NAMES, ByClass, LabeledImages, Layout, Listing, expanded, leave_out
 from carnet.data.shards import is_packed, is_tar
 from carnet.data.table import fits, labels_of, list_table
 from carnet.errors import ConfigError, DataError
 from carnet.files import broken_link, open_file, state_of
 from carnet.preprocess import looks_like_image
 from carnet.text import OnProgress, counted, first_few
-
-__all__ = ["LabeledImages", "Sample", "find_images", "images_in"]
 
 _JSON_LINES = (".jsonl", ".ndjson")
 """What other tools list images in, as we do in tables."""
@@ -70,26 +58,17 @@ def find_images(
     """
     source = expanded(data)
     listing = _list(source, classes or (), layout, progress)
-    left_out = leave_out(listing, ignore)
+    leave_out(listing, ignore)
     is_empty = not any(paths for by_class in listing.splits.values() for paths in by_class.values())
-    if is_empty and not any(left_out.values()):
+    if is_empty and not any(listing.left_out.values()):
         raise DataError(_no_images(str(source), listing))
     if classes is None:
-        classes = _own_classes(source, listing, left_out)
+        classes = _own_classes(source, listing)
     else:
         if leave_out_new and "valid" not in listing.splits:
             _leave_out_new(listing, classes)
         _check_known(listing.splits, classes, "the model")
-    return LabeledImages(
-        root=listing.root,
-        classes=tuple(classes),
-        splits=numbered(listing, classes),
-        source=source,
-        num_hidden=listing.num_hidden,
-        num_other_files=listing.num_other_files,
-        left_out=left_out,
-        warnings=tuple(listing.warnings),
-    )
+    return listing.labeled(classes, source)
 
 
 def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:
@@ -118,10 +97,14 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
     """By folders, or where these are no classes, by the table that lies beside the images or one in each split."""
     listing = list_folder(folder, shown, known_classes, layout)
     classes = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
-    beside = _files_in(listing.root, TABLE_EXTENSIONS)
+    in_splits = _tables(listing.root)
+    here = in_splits.pop(listing.root)
+    if layout == "classes":
+        in_splits = {}
+    within = [path for paths in in_splits.values() for path in paths]
+    beside = [path for path in here if path.suffix.lower() in TABLE_EXTENSIONS]
     # A competition has one beside the table that gives the classes; in it they are made up.
     tables = [path for path in beside if fits(path) and path.stem.lower() != "sample_submission"]
-    in_splits = {} if layout == "classes" else _tables_in_splits(listing.root)
     unpack_first = "" if folder == shown else "unpack it, and "
     divided = "all" not in listing.splits
     is_known = bool(classes) and classes <= set(known_classes)
@@ -129,7 +112,6 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
     if in_splits and not tables and not is_known and no_classes:
         return _list_split_tables(listing, in_splits, folder, shown)
     if len(classes) > 1 or divided:
-        within = [path for paths in in_splits.values() for path in paths]
         # Folders that only hold a table's images (train, test; images, masks) are not classes.
         agree = {table: labels_of(table) == classes for table in tables}
         agree |= {table: labels_of(table) <= classes for table in within if fits(table)}
@@ -147,7 +129,7 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
         many = f"{len(tables)} tables that could give the classes"
         raise DataError(f"{shown} has {many}: {names}; {unpack_first}name one of them")
     if not tables:
-        unused = [*_files_in(listing.root, _JSON_LINES), *(path for paths in in_splits.values() for path in paths)]
+        unused = [*(path for path in here if path not in beside), *within]
         if unused and not is_known:
             raise _unused(shown / unused[0].relative_to(folder))
         return listing
@@ -157,15 +139,15 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
     return by_table
 
 
-def _files_in(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
-    return [path for path in visible(folder) if path.suffix.lower() in extensions and path.is_file()]
-
-
-def _tables_in_splits(root: Path) -> dict[Path, list[Path]]:
-    """The folders that are called like splits and have tables of any kind directly in them."""
+def _tables(root: Path) -> dict[Path, list[Path]]:
+    """What may be tables, directly in a folder and in each folder in it that is called like a split and has some."""
     splits = [path for path in visible(root) if path.name.lower() in SPLIT_NAMES and path.is_dir()]
-    found = {split: _files_in(split, (*TABLE_EXTENSIONS, *_JSON_LINES)) for split in splits}
-    return {split: tables for split, tables in found.items() if tables}
+    extensions = (*TABLE_EXTENSIONS, *_JSON_LINES)
+    found = {
+        folder: [path for path in visible(folder) if path.suffix.lower() in extensions and path.is_file()]
+        for folder in (root, *splits)
+    }
+    return {folder: tables for folder, tables in found.items() if tables or folder == root}
 
 
 def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder: Path, shown: Path) -> Listing:
@@ -215,7 +197,7 @@ def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
         listing.splits[split] = {name: paths for name, paths in by_class.items() if name not in new}
 
 
-def _own_classes(source: Path, listing: Listing, left_out: dict[str, tuple[Path, ...]]) -> tuple[str, ...]:
+def _own_classes(source: Path, listing: Listing) -> tuple[str, ...]:
     splits, first = listing.splits, "all" if "all" in listing.splits else "train"
     if first not in splits:
         raise DataError(f"{source} has {' and '.join(splits)} but no train; add the images to train on")
@@ -228,7 +210,7 @@ def _own_classes(source: Path, listing: Listing, left_out: dict[str, tuple[Path,
             listing.warnings.append(f"{number} of {split} left out, having no images: {first_few(empty)}")
     classes = tuple(sorted(splits[first]))
     where = str(source) if first == "all" else f"train of {source}"
-    if not classes and left_out[first]:
+    if not classes and listing.left_out.get(first):
         raise DataError(f"no images are left in {where}; the ignore list names them all, so shorten it")
     if not classes:
         raise DataError(_no_images(where, listing))

@@ -26,27 +26,18 @@ from carnet.preprocess import looks_like_image
 from carnet.text import counted, first_few
 
 TABLE_EXTENSIONS = (".csv", ".tsv")
-_HIDDEN = frozenset(
-    (
-        *("__macosx", "icon\r", "network trash folder", "temporary items", "lost+found"),
-        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "system volume information"),
-    )
+_HIDDEN = re.compile(
+    r"\..*|__macosx|icon\r|network trash folder|temporary items|lost\+found|found\.\d{3}"
+    r"|thumbs\.db|ehthumbs(_vista)?\.db|desktop\.ini|system volume information|.*@syno(eastream|resource)"
+    r"|[#@~$](recycle(\.bin|d|r)?|trash(es)?|(recently-)?snapshots?|snap|eadir|tmp|__thumb|sharebin)",
+    re.IGNORECASE | re.DOTALL,
 )
-"""What macOS, Linux and Windows put beside files, in small letters."""
-_SYSTEM = re.compile(
-    r"[#@~$](recycle(\.bin|d|r)?|trash(es)?|(recently-)?snapshots?|snap|eadir|tmp|__thumb|sharebin)"
-    r"|.*@syno(eastream|resource)|found\.\d{3}",
-    re.IGNORECASE,
-)
-"""What network drives put beside files, such as #recycle, ~snapshot and @eaDir; and Windows when it repairs a disk."""
+"""What macOS, Linux, Windows and network drives put beside files, such as #recycle, ~snapshot and @eaDir."""
 _UNLABELED = frozenset(("unlabeled", "unlabelled", "unannotated", "unsupervised"))
 """What a folder beside the splits is called whose images have no class."""
-_IMAGES = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
-_ABOUT_IMAGES = frozenset(
-    (
-        *("annotations", "annotation", "labels", "groundtruth", "ground_truth", "gt", "depth", "masks", "mask"),
-        *("trimaps", "segmentations", "segmentation", "segmentationclass", "segmentationobject"),
-    )
+_IMAGES = re.compile("images?|imgs?|jpegimages|photos|pictures", re.IGNORECASE)
+_ABOUT_IMAGES = re.compile(
+    "annotations?|labels|ground_?truth|gt|depth|masks?|trimaps|segmentation(s|class|object)?", re.IGNORECASE
 )
 """What folders are called that hold the images of a data set, and those that hold pictures about them."""
 
@@ -105,8 +96,9 @@ def check_classes(listing: Listing, shown: Path, layout: Layout = "auto") -> Non
     """
     for split, classes in listing.splits.items():
         names = sorted(name for name, paths in classes.items() if paths)
-        known = {name.lower() for name in names}
-        if layout != "classes" and known & _IMAGES and known & _ABOUT_IMAGES and known <= _IMAGES | _ABOUT_IMAGES:
+        images = {name for name in names if _IMAGES.fullmatch(name)}
+        about = {name for name in names if _ABOUT_IMAGES.fullmatch(name)}
+        if layout != "classes" and images and about and images | about == set(names):
             raise DataError(
                 f"the folders {first_few(names)} in {shown} look like images and pictures about them, not like "
                 "classes; name the folder that holds one folder per class, or a table that gives the classes"
@@ -137,7 +129,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's doing, but the system's or a tool's."""
-    return name.startswith(".") or name.lower() in _HIDDEN or _SYSTEM.fullmatch(name) is not None
+    return _HIDDEN.fullmatch(name) is not None
 
 
 def visible(folder: Path, listing: Listing | None = None) -> list[Path]:

@@ -116,7 +116,27 @@ class Listing:
     num_other_files: int = 0
     num_loose_images: int = 0
     """Images outside every class folder; they count among the other files."""
+    left_out: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Images that an ignore list took out, by split."""
     warnings: list[str] = field(default_factory=list)
+
+    def labeled(self, classes: Sequence[str], source: Path) -> LabeledImages:
+        """The images of each split, each with its class's place in `classes`."""
+        number = {name: label for label, name in enumerate(classes)}
+        splits = {
+            split: tuple(Sample(path, number[name]) for name, paths in sorted(by_class.items()) for path in paths)
+            for split, by_class in self.splits.items()
+        }
+        return LabeledImages(
+            root=self.root,
+            classes=tuple(classes),
+            splits=splits,
+            source=source,
+            num_hidden=self.num_hidden,
+            num_other_files=self.num_other_files,
+            left_out=self.left_out,
+            warnings=tuple(self.warnings),
+        )
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
@@ -233,30 +253,19 @@ def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[P
     return named, strange
 
 
-def leave_out(listing: Listing, ignore: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Take the images that an ignore list names out of the listing, note lines that name none; return them by split."""
+def leave_out(listing: Listing, ignore: Sequence[str]) -> None:
+    """Take the images that an ignore list names out of a listing, which notes lines that name none."""
     if not ignore:
-        return dict.fromkeys(listing.splits, ())
+        return
     images = [path for by_class in listing.splits.values() for paths in by_class.values() for path in paths]
     roots = [listing.root] if listing.top is None else [listing.root, listing.top]
     named, strange = named_images(images, ignore, roots)
-    left_out: dict[str, tuple[Path, ...]] = {}
     for split, by_class in listing.splits.items():
-        left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
+        listing.left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
         for name, paths in by_class.items():
             by_class[name] = [path for path in paths if path not in named]
     if strange:
         listing.warnings.append(about_strange(strange))
-    return left_out
-
-
-def numbered(listing: Listing, classes: Sequence[str]) -> dict[str, tuple[Sample, ...]]:
-    """The listing's images by split, each with its class's place in `classes`."""
-    number = {name: label for label, name in enumerate(classes)}
-    return {
-        split: tuple(Sample(path, number[name]) for name, paths in sorted(by_class.items()) for path in paths)
-        for split, by_class in listing.splits.items()
-    }
 
 
 def about_strange(strange: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from carnet import files
 from carnet.data import hub
 from carnet.data.cache import cache_root, cached_folder
-from carnet.data.samples import ByClass, LabeledImages, Listing, expanded, leave_out, numbered
+from carnet.data.samples import ByClass, Listing, expanded, leave_out
 from carnet.data.scan import ImageFacts, ScannedImages, hash_files, inspect_bytes, scan_images
 from carnet.data.shards import check_tars, kind_of
 from carnet.errors import DataError, ImageError
@@ -381,15 +381,8 @@ def check_stream(
     # The paths of the files are known before these are written.
     root = cache_root() / "streamed" / _digest(f"{stream.content_hash} {sorted(options.items())} {sorted(ignore)}")
     facts, listing = _inspect(stream, root, image_size, progress)
-    left_out = leave_out(listing, ignore)
-    data = LabeledImages(
-        root=root,
-        classes=stream.classes,
-        splits=numbered(listing, stream.classes),
-        left_out=left_out,
-        source=expanded(stream.source.data),
-        warnings=tuple(listing.warnings),
-    )
+    leave_out(listing, ignore)
+    data = listing.labeled(stream.classes, expanded(stream.source.data))
     scanned = scan_images(data, image_size=image_size, facts=facts, **options)
     held_out = {sample.path for split, samples in scanned.data.splits.items() if split != "train" for sample in samples}
     _keep_as_files(stream, {path: facts[path].sha256 for path in held_out}, root)

@@ -11,7 +11,6 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import chain, count
@@ -76,21 +75,6 @@ drawn so often. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse
 """
 _THINGS = {name: parts.split("|") for name, parts in re.findall(r"^(\w+): ((?:.*\n )*.*)", _SHAPES, re.MULTILINE)}
 CLASSES: tuple[str, ...] = tuple(sorted(_THINGS))
-
-
-@dataclass(frozen=True)
-class SyntheticSummary:
-    """What `write_dataset` wrote.
-
-    `num_train` and `num_valid` count files, planted ones included. The tuples name the planted files by
-    their path relative to the root, with forward slashes; `duplicates` names the copies, not the originals.
-    """
-
-    num_train: int
-    num_valid: int
-    unreadable: tuple[str, ...] = ()
-    duplicates: tuple[str, ...] = ()
-    mislabelled: tuple[str, ...] = ()
 
 
 def draw_image(label: int, rng: Generator, size: int = PICTURE_SIZE) -> Image.Image:
@@ -237,26 +221,6 @@ def _photograph(picture: Image.Image, rng: Generator) -> Image.Image:
     return picture.convert("L") if rng.random() < _GREY_SHARE else picture
 
 
-def draw_contact_sheet(columns: int = 10, rows: int = 4, size: int = PICTURE_SIZE, seed: int = 0) -> Image.Image:
-    """One column per class in the order of `CLASSES`, starting again after the tenth.
-
-    The pictures are the first training pictures of the data set with the same seed and size. Returns an RGB
-    picture, `columns` * `size` by `rows` * `size` pixels and a white gutter around each.
-    Raises ValueError if `columns` or `rows` is below 1.
-    """
-    if columns < 1 or rows < 1:
-        raise ValueError(f"A contact sheet needs at least one column and one row, not {columns} x {rows}.")
-    gutter = max(1, size // 24)
-    step = size + gutter
-    sheet = Image.new("RGB", (columns * step + gutter, rows * step + gutter), "white")
-    for column in range(columns):
-        again, label = divmod(column, len(CLASSES))
-        for row in range(rows):
-            rng = _image_rng(seed, "train", label, again * rows + row + 1)
-            sheet.paste(draw_image(label, rng, size), (gutter + column * step, gutter + row * step))
-    return sheet
-
-
 def _image_rng(seed: int, stream: str, label: int, index: int) -> Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, _STREAMS[stream], label, index)))
 
@@ -280,7 +244,7 @@ def write_dataset(
     seed: int = 0,
     dirty: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> SyntheticSummary:
+) -> None:
     """Write root/{train,valid}/<class>/<class>_0001.jpg and so on, each picture `size` x `size` pixels.
 
     With `dirty`, also plant the faults that real folders have, under names that do not give them away, and
@@ -297,25 +261,22 @@ def write_dataset(
         raise FileExistsError(f"{root} already exists and is not an empty folder.")
     counts = {"train": train_per_class, "valid": valid_per_class}
     faults, planted = _plant(counts, size, seed) if dirty else ({}, {})
-    num_train, num_valid = (n * len(CLASSES) + sum(name.startswith(s) for name in planted) for s, n in counts.items())
+    places = [(s, label, i + 1) for s in counts for label in range(len(CLASSES)) for i in range(counts[s])]
+    clean = ((_file_name(*place), _jpeg(seed, *place, size)) for place in places)
     root = root.resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         staged = Path(scratch) / root.name
-        places = [(s, label, i + 1) for s in counts for label in range(len(CLASSES)) for i in range(counts[s])]
-        clean = ((_file_name(*place), _jpeg(seed, *place, size)) for place in places)
         for done, (name, content) in enumerate(chain(clean, planted.items()), start=1):
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(content)
             if progress is not None:
-                progress(done, num_train + num_valid)
+                progress(done, len(places) + len(planted))
         if dirty:
             (staged / "planted.json").write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
         if root.exists():
             root.rmdir()  # Windows renames no folder onto another, not even onto an empty one
         rename(staged, root)
-    paths = {kind: tuple(fault["path"] for fault in group) for kind, group in faults.items()}
-    return SyntheticSummary(num_train, num_valid, **paths)
 
 
 def _plant(counts: dict[str, int], size: int, seed: int) -> tuple[Faults, dict[str, bytes]]:
