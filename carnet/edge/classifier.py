@@ -17,6 +17,7 @@ from carnet.errors import ConfigError, ModelFileError
 from carnet.prediction import Prediction, Predictor
 from carnet.preprocess import MAX_PIXELS, WHITE, Images, ImageSource, decode, name_of, open_image, resize
 from carnet.spec import ModelSpec
+from carnet.text import first_few
 
 PICTURE_SIDE = 448
 """Smallest side of an explanation's picture, in pixels."""
@@ -60,7 +61,7 @@ class Classifier(Predictor):
 
     Attributes:
         spec: classes, image size, and what else turns an image into an input.
-        document: all that the file says about itself: how it was trained and evaluated, versions.
+        document: what the file says about itself, such as how it was trained and evaluated, and with which versions.
         threshold: a prediction less probable than this is not confident; None: none was chosen.
         name: path of the file, for messages.
 
@@ -118,12 +119,12 @@ class Classifier(Predictor):
             ModelFileError: if the model has no class maps, or they are not numbers.
         """
         if label is not None and label not in self.classes:
-            raise ConfigError(f"{self.name} knows no class {label!r}")
+            raise ConfigError(f"{self.name} has no class {label!r}; it has {first_few(self.classes)}")
         if top_k is not None and top_k < 1:
             raise ConfigError(f"--top-k must be at least 1, got {top_k}")
         centres = self.document.get("map_centres")
         if centres is None:
-            raise ModelFileError(f"{self.name} has no class maps: its network has no mean-and-linear head")
+            raise ModelFileError(f"{self.name} cannot explain: its network has no mean-and-linear head")
         side, channels = self.spec.image_size, self.spec.in_channels
         with open_image(source, self.max_pixels) as opened:
             image = decode(opened, name_of(source), min_side=2 * side, in_channels=channels)
@@ -132,7 +133,7 @@ class Classifier(Predictor):
         label = prediction.label if label is None else label
         maps = outputs[CLASS_MAPS][0]
         if not np.isfinite(maps).all():
-            raise ModelFileError(f"{self.name} answers with something that is not a number; export it again")
+            raise ModelFileError(f"{self.name} returns class maps that are not finite; export it again")
         # Softmax ignores what is added to all classes alike.
         class_map = maps[self.classes.index(label)] - maps.mean(axis=0)
         return Explanation(label, prediction, class_map, draw_heat(image, class_map, centres, self.spec))
