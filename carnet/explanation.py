@@ -14,6 +14,7 @@ from carnet.errors import ConfigError
 from carnet.prediction import Prediction
 from carnet.preprocess import WHITE, Images, ImageSource, decode, name_of, open_image, resize
 from carnet.spec import ModelSpec
+from carnet.text import first_few
 
 FIGURE_SIDE = 448
 """Smallest side of an explanation's figure, in pixels."""
@@ -79,7 +80,7 @@ def explain(model: Explainable, source: ImageSource, label: str | None = None, t
     """
     spec, centres = model.spec, model.map_centres
     if label is not None and label not in spec.classes:
-        raise ConfigError(f"the model knows no class {label!r}; it knows {', '.join(spec.classes[:5])}, ...")
+        raise ConfigError(f"the model has no class {label!r}; it has {first_few(spec.classes)}")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"--top-k must be at least 1, got {top_k}")
     side, channels = spec.image_size, spec.in_channels

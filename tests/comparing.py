@@ -19,7 +19,7 @@ MODELS = ("carnet_n", "carnet_s")
 _graphs: dict[tuple[str, str], Graph] = {}
 
 
-def compare(paths: Sequence[Path], folder: Path, **keywords: Any) -> Comparison:
+def compare(paths: Sequence[Path] | Path, folder: Path, **keywords: Any) -> Comparison:
     """As `carnet.comparison.verdict.compare`, with each network written as ONNX once: that takes seconds."""
     return verdict.compare(paths, folder, **({"to_graph": graph_of} | keywords))
 

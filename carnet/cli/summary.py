@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -46,7 +46,7 @@ class Command:
             in_channels=self.in_channels,
         )
         if self.json:
-            print_json(asdict(summary))
+            print_json(summary.to_json())
         else:
             print(_text(summary))
         return 0

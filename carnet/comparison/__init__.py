@@ -1,1 +1,1 @@
-"""Several networks, several seeds, one answer: which is better, by how much, and how sure that is."""
+"""Compare networks over several seeds: which is better, by how much, and how certain that is."""

@@ -156,7 +156,7 @@ def benchmark(
     progress = progress or Silent()
     calls: Calls = {}
     for name in dict.fromkeys(names):
-        progress.say(f"Opens {name} …")
+        progress.say(f"Opening {name} …")
         opened = _open(name, num_classes, device)
         for runtime in dict.fromkeys(runtimes):
             calls |= _calls_of(name, opened, runtime, batch_sizes, threads)
@@ -268,7 +268,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
 
     name, _, size = name.partition("@")
     if not (size.isdecimal() or not size):
-        raise ConfigError(f"{name}@{size}: the side of an image is a number of pixels")
+        raise ConfigError(f"{name}@{size}: the image size must be a number of pixels")
     network = create_model(name, num_classes=num_classes)
     side = int(size or default_image_size(name))
     check_image_size(network, name, side)

@@ -155,7 +155,7 @@ def _train_missing(
     failed: dict[Path, CarnetError] = {}
     for number, (path, recipe) in enumerate(wanted.items(), start=1):
         if path in finished:
-            progress.say(f"{path} is there already.")
+            progress.say(f"{path} is already finished.")
             continue
         progress.say(f"\n{recipe.model}, seed {recipe.seed} ({number} of {len(wanted)})")
         try:
@@ -170,14 +170,14 @@ def check_finished(paths: Sequence[Path]) -> None:
     """Check all runs before the first is evaluated, which takes long.
 
     Raises:
-        RunError: if a folder is no run, or the run is not finished, or it is named twice.
+        RunError: if a folder is no run, or the run is not finished, or is named twice.
         ModuleNotFoundError: without the packages that export needs.
     """
     import carnet.export.graph  # noqa: F401 - latencies are measured as exported
 
     for path in paths:
         if not RunFolder.open(path).result.exists():
-            raise RunError(f"{path} is not finished; go on with carnet train --resume {quoted(path)}")
+            raise RunError(f"{path} is not finished; continue with carnet train --resume {quoted(path)}")
     places = [path.resolve() for path in paths]
     if twice := next((path for path in places if places.count(path) > 1), None):
         raise RunError(f"{twice} is named twice; a run counts once")
@@ -195,7 +195,7 @@ def read_run(path: Path, progress: Progress, *, data: Path | str | None = None) 
     try:
         document, history = files.read_json(run.result, _Result), read_history(run)
         if not history:
-            raise RunError(f"{run.metrics} tells of no epochs")
+            raise RunError(f"{run.metrics} has no epochs")
     except RunError as error:
         raise RunError(f"{error}; carnet train --resume {quoted(path)} writes it again") from error
     model = load(path)
@@ -204,10 +204,10 @@ def read_run(path: Path, progress: Progress, *, data: Path | str | None = None) 
     except DataError as error:
         if data is not None:
             raise
-        raise DataError(f"{error}; say where the images of {path} are with --data") from error
+        raise DataError(f"{error}; name the images of {path} with --data") from error
     for warning in chosen.warnings:
         progress.say(f"Note: {path}: {warning}.")
-    bar = partial(progress.bar, f"judging {path.name}")
+    bar = partial(progress.bar, f"evaluating {path.name}")
     report = chosen.evaluate(model.logits, model.spec, skip_unreadable=True, progress=bar)
     if report.leaked.any() and not report.leaked.all():
         report = report.without(report.leaked)
@@ -266,7 +266,7 @@ def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
     if twice := next((name for name in models if models.count(name) > 1), None):
         raise ConfigError(f"--models names {twice} twice; --seeds trains it several times")
     if len(models) * seeds < 2:
-        raise ConfigError("one run has nothing to be compared with; name more --models, or more --seeds")
+        raise ConfigError("a comparison needs at least two runs; name more --models, or raise --seeds")
     for name in models:
         check_early(replace(config, model=name))
 
@@ -310,7 +310,7 @@ def _check_begun(run: RunFolder, wanted: TrainingConfig, images: LabeledImages) 
     """Raise a RunError for a run of another recipe, or of images in another place or of another number."""
     config = run.read_config()
     if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
-        raise RunError(f"{run.path} was trained otherwise: {', '.join(differences)}; choose another --output")
+        raise RunError(f"{run.path} was trained with another recipe: {', '.join(differences)}; choose another --output")
     data = config["data"]
     number = sum(data["num_images"].values()) + data["num_unreadable"]
     if (data["path"], number) != (images.location, len(images.samples)):
@@ -332,7 +332,7 @@ def train_alone(
         CarnetError: other errors of training.
     """
     if stop_when():
-        raise StoppedError(f"stopped before {path} was begun; the same command goes on", signal.SIGTERM)
+        raise StoppedError(f"stopped before {path} was started; the same command continues", signal.SIGTERM)
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train_and_send, args=(data, config, path, sender))
@@ -354,11 +354,9 @@ def train_alone(
     if error is not None:
         raise error
     if flag.received is not None:
-        raise StoppedError(f"stopped while {path} was prepared; the same command goes on", flag.received)
+        raise StoppedError(f"stopped while {path} was prepared; the same command continues", flag.received)
     if code := process.exitcode:
-        raise LostProcessError(
-            f"the process that trained {path} {how_it_ended(code)}; the same command goes on with it"
-        )
+        raise LostProcessError(f"the process that trained {path} {how_it_ended(code)}; the same command continues it")
 
 
 def _train_and_send(data: str, config: TrainingConfig, path: Path, sender: Connection) -> None:

@@ -206,7 +206,7 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         "calibration_error": statistics.fmean(
             metrics.expected_calibration_error(report.probabilities.max(axis=1), report.correct) for report in reports
         ),
-        "seconds_to": {f"{100 * target:g} %": seconds_to(histories, target) for target in targets},
+        "seconds_to": {f"{100 * target:g}%": seconds_to(histories, target) for target in targets},
     }
 
 
@@ -291,36 +291,36 @@ def _sentence(pair: dict[str, Any], num_pairs: int) -> str:
     alone, several = (" of this pair alone", f", adjusted for {num_pairs} pairs") if num_pairs > 1 else ("", "")
     p_value = pair["p_value_adjusted"]
     p = f"p = {p_value:.2g}" if p_value >= _SMALLEST_P else f"p below {_SMALLEST_P:g}"
-    sure = f"95 % interval{alone} {low:+.1f} to {high:+.1f}; {p}{several}"
+    evidence = f"95% interval{alone} {low:+.1f} to {high:+.1f}; {p}{several}"
     points = f"{abs(100 * pair['difference']):.1f} points"
     if p_value >= SIGNIFICANCE_LEVEL:
-        apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({sure})."
-        return f"{apart} {_what_would(pair)}"
-    sentence = f"{better} is better than {worse}, by {points} ({sure})."
+        apart = f"These runs cannot tell {pair['one']} and {pair['other']} apart: they differ by {points} ({evidence})."
+        return f"{apart} {_what_would_help(pair)}"
+    sentence = f"{better} is better than {worse}, by {points} ({evidence})."
     seeds = sorted(pair["seeds"])
     if seeds == [1, 1]:
-        return f"{sentence} That is so of these two runs; other seeds were not tried."
+        return f"{sentence} This holds for these two runs; other seeds were not tried."
     if seeds[0] == 1:
         single = pair["one"] if pair["seeds"][0] == 1 else pair["other"]
-        return f"{sentence} {single} has one run, which is taken to vary with the seed as the other does."
+        return f"{sentence} {single} has one run, which is assumed to vary with the seed as the other's do."
     return sentence
 
 
-def _what_would(pair: dict[str, Any]) -> str:
+def _what_would_help(pair: dict[str, Any]) -> str:
     """Return what would tell two networks apart."""
     images, seeds = pair["enough_images"], pair["enough_seeds"]
     ways = [] if images is None else [f"{images - pair['images']:,} more images"]
     if pair["seeds"] == [1, 1]:
         # One seed of each does not show how much seeds differ.
         if not ways:
-            return "More than one seed of each would say more."
-        return f"If the difference is what it seems, about {ways[0]} would; so may more seeds."
+            return "Train more than one seed of each to learn more."
+        return f"If the difference is as large as it seems, about {ways[0]} would; more seeds may, too."
     if seeds is not None:
         one, other = pair["seeds"]
         ways.append(f"{seeds - one:,} more seeds" if one == other else f"{seeds:,} seeds of each")
     if not ways:
-        return "Only more images and more seeds together would, if there is a difference at all."
-    return f"If the difference is what it seems, about {' or '.join(ways)} would."
+        return "Only more images together with more seeds would, if there is a difference at all."
+    return f"If the difference is as large as it seems, about {' or '.join(ways)} would."
 
 
 @dataclass(frozen=True)
@@ -345,15 +345,13 @@ def require_comparable(runs: Sequence[ComparedRun]) -> None:
     first = runs[0]
     if first.report.num_images < 2:
         raise RunError(
-            f"{first.path} is evaluated on {counted(first.report.num_images, 'image')}; at least two are needed"
+            f"{first.path} is evaluated on {counted(first.report.num_images, 'image')}; a comparison needs at least 2"
         )
     for run in runs[1:]:
         if run.report.classes != first.report.classes:
-            raise RunError(f"{run.path} knows other classes than {first.path}")
+            raise RunError(f"{run.path} has other classes than {first.path}; compare runs on the same data")
         if run.report.samples != first.report.samples:
-            raise RunError(
-                f"{run.path} is evaluated on other images than {first.path}; runs of one data set are compared"
-            )
+            raise RunError(f"{run.path} is evaluated on other images than {first.path}; compare runs on the same data")
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
@@ -372,7 +370,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
         members.sort(key=lambda run: run.requested.seed)
         for one, other in itertools.pairwise(members):
             if one.requested.seed == other.requested.seed:
-                raise RunError(f"{one.path} and {other.path} were trained alike, with one seed; leave one of them out")
+                raise RunError(f"{one.path} and {other.path} have the same recipe and seed; leave one of them out")
         label = f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
         recipe = ", ".join(differences(found[0][0], members[0]))
         groups.append(Group(label, recipe, tuple(members), np.stack([run.report.correct for run in members])))
@@ -397,43 +395,43 @@ _TIMING_FIELDS = (
 
 
 def notes_on(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield a clause for each reservation about a comparison, the gravest first."""
+    """Yield a clause for each reservation about a comparison, the most serious first."""
     first, runs = groups[0].runs[0].report, [run for group in groups for run in group.runs]
     if not first.leaks_known:
-        yield "it is not known which images these runs were trained on, so some may be among those that judge them"
+        yield "the training images of these runs are not recorded, so the validation images may be among them"
     elif first.leaked.all():
-        yield "every image that judges is a training image, byte for byte, so this says nothing about new ones"
+        yield "every validation image is byte for byte a training image, so the accuracies say nothing about new images"
     for group in groups:
         if group.recipe:
-            yield f"{group.label} was trained otherwise than {groups[0].label}: {group.recipe}"
+            yield f"{group.label} was trained with another recipe than {groups[0].label}: {group.recipe}"
     machines = sorted({str(run.resolved.device_name) for run in runs})
     if len(machines) > 1:
-        yield f"these runs were trained on {first_few(machines)}, so their seconds cannot be compared"
+        yield f"these runs were trained on different devices ({first_few(machines)}), so their times cannot be compared"
     for package in ("carnet", "torch"):
         numbers = sorted({run.versions[package] for run in runs if package in run.versions})
         if len(numbers) > 1:
-            yield f"these runs were trained by {package} {' and '.join(numbers)}"
+            yield f"these runs were trained with {package} {' and '.join(numbers)}"
     for group in groups:
         yield from _notes_on_group(group)
     single = [group.label for group in groups if len(group.runs) == 1]
     if single and len(single) < len(groups):
-        yield f"the interval of {first_few(single)} is that of one run, and leaves out what other seeds would give"
+        yield f"the interval of {first_few(single)} is that of one run, and leaves out the variation over seeds"
 
 
 def _notes_on_group(group: Group) -> Iterator[str]:
     first, *others = (run.resolved for run in group.runs)
-    unlike = [name for name in _TIMING_FIELDS if any(getattr(one, name) != getattr(first, name) for one in others)]
-    if unlike:
-        named = first_few([name.replace("_", " ") for name in unlike])
-        yield f"runs of {group.label} were not computed alike ({named}), so their mean seconds are of several kinds"
+    different = [name for name in _TIMING_FIELDS if any(getattr(one, name) != getattr(first, name) for one in others)]
+    if different:
+        named = first_few([name.replace("_", " ") for name in different])
+        yield f"runs of {group.label} were computed in different ways ({named}), so their mean times mix these"
     # The seed splits the images unless it was chosen otherwise, and a budget decides the epochs.
     names = ["seed", "valid_seed"] + (["epochs"] if group.runs[0].requested.budget else [])
-    alike = {name: getattr(first, name) for name in names}
-    came_to = {difference for one in others for difference in first.differences(replace(one, **alike))}
-    if came_to:
-        yield f"runs of {group.label} were asked for alike and came to other recipes: {first_few(sorted(came_to))}"
+    expected = {name: getattr(first, name) for name in names}
+    found = {difference for one in others for difference in first.differences(replace(one, **expected))}
+    if found:
+        yield f"runs of {group.label} have equal requested and different resolved configs: {first_few(sorted(found))}"
     if any(run.document.get("kept") == "best" for run in group.runs):
-        yield f"{group.label} kept the epochs that did best on the very images that judge here, which flatters it"
+        yield f"{group.label} kept the epoch that is best on these validation images, so its accuracy is biased upwards"
     for run in group.runs:
         for note in run.document.get("notes") or ():
             yield f"{run.path.name}: {note}"

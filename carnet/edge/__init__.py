@@ -1,1 +1,1 @@
-"""Where a model runs: numpy, Pillow and a runtime (ONNX Runtime, or OpenVINO). No PyTorch in here."""
+"""Run a model with numpy, Pillow and a runtime (ONNX Runtime or OpenVINO), without PyTorch."""

@@ -33,7 +33,7 @@ class Classifier(Predictor):
 
     Attributes:
         spec: classes, image size, and what else turns an image into an input.
-        document: all that the file says about itself: how it was trained and evaluated, versions.
+        document: what the file says about itself, such as how it was trained and evaluated, and with which versions.
         threshold: a prediction less probable than this is not confident; None: none was chosen.
         name: path of the file, for messages.
 

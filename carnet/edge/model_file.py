@@ -1,9 +1,9 @@
-"""The file between bench and edge: an ONNX model that says what it is, sealed against damage.
+"""The file between bench and edge: an ONNX model that describes itself, with a checksum against damage.
 
 A model file is an ordinary ONNX file. Its last two metadata entries are ours: `carnet`, a JSON document with all that
-is needed to use the model, and `carnet.sha256`, a checksum over everything before it. Both are appended to the finished
-model, which leaves it valid, because Protocol Buffers join what is repeated; and both are read before any runtime sees
-a byte. The checksum shows damage. It is no signature: whoever changes a file on purpose can compute it anew.
+is needed to use the model, and `carnet.sha256`, a checksum of everything before it. Both are appended to the finished
+model, which stays valid, because Protocol Buffers concatenate repeated fields; and both are read before any runtime
+sees a byte. The checksum detects damage. It is no signature: whoever changes a file on purpose can compute a new one.
 
 Source of the encoding: Protocol Buffers, "Encoding"; field numbers from ONNX's `onnx.proto`.
 """
@@ -120,11 +120,11 @@ class ModelFile:
             spec = ModelSpec.from_json(document)
             _check_details(document, spec)
             if _has_external_data(content):
-                raise ModelFileError(f"{name} keeps weights in other files, which the checksum does not cover")
+                raise ModelFileError(f"{name} keeps weights in other files, without a checksum; export it again")
         except ModelFileError:
             raise
         except (ValueError, IndexError) as error:
-            raise ModelFileError(f"{name} does not describe itself as a model of carnet should: {error}") from error
+            raise ModelFileError(f"{name} is not a valid carnet model: {error}; export it again") from error
         return cls(name, content, document, spec)
 
 
@@ -144,7 +144,7 @@ def _check_seal(content: bytes, name: str) -> None:
         raise ModelFileError(f"{name} is empty")
     if entry[:-64] == expected[:-64] or PRODUCER.encode() in content[:_HEAD_BYTES]:
         raise ModelFileError(f"{name} is damaged: its checksum is wrong; copy it again, or export it again")
-    raise ModelFileError(f"{name} is not a model of carnet; carnet export RUN writes one")
+    raise ModelFileError(f"{name} is not a carnet model; carnet export RUN writes one")
 
 
 def _read_document(content: bytes) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _check_details(document: Mapping[str, Any], spec: ModelSpec) -> None:
     """Check what the types of a document do not say."""
     for places in document.get("map_centres") or ():
         if places != sorted(places):
-            raise DocumentError("map_centres go back and forth")
+            raise DocumentError("map_centres are not sorted")
     for test in document.get("tests", ()):
         if len(test["probabilities"]) != spec.num_classes:
             raise DocumentError(

@@ -1,4 +1,4 @@
-"""What computes a model file: ONNX Runtime, or OpenVINO. Both take the whole file as bytes, once it is checked."""
+"""Open a checked model file in ONNX Runtime or OpenVINO; both take the whole file as bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
         OutOfMemoryError: if there is not enough memory to open it; the returned function raises the same.
     """
     if threads < 0:
-        raise ConfigError(f"--threads must be 0 (chosen) or more, got {threads}")
+        raise ConfigError(f"--threads must be 0 (the runtime chooses) or more, got {threads}")
     match runtime:
         case "onnxruntime":
             run = _open_onnxruntime(file, threads)
@@ -67,7 +67,7 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
         for name, shape in shapes.items():
             # The graph may have left a length open.
             if outputs[name].shape != (len(images), *shape):
-                raise ModelFileError(f"{file.name} answers with {name} {outputs[name].shape}; export it again")
+                raise ModelFileError(f"{file.name} returns {name} {outputs[name].shape}; export it again")
         return outputs
 
     return run_checked
@@ -86,7 +86,7 @@ def _check_graph(file: ModelFile, inputs: Mapping[str, _Port], outputs: Mapping[
     """Raise a ModelFileError where a graph contradicts the document it stands beside."""
     spec = file.spec
     if list(inputs) != [PIXELS]:
-        raise ModelFileError(f"{file.name} does not take {PIXELS} alone; export it again")
+        raise ModelFileError(f"{file.name} must have one input, {PIXELS}; export it again")
     wanted: dict[str, _Port] = {PIXELS: ("uint8", None, spec.image_size, spec.image_size, spec.in_channels)}
     wanted |= {name: ("float32", None, *shape) for name, shape in _output_shapes(file).items()}
     for name, port in wanted.items():
@@ -97,8 +97,8 @@ def _check_graph(file: ModelFile, inputs: Mapping[str, _Port], outputs: Mapping[
             or not all(None in pair or pair[0] == pair[1] for pair in zip(found, port, strict=True))
         ):
             raise ModelFileError(
-                f"{file.name} says that its {name} are {_shown(port)}, and its graph has "
-                f"{'none' if found is None else _shown(found)}; export it again"
+                f"{file.name} contradicts itself: its document declares {name} as {_shown(port)}, its graph as "
+                f"{'missing' if found is None else _shown(found)}; export it again"
             )
 
 
@@ -182,5 +182,5 @@ def _refused(file: ModelFile, runtime: str, error: Exception) -> CarnetError:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
     if is_out_of_memory(error):
-        return OutOfMemoryError(f"{runtime} has not enough memory to open {file.name} ({reason}); close other programs")
+        return OutOfMemoryError(f"{runtime} lacks memory to open {file.name} ({reason}); close other programs")
     return ModelFileError(f"{runtime} cannot run {file.name}: {reason}")

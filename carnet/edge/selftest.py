@@ -97,11 +97,11 @@ def verify(
     classifier = model if isinstance(model, Classifier) else Classifier(model, threads=threads, runtime=runtime)
     tests = classifier.document.get("tests")
     if not tests:
-        raise ModelFileError(f"{classifier.name} holds no pictures to test it with; export it again")
+        raise ModelFileError(f"{classifier.name} has no test images; export it again")
     try:
         checks = tuple(_check(classifier, test) for test in conform(tests, SelfTests, "tests"))
     except DocumentError as error:
-        raise ModelFileError(f"the test pictures of {classifier.name} cannot be read: {error}") from error
+        raise ModelFileError(f"the test images of {classifier.name} are damaged: {error}; export it again") from error
     return Verification(classifier.name, checks)
 
 
@@ -141,7 +141,7 @@ def _check(classifier: Classifier, test: SelfTest) -> Check:
     except ImageError as error:
         return Check(name, 1.0, tolerance, f"this installation cannot decode it: {error.reason}")
     if found.shape != expected.shape:
-        raise ModelFileError(f"the test pictures of {classifier.name} belong to another model; export it again")
+        raise ModelFileError(f"the test images of {classifier.name} belong to another model; export it again")
     return Check(name, float(np.abs(found - expected).max()), tolerance)
 
 

@@ -1,1 +1,1 @@
-"""From a run to one file that runs anywhere, judged on the way out."""
+"""Export a run as one file that runs without PyTorch, and evaluate the file before it gets its name."""

@@ -81,13 +81,13 @@ class GateReport:
         drop, largest = -100 * self.difference[0], self.largest_difference
         if drop > self.max_drop:
             return (
-                f"top-1 falls by {drop:.1f} points, from {100 * self.bench.top1:.1f} to "
-                f"{100 * self.edge.top1:.1f} %, and --max-drop allows {self.max_drop:g}"
+                f"top-1 falls by {drop:.1f} points, from {100 * self.bench.top1:.1f}% to {100 * self.edge.top1:.1f}%, "
+                f"and --max-drop allows {self.max_drop:g}"
             )
         if not self.is_quantized and largest > SAME_NETWORK:
             return (
-                f"probabilities differ from PyTorch's by up to {largest:.4f}; "
-                f"the same network differs by less than {SAME_NETWORK:g}"
+                f"probabilities differ from PyTorch's by up to {largest:.4f}; the same network in float32 differs by "
+                f"less than {SAME_NETWORK:g}"
             )
         return ""
 
@@ -185,7 +185,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class _Export:
-    """One export; `write` does it, step by step."""
+    """One export; `write` does the whole."""
 
     run: RunFolder
     path: Path
@@ -202,21 +202,21 @@ class _Export:
         held_out = self._images("valid")
         for warning in held_out.warnings:
             self.progress.say(f"Note: {warning}.")
-        bench = self._evaluate("as trained", self.model.logits, held_out)
-        if (~bench.leaked).sum() < 2:
+        bench = self._evaluate("the trained network", self.model.logits, held_out)
+        if (usable := int((~bench.leaked).sum())) < 2:
             raise DataError(
-                f"of {counted(len(held_out.samples), 'validation image')} fewer than two can be read and are no "
-                "training images; a model cannot be judged with so few"
+                f"only {usable} of {counted(len(held_out.samples), 'validation image')} can be decoded and are no "
+                "training images; the evaluation needs at least 2"
             )
         self.progress.say(f"Writing {spec.model} as ONNX …")
         graph = to_graph(self.model)
-        bar = partial(self.progress.bar, "trying ways to quantise")
+        bar = partial(self.progress.bar, "trying quantisations")
         quantized = None if quantize is None else quantize(graph, self._calibration_images(), progress=bar)
         graph = graph if quantized is None else quantized.chosen.graph
 
         # Opened as users open a file, but from memory: a refused file must not be left behind, nor one after a kill.
         opened = partial(Classifier, threads=1, runtime=self.runtime)
-        edge = self._evaluate("as exported", opened(graph.sealed(spec.to_json())).logits, held_out)
+        edge = self._evaluate("the exported model", opened(graph.sealed(spec.to_json())).logits, held_out)
         unseen = edge.without(bench.leaked)
         calibration = calibrate(unseen.logits, unseen.labels)
         graph = graph.with_temperature(calibration.temperature)
@@ -228,7 +228,7 @@ class _Export:
         document["metrics"] = gate_report.to_json()
         content = graph.sealed(document)
         if not verify(opened(content)).passed:
-            raise GateError(f"{self.path} is not written: it does not answer twice alike on this machine")
+            raise GateError(f"{self.path} is not written: its predictions are not reproducible on this machine")
         if not gate_report.problem:
             files.write_bytes(self.path, content)
         result = ExportResult(self.path, self.path.with_suffix(".export.html"), gate_report, calibration, quantized)
@@ -236,17 +236,17 @@ class _Export:
         return result
 
     def _images(self, split: str) -> Selection:
-        """Return the run's images of a split; among training images, leaks are not known."""
+        """Return the run's images of a split."""
         try:
             classes = self.run.read_config()["data"]["classes"]
             return select_of_run(self.run, split, tuple(classes), self.data, progress=self.progress)
         except DataError as error:
             if self.data is None:
-                raise RunError(f"{error}; say where the run's images are with --data") from error
+                raise RunError(f"{error}; name the run's images with --data") from error
             raise
 
     def _evaluate(self, what: str, predict: PredictFn, chosen: Selection) -> EvaluationReport:
-        bar = partial(self.progress.bar, f"judging {what}")
+        bar = partial(self.progress.bar, f"evaluating {what}")
         return chosen.evaluate(predict, self.model.spec, skip_unreadable=True, progress=bar)
 
     def _calibration_images(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -256,7 +256,7 @@ class _Export:
         (loaded,) = load_batches(paths, self.model.spec, CALIBRATION_IMAGES)
         images = [image for image in loaded if isinstance(image, np.ndarray)]
         if len(images) < 2:
-            raise DataError("eight bits need at least two training images, from which to take the ranges")
+            raise DataError("--int8 needs at least two training images, to find the ranges of activations")
         return np.stack(images)
 
     def _document(self, graph: Graph, calibration: Calibration, quantized: Quantized | None) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class _Export:
                 "seed": config["requested"]["seed"],
                 "epoch": self.model.info.get("epoch"),
             },
-            "judged_with": self.runtime,
+            "evaluated_with": self.runtime,
             "versions": versions("onnx", self.runtime),
         }
 
@@ -303,9 +303,9 @@ class _Export:
     def _report(self, result: ExportResult, document: dict[str, Any]) -> None:
         """Write the page and the numbers; raise a GateError for a refused file."""
         quantized, problem = result.quantized, result.gate_report.problem
-        # A web page, which cannot see what the file says about itself, finds the names of the classes here.
+        # A web page cannot read the document inside the model file, and finds the class names here.
         numbers = {key: value for key, value in document.items() if key not in ("tests", "map_centres")}
-        hurt = ""
+        most_sensitive = ""
         if quantized is not None:
             numbers["quantization"] = {
                 "float_latency_ms": quantized.float_latency_ms,
@@ -316,7 +316,7 @@ class _Export:
                 "error_of_each_layer_alone": dict(quantized.sensitivity),
             }
             worst = ", ".join(f"{name} ({error:.2f})" for name, error in quantized.sensitivity[:3])
-            hurt = f"; most is lost in {worst}, as shares of the logits' spread"
+            most_sensitive = f"; the most sensitive layers are {worst}, by their error as a share of the logits' spread"
         page = export_html(
             title=f"{self.path.name}: {document['model']}, {document['arithmetic']}",
             sentences=sentences(result),
@@ -329,7 +329,7 @@ class _Export:
         files.write_json(self.path.with_suffix(".export.json"), numbers)
         files.write_text(result.report, page)
         if problem:
-            raise GateError(f"{self.path} is not written: {problem}{hurt}; see {result.report}")
+            raise GateError(f"{self.path} is not written: {problem}{most_sensitive}; see {result.report}")
 
 
 def sentences(result: ExportResult) -> list[str]:
@@ -339,32 +339,31 @@ def sentences(result: ExportResult) -> list[str]:
     # What rounds to zero has no sign of its own.
     difference, low, high = (f"{round(100 * share, 1) + 0.0:+.1f}" for share in gate.difference)
     lines = [
-        f"Judged on {counted(gate.edge.num_images, 'image')} that training did not see: "
-        f"{100 * gate.edge.top1:.1f} % right, in PyTorch {100 * gate.bench.top1:.1f} % (difference "
-        f"{difference} points, 95 % interval {low} to {high}); {round(gate.agreement * gate.edge.num_images):,} named "
-        f"alike, probabilities differ by up to {gate.largest_difference:.2g}.",
-        f"{gate.size_bytes / 1e6:.2f} MB; an image takes {numbers['latency_ms']:.2f} ms on one thread "
-        f"(PyTorch {numbers['latency_ms_pytorch']:.2f} ms), decoding left out.",
+        f"Evaluated on {counted(gate.edge.num_images, 'held-out image')}: top-1 {100 * gate.edge.top1:.1f}%, "
+        f"in PyTorch {100 * gate.bench.top1:.1f}% (difference {difference} points, 95% interval {low} to {high}); "
+        f"agreement {100 * gate.agreement:.1f}%, probabilities differ by up to {gate.largest_difference:.2g}.",
+        f"{gate.size_bytes / 1e6:.2f} MB; {numbers['latency_ms']:.2f} ms per image on one thread "
+        f"(PyTorch {numbers['latency_ms_pytorch']:.2f} ms), without decoding.",
     ]
     if calibration.threshold == 0:
-        lines.append("All answers were right, so no threshold could be chosen: it never says that it is not sure.")
+        lines.append("Every prediction was right, so no threshold could be chosen: every prediction is confident.")
     elif crossed.confident_accuracy is None:
-        lines.append("No threshold makes its answers reliable: it is never sure.")
+        lines.append("No threshold makes the predictions reliable: no prediction is confident.")
     else:
         lines.append(
-            f"Below {100 * calibration.threshold:.0f} % it says it is not sure. On images that this was not chosen on, "
-            f"it is sure of {100 * crossed.coverage:.0f} %, and {100 * crossed.confident_accuracy:.1f} % of these "
-            "answers are right."
+            f"Predictions are confident from {100 * calibration.threshold:.0f}% on. On images that this threshold was "
+            f"not chosen on, {100 * crossed.coverage:.0f}% of the predictions are confident, and "
+            f"{100 * crossed.confident_accuracy:.1f}% of these are right."
         )
     if gate.leaked:
-        lines.append(f"{counted(gate.leaked, 'image')} stood among the training images too, and judged nothing.")
+        lines.append(f"{counted(gate.leaked, 'held-out image')} left out: byte for byte among the training images.")
     if quantized is not None:
         speed = quantized.float_latency_ms / quantized.chosen.latency_ms
         fast = f"{speed:.2f} times as fast as float32" if speed > 1.05 else "no faster than float32, but smaller"
         lines.append(f"Eight bits ({quantized.chosen.variant}) are {fast} on this machine.")
     if crossed.error < crossed.error_before:
         lines.append(
-            f"A temperature of {calibration.temperature:.2f} brings its percentages from "
-            f"{100 * crossed.error_before:.1f} to {100 * crossed.error:.1f} points of the truth, on average."
+            f"A temperature of {calibration.temperature:.2f} lowers the calibration error from "
+            f"{100 * crossed.error_before:.1f} to {100 * crossed.error:.1f} points."
         )
     return lines

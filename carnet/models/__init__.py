@@ -1,1 +1,1 @@
-"""The networks: `registry` knows them by name; `residual_carnet`, `carnet` and `resnet` define them."""
+"""The networks: `residual_carnet`, `carnet` and `resnet` define them, `registry` finds them by name."""

@@ -54,19 +54,19 @@ def map_centres(network: nn.Module, spec: ModelSpec) -> Centres:
     features = cast(Features, _averaging(network).forward_features)
     with torch.inference_mode():
         number = features(torch.zeros(1, spec.in_channels, side, side)).shape[-1]
-        answers = _answers_to_coordinates(features, spec.in_channels)
-    if answers is None:
+        seen = _coordinates_seen(features, spec.in_channels)
+    if seen is None:
         first, step = (side / number - 1) / 2, side / number
     else:
-        place = len(answers) // 2
-        step = float(answers[place + 1] - answers[place])
-        first = float(answers[place]) - place * step
+        place = len(seen) // 2
+        step = float(seen[place + 1] - seen[place])
+        first = float(seen[place]) - place * step
     centres = tuple(round(first + k * step, 2) for k in range(number))
     return centres, centres
 
 
-def _answers_to_coordinates(features: Features, channels: int) -> Tensor | None:
-    """Return what each row of features answers to a large image of its own coordinates; None if that is no mean."""
+def _coordinates_seen(features: Features, channels: int) -> Tensor | None:
+    """Return the mean coordinate, in a large image, that each row of features sees; None if it takes no mean."""
     # As shares of the side: a gate is open to large numbers, whatever they are.
     rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE) / _LARGE
     try:

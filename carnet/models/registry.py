@@ -110,11 +110,11 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
 
 
 def _unknown(name: str) -> ModelError:
-    return ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's are called timm/NAME")
+    return ModelError(f"unknown model {name!r}; {_nearest(name, list_models())} timm's models are timm/NAME")
 
 
 def _nearest(name: str, known: list[str]) -> str:
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if matches:
         return f"did you mean {' or '.join(matches)}?"
-    return f"there are {', '.join(known[:8])}{' …' if len(known) > 8 else ''}"
+    return f"available: {', '.join(known[:8])}{' …' if len(known) > 8 else ''};"

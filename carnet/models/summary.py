@@ -7,7 +7,7 @@ outputs of convolution, batch-norm and linear layers in float32. Both are given 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,10 @@ class ModelSummary:
     activations_bytes: int = 0
     """The published "forward/backward pass size"."""
     layers: list[LayerSummary] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that `carnet summary --json` prints."""
+        return asdict(self)
 
 
 def summarize(

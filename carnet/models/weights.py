@@ -40,7 +40,7 @@ from carnet.text import quoted
 
 _WEIGHTS_METADATA = {"format": "pt"}
 _INFO = {"params", "epoch", "metrics"}
-"""Entries of `model.json` beside the spec."""
+"""Entries of `model.json` besides the spec."""
 _MAX_WEIGHTS_BYTES = 16 * 2**30
 _COPY_AGAIN = "copy it again from where the run was made"
 
@@ -167,7 +167,7 @@ def load(run: Path | str, *, device: str | None = "cpu") -> TrainedModel:
     """
     folder = RunFolder.open(run)
     if not folder.weights.exists() or not folder.model.exists():
-        raise RunError(f"{run} has no model yet; go on with carnet train --resume {quoted(run)}")
+        raise RunError(f"{run} has no model yet; continue with carnet train --resume {quoted(run)}")
     spec, info = _read_description(folder)
     network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
     try:
@@ -220,7 +220,7 @@ def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
     if source.model != model:
         raise RunError(f"{run} is a {source.model}, not a {model}; add --model {source.model}")
     if source.in_channels != in_channels:
-        raise RunError(f"{run} takes images of other channels; add --in-channels {source.in_channels}")
+        raise RunError(f"{run} takes images of {source.in_channels} channels; add --in-channels {source.in_channels}")
     return source
 
 
@@ -233,7 +233,7 @@ def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
         info = {name: value for name, value in values.items() if name not in vars(spec)}
         # Runs from before there were checksums have no other entries; otherwise the checksum's name was damaged.
         if not has_checksum and (unknown := info.keys() - _INFO):
-            raise DocumentError(f"it says {', '.join(sorted(unknown))}, unlike any of ours")
+            raise DocumentError(f"it has unknown entries: {', '.join(sorted(unknown))}")
     except (DocumentError, RunError) as error:
         raise RunError(f"cannot read {run.model}: {error}; {_COPY_AGAIN}") from error
     return spec, info
@@ -245,7 +245,7 @@ def _read_weights(run: RunFolder) -> dict[str, Tensor]:
         metadata = read_metadata(content)
         if CHECKSUM not in metadata and metadata not in ({}, _WEIGHTS_METADATA):
             # Older runs have no checksum and no other metadata; otherwise the checksum's name was damaged.
-            raise DocumentError("its metadata are unlike any of ours")
+            raise DocumentError("it has unknown metadata")
         return unpack(content)
     except DocumentError as error:
         raise RunError(f"cannot read {run.weights}: {error}; {_COPY_AGAIN}") from error

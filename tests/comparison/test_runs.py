@@ -1,9 +1,10 @@
-"""What is missing is trained, what is there is read."""
+"""Missing runs are trained, finished ones are read."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ def test_finished_runs_that_saw_other_images_are_refused(folder: Path, photos: P
     rows = (run / "data.csv").read_text().splitlines(keepends=True)
     digest = rows[1].split(",")[3]
     write_table(run, "".join(rows).replace(digest, digest[::-1]))
-    with pytest.raises(RunError, match=r"carnet_n-seed-0 was trained on other images in .*; choose another --output"):
+    with pytest.raises(RunError, match=r"carnet_n-seed-0.*--output"):
         train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
 
 
@@ -73,11 +74,11 @@ def test_finished_runs_that_saw_images_elsewhere_are_refused(
     assert cells[column] != other
     cells[column] = other
     write_table(run, "\n".join([head, ",".join(cells), *rest]) + "\n")
-    with pytest.raises(RunError, match="or on the same in other classes or splits; choose another --output"):
+    with pytest.raises(RunError, match=r"carnet_n-seed-0.*--output"):
         train_runs(str(photos), MODELS, seeds=1, config=SMALL, folder=tmp_path, progress=Silent())
 
 
-def test_what_one_network_meets_leaves_the_others_their_comparison(
+def test_a_network_that_cannot_be_trained_leaves_the_others_their_comparison(
     folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(data: str, config: TrainingConfig, path: Path) -> None:
@@ -92,8 +93,9 @@ def test_what_one_network_meets_leaves_the_others_their_comparison(
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert [row["label"] for row in document["models"]] == ["carnet_n", "carnet_s"]
-    assert document["notes"][0] == "resnet18-seed-0 could not be trained: a step does not fit"
-    assert "resnet18, seed 0, could not be trained: a step does not fit" in printed.err
+    assert document["notes"][0].startswith("resnet18-seed-0 ")
+    assert "a step does not fit" in document["notes"][0]
+    assert "a step does not fit" in printed.err
     # With nothing left to compare, it is the error of the whole.
     with pytest.raises(OutOfMemoryError, match=r"^a step does not fit$") as error:
         parse(Command, "compare", [str(photos), "--models", "carnet_n,resnet18", *flags]).run(train, graph_of)
@@ -109,7 +111,7 @@ def test_flags_that_would_have_no_effect(
     assert flags[0] in capsys.readouterr().err
 
 
-def test_some_training_images_do_not_judge(folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_training_images_are_left_out_of_the_evaluation(folder: Path, photos: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(photos, tmp_path / "data"))
     shutil.copy(data / "train" / "red" / "0.jpg", data / "valid" / "red" / "9.jpg")
     report = read_run(folder / "carnet_n-seed-0", Silent(), data=str(data)).report
@@ -121,7 +123,7 @@ def test_runs_whose_images_have_moved(folder: Path, photos: Path, tmp_path: Path
     for path in paths:
         text = (path / "config.json").read_text()
         (path / "config.json").write_text(text.replace(json.dumps(str(photos)), json.dumps(str(tmp_path / "gone"))))
-    with pytest.raises(DataError, match=r"no folder .*gone; say where the images of .*carnet_n-seed-0 are with --data"):
+    with pytest.raises(DataError, match=r"gone.*carnet_n-seed-0.*--data"):
         compare(paths, tmp_path / "answer")
     assert compare(paths, tmp_path / "answer", data=str(photos)).document["images"]["count"] == 12
 
@@ -180,14 +182,14 @@ def test_a_signal_ends_the_training_too(number: signal.Signals, photos: Path, tm
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 128 + number
-        assert f"go on with carnet train --resume {run}" in err
+        assert f"carnet train --resume {run}" in err
     assert "Traceback" not in err
     read_checkpoint(run / "last.ckpt")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such signals are not known on Windows")
 def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path) -> None:
-    """The process that would train dies without a word; that is no reason to go on with the next network."""
+    """The training process dies silently, and the next network is not trained."""
     command = comparing_for_long(photos)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started([*command, "--output", tmp_path / "runs"], **pipes) as process:
@@ -205,9 +207,9 @@ def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path
 
 def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
     other = TrainingConfig(**(SMALL.to_json() | {"lr": 0.01}))
-    with pytest.raises(RunError, match=r"was trained otherwise: --lr 0.01 \(was 0.08\); choose another --output"):
+    with pytest.raises(RunError, match=r"--lr 0.01 \(was 0.08\).*--output"):
         train_runs(str(photos), MODELS, seeds=1, config=other, folder=folder, progress=Silent())
-    # What is left open is not what it came to.
+    # What was not requested is compared as such, not as it was resolved.
     longer = replace(SMALL, epochs=None, budget="10m")
     with pytest.raises(RunError, match=r"--epochs auto \(was 2\), --budget 10m \(was none\)"):
         train_runs(str(photos), MODELS, seeds=1, config=longer, folder=folder, progress=Silent())
@@ -215,7 +217,7 @@ def test_runs_of_another_recipe_are_refused(folder: Path, photos: Path) -> None:
 
 def test_runs_of_other_images_are_refused(folder: Path, photos: Path, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(photos, tmp_path / photos.name)
-    with pytest.raises(RunError, match=r"was trained on .* images in .*, not on .*; choose another --output"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(photos))}.*{re.escape(str(elsewhere))}.*--output"):
         train_runs(str(elsewhere), MODELS, seeds=1, config=SMALL, folder=folder, progress=Silent())
 
 
@@ -223,17 +225,17 @@ def it_trains(*arguments: object) -> None:
     pytest.fail("it trains")
 
 
-def test_what_would_be_missed_late_is_missed_early(photos: Path, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_the_first_run(photos: Path, tmp_path: Path) -> None:
     def begin(*models: str, seeds: int = 1) -> None:
         train_runs(str(photos), models, seeds=seeds, config=SMALL, folder=tmp_path, progress=Silent(), train=it_trains)
 
     with pytest.raises(ModelError, match="resnet81"):
         begin("carnet_s", "resnet81")
-    with pytest.raises(ConfigError, match="--models names carnet_s twice"):
+    with pytest.raises(ConfigError, match=r"--models.*carnet_s.*--seeds"):
         begin("carnet_s", "carnet_s")
-    with pytest.raises(ConfigError, match="one run has nothing to be compared with"):
+    with pytest.raises(ConfigError, match=r"--models.*--seeds"):
         begin("carnet_s")
-    with pytest.raises(ModelError, match=r"carnet18 .* px"):
+    with pytest.raises(ModelError, match=r"carnet18.*47.*32"):
         begin("carnet_s", "carnet18")
 
 
@@ -261,7 +263,7 @@ def test_every_seed_is_evaluated_on_the_same_images(flat: Path, tmp_path: Path) 
 
 
 def test_at_least_one_seed(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--seeds must be at least 1"):
+    with pytest.raises(ConfigError, match=r"--seeds.*0"):
         train_runs(str(flat), ["carnet_n"], seeds=0, config=SMALL, folder=tmp_path, progress=Silent())
 
 
@@ -277,9 +279,9 @@ def test_at_least_one_seed(flat: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_found_before_it_is_evaluated(name: str, content: str, folder: Path, tmp_path: Path) -> None:
-    """Which is said although its weights are gone as well: nothing has tried to load them."""
+    """Its weights are gone as well, but nothing tries to load them before."""
     run = Path(shutil.copytree(folder / "carnet_n-seed-0", tmp_path / "run"))
     (run / name).write_text(content)
     (run / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=rf"{name}.*; carnet train --resume .*run writes it again"):
+    with pytest.raises(RunError, match=rf"{name}.*carnet train --resume .*run"):
         read_run(run, Silent())

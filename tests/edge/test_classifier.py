@@ -1,21 +1,26 @@
-"""The edge runtime: the same answers as the bench, without it."""
+"""The edge classifier predicts as the bench does, without PyTorch."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from children import finished
-from PIL import Image
+from PIL import Image, ImageOps
 
 import carnet
 from carnet import Classifier
+from carnet.cli.main import run as run_command
 from carnet.errors import ConfigError, ImageError, ModelFileError
 from carnet.explanation import draw_heat
+from carnet.metrics import softmax
 from carnet.preprocess import load_image
 from carnet.spec import ModelSpec
 
@@ -25,21 +30,15 @@ def classifier(exported: Path) -> Classifier:
     return Classifier(exported)
 
 
-def test_it_answers_as_the_bench_does(classifier: Classifier, trained_run: Path, photos: Path) -> None:
+def test_it_predicts_as_the_bench_does(classifier: Classifier, trained_run: Path, photos: Path) -> None:
     bench = carnet.load(trained_run).predictor
     images = np.stack([load_image(path, bench.spec) for path in sorted(photos.glob("*/*/*.jpg"))])
     np.testing.assert_allclose(classifier.logits(images), bench.logits(images), atol=1e-4)
     cooled = bench.logits(images) / classifier.document["temperature"]
-    np.testing.assert_allclose(classifier.probabilities(images), carnet_softmax(cooled), atol=1e-5)
+    np.testing.assert_allclose(classifier.probabilities(images), softmax(cooled), atol=1e-5)
 
 
-def carnet_softmax(logits: np.ndarray) -> np.ndarray:
-    from carnet.metrics import softmax
-
-    return softmax(logits)
-
-
-def test_sources_of_every_kind_get_the_same_answer(classifier: Classifier, photos: Path) -> None:
+def test_sources_of_every_kind_get_the_same_prediction(classifier: Classifier, photos: Path) -> None:
     path = photos / "valid" / "red" / "8.jpg"
     with Image.open(path) as picture:
         picture.load()
@@ -86,15 +85,17 @@ def test_it_takes_from_a_stream_as_it_goes(classifier: Classifier, photos: Path)
 
 
 def test_bad_arguments(classifier: Classifier, exported: Path) -> None:
-    with pytest.raises(ConfigError, match="--top-k must be at least 1"):
+    with pytest.raises(ConfigError, match=r"--top-k.*0"):
         classifier.predict(b"", top_k=0)
-    with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
+    with pytest.raises(ConfigError, match=r"--top-k.*0"):
+        classifier.explain(b"", top_k=0)
+    with pytest.raises(ConfigError, match=r"--batch-size.*0"):
         classifier.predict_many([], batch_size=0)
-    with pytest.raises(ConfigError, match="--threads must be 0"):
+    with pytest.raises(ConfigError, match=r"--threads.*-1"):
         Classifier(exported, threads=-1)
-    with pytest.raises(ConfigError, match="--runtime must be one of onnxruntime, openvino"):
+    with pytest.raises(ConfigError, match=r"--runtime.*onnxruntime, openvino.*tflite"):
         Classifier(exported, runtime="tflite")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="knows no class 'pink'"):
+    with pytest.raises(ConfigError, match=r"'pink'.*blue, green, red"):
         classifier.explain(b"", label="pink")
 
 
@@ -105,13 +106,15 @@ def test_several_threads_at_once(classifier: Classifier, photos: Path) -> None:
         assert list(pool.map(classifier.predict, paths)) == alone
 
 
-def test_below_the_threshold_it_is_not_sure(exported: Path, photos: Path) -> None:
+def test_below_the_threshold_it_is_not_confident(exported: Path, photos: Path) -> None:
     classifier, path = Classifier(exported), photos / "valid" / "red" / "8.jpg"
     classifier.threshold = 1.1
-    assert not classifier.predict(path).is_confident
-    assert str(classifier.predict(path)).startswith("not confident: ")
+    unsure = classifier.predict(path)
     classifier.threshold = 0.0
-    assert classifier.predict(path).is_confident
+    confident = classifier.predict(path)
+    assert (unsure.is_confident, confident.is_confident) == (False, True)
+    assert unsure.probabilities == confident.probabilities
+    assert str(unsure) != str(confident)
 
 
 def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, photos: Path) -> None:
@@ -128,6 +131,50 @@ def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, p
     best = classifier.explain(path)
     assert best.label == best.prediction.label == classifier.predict(path).label
     assert best.picture.size == (448, 448)
+
+
+class CountingSession:
+    """A session of ONNX Runtime that counts its runs."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, runs: list[str]) -> None:
+        self.session, self.runs = session, runs
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.session, name)
+
+    def run(self, *arguments: object) -> object:
+        self.runs.append("inferred")
+        return self.session.run(*arguments)
+
+
+def test_explaining_decodes_once_and_infers_once(
+    exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    open_session, open_image = onnxruntime.InferenceSession, Image.open
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: CountingSession(open_session(*a, **k), done))
+    monkeypatch.setattr(Image, "open", lambda *a, **k: done.append("decoded") or open_image(*a, **k))
+    path = photos / "valid" / "red" / "8.jpg"
+    classifier = Classifier(exported)
+    explained = classifier.explain(path, top_k=2)
+    assert done == ["decoded", "inferred"]
+    assert explained.prediction == classifier.predict(path, top_k=2)
+    done.clear()
+    assert run_command(["predict", str(exported), str(path), "--explain", str(tmp_path)]) == 0
+    assert done == ["decoded", "inferred"]
+    assert [file.name for file in tmp_path.iterdir()] == ["8.heat.png"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_heat_lies_over_what_the_model_sees(channels: int, mode: str) -> None:
+    spec = replace(SPEC, in_channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+    image = Image.new("RGB", (64, 64), (200, 30, 30)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(0)
+    picture = np.asarray(draw_heat(image, -np.ones((1, 1), np.float32), ([31.5], [31.5]), spec))
+    # Transparent parts are white.
+    expected = 255 if mode == "RGBA" else ImageOps.grayscale(image).getpixel((0, 0))
+    assert (picture == expected).all()
 
 
 def test_nothing_but_the_base_installation_is_needed(exported: Path, photos: Path) -> None:
@@ -178,18 +225,16 @@ def test_odd_images(classifier: Classifier, tmp_path: Path) -> None:
     wide = tmp_path / "wide.png"
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(wide)
     assert classifier.predict(wide).probabilities
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(ImageError, match=r"missing.jpg"):
         classifier.predict(tmp_path / "missing.jpg")
-    with pytest.raises(ImageError, match="the file is empty"):
+    with pytest.raises(ImageError):
         classifier.predict(b"")
 
 
-def test_a_model_without_maps_says_so(exported: Path) -> None:
-    from carnet.edge.model_file import ModelFile
-
+def test_a_model_without_maps_is_an_error(exported: Path) -> None:
     classifier = Classifier(exported)
-    classifier.document = dict(ModelFile.read(exported).document) | {"map_centres": None}
-    with pytest.raises(ModelFileError, match="no class maps"):
+    classifier.document = {**classifier.document, "map_centres": None}
+    with pytest.raises(ModelFileError, match=re.escape(str(exported))):
         classifier.explain(Image.new("RGB", (50, 50)))
 
 
@@ -201,7 +246,7 @@ def redness(picture: Image.Image) -> np.ndarray:
     return pixels[:, :, 0] - pixels[:, :, 2]
 
 
-def test_the_hottest_place_is_the_centre_that_was_named() -> None:
+def test_the_hottest_place_is_the_given_centre() -> None:
     class_map = np.zeros((3, 3), np.float32)
     class_map[1, 1] = 2.0
     centres = ([10.0, 30.0, 50.0], [12.0, 36.0, 52.0])
@@ -223,7 +268,7 @@ def test_where_the_network_does_not_look_there_is_no_heat() -> None:
 
 
 @pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
-def test_what_speaks_against_a_class_is_not_drawn(rule: str) -> None:
+def test_evidence_against_a_class_is_not_drawn(rule: str) -> None:
     spec = ModelSpec(model="carnet_s", classes=("a", "b"), image_size=64, resize=rule)  # type: ignore[arg-type]
     picture = draw_heat(Image.new("RGB", (120, 80), "teal"), -np.ones((1, 1), np.float32), ([31.5], [31.5]), spec)
     assert (redness(picture) == 0).all()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from carnet import Classifier
-from carnet.edge import model_file
 from carnet.edge.model_file import FORMAT, ModelFile, seal
 from carnet.errors import ModelFileError
 
@@ -39,6 +40,12 @@ def tiny_model() -> onnx.ModelProto:
 
 def tiny(**changes: Any) -> bytes:
     return seal(tiny_model().SerializeToString(), SPEC | changes)
+
+
+def resealed(described: bytes) -> bytes:
+    """A file with a right checksum of what a forger wrote."""
+    digest = hashlib.sha256(described).hexdigest().encode()
+    return described + b"\x72\x51\x0a\x0dcarnet.sha256\x12\x40" + digest
 
 
 def test_a_sealed_file_is_read_back() -> None:
@@ -81,41 +88,46 @@ def test_every_cut_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (b"", "is empty"),
-        (b"hello, this is no model", "is not a model of carnet; carnet export RUN writes one"),
-        (tiny()[:-1], "is damaged"),
-        (tiny()[:-200], "is damaged"),
-        (tiny().replace(b'"image_size":8', b'"image_size":9'), "is damaged"),
-        (tiny(format=FORMAT + 1), "newer version of carnet"),
-        (tiny(classes=["one"]), "does not describe itself"),
-        (tiny(image_size="large"), "does not describe itself"),
-        (tiny(format="first"), "does not describe itself"),
-        (tiny(threshold="0.5"), "does not describe itself .* threshold"),
-        (seal(b"\x3a\x02\x2a\x09", SPEC), "ends in the middle of a field"),
+        (b"", ""),
+        (b"hello, this is no model", "carnet export"),
+        (tiny()[:-1], ""),
+        (tiny()[:-200], ""),
+        (tiny().replace(b'"image_size":8', b'"image_size":9'), ""),
+        (tiny(format=FORMAT + 1), f"{FORMAT + 1}"),
+        (tiny(classes=["one"]), "classes"),
+        (tiny(image_size="large"), "image_size.*large"),
+        (tiny(format="first"), "format.*first"),
+        (tiny(threshold="0.5"), "threshold.*0.5"),
+        (tiny(map_centres=[[1.0, 0.0], [0.0, 1.0]]), "map_centres"),
+        # A field that ends too early, of an unknown kind, and a number without an end.
+        (seal(b"\x3a\x02\x2a\x09", SPEC), ""),
+        (seal(b"\x0f", SPEC), ""),
+        (seal(b"\x12\x05ab", SPEC), ""),
+        (seal(b"\x80" * 11, SPEC), ""),
+        # A document without content.
+        (resealed(b"\x72\x08\x0a\x06carnet"), ""),
     ],
 )
-def test_what_is_wrong_is_said(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_one_line_that_names_it(content: bytes, named: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=message) as caught:
+    with pytest.raises(ModelFileError, match=f"{re.escape(str(path))}.*{named}") as caught:
         ModelFile.read(path)
-    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="No such file"):
-        ModelFile.read(tmp_path / "model.onnx")
-    with pytest.raises(ModelFileError, match=r"is a folder; name the \.onnx file"):
-        ModelFile.read(tmp_path)
+    for path in (tmp_path / "model.onnx", tmp_path):
+        with pytest.raises(ModelFileError, match=re.escape(str(path))):
+            ModelFile.read(path)
 
 
 def test_a_model_of_others_is_not_ours() -> None:
     model = tiny_model()
     model.producer_name = "someone else"
-    with pytest.raises(ModelFileError, match="not a model of carnet"):
+    with pytest.raises(ModelFileError, match="carnet export"):
         ModelFile.from_bytes(model.SerializeToString())
 
 
@@ -125,25 +137,30 @@ def test_weights_in_other_files_are_refused() -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
-    with pytest.raises(ModelFileError, match="weights in other files"):
+    with pytest.raises(ModelFileError):
         ModelFile.from_bytes(seal(model.SerializeToString(), SPEC))
+    tensor.data_location = TensorProto.DEFAULT
+    assert ModelFile.from_bytes(seal(model.SerializeToString(), SPEC)).spec.image_size == 8
 
 
 def test_the_runtime_never_sees_an_unchecked_byte(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("carnet.edge.classifier.open_runtime", lambda file, *rest: seen.append(file))
+    open_session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda content, *a, **k: seen.append(content) or open_session(content, *a, **k)
+    )
     content = bytearray(exported.read_bytes())
     content[len(content) // 2] ^= 1
     with pytest.raises(ModelFileError):
         Classifier(bytes(content))
     assert not seen
     Classifier(exported.read_bytes())
-    assert len(seen) == 1
+    assert seen == [exported.read_bytes()]
 
 
 def test_what_the_runtime_refuses_is_one_line() -> None:
     # Sealed and described, but no network that could be run.
-    with pytest.raises(ModelFileError, match=r"ONNX Runtime .* cannot run") as caught:
+    with pytest.raises(ModelFileError, match="ONNX Runtime") as caught:
         Classifier(seal(b"", SPEC))
     assert "\n" not in str(caught.value)
 
@@ -173,11 +190,15 @@ def mutated(content: bytes, rng: np.random.Generator, number: int) -> bytes:
     return bytes(changed)
 
 
-def test_fields_are_walked_as_protobuf_has_them() -> None:
-    message = helper.make_tensor("t", TensorProto.DOUBLE, [2], [1.0, 2.0]).SerializeToString()
-    fields = dict(model_file._fields(memoryview(message)))
-    assert bytes(fields[8]) == b"t"
-    assert fields[2] == TensorProto.DOUBLE
-    for broken in (b"\x0f", b"\x12\x05ab", b"\x80"):
-        with pytest.raises((ValueError, IndexError)):
-            list(model_file._fields(memoryview(broken)))
+def test_fields_of_every_kind_are_walked() -> None:
+    model = tiny_model()
+    # Numbers of 64 and of 32 bits, text, lists and varints.
+    for value in (1.5, 7, "text", [1.0, 2.0]):
+        model.graph.node[0].attribute.append(helper.make_attribute("a", value))
+    model.graph.initializer.append(helper.make_tensor("t", TensorProto.DOUBLE, [2], [1.0, 2.0]))
+    tensor = helper.make_tensor("u", TensorProto.FLOAT, [1], [1.0])
+    tensor.data_location = TensorProto.EXTERNAL
+    assert ModelFile.from_bytes(seal(model.SerializeToString(), SPEC)).spec.image_size == 8
+    model.graph.initializer.append(tensor)
+    with pytest.raises(ModelFileError):
+        ModelFile.from_bytes(seal(model.SerializeToString(), SPEC))

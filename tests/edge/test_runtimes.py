@@ -1,7 +1,8 @@
-"""OpenVINO computes the same file to the same answers, through the same gate."""
+"""OpenVINO gives the same predictions from the same file, through the same gate."""
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from carnet.errors import MissingExtraError
 pytest.importorskip("openvino")
 
 
-def test_the_same_answers(exported: Path) -> None:
+def test_the_same_predictions(exported: Path) -> None:
     usual, other = Classifier(exported), Classifier(exported, runtime="openvino", threads=1)
     rng = np.random.default_rng(0)
     for number in (1, 5):
@@ -38,10 +39,10 @@ def test_several_threads_at_once(exported: Path, photos: Path) -> None:
 def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
     result = export_model(trained_run, tmp_path / "m.onnx", runtime="openvino")
     assert result.gate_report.agreement == 1
-    assert Classifier(result.path).document["judged_with"] == "openvino"
+    assert Classifier(result.path).document["evaluated_with"] == "openvino"
 
 
 def test_where_it_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r'pip install "carnet\[openvino\]"'):
         Classifier(exported, runtime="openvino")

@@ -1,4 +1,4 @@
-"""The gate: what passes is what was trained, and what does not pass is not written."""
+"""The gate: a file that passes predicts as the trained network, and one that does not pass is not written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 import carnet
-from carnet import Classifier, ExportResult, TrainingConfig, export_model
+from carnet import Classifier, ExportResult, TrainedModel, TrainingConfig, export_model
 from carnet.calibration import Calibration, calibrate
 from carnet.data.find import find_images
 from carnet.errors import ConfigError, DataError, GateError, OutputError, RunError
@@ -42,16 +42,16 @@ def in_eight_bits(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_what_it_leaves(trained_run: Path, tmp_path: Path) -> None:
     result = export_model(trained_run, tmp_path / "m.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.export.html", "m.export.json", "m.onnx"]
-    told = json.loads((tmp_path / "m.export.json").read_text())
-    judged = told["metrics"]
-    # For a web page, which sees no more of the file than its inputs and outputs.
-    assert (told["classes"], told["image_size"]) == (["blue", "green", "red"], 48)
-    assert 0 <= told["threshold"] <= 2
-    assert judged["top1_agreement"] == 1
-    assert judged["num_images"] == 12
-    assert judged["size_bytes"] == pytest.approx(result.path.stat().st_size, abs=3000)
+    numbers = json.loads((tmp_path / "m.export.json").read_text())
+    metrics = numbers["metrics"]
+    # A web page sees no more of the file than its inputs and outputs.
+    assert (numbers["classes"], numbers["image_size"]) == (["blue", "green", "red"], 48)
+    assert 0 <= numbers["threshold"] <= 2
+    assert metrics["top1_agreement"] == 1
+    assert metrics["num_images"] == 12
+    assert metrics["size_bytes"] == pytest.approx(result.path.stat().st_size, abs=3000)
     document = Classifier(result.path).document
-    assert document["metrics"]["top1"] == judged["top1"]
+    assert document["metrics"]["top1"] == metrics["top1"]
     assert (
         document["training"]["data_hash"]
         == json.loads((trained_run / "config.json").read_text())["data"]["content_hash"]
@@ -97,13 +97,19 @@ def test_a_refused_model_leaves_the_one_before_alone(trained_run: Path, graph: G
 
 
 def test_a_failure_in_between_leaves_nothing(trained_run: Path, graph: Graph, tmp_path: Path) -> None:
+    written = []
+
+    def write(model: TrainedModel) -> Graph:
+        written.append(model)
+        return graph
+
     class FullDisk(Silent):
         def bar(self, what: str, done: int, total: int, note: str = "") -> None:
-            if "as exported" in what:
+            if written:
                 raise OutputError("the disk is full")
 
     with pytest.raises(OutputError):
-        export_model(trained_run, tmp_path / "m.onnx", progress=FullDisk(), to_graph=lambda model: graph)
+        export_model(trained_run, tmp_path / "m.onnx", progress=FullDisk(), to_graph=write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,14 +141,15 @@ def test_eight_bits(in_eight_bits: ExportResult, exported: Path) -> None:
     assert weights
     # Seven bits, since eight overflow where VNNI is missing.
     assert all(np.abs(tensor.astype(int)).max() <= 64 for tensor in weights)
-    assert "VNNI" in result.report.read_text(encoding="utf-8")
+    page = result.report.read_text(encoding="utf-8")
+    assert all(str(one.variant) in page for one in result.quantized.tried)
 
 
 def _initializers(path: Path) -> list[np.ndarray]:
     return [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
 
 
-def test_a_refused_quantised_model_names_the_layers_that_hurt(
+def test_a_refused_quantised_model_names_its_most_sensitive_layers(
     trained_run: Path, graph: Graph, in_eight_bits: ExportResult, tmp_path: Path
 ) -> None:
     found = in_eight_bits.quantized
@@ -164,14 +171,14 @@ def test_a_refused_quantised_model_names_the_layers_that_hurt(
 def test_bad_arguments(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--max-drop"):
         export_model(trained_run, max_drop=-1)
-    with pytest.raises(OutputError, match=r"does not end in \.onnx"):
+    with pytest.raises(OutputError, match=r"model\.bin"):
         export_model(trained_run, tmp_path / "model.bin")
-    with pytest.raises(OutputError, match="there is no folder"):
+    with pytest.raises(OutputError, match="nowhere"):
         export_model(trained_run, tmp_path / "nowhere" / "m.onnx")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(OutputError, match=r"folder\.onnx is a folder"):
+    with pytest.raises(OutputError, match=r"folder\.onnx"):
         export_model(trained_run, tmp_path / "folder.onnx")
-    with pytest.raises(RunError, match="no run folder"):
+    with pytest.raises(RunError, match="nothing"):
         export_model(tmp_path / "nothing")
 
 
@@ -180,20 +187,20 @@ def test_images_that_have_moved(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(here, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
     there = here.rename(tmp_path / "there")
-    with pytest.raises(RunError, match="say where the run's images are with --data"):
+    with pytest.raises(RunError, match=f"{re.escape(str(here))}.*--data"):
         export_model(run)
     assert export_model(run, data=there, max_drop=100).path == run / "model.onnx"
 
 
-def test_some_training_images_among_the_others_do_not_judge(
+def test_training_images_among_the_held_out_ones_are_left_out(
     photos: Path, trained_run: Path, graph: Graph, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(photos, tmp_path / "data"))
     shutil.copy(data / "train" / "red" / "0.jpg", data / "valid" / "red" / "9.jpg")
     result = export_model(trained_run, tmp_path / "m.onnx", data=data, max_drop=100, to_graph=lambda model: graph)
-    judged = result.gate_report
-    assert (judged.leaked, judged.edge.num_images, judged.bench.num_images) == (1, 11, 11)
-    assert result.calibration == calibrate(judged.edge.logits, judged.edge.labels)
+    gate = result.gate_report
+    assert (gate.leaked, gate.edge.num_images, gate.bench.num_images) == (1, 11, 11)
+    assert result.calibration == calibrate(gate.edge.logits, gate.edge.labels)
     assert Classifier(result.path).threshold == result.calibration.threshold
 
 
@@ -204,29 +211,29 @@ def test_a_class_that_came_later(flat: Path, tmp_path: Path) -> None:
     shutil.copytree(flat / "red", flat / "pink")
     after = carnet.evaluate(run, flat)
     assert after.samples == before.samples
-    assert "1 class left out, which the model does not have: pink" in after.warnings
+    assert any("pink" in warning for warning in after.warnings)
     assert export_model(run, max_drop=100).gate_report.edge.num_images == before.num_images
-    with pytest.raises(DataError, match="1 class that the model does not have: 'pink'"):
+    with pytest.raises(DataError, match="'pink'"):
         carnet.evaluate(run, flat, split="all")
 
 
-def test_it_needs_images_to_judge_with(photos: Path, tmp_path: Path) -> None:
+def test_it_needs_images_to_evaluate_with(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(photos, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
     config = json.loads((run / "config.json").read_text())
     config["data"]["ignore"] = [str(sample.path) for sample in find_images(photos).splits["valid"][1:]]
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="of 1 validation image fewer than two can be read"):
+    with pytest.raises(DataError, match=r"\b1 of 1\b"):
         export_model(run)
 
 
-def test_training_images_do_not_judge(photos: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_evaluated_on_training_images(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "copied"
     shutil.copytree(photos / "train", data / "train")
     shutil.copytree(photos / "train", data / "valid")
     run = tmp_path / "run"
     train(data, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
-    with pytest.raises(DataError, match="of 24 validation images fewer than two can be read and are no training"):
+    with pytest.raises(DataError, match=r"\b0 of 24\b"):
         export_model(run)
     assert not list(run.glob("*.onnx"))
 
@@ -239,12 +246,16 @@ def test_a_class_whose_name_is_no_utf_8(flat: Path, tmp_path: Path) -> None:
         pytest.skip("file names of this system are always UTF-8")
     run = tmp_path / "run"
     train(flat, TrainingConfig(model="carnet_n", image_size=32, epochs=1, batch_size=8), output=run)
-    # What was held back of a folder without splits is found again, and judges.
+    # The images held back of a folder without splits are found again.
     exported = export_model(run, max_drop=100)
     assert exported.gate_report.edge.num_images == 6
     assert name in Classifier(exported.path).classes
 
 
-def test_no_threshold_where_all_answers_were_right(in_eight_bits: ExportResult) -> None:
-    sure = replace(in_eight_bits, calibration=Calibration(1.0, 0.0))
-    assert "no threshold could be chosen: it never says that it is not sure" in " ".join(sentences(sure))
+def test_a_model_without_errors_is_always_confident(in_eight_bits: ExportResult) -> None:
+    always, at_half = (
+        sentences(replace(in_eight_bits, calibration=Calibration(1.0, threshold))) for threshold in (0.0, 0.5)
+    )
+    assert len(always) == len(at_half)
+    (sentence,), _ = (set(one) - set(other) for one, other in ((always, at_half), (at_half, always)))
+    assert "%" not in sentence
