@@ -170,7 +170,7 @@ def see(name: str, tree: Path, folder: Path, extra: tuple[str, ...] = ()) -> Sid
 
 def flags_in(help_: str) -> frozenset[str]:
     """Return the flags at the beginning of a line of a help text, which leaves out those in examples."""
-    return frozenset(re.findall(r"^[│|\s]*(?:-\w, )?(--[a-z][\w-]*)", help_, re.MULTILINE))
+    return frozenset(re.findall(r"(?:^|[│|])\s*(?:-\w, )?(--[a-z][\w-]*)", help_, re.MULTILINE))
 
 
 def train(side: Side, configuration: str, data: Path, root: Path) -> Path:
