@@ -55,6 +55,9 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
     # pyplot would keep global state and may need a display.
     from matplotlib.figure import Figure
 
+    longest = max(run["seconds"][-1] for run in runs)
+    unit, seconds_per_unit = ("minutes", 60) if longest >= 180 else ("seconds", 1)
+    runs = [{**run, "seconds": np.array(run["seconds"]) / seconds_per_unit} for run in runs]
     figure = Figure(figsize=(13, 5.2), dpi=150, facecolor="white")
     styles = list(itertools.islice(itertools.cycle(STYLES), len(rows)))
     measured = [(row, style) for row, style in zip(rows, styles, strict=True) if "onnx_p50" in row["latency_ms"]]
@@ -65,9 +68,9 @@ def draw_comparison(rows: Rows, runs: Rows) -> tuple[bytes, bytes]:
         draw_runs(over_time, [run for run in runs if run["label"] == row["label"]], style)
         for row, style in zip(rows, styles, strict=True)
     ]
-    _style_axes(over_time, "Validation accuracy over training time", "seconds of training and validation")
+    _style_axes(over_time, "Validation accuracy over training time", f"{unit} of training and validation")
     set_scale(over_time, [x for x, _ in ends], begin=0.8 * min(run["seconds"][0] for run in runs), room=0.25)
-    over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * max(run["seconds"][-1] for run in runs)))
+    over_time.set_xlim(right=max(over_time.get_xlim()[1], 1.02 * longest / seconds_per_unit))
     # Leave room for a label above the best network.
     over_time.set_ylim(0, max(1.0, 1.12 * over_time.dataLim.y1))
     write_labels(over_time, [f"{row['label']} {percent(row['top1'])}" for row in rows], ends, styles)
