@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from carnet.config import TrainingConfig
-from carnet.preprocess import Images, as_picture
+from carnet.preprocess import Images, to_pillow
 
 MAX_LEAN = 4 / 3
 """How much wider than high, or higher than wide, a piece may be."""
@@ -82,7 +82,7 @@ class Augmentation:
 
     def apply(self, image: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
-        picture = as_picture(image)
+        picture = to_pillow(image)
         if size != picture.width or min(change.width, change.height) < 1:
             left, top, width, height = (picture.width * share for share in change[:4])
             box = (left, top, left + width, top + height)
