@@ -125,17 +125,7 @@ def load_image(source: ImageSource, spec: ModelSpec, *, max_pixels: int = MAX_PI
 
 
 def to_square(image: Image.Image, name: Path | str, size: int, rule: ResizeRule, in_channels: int) -> Images:
-    """Decode an opened image and resize it.
-
-    Args:
-        image: the result of `open_image`.
-        name: its name in errors.
-        size: side of the square, in pixels.
-        rule: how to make it square.
-        in_channels: 1 for grey, 3 for RGB, 4 for RGBA.
-
-    Returns:
-        uint8 array (size, size, in_channels).
+    """Decode an opened image and resize it, as `decode` and `resize` do; return uint8 (size, size, in_channels).
 
     Raises:
         ImageError: as `decode`.
@@ -324,10 +314,13 @@ def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Imag
     def to_rgba(part: Image.Image, _: _Box) -> Image.Image:
         if not image.mode.startswith("I"):
             return (part if has_opacity else part.convert("RGB")).convert("RGBA")
-        rgba = _from_16_bit(part, name).convert("RGBA")
+        values = np.asarray(part)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageError(name, "16-bit pixels below 0 have no defined range; save it with 8 or unsigned 16 bits")
+        rgba = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGBA")
         if has_opacity:
-            is_opaque = np.asarray(part) != image.info["transparency"]
-            rgba.putalpha(Image.fromarray(np.where(is_opaque, 255, 0).astype(np.uint8)))
+            opacity = np.where(values == image.info["transparency"], 0, 255)
+            rgba.putalpha(Image.fromarray(opacity.astype(np.uint8)))
         return rgba
 
     def on_white(part: Image.Image, box: _Box) -> Image.Image:
@@ -340,13 +333,6 @@ def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Imag
     elif image.mode != "RGB" and not (in_channels == 1 and image.mode == "L"):
         image = image.convert("RGB")
     return image.convert("L") if in_channels == 1 else image
-
-
-def _from_16_bit(image: Image.Image, name: Path | str) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ImageError(name, "16-bit pixels below 0 have no defined range; save it with 8 or 16 bits without sign")
-    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 _Box = tuple[int, int, int, int]

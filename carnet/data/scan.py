@@ -128,11 +128,7 @@ class ScannedImages:
                     "split": split,
                     "label": self.data.classes[sample.label],
                     "filepath": self.data.relative(sample),
-                    "sha256": facts.sha256,
-                    "width": str(facts.width),
-                    "height": str(facts.height),
-                    "format": facts.format,
-                    "mode": facts.mode,
+                    **{name: str(getattr(facts, name)) for name in ("sha256", "width", "height", "format", "mode")},
                     "notes": "; ".join(facts.oddities) if facts.error is None else facts.error.reason,
                 }
 

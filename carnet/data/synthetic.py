@@ -248,17 +248,9 @@ def write_dataset(
 ) -> None:
     """Write root/{train,valid}/<class>/<class>_0001.jpg and so on, each image `size` x `size` pixels.
 
-    `root` appears complete or not at all.
-
-    Args:
-        root: a folder that does not exist or is empty.
-        train_per_class: images of each class in `train`.
-        valid_per_class: images of each class in `valid`.
-        size: side of the images, in pixels.
-        seed: seed of the images.
-        dirty: add errors that real folders have, under inconspicuous names, and list them in root/planted.json: 3
-            unreadable files, 4 exact duplicates and 6 mislabelled images.
-        progress: called with the number of files written and of all files.
+    `root`, which must not exist or be empty, appears complete or not at all. With `dirty`, it also gets errors that
+    real folders have, under inconspicuous names, and a list of them in root/planted.json: 3 unreadable files, 4 exact
+    duplicates and 6 mislabelled images. `progress` is called with the number of files written and of all files.
 
     Raises:
         FileExistsError: if `root` exists and is not an empty folder.
