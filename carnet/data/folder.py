@@ -283,7 +283,7 @@ def _images(folder: Path, listing: Listing) -> Iterator[Path]:
         leads_back = here != listing.root and Path(os.path.realpath(here.parent)).is_relative_to(real)
         if leads_back and real not in seen:
             link = here.relative_to(listing.root).as_posix()
-            listing.warnings.append(f"{link} is a link to {real}, which contains it, and is not followed")
+            listing.warnings.append(f"{link} is a link back to {real}, which contains it, and is not followed")
         if leads_back or real in seen:
             folders.clear()
             continue
