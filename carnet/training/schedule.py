@@ -18,7 +18,7 @@ _SMALLEST_SIDE = 64
 _GROWN = 0.75
 """Share of the run after which images have their full side, and crops are nearly the whole image unless later."""
 _LAST_STEPS = 2000
-"""Most steps with nearly uncropped images, which are soon overfitted; fewer would not dominate the EMA of the weights."""
+"""Most steps with nearly uncropped images, soon overfitted; fewer would not dominate the EMA of the weights."""
 _LAST_CROP = 0.9
 """Smallest share of the area that is cut out in those steps."""
 
