@@ -248,9 +248,9 @@ def write_dataset(
 ) -> None:
     """Write root/{train,valid}/<class>/<class>_0001.jpg and so on, each image `size` x `size` pixels.
 
-    `root`, which must not exist or be empty, appears complete or not at all. With `dirty`, it also gets errors that
-    real folders have, under inconspicuous names, and a list of them in root/planted.json: 3 unreadable files, 4 exact
-    duplicates and 6 mislabelled images. `progress` is called with the number of files written and of all files.
+    `root` must be an empty folder or not exist, and appears complete or not at all. With `dirty`, it also gets errors
+    that real folders have, under inconspicuous names, and a list of them in root/planted.json: 3 unreadable files, 4
+    exact duplicates and 6 mislabelled images. `progress` is called with the number of files written and of all files.
 
     Raises:
         FileExistsError: if `root` exists and is not an empty folder.
