@@ -1,12 +1,12 @@
-"""What an image file consists of: which of its parts the decoder is given, and whether its image data are all there.
+"""The parts of an image file: which of them the decoder gets, and whether its image data are complete.
 
-A file holds much besides its image: text, colour profiles, previews, further images, what the camera noted. A decoder
-that reads them all refuses a whole image for a damaged or huge note about it, and may be made to unpack gigabytes of
-text. So it is given only what decides the pixels, as the tables say; what it is given, it still checks.
+A file holds much besides its image: text, colour profiles, previews, further images, notes of the camera. A decoder
+that reads all of it refuses a complete image because of a damaged or huge note, and can be made to unpack gigabytes of
+text. So it gets only the parts that decide the pixels, which it checks as usual:
 
-- PNG: chunks, `PNG_CHUNKS`;
-- JPEG: segments, `JPEG_SEGMENTS`; the segments of the codec itself always stay;
-- WebP: chunks, `WEBP_CHUNKS`.
+- PNG: the chunks in `PNG_CHUNKS`;
+- JPEG: the segments of the codec, and those in `JPEG_SEGMENTS`;
+- WebP: the chunks in `WEBP_CHUNKS`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from functools import partial
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
-    # Without the line ends that follow, by which a file shows that it was sent as a text.
+    # Without the line ends that follow, which change if a file is transferred as text.
     b"\x89PNG": "PNG",
     **dict.fromkeys((b"GIF87a", b"GIF89a"), "GIF"),
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
 _MAX_TEXT = 2**20
-"""Bytes of a text that tells an orientation; Pillow unpacks no more."""
-_ORIENTATION_TEXTS = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif"})
-"""Keywords of the PNG texts in which Pillow looks for an orientation."""
+"""Largest size in bytes of a text with an orientation; Pillow unpacks no more."""
+_ORIENTATION_KEYWORDS = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif"})
+"""Keywords of PNG texts in which Pillow looks for an orientation."""
 
 
 def signature_of(start: bytes) -> str | None:
-    """The format that a file's first 16 bytes promise, by Pillow's name; None: none that is unmistakable."""
+    """Return Pillow's name of the format that begins with these 16 bytes, or None if no format is certain."""
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature):
             return name
@@ -42,9 +42,10 @@ def signature_of(start: bytes) -> str | None:
 
 
 def essence(content: bytes) -> bytes:
-    """The file without the parts that say nothing about the pixels; the same object where it has none.
+    """Return a file without the parts that do not affect its pixels; the same object if there are none.
 
-    Where its structure ends, and of formats without a table, everything stays: the decoder says what is wrong.
+    Nothing is removed after the point where the structure ends, nor from formats without a table: the decoder reports
+    what is wrong.
     """
     notes: Iterable[tuple[int, int]]
     match signature_of(content[:16]):
@@ -67,14 +68,14 @@ def essence(content: bytes) -> bytes:
     return b"".join((*kept, content[begin:])) if begin else content
 
 
-def _tells_orientation(name: bytes, data: bytes) -> bool:
-    """Whether Pillow would look for an orientation in a PNG text of one of three kinds, and can unpack it.
+def _has_orientation(name: bytes, data: bytes) -> bool:
+    """Return whether Pillow looks for an orientation in a PNG text, and can unpack it.
 
     tEXt: keyword, 0, text. zTXt: keyword, 0, method, packed text. iTXt: keyword, 0, whether it is packed, method,
-    language, 0, keyword in that language, 0, text.
+    language, 0, translated keyword, 0, text.
     """
     keyword, _, text = data.partition(b"\0")
-    if len(data) > _MAX_TEXT or keyword not in _ORIENTATION_TEXTS:
+    if len(data) > _MAX_TEXT or keyword not in _ORIENTATION_KEYWORDS:
         return False
     if name == b"tEXt" or (name == b"iTXt" and text[:1] == b"\0"):
         return True
@@ -87,39 +88,39 @@ def _tells_orientation(name: bytes, data: bytes) -> bool:
 
 
 PNG_CHUNKS: Mapping[bytes, Callable[[bytes], bool] | None] = {
-    # Pixels, palette, transparency: as they are, and what is damaged there is an error.
+    # Pixels, palette, transparency: damage in these is an error.
     **dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")),
-    # Animation: whether there are several frames. The first image is in IDAT, so that the frames (fcTL, fdAT) can go.
+    # Animation: the number of frames. The first frame is in IDAT, so the others (fcTL, fdAT) can be removed.
     b"acTL": lambda data: len(data) == 8 and data[:4] > b"\0\0\0\1",
     # Orientation.
     b"eXIf": lambda data: True,
-    **{name: partial(_tells_orientation, name) for name in (b"tEXt", b"zTXt", b"iTXt")},
-    # Gamma: stated, not applied.
+    **{name: partial(_has_orientation, name) for name in (b"tEXt", b"zTXt", b"iTXt")},
+    # Gamma, which is not applied.
     b"gAMA": lambda data: len(data) == 4,
 }
-"""Chunk -> which content of it the decoder is given, if its checksum is right; None: any, and the decoder checks it.
+"""Chunk -> which content of it the decoder gets, if its checksum is right; None: any, and the decoder checks it.
 
-No other chunk is given to it, be it text, a profile (iCCP), a resolution (pHYs) or a date.
+All other chunks are removed, such as text, a profile (iCCP), a resolution (pHYs) or a date.
 """
 _PNG_COLOUR, _PNG_PALETTE = 25, 3
-"""Where a PNG says how its pixels are coloured, and what it says if they are places in a palette."""
+"""Position of the colour type in a PNG, and its value for a palette."""
 
 
 def _png_notes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Start and end of each chunk that the decoder is not given."""
+    """Yield the start and end of each chunk to remove."""
     start = 8
     while start + 8 <= len(content):
         length, name = struct.unpack_from(">I4s", content, start)
         end = start + 12 + length
         if not name.isalpha():
             return
-        # A palette beside colours is advice for screens of few colours.
+        # A palette in an image with full colours is a suggestion for displays with few colours.
         if name not in PNG_CHUNKS or (name == b"PLTE" and content[_PNG_COLOUR] != _PNG_PALETTE):
             yield start, min(end, len(content))
-        elif (matters := PNG_CHUNKS[name]) is not None:
+        elif (is_needed := PNG_CHUNKS[name]) is not None:
             data = content[start + 8 : end - 4]
             checksum = struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
-            if content[end - 4 : end] != checksum or not matters(data):
+            if content[end - 4 : end] != checksum or not is_needed(data):
                 yield start, min(end, len(content))
         if name == b"IEND":
             return
@@ -127,31 +128,31 @@ def _png_notes(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 JPEG_SEGMENTS: Mapping[int, Callable[[bytes], bool]] = {
-    # APP0: with JFIF, colours are YCbCr. A decoder takes one of 14 bytes or more for it.
+    # APP0: JFIF means that colours are YCbCr. Decoders need 14 bytes to recognize it.
     0xE0: lambda data: len(data) >= 14 and data.startswith(b"JFIF\0"),
     # APP1: orientation, as EXIF or XMP.
     0xE1: lambda data: data.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")),
-    # APP14: which colours they are. A decoder takes one of 12 bytes or more for it.
+    # APP14: the colour space. Decoders need 12 bytes to recognize it.
     0xEE: lambda data: len(data) >= 12 and data.startswith(b"Adobe"),
-    # All else of this kind, and comments: profiles (APP2), further images (APP2), Photoshop's notes (APP13).
+    # All other APP segments and comments: profiles and further images (APP2), Photoshop's notes (APP13).
     **dict.fromkeys((*range(0xE2, 0xEE), 0xEF, 0xFE), lambda data: False),
 }
-"""Marker of a segment that is not the codec's -> which content of it the decoder is given."""
+"""Marker of a segment that does not belong to the codec -> which content of it the decoder gets."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _END_OF_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""What ends the entropy-coded data of a JPEG: a marker other than a restart."""
+"""The end of the entropy-coded data of a JPEG: a marker other than a restart."""
 _NO_MARKERS, _BARE_MARKERS = frozenset((0x00, 0xFF)), frozenset((0x01, *range(0xD0, 0xDA)))
-"""What behind 0xFF is no marker of a JPEG, and markers without a length."""
+"""Bytes that do not form a marker after 0xFF, and markers without a length."""
 _SOS, _EOI, _DHT, _PROGRESSIVE = 0xDA, 0xD9, 0xC4, (0xC2, 0xCA)
 _ENDS = frozenset((_SOS, _EOI))
 
 
 def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, int]]:
-    """Marker, start and end of each segment from a place on to the next scan, or to the end of the image."""
+    """Return marker, start and end of each segment from a position to the next scan or the end of the image."""
     segments: list[tuple[int, int, int]] = []
     size = len(content)
-    # Every JPEG that is read comes through here, so that this is written for speed.
+    # Every JPEG is parsed here, so this is written for speed.
     try:
         while True:
             marker = content[position + 1]
@@ -176,11 +177,11 @@ def _jpeg_segments(content: bytes, position: int = 2) -> list[tuple[int, int, in
 
 
 WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"XMP "))
-"""Pixels, transparency, animation, orientation. The decoder is given no other chunk, and no incomplete EXIF or XMP."""
+"""Pixels, transparency, animation, orientation. The decoder gets no other chunk, and no incomplete EXIF or XMP."""
 
 
 def _webp_chunks(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start of the data and end of each chunk, which may be beyond the file's."""
+    """Yield name, start of the data and end of each chunk; the end may be beyond that of the file."""
     while start + 8 <= end:
         name, size = struct.unpack_from("<4sI", content, start)
         yield name, start + 8, start + 8 + size
@@ -195,7 +196,7 @@ def _webp_essence(content: bytes) -> bytes:
         if name not in WEBP_CHUNKS or (is_cut and name in (b"EXIF", b"XMP ")):
             is_essence = False
         elif is_cut:
-            # Pixels are missing: the decoder says so.
+            # Pixels are missing, which the decoder reports.
             return content
         else:
             kept.append(content[start - 8 : end] + bytes((end - start) % 2))
@@ -204,22 +205,21 @@ def _webp_essence(content: bytes) -> bytes:
 
 
 _FILLER = b"\xfe" * 16
-"""Data that are hardly enough for one block: decoders look some bytes ahead."""
+"""Data for hardly one block, because decoders read some bytes ahead."""
 _ZEROS = bytes(256)
-"""More zeros in a row do not come out of an encoder, but where zeros mean that nothing changes."""
+"""Encoders write so many zeros in a row only where zeros mean that nothing changes."""
 
 
 def find_losses(content: bytes) -> tuple[bool, bytes | None]:
-    """Look whether a JPEG or WebP file has lost image data, though a decoder may fill in for them.
+    """Find out whether a JPEG or WebP file has lost image data for which a decoder may fill in.
 
-    The signs: no end marker after the last scan of a JPEG, or not all scans of a progressive one; many zeros in a row
-    in the data. Where the file ends, and what lies behind the image, does not matter.
+    The signs are a JPEG without an end marker after its last scan, a progressive JPEG without all of its scans, and
+    many zeros in a row in the data. What follows the image does not matter.
 
     Returns:
-        Whether it shows that data are missing; False for other formats. And what may show it when it is decoded, for a
-        JPEG of one scan, or else None: the file with a few bytes in place of what follows the scan. From this a decoder
-        makes the same image, unless the scan breaks off early: then it waits for more data, while an end marker would
-        have made it fill the rest with grey.
+        Whether data are certainly missing (False for other formats), and for a JPEG with one scan, otherwise None, the
+        file with a few bytes in place of everything after the scan. The decoder makes the same image of it if the scan
+        is complete. If not, it asks for more data, while an end marker would make it fill the rest with grey.
     """
     kind = signature_of(content[:16])
     if kind == "WEBP":
@@ -227,22 +227,22 @@ def find_losses(content: bytes) -> tuple[bool, bytes | None]:
     if kind != "JPEG":
         return False, None
     scans, is_closed = _jpeg_scans(content)
-    # Every coefficient of every component that occurs has to come down to its last bit.
+    # Every coefficient of every component must be refined to its last bit.
     components = {component for scan in scans for component in scan.components}
     lowest_bits = {(c, k): scan.lowest_bit for scan in scans for c in scan.components for k in scan.coefficients}
     is_complete = bool(scans) and list(lowest_bits.values()).count(0) == 64 * len(components)
     has_hole = any(not s.may_have_zeros and content.find(_ZEROS, s.start, s.end) >= 0 for s in scans)
-    unended = content[: scans[0].end] + _FILLER if len(scans) == 1 and is_closed else None
-    return not is_closed or not is_complete or has_hole, unended
+    without_end = content[: scans[0].end] + _FILLER if len(scans) == 1 and is_closed else None
+    return not is_closed or not is_complete or has_hole, without_end
 
 
 def _webp_pixels(content: bytes) -> Iterator[tuple[int, int]]:
-    """Where the pixels of the first image are."""
+    """Yield where the pixels of the first frame are."""
     for name, start, end in _webp_chunks(content, 12, len(content)):
         if name in (b"VP8 ", b"VP8L"):
             yield start, end
         elif name == b"ANMF":
-            # A frame: where it lies and how long it lasts, then chunks of its own. The first one counts.
+            # A frame has a position and a duration, then chunks of its own.
             inside = _webp_chunks(content, start + 16, min(end, len(content)))
             yield from ((start, end) for name, start, end in inside if name in (b"VP8 ", b"VP8L"))
             return
@@ -250,22 +250,26 @@ def _webp_pixels(content: bytes) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class _Scan:
-    """One scan of a JPEG: for some components some coefficients, down to a bit."""
+    """One scan of a JPEG, which holds some coefficients of some components down to a bit.
+
+    Attributes:
+        may_have_zeros: whether the data of a uniform area can be zeros only.
+        start: start of the entropy-coded data in the file.
+        end: end of these data.
+    """
 
     components: tuple[int, ...]
     coefficients: range
     lowest_bit: int
     may_have_zeros: bool
-    """Whether zeros alone can be the data of an even area."""
     start: int
-    """Of its entropy-coded data in the file."""
     end: int
 
 
 def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
-    """The scans of the first image, and whether an end marker follows them."""
+    """Return the scans of the first image, and whether an end marker follows them."""
     scans: list[_Scan] = []
-    # Class and number of each Huffman table -> the symbol whose code is zeros: the first, with the shortest code.
+    # Class and number of each Huffman table -> the symbol whose code is zeros: the first one, with the shortest code.
     codes: dict[int, int] = {}
     is_progressive = False
     segments = _jpeg_segments(content)
@@ -279,7 +283,7 @@ def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
         found = _END_OF_DATA.search(content, end)
         after = len(content) if found is None else found.start()
         header = content[start + 4 : end]
-        # One that is damaged announces no scan.
+        # A damaged header describes no scan.
         if header and len(header) == 4 + 2 * header[0]:
             scans.append(_scan(header, codes, is_progressive, end, after))
         segments = _jpeg_segments(content, after)
@@ -287,14 +291,14 @@ def _jpeg_scans(content: bytes) -> tuple[list[_Scan], bool]:
 
 
 def _scan(header: bytes, codes: Mapping[int, int], is_progressive: bool, start: int, end: int) -> _Scan:
-    """The scan that a header announces."""
+    """Return the scan that a header describes."""
     components, tables = tuple(header[1:-3:2]), header[2:-3:2]
     first, last, bits = header[-3:]
-    # In an even area the means do not change, and nothing else follows: symbol 0 of the tables for both.
+    # In a uniform area, the means do not change and nothing else follows: symbol 0 of the tables for both.
     may_have_zeros = not any(codes.get(table >> 4, 0) for table in tables)
     if not is_progressive:
         may_have_zeros &= not any(codes.get(0x10 | table & 15, 0) for table in tables)
         return _Scan(components, range(64), 0, may_have_zeros, start, end)
-    # A later scan of the means is one bit for each. Blocks in which nothing follows are counted: that takes few bits.
+    # A later scan of the means has one bit for each. Blocks in which nothing follows are counted, in few bits.
     may_have_zeros = first == 0 and (may_have_zeros or bits > 15)
     return _Scan(components, range(first, min(last, 63) + 1), bits & 15, may_have_zeros, start, end)

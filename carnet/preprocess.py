@@ -1,23 +1,23 @@
-"""Image file -> square uint8 pixels: the only evaluation transform there is.
+"""The evaluation transform: image file -> square uint8 pixels.
 
-Training starts from it, its evaluation uses it as it is, and so does everything that predicts: what was measured is
-what runs.
+There is only this one. Training augments what it returns; evaluation and prediction use it as it is, so a model runs
+with the transform that was evaluated.
 
-Formats, told by content and never by extension: JPEG (also with several pictures inside, as phones write it), PNG,
-WebP, GIF, BMP, TIFF, PPM/PGM/PBM (these only under such a name, since any text could begin as they do). Every image
-becomes 8-bit RGB (or grey, or RGB with opacity, if the model takes that) in one stated way:
+The format is told by content, not by extension: JPEG (also with several images, as phones write it), PNG, WebP, GIF,
+BMP, TIFF, or PPM/PGM/PBM (these only with such an extension, because any text could begin like them). Every image
+becomes 8-bit RGB (or grey, or RGBA, if the model takes that) by the same rules:
 
-- an orientation tag (EXIF) is applied;
-- of an animated or many-paged file the first picture counts;
-- transparent parts, in whichever mode, stand on white, unless the model takes opacity;
-- grey becomes three equal channels, palette and CMYK are converted; colour profiles are not applied;
-- 16 bits per channel are reduced to the upper 8; floating-point and 32-bit pixels have no stated range and are refused;
-- more than `MAX_PIXELS` are refused before anything is decoded (a decompression bomb);
-- what a file says besides its pixels (`carnet.image_files`) is not looked at, and cannot make it unreadable;
-- files that are no ordinary ones, or larger than `carnet.files.MAX_IMAGE_BYTES`, are refused before they are read.
+- the orientation tag (EXIF) is applied;
+- of several frames or pages, the first is used;
+- transparent parts are put on white, unless the model takes RGBA;
+- grey becomes three equal channels; palette and CMYK are converted; colour profiles are not applied;
+- 16 bits per channel are reduced to the upper 8; floating-point and 32-bit pixels are refused;
+- an image of more than `MAX_PIXELS` is refused before it is decoded (a decompression bomb);
+- metadata (`carnet.image_files`) are ignored, so damage in them does no harm;
+- a path that is not a regular file, or one larger than `carnet.files.MAX_IMAGE_BYTES`, is refused before it is read.
 
-A JPEG much larger than needed is decoded at a half, a quarter or an eighth, never below twice the model's size on
-either side: several times faster, and part of the rule on every machine.
+A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, but at no less than twice the model's input
+size on either side. This is several times faster, and the same on every machine.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | Images
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
-    f".{name}"
-    for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pnm", "pbm"),
-        *("heic", "heif", "avif", "jxl", "jp2"),
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pnm", ".pbm", ".heic", ".heif", ".avif", ".jxl", ".jp2"),
     )
 )
-"""Names that promise an image. Such a file that cannot be decoded is an error; any other is not an image."""
+"""A file with one of these extensions that cannot be decoded is an error; any other file is not an image."""
 MAX_PIXELS = 178_956_970
-"""Twice Pillow's own warning level, which is where Pillow itself refuses."""
+"""The limit at which Pillow itself refuses an image, twice that of its warning."""
 WHITE = (255, 255, 255, 255)
 _PART_PIXELS = 2**18
+"""Size of the parts in which a large image is converted."""
 MAX_ASPECT = 8
-"""Longer strips are centre-cropped to this ratio first; resizing them whole could take any amount of memory."""
+"""Longer images are centre-cropped to this aspect ratio first; resizing them could take any amount of memory."""
 
-# The limit above is the one that counts; Pillow's warning at half of it would be noise.
+# Pillow warns at half of the limit above.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow says of damaged metadata; damaged pixels are errors.
+# Pillow warns of damaged metadata, which are ignored; damaged pixels are errors.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# The same, where Pillow logs what it also raises; without a handler, Python writes it on standard error.
+# Pillow logs errors that it raises as well; without a handler, Python prints them on standard error.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 _ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 0x0112, 0x0102
@@ -83,19 +83,19 @@ DECODER_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError),
     *(struct.error, MemoryError),
 )
-"""What Pillow lets through for damaged files, besides its own OSErrors."""
+"""Exceptions that Pillow raises for damaged files."""
 _REASONS: dict[type[BaseException], str] = {
     FileNotFoundError: "no such file",
     PermissionError: "no permission to read it",
     IsADirectoryError: "a folder, not an image",
     MemoryError: "not enough memory to decode it",
 }
-_MOST = {"L": 255, "L;2": 3, "L;4": 15}
-"""Greys of a PNG, by Pillow's name for how they are stored -> the highest of them."""
+_MAX_GREY = {"L": 255, "L;2": 3, "L;4": 15}
+"""Pillow's name of how a grey PNG is stored -> its highest value."""
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether the file's name or its first bytes promise an image."""
+    """Return whether a file has an image's extension or first bytes."""
     if path.suffix.lower() in EXTENSIONS:
         return True
     try:
@@ -107,15 +107,15 @@ def looks_like_image(path: Path) -> bool:
 
 
 def load_image(source: ImageSource, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS) -> Images:
-    """Decode and resize as `spec` says.
+    """Decode an image and resize it as `spec` says.
 
     Args:
         source: a path, the bytes of a file, a Pillow image, or a uint8 array (H, W, 1), (H, W, 3), (H, W, 4) or (H, W).
-        spec: gives the size, the resize rule and the channels.
+        spec: gives the input size, the resize rule and the channels.
         max_pixels: larger images are refused.
 
     Returns:
-        uint8 array (image_size, image_size, in_channels), red first.
+        uint8 array (image_size, image_size, in_channels), in the order red, green, blue.
 
     Raises:
         ImageError: if it cannot be decoded, or is refused by one of the rules above.
@@ -125,17 +125,7 @@ def load_image(source: ImageSource, spec: ModelSpec, *, max_pixels: int = MAX_PI
 
 
 def to_square(image: Image.Image, name: Path | str, size: int, rule: ResizeRule, in_channels: int) -> Images:
-    """Decode an opened image and resize it.
-
-    Args:
-        image: as `open_image` gives it.
-        name: for the error.
-        size: side of the square, in pixels.
-        rule: how it becomes one.
-        in_channels: 1 grey, 3 RGB, 4 RGB and opacity.
-
-    Returns:
-        uint8 array (size, size, in_channels).
+    """Decode an opened image and resize it, as `decode` and `resize` do; return uint8 (size, size, in_channels).
 
     Raises:
         ImageError: as `decode`.
@@ -144,16 +134,16 @@ def to_square(image: Image.Image, name: Path | str, size: int, rule: ResizeRule,
     return np.array(resize(pixels, size, rule)).reshape(size, size, in_channels)
 
 
-def as_picture(pixels: Images) -> Image.Image:
-    """uint8 (H, W, C) -> Pillow image, the inverse of what `load_image` does last"""
+def to_pillow(pixels: Images) -> Image.Image:
+    """Return pixels, uint8 (H, W, C), as a Pillow image."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image's header, decode nothing yet.
+    """Read the header of an image, without decoding it.
 
     Raises:
-        ImageError: unknown or refused format, too many pixels, or an array of another shape or type.
+        ImageError: for an unknown or refused format, too many pixels, or an array of another shape or type.
     """
     name = name_of(source)
     if isinstance(source, np.ndarray):
@@ -164,7 +154,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
             if 0 in source.size:
                 raise ImageError(name, f"it has no pixels ({source.width} x {source.height})")
             _check_header(source, name, max_pixels)
-            # It may not be loaded yet, and be damaged.
+            # This decodes it, and it may be damaged.
             return source.copy()
         content = read_file(source, MAX_IMAGE_BYTES) if isinstance(source, Path | str) else bytes(source)
         if not content:
@@ -175,7 +165,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         image = Image.open(io.BytesIO(given), formats=FORMATS)
         _check_header(image, name, max_pixels)
         if image.format == "PNG" and "transparency" in image.info:
-            _state_opacity(image, given)
+            _correct_opacity(image, given)
         return image
     except ImageError:
         raise
@@ -190,25 +180,25 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 def decode(
     image: Image.Image, name: Path | str = "image", *, min_side: int | None = None, in_channels: int = 3
 ) -> Image.Image:
-    """Decode an opened image into 8 bits a channel, upright.
+    """Decode an opened image into 8 bits per channel, with its orientation applied.
 
-    Takes at most 6 bytes of memory a pixel besides what Pillow decodes it to.
+    It takes at most 6 bytes of memory per pixel besides what Pillow decodes the image to.
 
     Args:
-        image: as `open_image` gives it; used up, so that its memory is free.
-        name: for the error.
-        min_side: a JPEG may be decoded at reduced scale, to no less than this on either side; None: full scale.
-        in_channels: 1 grey, 3 RGB, 4 RGB and opacity.
+        image: the result of `open_image`; it is closed or returned, to free its memory.
+        name: its name in errors.
+        min_side: decode a JPEG at reduced scale, to no less than this on either side; None: at full scale.
+        in_channels: 1 for grey, 3 for RGB, 4 for RGBA.
 
     Raises:
-        ImageError: damaged, or a pixel format without a stated meaning.
+        ImageError: if it is damaged, or its pixels have no defined range.
     """
     try:
         if min_side is not None and image.format == "JPEG":
             image.draft(None, (min_side, min_side))
         image.load()
         orientation = None
-        # A damaged EXIF block says nothing about the pixels, which are fine.
+        # The pixels may be fine if the EXIF block is damaged.
         with suppress(*DECODER_ERRORS):
             orientation = image.getexif().get(_ORIENTATION_TAG)
         if isinstance(orientation, int) and orientation in _ORIENTATIONS:
@@ -223,9 +213,9 @@ def decode(
 
 
 def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
-    """Make a square, with bilinear filtering that averages over what it leaves out.
+    """Make an image square, with bilinear filtering that averages over the pixels it removes.
 
-    - `crop`: the short side becomes `size`, then the centre is cut out (the published rule);
+    - `crop`: the short side becomes `size`, then the centre is cropped (the published rule);
     - `pad`: the long side becomes `size`, then black bars fill the square;
     - `stretch`: both sides become `size`.
     """
@@ -256,44 +246,44 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 def _why_unknown(content: bytes) -> str:
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "a HEIC image; convert it to JPEG (phones can be set to take JPEG, and computers export it)"
+        return "a HEIC image; convert it to JPEG (phones can be set to take JPEG, and computers can export it)"
     if brand in (b"avif", b"avis"):
         return "an AVIF image; convert it to JPEG or PNG"
     if (kind := signature_of(content[:16])) is not None:
-        return f"damaged, or of a kind of {kind} that is not read"
+        return f"damaged, or a kind of {kind} that is not supported"
     return f"not an image in a supported format ({', '.join(FORMATS)})"
 
 
 def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None:
-    """Raise an ImageError for too many pixels, or pixels without a stated range."""
+    """Raise an ImageError for too many pixels, or pixels without a defined range."""
     if image.width * image.height > max_pixels:
         raise ImageError(name, f"more than {max_pixels:,} pixels")
     if image.mode == "F":
-        raise ImageError(name, "floating-point pixels have no stated range; save it with 8 or 16 bits")
+        raise ImageError(name, "floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode == "I" and image.format != "PPM":
-        # This mode of Pillow also holds the 16 bits of a PPM, and those with a sign of a TIFF.
+        # Pillow uses this mode for 16 bits as well, those of a PPM and signed ones of a TIFF.
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG)
         if (bits[0] if isinstance(bits, tuple) else bits) != 16:
-            raise ImageError(name, "32-bit pixels have no stated range; save it with 8 or 16 bits")
+            raise ImageError(name, "32-bit pixels have no defined range; save it with 8 or 16 bits")
     if image.format == "TIFF":
         _silence_libtiff()
 
 
-def _state_opacity(image: Image.Image, content: bytes) -> None:
-    """See to the one grey or colour that a PNG declares transparent; it is given in the bits of the file.
+def _correct_opacity(image: Image.Image, content: bytes) -> None:
+    """Correct the one grey or colour that a PNG declares transparent, which has the bit depth of the file.
 
-    Only an image with colours of 16 bits is decoded here, since Pillow keeps the upper 8.
+    Only an image with 16 bits per colour is decoded here, because Pillow keeps only the upper 8.
     """
     transparent = image.info["transparency"]
     raw = image.tile[0][3]  # type: ignore[attr-defined]
-    if raw in _MOST:
-        image.info["transparency"] = (transparent & _MOST[raw]) * 255 // _MOST[raw]
+    if raw in _MAX_GREY:
+        image.info["transparency"] = (transparent & _MAX_GREY[raw]) * 255 // _MAX_GREY[raw]
     elif raw == "RGB":
         image.info["transparency"] = tuple(value & 255 for value in transparent)
     elif raw == "RGB;16B":
         colour = np.array(image.info.pop("transparency"))
         lower = Image.open(io.BytesIO(content), formats=("PNG",))
-        # The other of each two bytes.
+        # The lower byte of each value.
         lower.tile = [image.tile[0]._replace(args="RGB;16L")]  # type: ignore[attr-defined]
         image.load()
         lower.load()
@@ -307,14 +297,14 @@ def _state_opacity(image: Image.Image, content: bytes) -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from writing on standard error what Pillow raises as well; Pillow does so for its warnings only."""
+    """Keep libtiff from printing errors, which Pillow raises; Pillow silences only its warnings."""
     with suppress(AttributeError, OSError):
-        # The library of Pillow's own module, wherever that is.
+        # Pillow's own module gives access to the library that it uses.
         ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
 
 
 def name_of(source: ImageSource) -> Path | str:
-    """The path, or a word for a source that has none."""
+    """Return the path of an image, or the type of a source without a path."""
     return source if isinstance(source, Path | str) else f"<{type(source).__name__}>"
 
 
@@ -324,10 +314,13 @@ def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Imag
     def to_rgba(part: Image.Image, _: _Box) -> Image.Image:
         if not image.mode.startswith("I"):
             return (part if has_opacity else part.convert("RGB")).convert("RGBA")
-        rgba = _from_16_bit(part, name).convert("RGBA")
+        values = np.asarray(part)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageError(name, "16-bit pixels below 0 have no defined range; save it with 8 or unsigned 16 bits")
+        rgba = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGBA")
         if has_opacity:
-            is_opaque = np.asarray(part) != image.info["transparency"]
-            rgba.putalpha(Image.fromarray(np.where(is_opaque, 255, 0).astype(np.uint8)))
+            opacity = np.where(values == image.info["transparency"], 0, 255)
+            rgba.putalpha(Image.fromarray(opacity.astype(np.uint8)))
         return rgba
 
     def on_white(part: Image.Image, box: _Box) -> Image.Image:
@@ -342,28 +335,21 @@ def _to_channels(image: Image.Image, name: Path | str, in_channels: int) -> Imag
     return image.convert("L") if in_channels == 1 else image
 
 
-def _from_16_bit(image: Image.Image, name: Path | str) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ImageError(name, "16-bit pixels below 0 have no stated range; save it with 8 or 16 bits without sign")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
 _Box = tuple[int, int, int, int]
 """Left, top, right and bottom of a part of an image, in pixels."""
 
 
-def _by_parts(image: Image.Image, mode: str, change: Callable[[Image.Image, _Box], Image.Image]) -> Image.Image:
-    """Change an image into one of another mode, a part at a time, so that steps in between take little memory."""
+def _by_parts(image: Image.Image, mode: str, convert: Callable[[Image.Image, _Box], Image.Image]) -> Image.Image:
+    """Convert an image to another mode in parts, so that intermediate steps take little memory."""
     width, height = min(image.width, _PART_PIXELS), max(1, _PART_PIXELS // image.width)
     if width * height >= image.width * image.height:
-        return change(image, (0, 0, *image.size))
-    changed = Image.new(mode, image.size)
+        return convert(image, (0, 0, *image.size))
+    converted = Image.new(mode, image.size)
     for top in range(0, image.height, height):
         for left in range(0, image.width, width):
             box = (left, top, min(left + width, image.width), min(top + height, image.height))
-            changed.paste(change(image.crop(box), box), box)
-    return changed
+            converted.paste(convert(image.crop(box), box), box)
+    return converted
 
 
 def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
@@ -377,7 +363,7 @@ def _from_array(array: NDArray[Any], name: Path | str) -> Image.Image:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a decoder's exception means to the owner of the file."""
+    """Return what a decoder's exception means to the owner of the file."""
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason

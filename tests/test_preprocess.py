@@ -1,3 +1,5 @@
+"""The evaluation transform: formats, orientation, transparency, bit depths, sizes and what is refused."""
+
 import io
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from carnet import preprocess
 from carnet.errors import ImageError
-from carnet.preprocess import MAX_PIXELS, as_picture, decode, load_image, looks_like_image, open_image, resize
+from carnet.preprocess import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    decode,
+    load_image,
+    looks_like_image,
+    open_image,
+    resize,
+    to_pillow,
+)
 from carnet.spec import ModelSpec, ResizeRule
 
 
@@ -24,8 +34,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def picture(width: int = 40, height: int = 30) -> Image.Image:
-    """Smooth, so that lossy formats stay close."""
+def photo(width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth image, which lossy formats hardly change."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([5 * x, 6 * y, 3 * x + 2 * y], axis=2).astype(np.uint8))
 
@@ -33,19 +43,19 @@ def picture(width: int = 40, height: int = 30) -> Image.Image:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_formats_are_told_by_content(form: str, tmp_path: Path) -> None:
     path = tmp_path / "photo.JPG"
-    path.write_bytes(encoded(picture(32, 32), form))
+    path.write_bytes(encoded(photo(32, 32), form))
     loaded = load_image(path, spec())
     assert (loaded.shape, loaded.dtype) == ((32, 32, 3), np.uint8)
     tolerance = {"JPEG": 16, "WEBP": 16, "GIF": 40}.get(form, 0)
-    difference = np.abs(loaded.astype(int) - np.asarray(picture(32, 32)).astype(int))
+    difference = np.abs(loaded.astype(int) - np.asarray(photo(32, 32)).astype(int))
     assert difference.max() <= tolerance
     assert looks_like_image(path)
     assert looks_like_image(path.rename(tmp_path / "no_extension")) == (form != "PPM")
 
 
 def test_every_orientation_tag() -> None:
-    upright = picture(8, 6)
-    # What a camera stores for each tag: the upright picture, turned the way the tag undoes.
+    upright = photo(8, 6)
+    # For each tag, a camera stores the upright image with the inverse of the transposition.
     stored = {
         1: upright,
         2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -64,7 +74,7 @@ def test_every_orientation_tag() -> None:
             assert np.array_equal(np.asarray(decoded), np.asarray(upright)), (tag, form)
 
 
-def test_transparency_stands_on_white() -> None:
+def test_transparent_parts_are_put_on_white() -> None:
     image = Image.new("RGBA", (32, 32), (200, 0, 0, 0))
     image.paste((0, 0, 255, 255), (0, 0, 16, 32))
     loaded = load_image(encoded(image, "PNG"), spec())
@@ -87,33 +97,34 @@ def test_other_pixel_formats() -> None:
     deep = Image.fromarray(np.full((32, 32), 0xABCD, dtype=np.uint16))
     assert load_image(encoded(deep, "PNG"), spec())[0, 0].tolist() == [0xAB] * 3
     floating = Image.fromarray(np.full((32, 32), 0.5, dtype=np.float32))
-    with pytest.raises(ImageError, match="no stated range"):
+    with pytest.raises(ImageError, match="8 or 16 bits"):
         load_image(encoded(floating, "TIFF"), spec())
 
 
-def test_first_picture_of_an_animation() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert load_image(animation, spec())[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    "content",
     [
-        (b"", "the file is empty"),
-        (b"hello, this is text", "not an image in a supported format"),
-        (b"\xff\xd8\xff\xe0" + bytes(30), "not an image in a supported format|damaged"),
-        (encoded(picture(64, 64), "JPEG")[:700], "damaged"),
-        (encoded(picture(64, 64), "PNG")[:150], "damaged"),
+        b"",
+        b"hello, this is text",
+        b"\xff\xd8\xff\xe0" + bytes(30),
+        encoded(photo(64, 64), "JPEG")[:700],
+        encoded(photo(64, 64), "PNG")[:150],
     ],
 )
-def test_damaged_files_are_refused(content: bytes, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason):
-        load_image(content, spec())
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"cut\.jpg: "):
+        load_image(tmp_path / "cut.jpg", spec())
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
+    with pytest.raises(ImageError, match=r"gone\.jpg: "):
         load_image(tmp_path / "gone.jpg", spec())
 
 
@@ -125,7 +136,7 @@ def test_decompression_bomb_is_refused_before_decoding() -> None:
 
     chunk = b"IHDR" + header + small[24:29]
     bomb = small[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + small[33:]
-    with pytest.raises(ImageError, match="more than 178,956,970 pixels"):
+    with pytest.raises(ImageError, match="178,956,970"):
         load_image(bomb, spec())
 
 
@@ -150,7 +161,7 @@ def test_long_strips_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(Image.Image, "resize", recording)
     assert resize(Image.new("RGB", (1, 60_000)), 244, "crop").size == (244, 244)
-    assert max(map(max, sizes)) <= 244 * preprocess.MAX_ASPECT
+    assert max(map(max, sizes)) <= 244 * MAX_ASPECT
 
 
 @pytest.mark.parametrize(("width", "height", "size"), [(60, 40, 32), (31, 77, 24), (224, 224, 244), (500, 333, 64)])
@@ -162,27 +173,22 @@ def test_crop_is_torchvisions_resize_and_centre_crop(width: int, height: int, si
     assert np.array_equal(np.asarray(resize(image, size, "crop")), np.asarray(reference))
 
 
-def test_large_jpegs_are_decoded_small_never_below_twice_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
-    original = preprocess.resize
-
-    def recording(image: Image.Image, size: int, rule: Any) -> Image.Image:
-        decoded.append(image.size)
-        return original(image, size, rule)
-
-    monkeypatch.setattr(preprocess, "resize", recording)
-    large = encoded(picture(1000, 520), "JPEG")
-    load_image(large, spec(32))
-    load_image(large, spec(130))
-    load_image(large, spec(200))
-    assert decoded == [(125, 65), (500, 260), (1000, 520)]
-    # As phones write it: with a preview behind the picture.
-    load_image(encoded(picture(1000, 520), "MPO", save_all=True, append_images=[picture(100, 52)]), spec(32))
-    assert decoded[3] == (125, 65)
+def test_large_jpegs_are_decoded_small_never_below_twice_the_size() -> None:
+    large = encoded(photo(1000, 520), "JPEG")
+    # As phones write it: with a preview after the image.
+    with_preview = encoded(photo(1000, 520), "MPO", save_all=True, append_images=[photo(100, 52)])
+    for size, content, decoded in ((32, large, (125, 65)), (130, large, (500, 260)), (200, large, (1000, 520))):
+        with open_image(content) as image:
+            assert decode(image, min_side=2 * size).size == decoded
+        small = open_image(content)
+        small.draft(None, decoded)
+        assert small.size == decoded
+        assert np.array_equal(load_image(content, spec(size)), np.asarray(resize(small, size, "crop")))
+    assert np.array_equal(load_image(with_preview, spec(32)), load_image(large, spec(32)))
 
 
 def test_sources_agree(tmp_path: Path) -> None:
-    image = picture(50, 40)
+    image = photo(50, 40)
     path = tmp_path / "a.png"
     image.save(path)
     answers = [load_image(source, spec()) for source in (path, str(path), path.read_bytes(), image, np.asarray(image))]
@@ -191,29 +197,30 @@ def test_sources_agree(tmp_path: Path) -> None:
 
 def test_pillow_images_fail_as_files_do(tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
-    path.write_bytes(encoded(picture(400, 300), "JPEG")[:-2000])
-    with Image.open(path) as image, pytest.raises(ImageError, match="damaged"):
+    path.write_bytes(encoded(photo(400, 300), "JPEG")[:-2000])
+    with Image.open(path) as image, pytest.raises(ImageError):
         load_image(image, spec())
-    with pytest.raises(ImageError, match=r"no pixels \(0 x 4\)"):
-        load_image(picture(40, 30).crop((5, 5, 5, 9)), spec())
+    with pytest.raises(ImageError, match="0 x 4"):
+        load_image(photo(40, 30).crop((5, 5, 5, 9)), spec())
 
 
-def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(encoded(picture(), "JPEG"))
-    with pytest.raises(ImageError, match=r"cannot be read \(Not a directory\)|no such file"):
+def test_a_path_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(encoded(photo(), "JPEG"))
+    with pytest.raises(ImageError, match=r"x\.png: ") as caught:
         load_image(tmp_path / "photo.jpg" / "x.png", spec())
+    assert "damaged" not in caught.value.reason
 
 
 @pytest.mark.parametrize(
-    ("array", "reason"),
+    ("array", "named"),
     [
-        (np.zeros((4, 4, 3), dtype=np.float32), "must be uint8"),
-        (np.zeros((4, 4, 2), dtype=np.uint8), r"must be \(H, W\)"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), r"must be \(H, W\)"),
+        (np.zeros((4, 4, 3), dtype=np.float32), "uint8, got float32"),
+        (np.zeros((4, 4, 2), dtype=np.uint8), r"\(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"\(0, 4, 3\)"),
     ],
 )
-def test_wrong_arrays(array: Any, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason):
+def test_wrong_arrays(array: Any, named: str) -> None:
+    with pytest.raises(ImageError, match=named):
         load_image(array, spec())
 
 
@@ -237,10 +244,10 @@ def test_channels(mode: str, rule: ResizeRule) -> None:
         model = spec(16, resize=rule, in_channels=in_channels, mean=numbers, std=numbers)
         pixels = load_image(image, model)
         assert (pixels.shape, pixels.dtype) == ((16, 16, in_channels), np.uint8)
-        assert np.array_equal(load_image(as_picture(pixels), model), pixels)
+        assert np.array_equal(load_image(to_pillow(pixels), model), pixels)
 
 
-def test_grey_is_what_grey_was_and_opacity_stays() -> None:
+def test_grey_and_opacity_are_kept() -> None:
     one = spec(8, in_channels=1, mean=(0.5,), std=(0.5,))
     assert set(load_image(Image.new("L", (8, 8), 77), one).ravel()) == {77}
     assert set(load_image(Image.new("RGB", (8, 8), (255, 0, 0)), one).ravel()) == {76}
@@ -250,16 +257,14 @@ def test_grey_is_what_grey_was_and_opacity_stays() -> None:
     assert tuple(load_image(Image.new("RGB", (8, 8), (9, 8, 7)), four)[0, 0]) == (9, 8, 7, 255)
 
 
-@pytest.mark.parametrize(
-    ("brand", "reason"), [(b"heic", "a HEIC image; convert it"), (b"avif", "an AVIF image; convert")]
-)
-def test_what_phones_make_has_a_way_out(brand: bytes, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason):
+@pytest.mark.parametrize("brand", [b"heic", b"avif"])
+def test_formats_of_phones_are_named(brand: bytes) -> None:
+    with pytest.raises(ImageError, match=brand.decode().upper()):
         open_image(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0")
 
 
-def test_a_frame_with_the_colours_turned_around() -> None:
-    """As OpenCV's are, seen through an array that does not own them."""
+def test_a_frame_with_reversed_channels() -> None:
+    """OpenCV's frames are in the order blue, green, red; reversed, they are a view with negative strides."""
     frame = np.zeros((4, 6, 3), np.uint8)
     frame[:, :, 0] = 200
     assert load_image(frame[:, :, ::-1], spec(4))[0, 0].tolist() == [0, 0, 200]

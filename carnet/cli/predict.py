@@ -171,7 +171,7 @@ def _leave_out(
     names: list[str], given: tuple[str, ...], ignore: Path | None, progress: Progress
 ) -> tuple[list[str], list[str]]:
     """Return (names to classify, names on the ignore list), and report the latter."""
-    from carnet.data.samples import about_strange, named_images, read_ignore_file
+    from carnet.data.samples import describe_unmatched, named_images, read_ignore_file
 
     if ignore is None:
         return names, []
@@ -183,7 +183,7 @@ def _leave_out(
         raise DataError(f"{ignore} lists every image; shorten it, or name other images")
     progress.say(f"Ignored: {counted(len(ignored), 'image')}, as requested.")
     if strange:
-        progress.say(f"Note: {about_strange(strange)}.")
+        progress.say(f"Note: {describe_unmatched(strange)}.")
     return [name for name in names if name == STDIN or Path(name) not in named], ignored
 
 

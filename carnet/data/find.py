@@ -1,8 +1,8 @@
-"""From what was named, a folder, a table, an archive or a data set, to one sorted list of labelled images.
+"""Find labelled images in DATA, which is a folder, a table, an archive or a data set.
 
-Which form of data it is, its content tells and not its name. Each form has a file of its own (`folder`, `table`,
-`archive`, `stream`) that lists the images of each class. Here the classes become numbers: every split counts them in
-the one sorted list that `train` gives, so a class has the same number everywhere.
+The content of DATA decides which form it has, not its name. Each form has a module (`folder`, `table`, `archive`,
+`stream`) that lists the images of each class. Here the classes are numbered: all splits use the one sorted list of the
+classes in `train`, so a class has the same number everywhere.
 """
 
 from __future__ import annotations
@@ -25,8 +25,30 @@ from carnet.files import broken_link, open_file, state_of
 from carnet.preprocess import looks_like_image
 from carnet.text import OnProgress, counted, first_few
 
+Form = Literal["folder", "table", "archive", "dataset"]
 _JSON_LINES = (".jsonl", ".ndjson")
-"""What other tools list images in, as we do in tables."""
+"""Extensions of files in which other tools list images."""
+_FORMS = "a folder with one folder of images per class, a table (CSV), a zip or tar archive, or a data set (hf:NAME)"
+_UNPACK = "unpack it, and name the folder"
+_SAVE_AS_CSV = "save it as 'CSV UTF-8' with the columns filepath and label"
+_REFUSED = {
+    b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("packed with zstd", _UNPACK),
+    b"\xd0\xcf\x11\xe0": ("an Excel workbook", _SAVE_AS_CSV),
+    b"PAR1": ("a Parquet file", "give it a name that ends in .parquet"),
+    b"\x89HDF": ("an HDF5 file", "convert it to a folder, a table or an archive"),
+}
+"""First bytes -> what the file is, and what to do."""
+_OFFICE_MEMBERS = (b"[Content_Types].xml", b"mimetype", b"_rels/")
+"""First members of zip archives that are spreadsheets."""
+_FETCH = "fetch it again, signed in if necessary"
+_FAILED_DOWNLOADS = {
+    b"<!doctype html": ("a web page", _FETCH),
+    b"<html": ("a web page", _FETCH),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself (git lfs pull)"),
+}
+"""How a failed download begins, in lower case -> what it is, and what to do."""
 
 
 def find_images(
@@ -38,22 +60,20 @@ def find_images(
     leave_out_new: bool = False,
     progress: OnProgress | None = None,
 ) -> LabeledImages:
-    """List the labelled images in a folder, a table or an archive.
+    """List the labelled images in DATA.
 
     Args:
-        data: the folder, table or archive, or what `carnet.data.hub` calls a data set.
+        data: a folder, a table, an archive, or a data set as `carnet.data.hub` describes it.
         classes: number the labels by this list (a trained model's) instead of by the data's own.
-        layout: what the folders are, classes or splits, where their names and contents do not tell; says nothing of
-            data without folders.
-        ignore: paths of images to leave out, as `carnet.data.samples.read_ignore_file` gives them.
-        leave_out_new: in data that training has to divide itself, leave out classes that are not among `classes`,
-            instead of refusing them.
-        progress: told how much of an archive or a data set is unpacked, of how much.
+        layout: whether the folders are classes or splits, if their names and contents do not tell.
+        ignore: paths of images to leave out, as `carnet.data.samples.read_ignore_file` returns them.
+        leave_out_new: in data without `valid`, leave out classes that are not in `classes` instead of raising an error.
+        progress: called with how much of an archive or a data set is unpacked, and its total.
 
     Raises:
-        DataError: no such data, no images, a class that `train` (or `classes`) does not have, one class only,
-            or a form that is unknown, damaged, or could mean two things.
-        ConfigError: a layout that does not exist.
+        DataError: no such data, no images, a class that is not in `train` (or `classes`), a single class, or a form
+            that is unknown, damaged or ambiguous.
+        ConfigError: an unknown layout.
         OutputError: if an archive cannot be unpacked into the cache.
     """
     source = expanded(data)
@@ -88,13 +108,13 @@ def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: 
     else:
         folder = unpack(source, progress)
         listing = _list_folder(folder, source, known_classes, layout)
-        # What was hidden is not unpacked, and what is hidden here is the cache's own.
+        # Hidden files are not unpacked; those in this folder belong to the cache.
         listing.num_hidden = num_hidden(folder)
     return listing
 
 
 def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout: Layout) -> Listing:
-    """By folders, or where these are no classes, by the table that lies beside the images or one in each split."""
+    """List images by class folders, or else by the table beside the images or in each split."""
     listing = list_folder(folder, shown, known_classes, layout)
     classes = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
     in_splits = _tables(listing.root)
@@ -103,7 +123,7 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
         in_splits = {}
     within = [path for paths in in_splits.values() for path in paths]
     beside = [path for path in here if path.suffix.lower() in TABLE_EXTENSIONS]
-    # A competition has one beside the table that gives the classes; in it they are made up.
+    # Competitions add a table with placeholders for classes.
     tables = [path for path in beside if fits(path) and path.stem.lower() != "sample_submission"]
     unpack_first = "" if folder == shown else "unpack it, and "
     divided = "all" not in listing.splits
@@ -112,21 +132,21 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
     if in_splits and not tables and not is_known and no_classes:
         return _list_split_tables(listing, in_splits, folder, shown)
     if len(classes) > 1 or divided:
-        # Folders that only hold a table's images (train, test; images, masks) are not classes.
+        # Folders that only hold the images of a table (train, test; images, masks) are not classes.
         agree = {table: labels_of(table) == classes for table in tables}
         agree |= {table: labels_of(table) <= classes for table in within if fits(table)}
         if other := next((table for table, agrees in agree.items() if not agrees), None):
             either = f"the folders {first_few(sorted(classes))} or {other.relative_to(folder).as_posix()} in {shown}"
-            raise DataError(f"{either} could give the classes; {unpack_first}name the table, or move it away")
+            raise DataError(f"{either} could define the classes; {unpack_first}name the table, or move it away")
         if not tables:
             check_classes(listing, shown, layout)
-        if passed_over := [*beside, *within]:
-            names = first_few([path.relative_to(listing.root).as_posix() for path in passed_over])
-            listing.warnings.append(f"{names} passed over, since the folders give the classes")
+        if skipped := [*beside, *within]:
+            names = first_few([path.relative_to(listing.root).as_posix() for path in skipped])
+            listing.warnings.append(f"{names} skipped, because the folders define the classes")
         return listing
     if len(tables) > 1:
         names = first_few([path.name for path in tables])
-        many = f"{len(tables)} tables that could give the classes"
+        many = f"{len(tables)} tables that could define the classes"
         raise DataError(f"{shown} has {many}: {names}; {unpack_first}name one of them")
     if not tables:
         unused = [*(path for path in here if path not in beside), *within]
@@ -134,13 +154,13 @@ def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout
             raise _unused(shown / unused[0].relative_to(folder))
         return listing
     by_table = list_table(tables[0], shown / tables[0].relative_to(folder), inside=folder != shown)
-    by_table.warnings.insert(0, f"{shown} has no class folders; {tables[0].name} gives the classes")
+    by_table.warnings.insert(0, f"{shown} has no class folders; {tables[0].name} defines the classes")
     by_table.num_hidden, by_table.top = listing.num_hidden, listing.top
     return by_table
 
 
 def _tables(root: Path) -> dict[Path, list[Path]]:
-    """What may be tables, directly in a folder and in each folder in it that is called like a split and has some."""
+    """Return possible tables by folder: those in `root`, and in each folder inside it with the name of a split."""
     splits = [path for path in visible(root) if path.name.lower() in SPLIT_NAMES and path.is_dir()]
     extensions = (*TABLE_EXTENSIONS, *_JSON_LINES)
     found = {
@@ -151,39 +171,39 @@ def _tables(root: Path) -> dict[Path, list[Path]]:
 
 
 def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder: Path, shown: Path) -> Listing:
-    """The images that a table in each split's folder names, as image folders of Hugging Face have it."""
+    """List the images that a table in each split's folder names, as in image folders of Hugging Face."""
     by_tables = Listing(listing.root, {}, top=listing.top, num_hidden=listing.num_hidden)
     for split_folder, found in tables.items():
         readable = [path for path in found if path.suffix.lower() in TABLE_EXTENSIONS]
         usable = [path for path in readable if fits(path)] or readable[:1]
-        said = [shown / path.relative_to(folder) for path in usable or found]
+        name = shown / (usable or found)[0].relative_to(folder)
         if not usable:
-            raise _unused(said[0])
+            raise _unused(name)
         if len(usable) > 1:
-            raise DataError(f"{said[0]} and {usable[1].name} beside it could give the classes; keep one of them")
-        part = list_table(usable[0], said[0], inside=folder != shown)
+            raise DataError(f"{name} and {usable[1].name} beside it could define the classes; keep one of them")
+        part = list_table(usable[0], name, inside=folder != shown)
         split = SPLIT_NAMES[split_folder.name.lower()]
         if not set(part.splits) <= {"all", split} or split in by_tables.splits:
-            raise DataError(f"{said[0]} is not the only one that names images of a split; keep one, or name one table")
+            raise DataError(f"{name} is not the only table with images of a split; keep one, or name one table")
         (by_tables.splits[split],) = part.splits.values()
-        name = usable[0].relative_to(listing.root).as_posix()
-        by_tables.warnings += [f"{name} gives the classes of {split}", *part.warnings]
+        inside = usable[0].relative_to(listing.root).as_posix()
+        by_tables.warnings += [f"{inside} defines the classes of {split}", *part.warnings]
     for path in visible(listing.root):
         if path.is_dir() and path not in tables and (number := len(images_in(path))):
-            left_out = f"{counted(number, 'image')} in {path.name}, left out unless a table elsewhere names them"
+            left_out = f"{counted(number, 'image')} in {path.name} left out, unless another table names them"
             by_tables.warnings.append(f"{path.name} has no table: {left_out}")
     return by_tables
 
 
 def _unused(table: Path) -> DataError:
-    """Where no folders give the classes, a table in a place or a form that is not read probably does."""
+    """Return the error about a table that probably defines the classes, but is in an unexpected place or form."""
     way_out = "name it as DATA"
     if table.suffix.lower() in _JSON_LINES:
         way_out = (
-            "JSON is not read, so write it as a table (CSV) with the columns filepath and label, or let Hugging Face "
+            "JSON is not read, so save it as a table (CSV) with the columns filepath and label, or let Hugging Face "
             "datasets read the folder (hf:./FOLDER)"
         )
-    return DataError(f"no folders, but {table} could give the classes; {way_out}")
+    return DataError(f"no class folders, but {table} could define the classes; {way_out}")
 
 
 def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
@@ -207,7 +227,7 @@ def _own_classes(source: Path, listing: Listing) -> tuple[str, ...]:
             del by_class[name]
         if empty:
             number = counted(len(empty), "class", "classes")
-            listing.warnings.append(f"{number} of {split} left out, having no images: {first_few(empty)}")
+            listing.warnings.append(f"{number} of {split} without images left out: {first_few(empty)}")
     classes = tuple(sorted(splits[first]))
     where = str(source) if first == "all" else f"train of {source}"
     if not classes and listing.left_out.get(first):
@@ -217,10 +237,9 @@ def _own_classes(source: Path, listing: Listing) -> tuple[str, ...]:
     if len(classes) == 1:
         folders = {path.parent for path in splits[first][classes[0]]}
         nested = len(folders) > 1 and all(classes[0] in folder.parts for folder in folders)
-        instead = ", or name the folder whose folders are the classes" if nested else ""
         raise DataError(
             f"{where} has images of one class only ({classes[0]!r}); a classifier needs at least two, so add another"
-            f"{instead}"
+            + (", or name the folder that contains the class folders" if nested else "")
         )
     _check_known(splits, classes, first)
     for split, by_class in splits.items():
@@ -243,12 +262,17 @@ def _no_images(where: str, listing: Listing) -> str:
 
 def _check_known(splits: dict[str, ByClass], classes: Sequence[str], whose: str) -> None:
     known = set(classes)
+    by_lower_case = {name.lower(): name for name in reversed(classes)}
     for split, by_class in splits.items():
         names = [name for name, paths in sorted(by_class.items()) if paths and name not in known]
         if not names:
             continue
-        # The others are not shown, and to find what is like them takes long.
-        shown = [f"{n!r} ({counted(len(by_class[n]), 'image')}{_similar(n, classes)})" for n in names[:5]]
+        shown = []
+        # Only those that are shown, because finding similar names takes long.
+        for name in names[:5]:
+            near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.8)
+            hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
+            shown.append(f"{name!r} ({counted(len(by_class[name]), 'image')}{hint})")
         where = "DATA" if split == "all" else split
         raise DataError(
             f"{where} has {counted(len(names), 'class', 'classes')} that {whose} does not have: "
@@ -256,44 +280,11 @@ def _check_known(splits: dict[str, ByClass], classes: Sequence[str], whose: str)
         )
 
 
-def _similar(name: str, classes: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), [known.lower() for known in classes], n=1, cutoff=0.8)
-    matches = [known for known in classes if near and known.lower() == near[0]]
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-Form = Literal["folder", "table", "archive", "dataset"]
-
-_FORMS = "a folder with one folder of images per class, a table (CSV), a zip or tar archive, or a data set (hf:NAME)"
-_UNPACK = "unpack it, and name the folder"
-_SAVE_AS_CSV = "save it as 'CSV UTF-8' with the columns filepath and label"
-_OTHERS = {
-    b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
-    b"\x28\xb5\x2f\xfd": ("packed with zstd", _UNPACK),
-    b"\xd0\xcf\x11\xe0": ("an Excel workbook", _SAVE_AS_CSV),
-    b"PAR1": ("a Parquet file", "give it a name that ends in .parquet"),
-    b"\x89HDF": ("an HDF5 file", "name a folder, a table or an archive that was made from it"),
-}
-"""First bytes -> what it is, and the way out."""
-_OFFICE_MEMBERS = (b"[Content_Types].xml", b"mimetype", b"_rels/")
-"""What the zip archives that are spreadsheets begin with."""
-
-
-_FETCH = "fetch it again, signed in where that is asked for"
-_INSTEAD = {
-    b"<!doctype html": ("a web page", _FETCH),
-    b"<html": ("a web page", _FETCH),
-    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself (git lfs pull)"),
-}
-"""What a failed download begins with, in small letters -> what it is, and the way out."""
-
-
 def form_of(data: Path) -> Form:
-    """The form of some data.
+    """Return the form of DATA.
 
     Raises:
-        DataError: if it does not exist, cannot be read, or is in none of the forms; with the way out.
+        DataError: if it does not exist, cannot be read, or has none of the forms.
     """
     data = expanded(data)
     try:
@@ -304,48 +295,46 @@ def form_of(data: Path) -> Form:
             raise DataError(_missing(data))
         return "folder" if stat.S_ISDIR(state.st_mode) else _form_of_file(data)
     except OSError as error:
-        allow = "; allow it" if isinstance(error, PermissionError) else ""
+        allow = "; change its permissions" if isinstance(error, PermissionError) else ""
         raise DataError(f"cannot read {error.filename or data}: {error.strerror or error}{allow}") from error
 
 
 def _form_of_file(path: Path) -> Form:
     if not path.is_file():
-        raise DataError(f"{path} is no ordinary file; DATA is {_FORMS}")
+        raise DataError(f"{path} is not a regular file; DATA is {_FORMS}")
     with open_file(path) as file:
         start = file.read(512)
-    for magic, (what, way_out) in _OTHERS.items():
+    for magic, (what, way_out) in _REFUSED.items():
         if start.startswith(magic):
             raise DataError(f"{path} is {what}; {way_out}")
     if looks_like_image(path):
         raise DataError(f"{path} is one image; DATA is {_FORMS}; carnet predict takes single images")
     if is_zip(path):
         if start[30:].startswith(_OFFICE_MEMBERS):
-            raise DataError(f"{path} is a spreadsheet or another document of an office suite; {_SAVE_AS_CSV}")
+            raise DataError(f"{path} is a spreadsheet or another office document; {_SAVE_AS_CSV}")
         return "archive"
     if is_tar(path):
         return "archive"
     if is_packed(path):
-        raise DataError(
-            f"{path} is packed, but is no tar archive, or a damaged one; unpack it, and name what comes out"
-        )
-    # UTF-16, which has such bytes as well, begins with its mark; the table says how to save it otherwise.
+        raise DataError(f"{path} is packed, but not a tar archive, or a damaged one; unpack it, and name the result")
+    # UTF-16 has such bytes as well, after a byte-order mark; `list_table` says how to save it instead.
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is none of the forms of DATA, or damaged; DATA is {_FORMS}")
+        raise DataError(f"{path} has none of the forms of DATA, or is damaged; DATA is {_FORMS}")
     _check_download(path, start)
-    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".json", *_JSON_LINES):
         raise DataError(f"{path} is JSON, which is not read; {_SAVE_AS_CSV}")
     return "table"
 
 
 def _check_download(path: Path, start: bytes) -> None:
-    """Name what a download that failed leaves; a table does not begin like that, and is not called like an archive."""
-    begun = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for beginning, (what, way_out) in _INSTEAD.items():
-        if begun.startswith(beginning):
-            raise DataError(f"{path} is {what} in place of the data; {way_out}")
+    """Raise a DataError for what a failed download leaves: a web page, or an archive without content."""
+    begin = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginning, (what, way_out) in _FAILED_DOWNLOADS.items():
+        if begin.startswith(beginning):
+            raise DataError(f"{path} is {what} instead of the data; {way_out}")
     if path.suffix.lower() in ARCHIVE_EXTENSIONS:
-        what = "a text; fetch it again, or name it .csv if it is a table" if start else "empty; fetch it again"
-        raise DataError(f"{path} is no archive but {what}")
+        what = "a text; fetch it again, or rename it to .csv if it is a table" if start else "empty; fetch it again"
+        raise DataError(f"{path} is not an archive but {what}")
 
 
 def _missing(data: Path) -> str:
@@ -355,5 +344,5 @@ def _missing(data: Path) -> str:
     with suppress(OSError):
         beside += [path.name for path in data.parent.iterdir()]
     near = difflib.get_close_matches(data.name, beside, n=1)
-    hint = f"; did you mean {data.parent / near[0]}?" if near else "; DATA is looked for in the current folder"
+    hint = f"; did you mean {data.parent / near[0]}?" if near else "; DATA is searched for in the current folder"
     return f"no {'file' if data.suffix else 'folder'} {data}{hint if near or not data.is_absolute() else ''}"

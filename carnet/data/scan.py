@@ -1,4 +1,4 @@
-"""Look inside every image before training: can it be decoded, is it odd, does it stand there twice?"""
+"""Inspect every image before training: which cannot be decoded, which are unusual, and which occur twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,64 +31,70 @@ _EXTENSIONS = {
     "PPM": {".ppm", ".pgm", ".pnm", ".pbm"},
 }
 UNREADABLE = "unreadable"
-"""In the record of a run, the split of images that were left out because they cannot be decoded."""
+"""The split that `data.csv` of a run gives to images that were skipped because they cannot be decoded."""
 LOST = "part of the image data lost, cut short or zeros"
-"""The oddity of images that decoders make up for."""
-_FEW = 100
-"""Images to validate with; fewer leave an accuracy uncertain by more than ten points."""
-_SHOWN = 6
-"""Of the files that are odd in one way, so many are named."""
+"""The oddity of an image in which the decoder fills in for lost data."""
+_FEW_VALID = 100
+"""With fewer validation images, the 95% interval of an accuracy is wider than 20 points."""
+_MAX_EXAMPLES = 6
 _TWELVE_BITS = 4096
-"""Values of cameras and microscopes, which files of 16 bits often hold as they are."""
-_MODES = {
-    "1": "black and white",
-    "L": "grey",
-    "P": "palette",
-    "LA": "transparent",
-    "RGBA": "transparent",
-    "CMYK": "CMYK",
-}
+"""Number of values that cameras and microscopes give, which are often stored in 16 bits as they are."""
+_MODES = {"1": "black and white", "L": "grey", "P": "palette", "CMYK": "CMYK"} | dict.fromkeys(
+    ("LA", "RGBA"), "transparent"
+)
 _NO_LABEL = frozenset(("nan", "<na>", "nat", "null", "none", "n/a", "#n/a", "undefined"))
-"""What programs write where a label is missing, in small letters."""
+"""What programs write for a missing label, in lower case."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one file holds."""
+    """What one file holds.
+
+    Attributes:
+        sha256: hash of the file's bytes; "" if they cannot be read.
+        width: in pixels, as stored.
+        height: in pixels, as stored.
+        format: Pillow's name of the file format.
+        mode: Pillow's name of the pixel format.
+        oddities: what is unusual about the image and was dealt with, such as a palette or a wrong extension.
+        error: why it cannot be decoded; None if it can.
+    """
 
     sha256: str
     width: int = 0
-    """In pixels, as stored."""
     height: int = 0
     format: str = ""
     mode: str = ""
-    """Pillow's name of the pixel format."""
     oddities: tuple[str, ...] = ()
-    """What is unusual about it and was dealt with: grey, palette, transparent, animated, another extension …"""
     error: ImageError | None = None
-    """Why it cannot be decoded."""
 
 
 @dataclass(frozen=True)
 class ScannedImages:
-    """Labelled images that all can be decoded, divided into `train`, `valid` and perhaps `test`."""
+    """Labelled images that can all be decoded, split into `train`, `valid` and perhaps `test`.
+
+    Attributes:
+        data: the images.
+        facts: what each file holds.
+        unreadable: images that were skipped because they cannot be decoded.
+        held_out: whether `valid` was held out of the other images by `scan_images`.
+        warnings: what the user should know.
+    """
 
     data: LabeledImages
     facts: Mapping[Path, ImageFacts]
     unreadable: tuple[Sample, ...] = ()
-    """Left out with `skip_unreadable`."""
     held_out: bool = False
-    """Whether `valid` was taken out of the rest by us."""
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def leaked(self, split: str) -> tuple[Sample, ...]:
-        """Images of a split that stand in `train`, byte for byte."""
+        """Return the images of a split that are byte for byte in `train` as well."""
         train = {self.facts[sample.path].sha256 for sample in self.data.splits["train"]}
         return tuple(s for s in self.data.splits.get(split, ()) if self.facts[s.path].sha256 in train)
 
     @property
     def oddities(self) -> dict[str, list[str]]:
-        """What is unusual -> the files, most frequent first."""
+        """Files by what is unusual about them, the most frequent oddity first."""
         files: dict[str, list[str]] = defaultdict(list)
         for sample in self.data.samples:
             for oddity in self.facts[sample.path].oddities:
@@ -97,7 +103,7 @@ class ScannedImages:
 
     @property
     def duplicates(self) -> list[list[Sample]]:
-        """Groups of files equal byte for byte, within and across splits."""
+        """Groups of files that are equal byte for byte, within and across splits."""
         groups: dict[str, list[Sample]] = defaultdict(list)
         for sample in self.data.samples:
             groups[self.facts[sample.path].sha256].append(sample)
@@ -105,7 +111,7 @@ class ScannedImages:
 
     @property
     def content_hash(self) -> str:
-        """Names the data by content: split, class, relative path and bytes of every image, in order."""
+        """Hash of the split, class, relative path and bytes of every image, in order."""
         digest = hashlib.sha256()
         for row in self.rows():
             line = "\t".join(row[column] for column in ("split", "label", "filepath", "sha256"))
@@ -113,7 +119,7 @@ class ScannedImages:
         return digest.hexdigest()
 
     def rows(self) -> Iterable[dict[str, str]]:
-        """One record per file, as `data.csv` of a run keeps it."""
+        """Yield one record for each file, with the columns of a run's `data.csv`."""
         for split, samples in (*self.data.splits.items(), (UNREADABLE, self.unreadable)):
             for sample in samples:
                 facts = self.facts[sample.path]
@@ -121,11 +127,7 @@ class ScannedImages:
                     "split": split,
                     "label": self.data.classes[sample.label],
                     "filepath": self.data.relative(sample),
-                    "sha256": facts.sha256,
-                    "width": str(facts.width),
-                    "height": str(facts.height),
-                    "format": facts.format,
-                    "mode": facts.mode,
+                    **{name: str(getattr(facts, name)) for name in ("sha256", "width", "height", "format", "mode")},
                     "notes": "; ".join(facts.oddities) if facts.error is None else facts.error.reason,
                 }
 
@@ -140,20 +142,20 @@ def scan_images(
     facts: Mapping[Path, ImageFacts] | None = None,
     progress: OnProgress | None = None,
 ) -> ScannedImages:
-    """Decode every image once, divide the data if it is not divided, and report what is odd.
+    """Decode every image once, hold out validation images if there are none, and note what is unusual.
 
     Args:
-        data: as `find_images` gives it.
-        image_size: the model's; JPEGs are decoded at the scale training will use.
-        skip_unreadable: leave out, and count, what cannot be decoded, instead of stopping.
-        valid_fraction: share held back for validation where the data has no `valid` of its own.
-        seed: of that division.
-        facts: what each image holds, if that is known already.
-        progress: told how many images are done, of how many.
+        data: the images, as `find_images` returns them.
+        image_size: input size of the model; JPEGs are decoded at the scale that training will use.
+        skip_unreadable: skip and count images that cannot be decoded, instead of raising an error.
+        valid_fraction: fraction to hold out for validation if the data has no split `valid`.
+        seed: seed of that division.
+        facts: what each file holds, if it is known already.
+        progress: called with the number of images inspected and of all images.
 
     Raises:
-        UnreadableImagesError: listing every image that cannot be decoded.
-        DataError: if leaving them out leaves a class without images to train on, or nothing to validate with.
+        UnreadableImagesError: naming every image that cannot be decoded.
+        DataError: if a class has no training image left, or there is no image to validate with.
     """
     if facts is None:
         facts = inspect_images([sample.path for sample in data.samples], image_size, progress)
@@ -178,19 +180,27 @@ def scan_images(
     warnings = [*data.warnings, *_about_names(scanned.data), *_about_content(scanned)]
     if held_out and not data.is_flat:
         number = counted(len(valid), "image")
-        warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held back for validation")
+        warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held out for validation")
     return replace(scanned, warnings=tuple(warnings))
 
 
 def inspect_images(
     paths: Sequence[Path], image_size: int, progress: OnProgress | None = None
 ) -> dict[Path, ImageFacts]:
-    """Hash and decode files, on several threads."""
-    return dict(zip(paths, each_on_threads(lambda path: _inspect(path, image_size), paths, progress), strict=True))
+    """Hash and decode files on several threads."""
+
+    def inspect(path: Path) -> ImageFacts:
+        try:
+            content = read_file(path, MAX_IMAGE_BYTES)
+        except OSError as error:
+            return unreadable(path, error)
+        return inspect_bytes(content, path, image_size)
+
+    return dict(zip(paths, each_on_threads(inspect, paths, progress), strict=True))
 
 
 def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dict[Path, str]:
-    """SHA-256 of each file's bytes; a file that cannot be read is left out."""
+    """Return the SHA-256 of each file; a file that cannot be read is left out."""
 
     def digest(path: Path) -> str | None:
         try:
@@ -202,16 +212,8 @@ def hash_files(paths: Sequence[Path], progress: OnProgress | None = None) -> dic
     return {path: digest for path, digest in digests if digest is not None}
 
 
-def _inspect(path: Path, image_size: int) -> ImageFacts:
-    try:
-        content = read_file(path, MAX_IMAGE_BYTES)
-    except OSError as error:
-        return unreadable(path, error)
-    return inspect_bytes(content, path, image_size)
-
-
 def unreadable(path: Path, error: OSError) -> ImageFacts:
-    """What to say of a file whose bytes cannot even be read."""
+    """Return the facts of a file whose bytes cannot be read."""
     return ImageFacts("", error=ImageError(path, f"cannot be read ({error.strerror})"))
 
 
@@ -227,15 +229,15 @@ def inspect_bytes(
 
     Args:
         content: the encoded image.
-        path: what it is called.
-        image_size: the model's.
-        digest: its SHA-256, if that is known already.
-        keep: decodes the opened image, and does something with it; None: it is decoded and forgotten.
+        path: name of the file.
+        image_size: input size of the model.
+        digest: SHA-256 of the content, if it is known already.
+        keep: called with the opened image, to decode and keep it; None: it is decoded and dropped.
     """
     digest = digest or hashlib.sha256(content).hexdigest()
     facts = ImageFacts(digest)
-    is_cut, unended = find_losses(content)
-    for given in [content] if unended is None else [unended, content]:
+    is_cut, without_end = find_losses(content)
+    for given in [content] if without_end is None else [without_end, content]:
         try:
             with open_image(given) as image:
                 facts = ImageFacts(digest, *image.size, image.format or "", image.mode, _oddities(path, image, given))
@@ -253,24 +255,23 @@ def inspect_bytes(
 
 
 def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]:
-    if image.format == "PNG":
-        # Pillow would do so to find the EXIF, and once that has failed, take what it has got for the image.
-        image.load()
     odd = []
     format_name = image.format or ""
+    if format_name == "PNG":
+        # Pillow would decode it to find the EXIF, and if that failed, pass off what it has decoded as the image.
+        image.load()
     if path.suffix.lower() not in _EXTENSIONS.get(format_name, set()):
         odd.append(f"{format_name} named {path.suffix or 'without extension'}")
-    mode = _MODES.get(image.mode)
-    if image.mode.startswith("I"):
-        dark = np.asarray(image).max(initial=0) < _TWELVE_BITS
-        mode = "16-bit and nearly black, with the lowest 4,096 of 65,536 values alone" if dark else "16-bit"
     if "transparency" in image.info:
-        mode = "transparent"
-    if mode is not None:
-        odd.append(mode)
-    # Those of a GIF or TIFF are found by going there.
-    is_chain = image.format in ("GIF", "TIFF")
-    if _has_second_frame(content) if is_chain else getattr(image, "n_frames", 1) > 1:
+        odd.append("transparent")
+    elif image.mode.startswith("I"):
+        is_dark = np.asarray(image).max(initial=0) < _TWELVE_BITS
+        odd.append("16-bit and nearly black, using only the lowest 4,096 of 65,536 values" if is_dark else "16-bit")
+    elif image.mode in _MODES:
+        odd.append(_MODES[image.mode])
+    # GIF and TIFF count their frames by reading each one.
+    has_chain = format_name in ("GIF", "TIFF")
+    if _has_second_frame(content) if has_chain else getattr(image, "n_frames", 1) > 1:
         odd.append("several frames")
     try:
         if image.getexif().get(0x0112, 1) not in (0, 1):
@@ -281,7 +282,7 @@ def _oddities(path: Path, image: Image.Image, content: bytes) -> tuple[str, ...]
 
 
 def _has_second_frame(content: bytes) -> bool:
-    # The first is what counts, also where a later one is damaged.
+    # Only the first frame is used, so a damaged later one is no error.
     with open_image(content) as image:
         try:
             image.seek(1)
@@ -293,46 +294,44 @@ def _has_second_frame(content: bytes) -> bool:
 
 
 def _about_names(data: LabeledImages) -> list[str]:
-    """Notes on classes that may be one, and on one that may be none."""
+    """Return notes on classes whose names may mean the same class, or no class."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in data.classes:
-        # People take names for one that differ in capitals, blanks and what cannot be seen.
+        # Without case, spaces, hyphens and invisible characters.
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         plain = [c for c in folded if not c.isspace() and c not in "_-" and unicodedata.category(c) != "Cf"]
         alike["".join(plain)].append(name)
     groups = [" and ".join(map(repr, names)) for plain, names in alike.items() if plain and len(names) > 1]
     notes = []
     if groups:
-        what = "classes that differ only in capitals, blanks or ways of writing a letter"
-        notes.append(f"{what}: {first_few(groups)}; if they are one, give them one name")
+        what = "the names of some classes differ only in case, spaces or the form of a letter"
+        notes.append(f"{what}: {first_few(groups)}; if they are one class, give them one name")
     for name in data.classes:
         if name.casefold() in _NO_LABEL:
             number = counted(sum(data.counts(split)[name] for split in data.splits), "image")
-            notes.append(
-                f"{number} of a class {name!r}, which programs write where a label is missing; leave them out if so"
-            )
+            notes.append(f"{number} of a class {name!r}, which often means a missing label; leave them out if it does")
     return notes
 
 
 def _about_content(scanned: ScannedImages) -> list[str]:
-    """Notes on what would make an accuracy say less than it seems to."""
+    """Return notes on what makes an accuracy less meaningful than it seems."""
     data, notes = scanned.data, []
     train, valid = data.counts("train"), data.counts("valid")
-    lacking = [name for name, count in valid.items() if not count]
-    if scanned.held_out and lacking:
-        notes.append(f"too few images to validate {len(lacking)} of the classes: {', '.join(lacking[:5])}")
+    missing = [name for name, count in valid.items() if not count]
+    if scanned.held_out and missing:
+        notes.append(f"too few images to validate {counted(len(missing), 'class', 'classes')}: {first_few(missing)}")
     for split in ("valid", "test"):
         if leaked := scanned.leaked(split):
             classes = Counter(data.classes[sample.label] for sample in leaked)
             listing = ", ".join(f"{name} ({count})" for name, count in classes.most_common(5))
             notes.append(f"{counted(len(leaked), 'image')} of {split} in train as well, byte for byte: {listing}")
     num_valid = sum(valid.values())
-    if not scanned.held_out and num_valid < _FEW and sum(train.values()) > 10 * num_valid:
-        # Half the width of a 95 % interval, at worst.
+    if not scanned.held_out and num_valid < _FEW_VALID and sum(train.values()) > 10 * num_valid:
+        # Half the width of a 95% interval at an accuracy of 50%, where it is widest.
         points = 98 / math.sqrt(num_valid)
         notes.append(
-            f"{counted(num_valid, 'image')} in valid, by which an accuracy is known to about {points:.0f} points "
-            "either way; without a valid folder, a fifth of train is held back"
+            f"{counted(num_valid, 'image')} in valid measure an accuracy to about ±{points:.0f} points only; without "
+            "a valid folder, a fifth of train is held out"
         )
     conflicts = [group for group in scanned.duplicates if len({sample.label for sample in group}) > 1]
     if conflicts:
@@ -342,25 +341,24 @@ def _about_content(scanned: ScannedImages) -> list[str]:
 
 
 def describe(images: ScannedImages) -> list[str]:
-    """What was found, a line each: classes, images per split, imbalance, everything odd by kind and count."""
+    """Return lines that say what was found: classes, images per split, imbalance, oddities with counts, warnings."""
     data = images.data
     sizes = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
-    origin = " (valid held back from the rest)" if images.held_out else ""
-    lines = [f"Found {counted(len(data.classes), 'class', 'classes')}, {sizes} images{origin}."]
+    origin = " (valid held out of the rest)" if images.held_out else ""
     counts = data.counts("train")
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
-    share = counts[largest] / sum(counts.values())
     span = f"{counts[smallest]} ({smallest}) to {counts[largest]} ({largest})"
-    lines.append(
-        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else span}; "
-        f"always guessing {largest} would be right for {100 * share:.0f} % of them."
-    )
     sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]
-    lines.append(f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.")
+    lines = [
+        f"Found {counted(len(data.classes), 'class', 'classes')}, {sizes} images{origin}.",
+        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else span}; "
+        f"always guessing {largest} would be right for {counts[largest] / sum(counts.values()):.0%} of them.",
+        f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.",
+    ]
     if long := sum(max(side) > 2 * min(side) for side in sides):
         lines.append(
-            f"{long:,} x more than twice as long as wide: with --resize crop, half of it at most is seen, the middle; "
-            "with pad or stretch, all."
+            f"{long:,} x more than twice as long as wide: --resize crop keeps at most half of each, the middle; "
+            "pad and stretch keep all."
         )
     num_copies = sum(len(group) - 1 for group in images.duplicates)
     copies = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
@@ -372,11 +370,11 @@ def describe(images: ScannedImages) -> list[str]:
     ]
     for number, kind, examples in kinds:
         if number:
-            more = " … (all in data.csv)" if len(examples) > _SHOWN else ""
-            lines.append(f"{number} x {kind}: {', '.join(examples[:_SHOWN])}{more}")
+            more = " … (all in data.csv)" if len(examples) > _MAX_EXAMPLES else ""
+            lines.append(f"{number} x {kind}: {', '.join(examples[:_MAX_EXAMPLES])}{more}")
     if data.ignored:
         lines.append(f"Ignored: {counted(len(data.ignored), 'image')}, as asked.")
     if data.num_other_files or data.num_hidden:
         others, hidden = counted(data.num_other_files, "other file"), counted(data.num_hidden, "hidden file")
-        lines.append(f"Passed over: {others}, {hidden}.")
+        lines.append(f"Skipped: {others}, {hidden}.")
     return lines + [f"Note: {warning}." for warning in images.warnings]

@@ -1,10 +1,8 @@
-"""The built-in data set: ten kinds of things, drawn by code.
+"""The built-in data set: ten classes of things, drawn by code.
 
-It needs no download and no fonts, so a first training run works on any machine. Every picture is a pure
-function of (seed, split, class, index): the same versions of numpy and Pillow draw the same files, and a
-larger data set contains the pictures of a smaller one.
-
-Colour, place, size and mirroring do not depend on the class, so that only the shape tells it.
+It needs no download and no fonts, so a first training run works on any machine. Every image is a function of seed,
+split, class and number: the same versions of numpy and Pillow draw the same files, and a larger data set contains the
+images of a smaller one. Colour, position, size and mirroring do not depend on the class, so only the shape tells it.
 """
 
 import json
@@ -26,12 +24,12 @@ from carnet.files import rename
 Canvas = ImageDraw.ImageDraw
 Colour = tuple[int, int, int]
 Places = NDArray[np.complex128]
-"""Points: x to the right is real, y down imaginary."""
+"""Points as complex numbers: x to the right is the real part, y down the imaginary part."""
 Paints = dict[str, Colour]
-"""The colours of body, accent and ink; with an edge, every area is edged in that colour."""
+"""The colours of body, accent and ink; with an edge colour, every area is outlined in it."""
 Faults = dict[str, list[dict[str, str]]]
 PICTURE_SIZE = 96
-"""Side of a picture, in pixels."""
+"""Side of an image, in pixels."""
 _SUPERSAMPLING = 4
 _GREY_SHARE = 0.08
 _STREAMS = {"train": 0, "valid": 1, "planted": 2}
@@ -68,46 +66,49 @@ umbrella: accent/9 0,-87 0,72 15,72,15,15,180,0; body 0,0,-90,75,-90,0 -68,0,22,
  accent 0,0,-45,75,-90,0 -22,0,22,12,180,360 0,0,0,75,0,-90; body 0,0,0,75,-90,0 22,0,22,12,180,360 0,0,45,75,0,-90;
  accent 0,0,45,75,-90,0 68,0,22,12,180,360 0,0,90,75,0,-90
 """
-"""Each thing, in hundredths of its reach: x right and y down, each from about -100 to 100; | stands between two ways.
+"""Each thing in hundredths of its radius, x right and y down, each from about -100 to 100; | separates variants.
 
-A part is `COLOUR[/THICKNESS][?PERCENT] POINTS`: a polygon, or with a thickness a line (of ink: percent of the edge's),
-drawn so often. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse, by degrees clockwise from the right.
+A part is `COLOUR[/THICKNESS][?PERCENT] POINTS`: a polygon, or with a thickness a line (for ink, a percentage of the
+edge's), drawn in so many percent of images. `x,y` is a point; `x,y,rx,ry[,from,to]` are points on an ellipse, in
+degrees clockwise from the right.
 """
 _THINGS = {name: parts.split("|") for name, parts in re.findall(r"^(\w+): ((?:.*\n )*.*)", _SHAPES, re.MULTILINE)}
 CLASSES: tuple[str, ...] = tuple(sorted(_THINGS))
 
 
 def draw_image(label: int, rng: Generator, size: int = PICTURE_SIZE) -> Image.Image:
-    """Draw one picture of class `CLASSES[label]`, `size` x `size` pixels; about one in twelve is grey.
+    """Draw an image of class `CLASSES[label]`, `size` x `size` pixels, of mode "RGB" or, one in twelve, "L".
 
-    All chance comes from `rng`. Returns a picture of mode "RGB" or "L".
-    Raises ValueError for a label outside 0..9 or a size below 16 pixels.
+    All randomness comes from `rng`.
+
+    Raises:
+        ValueError: for a label outside 0..9 or a size below 16 pixels.
     """
     if not 0 <= label < len(CLASSES):
-        raise ValueError(f"label must be between 0 and {len(CLASSES) - 1}, not {label}.")
+        raise ValueError(f"label must be between 0 and {len(CLASSES) - 1}, not {label}")
     if size < 16:
-        raise ValueError(f"size must be at least 16 pixels, not {size}.")
+        raise ValueError(f"size must be at least 16 pixels, not {size}")
     side = size * _SUPERSAMPLING
     tones = _palette(rng)
-    tones[1] = _blend(tones[0], tones[1], rng.uniform(0.1, 0.5))  # else no colour stands out everywhere
-    # A soft gradient in two directions between the first two tones.
+    tones[1] = _blend(tones[0], tones[1], rng.uniform(0.1, 0.5))  # otherwise no colour contrasts everywhere
+    # A soft gradient in both directions between the first two tones.
     knots = np.array(tones[0]) + rng.uniform(0, 1, (3, 3, 1)) * np.subtract(tones[1], tones[0])
-    picture = Image.fromarray(knots.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    canvas = ImageDraw.Draw(picture)
+    image = Image.fromarray(knots.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    canvas = ImageDraw.Draw(image)
     _clutter(canvas, rng, side, tones)
     share = rng.uniform(0.58, 0.92)
     reach, centre = side * share / 2, side / 2 * (1 + 1j + (1.06 - share) * complex(*rng.uniform(-1, 1, 2)))
     _draw_thing(canvas, CLASSES[label], rng, (centre, reach), _paints(rng, tones))
     if rng.random() < 0.25:
-        # A blob or a bar hides a small part of the thing.
+        # A blob or a bar covers a small part of the thing.
         along, width = (0, rng.uniform(0.3, 0.6)) if rng.random() < 0.5 else (4j, rng.uniform(0.1, 0.22))
         ends = 0.7 * complex(*rng.uniform(-1, 1, 2)) + np.array((along, -along)) * np.exp(1j * rng.uniform(0, np.pi))
         _polyline(canvas, centre + reach * ends, reach * width, tones[int(rng.integers(len(tones)))])
-    return _photograph(picture.reduce(_SUPERSAMPLING), rng)
+    return _photograph(image.reduce(_SUPERSAMPLING), rng)
 
 
 def _palette(rng: Generator) -> list[Colour]:
-    """The five colours of a palette in random order, each slightly off so that no exact value recurs."""
+    """Return the five colours of a random palette in random order, each slightly changed so that no value recurs."""
     chosen = rng.permutation(rng.choice(np.frombuffer(_PALETTES, np.uint8).reshape(-1, 5, 3)))
     shifted = np.clip(chosen + rng.integers(-14, 15, chosen.shape), 0, 255)
     return [(red, green, blue) for red, green, blue in shifted.tolist()]
@@ -119,21 +120,21 @@ def _blend(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def _contrast(first: Colour, second: Colour) -> float:
-    """How far apart two colours look, brightness above all: from 0 to about 255."""
+    """Return how different two colours look, mostly by brightness, from 0 to about 255."""
     apart = np.subtract(first, second)
     return float(0.7 * abs(apart @ (0.3, 0.59, 0.11)) + 0.1 * np.abs(apart).sum())
 
 
 def _paints(rng: Generator, tones: Sequence[Colour]) -> Paints:
-    """Colours that stand out from the backdrop, mostly of the same palette."""
+    """Return colours that contrast with the background, mostly from its palette."""
     ground, needed = _blend(tones[0], tones[1], 0.5), rng.uniform(55, 85)
     colours = [*tones[2:], *_palette(rng), _PAPER, _NIGHT]
-    strong = [colour for colour in colours if _contrast(colour, ground) > needed]  # paper or night at least
+    strong = [colour for colour in colours if _contrast(colour, ground) > needed]  # contains at least paper or night
     body = strong[0]
     others = (colour for colour in colours if min(_contrast(colour, ground) + 15, _contrast(colour, body)) > 40)
     accent = next(others, _blend(body, ground, 0.4))
     style = rng.random()
-    if style < 0.2:  # a line drawing: the backdrop shows through, and only the ink stands out
+    if style < 0.2:  # a line drawing, in which only the ink contrasts with the background
         ink = max(strong, key=lambda colour: _contrast(colour, ground))
         return {"body": _blend(ground, body, 0.15), "accent": _blend(ground, body, 0.3), "ink": ink, "edge": ink}
     ink = max(_PAPER, _NIGHT, key=lambda colour: _contrast(colour, body))
@@ -141,12 +142,12 @@ def _paints(rng: Generator, tones: Sequence[Colour]) -> Paints:
 
 
 def _muted(rng: Generator, tones: Sequence[Colour]) -> Colour:
-    """Some tone mixed into the backdrop, so that clutter stays behind the thing."""
+    """Return a tone mixed with the background, so that clutter is less visible than the thing."""
     return _blend(_blend(tones[0], tones[1], 0.5), tones[int(rng.integers(len(tones)))], rng.uniform(0.15, 0.45))
 
 
 def _clutter(canvas: Canvas, rng: Generator, side: int, tones: Sequence[Colour]) -> None:
-    """Stripes, blobs or nothing over the whole backdrop, and on it some lines and pieces of things."""
+    """Draw stripes, blobs or nothing over the whole background, then some lines and parts of things."""
     kind = rng.integers(3)
     if kind == 0:
         colour, period, turn = _muted(rng, tones), side * rng.uniform(0.08, 0.25), np.exp(1j * rng.uniform(0, np.pi))
@@ -158,7 +159,7 @@ def _clutter(canvas: Canvas, rng: Generator, side: int, tones: Sequence[Colour])
     for ends in rng.uniform(0, side, (rng.integers(0, 5), 4)):
         canvas.line(ends.tolist(), fill=_muted(rng, tones), width=round(side * rng.uniform(0.008, 0.03)))
     for _ in range(rng.integers(0, 3)):
-        # Cut off by the border, so that a single detail does not give the class.
+        # The border cuts them off, so a single detail does not tell the class.
         centre = side * (0.5 + 0.5j + rng.uniform(0.5, 0.62) * np.exp(1j * rng.uniform(0, 2 * np.pi)))
         paints = {what: _muted(rng, tones) for what in ("body", "accent", "ink")}
         _draw_thing(canvas, str(rng.choice(CLASSES)), rng, (centre, side * rng.uniform(0.12, 0.24)), paints)
@@ -166,7 +167,7 @@ def _clutter(canvas: Canvas, rng: Generator, side: int, tones: Sequence[Colour])
 
 @cache
 def _parts(shape: str) -> list[tuple[str, float, float, Places]]:
-    """Colour, thickness, chance and points of each part of a way in which `_SHAPES` draws a thing."""
+    """Return colour, thickness, probability and points of each part of a variant in `_SHAPES`."""
     parts = []
     for colour, thickness, chance, places in re.findall(r"(\w+)(?:/(\d+))?(?:\?(\d+))? ([-\d,\s]+)", shape):
         points = np.concatenate([_points(*map(int, place.split(","))) for place in places.split()])
@@ -175,18 +176,18 @@ def _parts(shape: str) -> list[tuple[str, float, float, Places]]:
 
 
 def _points(x: float, y: float, *ellipse: float) -> Places:
-    """One point, or 25 on an ellipse: its two reaches and perhaps a span in degrees, clockwise from the right."""
+    """Return one point, or 25 on an ellipse with two radii and perhaps a range of degrees, clockwise from the right."""
     rx, ry, start, end = (*ellipse, 0, 360)[:4] if ellipse else (0, 0, 0, 0)
     angles = np.radians(np.linspace(start, end, 25 if ellipse else 1))
     return np.asarray((x + rx * np.cos(angles) + 1j * (y + ry * np.sin(angles))) / 100)
 
 
 def _draw_thing(canvas: Canvas, name: str, rng: Generator, place: tuple[complex, float], paints: Paints) -> None:
-    """Draw a thing mirrored half of the time, turned by up to 25 degrees, slightly stretched and bent."""
+    """Draw a thing rotated by up to 25 degrees, slightly stretched and bent, and mirrored half of the time."""
     centre, reach = place
     turn, (wide, high), mirror = rng.uniform(-25, 25), rng.uniform(0.85, 1.1, 2), rng.choice((-1, 1))
     line, swell = reach * rng.uniform(0.04, 0.09), reach * rng.uniform(0.8, 1.25)
-    # Each coordinate moves by a wave of the other, so that proportions differ and parts stay together.
+    # A wave of the other coordinate shifts each one, so proportions differ and parts stay connected.
     bend, phase = rng.uniform(-0.13, 0.13, 2), rng.uniform(0, 2 * np.pi, 2)
     parts = [part for part in _parts(str(rng.choice(_THINGS[name]))) if rng.random() < part[2]]
     for colour, thickness, _, points in parts:
@@ -206,19 +207,19 @@ def _draw_thing(canvas: Canvas, name: str, rng: Generator, place: tuple[complex,
 def _polyline(canvas: Canvas, places: Places, width: float, colour: Colour) -> None:
     pixels = places.view(np.float64).tolist()
     canvas.line(pixels, fill=colour, width=max(1, round(width)), joint="curve")
-    for end in (pixels[:2], pixels[-2:]):  # Pillow ends its lines bluntly
+    for end in (pixels[:2], pixels[-2:]):  # Pillow's lines have no round ends
         canvas.circle(end, max(1.0, width) / 2, colour)
 
 
-def _photograph(picture: Image.Image, rng: Generator) -> Image.Image:
-    """What a cheap camera does: blur, more or less contrast and light, noise, and sometimes no colour."""
+def _photograph(image: Image.Image, rng: Generator) -> Image.Image:
+    """Imitate a cheap camera: blur, changes of contrast and brightness, noise, and sometimes no colour."""
     if rng.random() < 0.3:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * picture.width / 96))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * image.width / 96))
     contrast, light, noise = rng.uniform(0.7, 1.1), rng.uniform(-20, 20), rng.uniform(0, 7)
-    pixels = (np.asarray(picture, np.float32) - 128) * contrast + 128 + light
+    pixels = (np.asarray(image, np.float32) - 128) * contrast + 128 + light
     pixels += noise * rng.standard_normal(pixels.shape, np.float32)
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return picture.convert("L") if rng.random() < _GREY_SHARE else picture
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return image.convert("L") if rng.random() < _GREY_SHARE else image
 
 
 def _image_rng(seed: int, stream: str, label: int, index: int) -> Generator:
@@ -245,20 +246,20 @@ def write_dataset(
     dirty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write root/{train,valid}/<class>/<class>_0001.jpg and so on, each picture `size` x `size` pixels.
+    """Write root/{train,valid}/<class>/<class>_0001.jpg and so on, each image `size` x `size` pixels.
 
-    With `dirty`, also plant the faults that real folders have, under names that do not give them away, and
-    list them in root/planted.json: 3 unreadable files, 4 exact duplicates, 6 mislabelled pictures.
-    `progress` is called with the number of files done and the number of all files.
+    `root` must be an empty folder or not exist, and appears complete or not at all. With `dirty`, it also gets errors
+    that real folders have, under inconspicuous names, and a list of them in root/planted.json: 3 unreadable files, 4
+    exact duplicates and 6 mislabelled images. `progress` is called with the number of files written and of all files.
 
-    `root` appears whole or not at all. Raises FileExistsError, and changes nothing, if `root` exists and is
-    not an empty folder; ValueError if a count is below 1 (below 2 for training pictures when `dirty`), if
-    `size` is below 16 or if `seed` is negative.
+    Raises:
+        FileExistsError: if `root` exists and is not an empty folder.
+        ValueError: for fewer than 1 image per class (2 in `train` if `dirty`), a size below 16, or a negative seed.
     """
     if train_per_class < (2 if dirty else 1) or valid_per_class < 1:
-        raise ValueError(f"Too few pictures per class: {train_per_class} train, {valid_per_class} valid.")
+        raise ValueError(f"too few images per class: {train_per_class} train, {valid_per_class} valid")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} already exists and is not an empty folder.")
+        raise FileExistsError(f"{root} already exists and is not an empty folder")
     counts = {"train": train_per_class, "valid": valid_per_class}
     faults, planted = _plant(counts, size, seed) if dirty else ({}, {})
     places = [(s, label, i + 1) for s in counts for label in range(len(CLASSES)) for i in range(counts[s])]
@@ -275,12 +276,12 @@ def write_dataset(
         if dirty:
             (staged / "planted.json").write_text(json.dumps(faults, indent=2) + "\n", encoding="utf-8")
         if root.exists():
-            root.rmdir()  # Windows renames no folder onto another, not even onto an empty one
+            root.rmdir()  # Windows cannot rename a folder to the name of another one, even if it is empty
         rename(staged, root)
 
 
 def _plant(counts: dict[str, int], size: int, seed: int) -> tuple[Faults, dict[str, bytes]]:
-    """The faults by kind, as planted.json lists them, and the content of the planted files by name."""
+    """Return the errors by kind, as planted.json lists them, and the content of the files by name."""
     rng = _image_rng(seed, "planted", 0, 0)
     labels = rng.permutation(len(CLASSES)).tolist()
     files: dict[str, bytes] = {}
@@ -291,8 +292,8 @@ def _plant(counts: dict[str, int], size: int, seed: int) -> tuple[Faults, dict[s
         files[name] = content
         faults.setdefault(kind_of_fault, []).append({"path": name, **about})
 
-    picture = _jpeg(seed, "planted", labels[0], 1, size)
-    broken = {"truncated": picture[: len(picture) // 2], "empty": b"", "text": b"This is not a picture.\n"}
+    whole = _jpeg(seed, "planted", labels[0], 1, size)
+    broken = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"This is not a picture.\n"}
     for label, (fault, content) in zip(labels, broken.items(), strict=False):
         plant("unreadable", "train", label, content, fault=fault)
     first, second = (rng.permutation(counts["train"])[:2] + 1).tolist()

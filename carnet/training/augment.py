@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from carnet.config import TrainingConfig
-from carnet.preprocess import Images, as_picture
+from carnet.preprocess import Images, to_pillow
 
 MAX_RATIO = 4 / 3
 """Largest ratio of the sides of a crop, either way."""
@@ -87,7 +87,7 @@ class Augmentation:
 
     def apply(self, pixels: Images, change: Change, size: int) -> Images:
         """uint8 (S, S, C) -> uint8 (size, size, C)"""
-        image = as_picture(pixels)
+        image = to_pillow(pixels)
         if size != image.width or min(change.width, change.height) < 1:
             left, top, width, height = (image.width * share for share in change[:4])
             box = (left, top, left + width, top + height)

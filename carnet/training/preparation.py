@@ -109,7 +109,7 @@ def prepare(
         measure.undo()
     resolved_at = time.monotonic()
     config = config.because(scan.reason) if scan.reason else config
-    figure = start_from_first_batch(first, pipeline, config, network, spec, init=init)
+    figure = whiten_and_draw(first, pipeline, config, network, spec, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
     record = run.create(images.rows(), _record(requested, config, images, init=init))
@@ -165,7 +165,7 @@ def prepare_resumed(
     if checkpoint is None:
         # A kill may have come before the first batch was drawn.
         first = pipeline.load_step(0, 0)
-        files.write_bytes(run.batch, start_from_first_batch(first, pipeline, config, network, spec, init=init))
+        files.write_bytes(run.batch, whiten_and_draw(first, pipeline, config, network, spec, init=init))
     elif not run.result.exists() and (here := device_name(config.device)) != config.device_name:
         # If a finished run lacks only its report, nothing is trained here.
         notes = (f"started on {config.device_name}, continued on {here}",)
@@ -262,11 +262,11 @@ def new_network(
         return network, spec, start_from(network, spec, init)
     if config.pretrained:
         return network, spec, "starts from timm's published weights"
-    filters = ", first filters from the images" if has_patches(network) else ""
-    return network, spec, f"starts from random weights{filters}"
+    whitened = " and a whitened first layer" if has_patches(network) else ""
+    return network, spec, f"starts from random weights{whitened}"
 
 
-def start_from_first_batch(
+def whiten_and_draw(
     first: Sequence[Loaded],
     pipeline: Pipeline,
     config: ResolvedConfig,
@@ -397,8 +397,8 @@ def scan_data(
     if config.stream:
         if (form := form_of(Path(data))) != "dataset":
             raise ConfigError(
-                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards), but {data} is a {form}; leave "
-                "--stream out"
+                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so "
+                "leave it out"
             )
         image_size = config.image_size or default_image_size(config.model)
         stream = ImageStream(str(data), progress=partial(progress.bar, "counting the images"))

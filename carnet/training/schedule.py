@@ -18,7 +18,7 @@ _SMALLEST_SIDE = 64
 _GROWN = 0.75
 """Share of the run after which images have their full side, and crops are nearly the whole image unless later."""
 _LAST_STEPS = 2000
-"""Most steps with nearly whole images, which are soon overfitted; fewer would not dominate the EMA of the weights."""
+"""Most steps with nearly uncropped images, soon overfitted; fewer would not dominate the EMA of the weights."""
 _LAST_CROP = 0.9
 """Smallest share of the area that is cut out in those steps."""
 
@@ -52,7 +52,7 @@ def view_at(progress: float, config: ResolvedConfig, num_steps: int) -> View:
     """Return the view in the step that begins when this share of the run is done.
 
     Small images cost less, and are enough for what a network learns first (progressive resizing). Crops make objects
-    look larger than in the whole images that the network is evaluated on, so the last steps take nearly whole ones.
+    look larger than in the uncropped images that the network is evaluated on, so the last steps hardly crop.
     Sources: Howard, "Training Imagenet in 3 hours for $25", 2018 (progressive resizing); Touvron et al., "Fixing the
     train-test resolution discrepancy", 2019.
 

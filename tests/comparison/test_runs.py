@@ -194,8 +194,8 @@ def test_a_signal_before_the_first_step_ends_it_too(photos: Path, tmp_path: Path
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started([*command, "--output", tmp_path / "runs"], **pipes) as process:
         assert process.stderr is not None
-        # It has looked at the images, and measures the machine.
-        while "Found 3 classes" not in (line := process.stderr.readline()):
+        # It has scanned the images, and measures the machine.
+        while "3 classes" not in (line := process.stderr.readline()):
             assert line
         process.terminate()
         out, err = process.communicate(timeout=PATIENCE)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import step_parts
 import steps_in_turns
+import torch
 from steps_in_turns import OTHER, PLAIN, PRESENT, compare, in_turns
 
 TINY = argparse.Namespace(
@@ -17,7 +18,7 @@ TINY = argparse.Namespace(
 )  # fmt: skip
 
 
-def test_everyone_has_a_turn_in_each_round() -> None:
+def test_every_step_has_a_turn_in_each_round() -> None:
     order: list[str] = []
     found = in_turns({name: lambda name=name: order.append(name) or [1.0, 2.0] for name in "ab"}, 2)
     assert order == ["a", "b", "b", "a"]
@@ -50,3 +51,5 @@ def test_parts_of_a_step_agree() -> None:
         for part, ways in parts.items()
     ]
     assert all(value > 0 for found in times for value in found.values())
+    with pytest.raises(AssertionError, match="sum"):
+        step_parts.in_turns("sum", {"right": lambda: torch.ones(2), "wrong": lambda: torch.zeros(2)}, rounds=1)

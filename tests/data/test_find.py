@@ -1,4 +1,4 @@
-"""From what was named to one list of labelled images, told by content."""
+"""DATA of any form becomes one list of labelled images; its content tells the form."""
 
 import bz2
 import gzip
@@ -21,7 +21,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def as_table(photos: Path, tmp: Path) -> Path:
-    """In the form of the published sports data, in another order, and not beside the images."""
+    """Return a table like that of the published sports data, in another order, and not beside the images."""
     lines = ["class id,filepaths,labels,data set"]
     lines += [f"7,{path.as_posix()},{path.parts[-2]},{path.parts[-3]}" for path in photos.glob("*/*/*")]
     (tmp / "sports.csv").write_text("\n".join([lines[0], *sorted(lines[1:], reverse=True)]))
@@ -66,20 +66,22 @@ def test_one_sorted_class_list_for_all_splits(tmp_path: Path) -> None:
     found = find_images(tree(tmp_path, *names))
     assert found.classes == ("a", "b", "c")
     assert [(found.relative(s), s.label) for s in found.splits["valid"]] == [("valid/b/2.jpg", 1), ("valid/c/9.jpg", 2)]
-    assert found.warnings == ("1 class of train without images in valid: a",)
+    (warning,) = found.warnings
+    assert "1 class" in warning
+    assert warning.endswith(" a")
 
 
 def test_empty_class_is_left_out_and_named(tmp_path: Path) -> None:
     root = tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg", "valid/b/1.jpg", "train/empty/")
     found = find_images(root)
     assert found.classes == ("a", "b")
-    assert "1 class of train left out, having no images: empty" in found.warnings
+    assert [warning.endswith(" empty") for warning in found.warnings] == [True]
 
 
 def test_a_models_classes_give_the_labels(tmp_path: Path) -> None:
     root = tree(tmp_path, "valid/b/1.jpg")
     assert find_images(root, classes=("a", "b")).splits["valid"][0].label == 1
-    with pytest.raises(DataError, match=r"valid has 1 class that the model does not have: 'b' \(1 image\)"):
+    with pytest.raises(DataError, match=r"valid .*'b' \(1 image\)"):
         find_images(root, classes=("a", "c"))
 
 
@@ -87,7 +89,7 @@ def test_two_tables_that_could_give_the_classes(tmp_path: Path) -> None:
     root = tree(tmp_path, "all/1.jpg", "all/2.jpg")
     for name in ("a.csv", "b.CSV"):
         (root / name).write_text("file,label\nall/1.jpg,x\nall/2.jpg,y\n")
-    with pytest.raises(DataError, match=r"has 2 tables that could give the classes: a.csv, b.CSV; name one of them"):
+    with pytest.raises(DataError, match=r"a\.csv, b\.CSV"):
         find_images(root)
     (root / "b.CSV").write_text("file\nall/3.jpg\n")
     assert find_images(root).classes == ("x", "y")
@@ -99,9 +101,9 @@ def test_what_is_ignored_is_counted_by_split(photos: Path) -> None:
     assert found.ignored == ignore
     assert {split: len(paths) for split, paths in found.left_out.items()} == {"train": 2, "valid": 1}
     assert found.counts("train") == {"blue": 8, "green": 8, "red": 6}
-    lines = describe(scan_images(found, image_size=32))
-    assert "Found 3 classes, 22 train, 11 valid images." in lines
-    assert "Ignored: 3 images, as asked." in lines
+    lines = "\n".join(describe(scan_images(found, image_size=32)))
+    assert "22 train, 11 valid" in lines
+    assert "Ignored: 3 images" in lines
 
 
 def test_an_archive_reports_its_progress_once(photos: Path, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def summary(found: Any) -> tuple[Any, ...]:
     return found.classes, list(found.splits), names
 
 
-def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_data_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tree(tmp_path, "photos/a/1.jpg", "photos/b/1.jpg")))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     found = find_images("~/photos")
@@ -135,11 +137,11 @@ def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytes
 def test_archives_by_class_are_named(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": b"\xff\xd8\xff"}, packed="")
-    with pytest.raises(DataError, match=r"no images in class folders in .*; unpack cat.tar, dog.tar: DATA needs one"):
+    with pytest.raises(DataError, match=r"cat\.tar, dog\.tar"):
         find_images(tmp_path)
 
 
-def test_hidden_files_are_counted_alike(tmp_path: Path) -> None:
+def test_hidden_files_are_counted_in_folders_and_archives(tmp_path: Path) -> None:
     hidden = ("._x", "a/.DS_Store", ".git/1.jpg", ".git/2.jpg", "__MACOSX/a/._1.jpg")
     root = tree(tmp_path / "photos", "a/1.jpg", "b/1.jpg", *hidden)
     archive = write_zip(tmp_path / "photos.zip", {f"photos/{name}": data for name, data in contents(root).items()})
@@ -150,9 +152,8 @@ def test_a_table_in_an_archive_is_called_by_the_archives_name(tmp_path: Path) ->
     rows = "file,class\n/home/ann/all/1.jpg,x\n/home/ann/all/2.jpg,y\n"
     images = {f"all/{number}.jpg": b"\xff\xd8\xff" + bytes(number) for number in (1, 2)}
     found = find_images(write_zip(tmp_path / "photos.zip", images | {"t.csv": rows.encode()}))
-    assert found.warnings[1:] == (
-        f"2 paths of another machine, below /home/ann, found below {tmp_path / 'photos.zip'}",
-    )
+    (warning,) = found.warnings[1:]
+    assert all(name in warning for name in ("2 paths", "/home/ann", str(tmp_path / "photos.zip")))
 
 
 @pytest.mark.parametrize("packed", ["", "gz", "bz2", "xz"])
@@ -162,7 +163,7 @@ def test_archives_by_their_content(packed: str, tmp_path: Path) -> None:
     assert form_of(write_zip(tmp_path / "empty", {})) == "archive"
 
 
-def test_what_is_neither_is_a_table(tmp_path: Path) -> None:
+def test_any_other_file_is_a_table(tmp_path: Path) -> None:
     assert form_of(tmp_path) == "folder"
     for content in (b"", b"a,b", b"PKZIP", b"\xff\xfea\0"):
         (tmp_path / "file").write_bytes(content)
@@ -170,36 +171,35 @@ def test_what_is_neither_is_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_one_packed_file_is_no_archive(pack, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_one_packed_file_is_not_an_archive(pack, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.csv.gz").write_bytes(pack(b"path,label\n" * 99))
-    with pytest.raises(DataError, match="is packed, but is no tar archive"):
+    with pytest.raises(DataError, match=r"a\.csv\.gz"):
         form_of(tmp_path / "a.csv.gz")
 
 
-def test_a_shard_says_what_to_do(tmp_path: Path) -> None:
+def test_a_webdataset_shard_is_a_data_set(tmp_path: Path) -> None:
     assert form_of(write_tar(tmp_path / "0.tar", images("0.jpg", "0.cls"), packed="")) == "dataset"
 
 
 def test_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree(tmp_path, "photos/a.jpg"))
-    for name, message in (
-        ("photo", "no folder photo; did you mean photos?"),
-        ("pets.zip", "no file pets.zip; DATA is looked for in the current folder"),
-        ("/nowhere/pets", "no folder /nowhere/pets"),
+    for name, named in (
+        ("photo", r"\bphoto\b.*\bphotos\b"),
+        ("pets.zip", r"pets\.zip"),
+        ("/nowhere/pets", "/nowhere/pets"),
     ):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match=named):
             form_of(Path(name))
-        assert str(caught.value) == message
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="is no ordinary file"):
+    with pytest.raises(DataError, match="pipe"):
         form_of(tmp_path / "pipe")
 
 
-def test_the_form_of_what_lies_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_of_data_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tree(tmp_path, "photos/a.jpg")))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert form_of(Path("~/photos")) == "folder"

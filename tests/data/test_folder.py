@@ -1,4 +1,7 @@
+"""Images in folders: splits, classes, links, hidden files and the order."""
+
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -23,17 +26,17 @@ def test_flat_folder_with_classes_that_sound_like_splits(tmp_path: Path) -> None
     assert (found.is_flat, found.classes) == (True, ("bus", "car", "train"))
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+def test_skipped_files_are_counted(tmp_path: Path) -> None:
     root = tree(tmp_path, "a/1.jpg", "b/deep/er/2.JPG", "b/.hidden.jpg", ".git/x.jpg", "a/Thumbs.db", "1.jpg")
     (root / "a/notes.txt").write_text("text")
     (root / "a/no_extension").write_bytes(b"\xff\xd8\xff image")
     found = find_images(root)
     assert [found.relative(s) for s in found.splits["all"]] == ["a/1.jpg", "a/no_extension", "b/deep/er/2.JPG"]
     assert (found.num_hidden, found.num_other_files) == (3, 2)
-    assert "1 image directly in" in found.warnings[0]
+    assert "1 image" in found.warnings[0]
 
 
-def test_accents_spelled_two_ways_are_one_class(tmp_path: Path) -> None:
+def test_accents_encoded_in_two_ways_are_one_class(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     found = find_images(tree(tmp_path, f"train/{decomposed}/1.jpg", "train/tea/1.jpg", f"valid/{composed}/2.jpg"))
     assert found.classes == (composed, "tea")
@@ -49,11 +52,11 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert len(find_images(root).samples) == 3
 
 
-@pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0, reason="root may look everywhere")
-def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0, reason="root may open any folder")
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     root = tree(tmp_path, "a/1.jpg", "a/closed/2.jpg", "b/1.jpg")
     (root / "a" / "closed").chmod(0)
-    with pytest.raises(DataError, match=r"cannot look into .*closed: Permission denied"):
+    with pytest.raises(DataError, match="closed"):
         find_images(root)
 
 
@@ -73,13 +76,13 @@ def test_the_one_folder_that_holds_everything_is_entered(
     found = find_images(tree(tmp_path / "data", *names))
     assert (found.root, set(found.splits), found.classes) == (tmp_path / "data" / root, splits, ("a", "b"))
     assert found.source == tmp_path / "data"
-    assert any(f"in one folder, {root}, which is taken" in note for note in found.warnings) == bool(root)
+    assert any(f" {root}," in warning for warning in found.warnings) == bool(root)
     assert found.num_hidden == ("licence" in str(names))
 
 
 def test_a_folder_beside_images_is_not_entered(tmp_path: Path) -> None:
     root = tree(tmp_path, "x/a/1.jpg", "x/b/1.jpg", "1.jpg")
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="'x'"):
         find_images(root)
 
 
@@ -89,13 +92,13 @@ def test_the_only_class_of_a_model_is_not_entered(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-def test_a_folder_that_only_holds_itself_ends(tmp_path: Path) -> None:
+def test_a_folder_that_contains_only_itself_is_not_entered_forever(tmp_path: Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
         find_images(tmp_path)
 
 
-def test_images_in(flat: Path) -> None:
+def test_images_in_a_folder_and_those_inside_it(flat: Path) -> None:
     (flat / "red" / "notes.txt").write_text("no image")
     assert len(images_in(flat)) == 30
 
@@ -111,7 +114,7 @@ def test_order_does_not_depend_on_creation(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "one")
 
 
-def test_what_systems_put_beside_files_is_no_class(tmp_path: Path) -> None:
+def test_folders_of_the_system_are_not_classes(tmp_path: Path) -> None:
     root = tree(tmp_path, "a/1.jpg", "b/2.jpg", "a/@eaDir/1.jpg", "b/thumbs.DB", "a/Desktop.ini")
     for name in ("System Volume Information", "$RECYCLE.BIN", "lost+found"):
         (root / name).mkdir()

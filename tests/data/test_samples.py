@@ -1,4 +1,4 @@
-"""Labelled images, how some of them are held back, and how a list leaves some out."""
+"""Labelled images: how some are held out, and how a list leaves some out."""
 
 import os
 import unicodedata
@@ -12,7 +12,7 @@ from packing import tree
 from carnet.data.samples import (
     LabeledImages,
     Sample,
-    about_strange,
+    describe_unmatched,
     expanded,
     hold_out,
     named_images,
@@ -112,7 +112,7 @@ def test_follows_from_seed_and_content_alone() -> None:
     assert {s.path.name for s in moved} == {s.path.name for s in valid}
 
 
-def test_a_class_is_never_held_back_whole() -> None:
+def test_a_class_is_never_held_out_completely() -> None:
     samples, digests = numbered([(0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (1, 6)])
     train, valid = hold_out(samples, digests, fraction=0.9, seed=0)
     assert [s.label for s in train] == [0, 1]
@@ -126,7 +126,7 @@ def test_single_image_is_kept_for_training() -> None:
     assert [s.label for s in valid] == [1]
 
 
-def test_lines_that_say_nothing(tmp_path: Path) -> None:
+def test_empty_lines_and_comments_of_an_ignore_list(tmp_path: Path) -> None:
     path = tmp_path / "ignore.txt"
     path.write_bytes("\ufeff# blurred\r\n\r\n a b.jpg \r\n./#1.jpg\r\nx\u2028y.jpg".encode())
     assert read_ignore_file(path) == ("a b.jpg", "./#1.jpg", "x\u2028y.jpg")
@@ -142,13 +142,13 @@ def test_the_datas_folder_comes_before_the_current_one(tmp_path: Path, monkeypat
     assert named_images(images, [str(tmp_path / "photos/b/1.jpg")], []) == ({images[2]}, [])
 
 
-def test_accents_spelled_two_ways(tmp_path: Path) -> None:
+def test_accents_encoded_in_two_ways(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
     assert named_images([tmp_path / decomposed], [composed], [tmp_path])[0] == {tmp_path / decomposed}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-def test_the_data_may_be_named_by_way_of_a_link(tmp_path: Path) -> None:
+def test_the_data_may_be_given_as_a_link(tmp_path: Path) -> None:
     tree(tmp_path / "real", "a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     line = str(tmp_path / "real" / "a.jpg")
@@ -156,7 +156,6 @@ def test_the_data_may_be_named_by_way_of_a_link(tmp_path: Path) -> None:
 
 
 def test_lines_without_images_are_counted() -> None:
-    _, strange = named_images([Path("a.jpg")], [f"{number}.jpg" for number in range(9)], [])
-    assert about_strange(strange) == (
-        "9 lines of the ignore list name no image here: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg' and 4 more"
-    )
+    _, unmatched = named_images([Path("a.jpg")], [f"{number}.jpg" for number in range(9)], [])
+    assert len(unmatched) == 9
+    assert all(text in describe_unmatched(unmatched) for text in ("9 lines", "'0.jpg'", "'4.jpg'", "4 more"))

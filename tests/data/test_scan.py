@@ -21,24 +21,23 @@ def test_flat_folder_is_divided_and_described(flat: Path) -> None:
     images = check(flat)
     assert {split: len(samples) for split, samples in images.data.splits.items()} == {"train": 24, "valid": 6}
     assert images.held_out
-    assert describe(images)[0] == "Found 3 classes, 24 train, 6 valid images (valid held back from the rest)."
+    assert all(text in describe(images)[0] for text in ("3 classes", "24 train", "6 valid"))
     again = check(flat)
     assert again.content_hash == images.content_hash
     assert check(flat, seed=1).content_hash != images.content_hash
 
 
-def test_missing_valid_is_held_back_with_a_warning(flat: Path, tmp_path: Path) -> None:
+def test_missing_valid_is_held_out_with_a_warning(flat: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(flat, root / "train")
     shutil.copytree(flat, root / "test")
     images = check(root)
     assert set(images.data.splits) == {"train", "valid", "test"}
-    assert "there is no valid split; 6 images of the 30 in train are held back for validation" in images.warnings
-    assert "24 images of test in train as well" in str(images.warnings)
+    assert any("6 images" in warning and "30" in warning for warning in images.warnings)
+    assert any("24 images of test" in warning for warning in images.warnings)
     shutil.rmtree(root / "test")
-    assert check(root).warnings == (
-        "there is no valid split; 6 images of the 30 in train are held back for validation",
-    )
+    (warning,) = check(root).warnings
+    assert "6 images" in warning
 
 
 def test_unreadable_images_stop_or_are_counted(flat: Path) -> None:
@@ -46,33 +45,30 @@ def test_unreadable_images_stop_or_are_counted(flat: Path) -> None:
     (flat / "blue" / "empty.jpg").write_bytes(b"")
     with pytest.raises(UnreadableImagesError) as caught:
         check(flat)
-    assert "2 of 31 images cannot be read" in str(caught.value)
-    assert "--skip-unreadable" in str(caught.value)
-    assert "empty.jpg: the file is empty" in str(caught.value)
-    assert "3.png: damaged" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("2 of 31", "--skip-unreadable", "empty.jpg", "3.png"))
     images = check(flat, skip_unreadable=True)
     assert len(images.unreadable) == 2
     assert len(images.data.samples) == 29
-    assert any(line.startswith("2 x left out because it cannot be read") for line in describe(images))
+    assert any(line.startswith("2 x ") and "empty.jpg" in line for line in describe(images))
     assert [row["split"] for row in images.rows()].count("unreadable") == 2
 
 
-def test_the_way_out_is_seen_where_thousands_cannot_be_read(flat: Path) -> None:
+def test_at_most_twenty_unreadable_images_are_listed(flat: Path) -> None:
     for number in range(50):
         (flat / "red" / f"phone-{number}.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(UnreadableImagesError) as caught:
         check(flat)
     first, *files, last = str(caught.value).splitlines()
-    assert "50 of 80 images cannot be read" in first
-    assert (len(files), last) == (20, "  and 30 more")
-    assert all("a HEIC image; convert it" in line for line in files)
+    assert "50 of 80" in first
+    assert (len(files), "30" in last) == (20, True)
+    assert all(".heic: " in line and "JPEG" in line for line in files)
     assert len(caught.value.errors) == 50
 
 
 def test_a_class_of_unreadable_images_only(flat: Path) -> None:
     for path in (flat / "red").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="no readable training image is left of red"):
+    with pytest.raises(DataError, match="red"):
         check(flat, skip_unreadable=True)
 
 
@@ -84,12 +80,12 @@ def test_duplicates_leaks_and_conflicts_are_named(photos: Path, tmp_path: Path) 
     shutil.copy(root / "train" / "red" / "2.jpg", root / "train" / "red" / "two.jpg")
     images = check(root)
     assert [images.data.relative(s) for s in images.leaked("valid")] == ["valid/red/again.jpg"]
-    assert "1 image of valid in train as well, byte for byte: red (1)" in images.warnings
-    assert "1 image under two classes: train/blue/one.jpg = train/red/1.jpg" in images.warnings
-    assert any(line.startswith("3 x the same file again") for line in describe(images))
+    assert any("1 image of valid" in warning and "red (1)" in warning for warning in images.warnings)
+    assert any("train/blue/one.jpg = train/red/1.jpg" in warning for warning in images.warnings)
+    assert any(line.startswith("3 x ") and "train/red/2.jpg = train/red/two.jpg" in line for line in describe(images))
 
 
-def test_every_odd_file_is_accounted_for(flat: Path) -> None:
+def test_every_oddity_is_reported(flat: Path) -> None:
     red = flat / "red"
     picture = Image.open(red / "0.png")
     picture.save(red / "png.jpg", "PNG")
@@ -118,22 +114,24 @@ def test_images_that_would_be_nearly_black_or_mostly_cut_off_are_named(flat: Pat
         Image.new("RGB", (width, 20)).save(red / f"wide-{width}.png")
     checked = check(flat)
     kinds = {kind: [Path(name).name for name in names] for kind, names in checked.oddities.items()}
-    assert kinds["16-bit"] == ["bright.png"]
-    assert kinds["16-bit and nearly black, with the lowest 4,096 of 65,536 values alone"] == ["dark.png"]
-    assert any(line.startswith("2 x more than twice as long as wide: with --resize crop") for line in describe(checked))
+    assert kinds.pop("16-bit") == ["bright.png"]
+    ((kind, names),) = kinds.items()
+    assert ("4,096" in kind, names) == (True, ["dark.png"])
+    assert any(line.startswith("2 x ") and "--resize crop" in line for line in describe(checked))
 
 
-def test_few_images_to_validate_with_are_told_where_more_could_be_had(flat: Path, tmp_path: Path) -> None:
+def test_few_validation_images_are_a_warning_if_more_could_be_held_out(flat: Path, tmp_path: Path) -> None:
     for split, number in (("train", 60), ("valid", 4)):
         for name in ("red", "blue"):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             for place in range(number):
                 Image.new("RGB", (32, 32), (place, number, len(name))).save(folder / f"{place}.png")
-    (note,) = check(tmp_path / "data").warnings
-    assert note.startswith("8 images in valid, by which an accuracy is known to about 35 points either way; without")
-    # What is held back is as much as there can be.
-    assert not any("either way" in note for note in check(flat).warnings)
+    (warning,) = check(tmp_path / "data").warnings
+    assert "8 images in valid" in warning
+    assert "±35 points" in warning
+    # A held-out fifth cannot be larger.
+    assert check(flat).warnings == ()
 
 
 def test_damaged_animations_and_tiffs_are_errors_not_crashes(flat: Path, tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_damaged_animations_and_tiffs_are_errors_not_crashes(flat: Path, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
-def test_names_that_are_no_utf8(flat: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(flat: Path, tmp_path: Path) -> None:
     odd = os.fsencode(flat / "red") + b"/caf\xe9.png"
     Path(os.fsdecode(odd)).write_bytes((flat / "red" / "0.png").read_bytes())
     images = check(flat)
@@ -164,7 +162,7 @@ def test_names_that_are_no_utf8(flat: Path, tmp_path: Path) -> None:
     assert len(images.content_hash) == 64
 
 
-def test_content_hash_sees_a_changed_byte(flat: Path) -> None:
+def test_the_content_hash_depends_on_every_byte(flat: Path) -> None:
     before = check(flat).content_hash
     with (flat / "red" / "0.png").open("ab") as file:
         file.write(b"\0")
@@ -172,7 +170,7 @@ def test_content_hash_sees_a_changed_byte(flat: Path) -> None:
 
 
 @pytest.mark.data
-def test_weather_messy_is_accounted_for(shared_data) -> None:  # type: ignore[no-untyped-def]
+def test_oddities_of_real_photos(shared_data) -> None:  # type: ignore[no-untyped-def]
     """Counted independently: `file` on every image of the real, messy data set."""
     images = check(shared_data("weather_messy"))
     odd = {kind: len(names) for kind, names in images.oddities.items()}
@@ -183,8 +181,8 @@ def test_weather_messy_is_accounted_for(shared_data) -> None:  # type: ignore[no
     assert not images.unreadable
 
 
-def test_a_label_that_changes_is_other_data(flat: Path) -> None:
-    """In a table no path tells it; the image keeps its place in the order."""
+def test_the_content_hash_depends_on_the_labels(flat: Path) -> None:
+    """In a table, paths do not tell the labels, and the image keeps its place in the order."""
     paths = sorted(flat.glob("*/*.png"))
     hashes = []
     for label in ("blue", "green"):

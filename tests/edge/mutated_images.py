@@ -1,4 +1,4 @@
-"""Classify a thousand damaged images: `python mutated_images.py MODEL` prints what came of them."""
+"""Classify a thousand damaged images: `python mutated_images.py MODEL` prints the outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from carnet import Classifier
 from carnet.errors import ImageError
 
 NUMBER, WARM = 1000, 300
-"""Images, and those after which memory should have stopped growing."""
+"""Number of images, and of those after which memory should have stopped growing."""
 
 
 def main(model: str) -> None:
@@ -35,7 +35,7 @@ def main(model: str) -> None:
 
 def drawn_files() -> list[bytes]:
     rng = np.random.default_rng(1)
-    picture = Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).resize((180, 140))
+    image = Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).resize((180, 140))
     files = []
     for form, mode in (
         ("JPEG", "RGB"),
@@ -48,13 +48,13 @@ def drawn_files() -> list[bytes]:
         ("BMP", "RGB"),
     ):
         content = io.BytesIO()
-        picture.convert(mode).save(content, form)
+        image.convert(mode).save(content, form)
         files.append(content.getvalue())
     return files
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """A cut, or other bytes; half of the time near the beginning, since headers decide most."""
+    """Cut a file, or change bytes; half of the time near the beginning, because headers decide most."""
     changed = bytearray(content)
     if rng.random() < 0.3:
         del changed[int(rng.integers(0, len(changed))) :]

@@ -40,9 +40,9 @@ def test_it_predicts_as_the_bench_does(classifier: Classifier, trained_run: Path
 
 def test_sources_of_every_kind_get_the_same_prediction(classifier: Classifier, photos: Path) -> None:
     path = photos / "valid" / "red" / "8.jpg"
-    with Image.open(path) as picture:
-        picture.load()
-        sources = [path, str(path), path.read_bytes(), picture, np.asarray(picture)]
+    with Image.open(path) as image:
+        image.load()
+        sources = [path, str(path), path.read_bytes(), image, np.asarray(image)]
         answers = [classifier.predict(source) for source in sources]
     assert len(set(answers)) == 1
     assert list(answers[0].probabilities) == sorted(answers[0].probabilities, reverse=True)
@@ -109,12 +109,12 @@ def test_several_threads_at_once(classifier: Classifier, photos: Path) -> None:
 def test_below_the_threshold_it_is_not_confident(exported: Path, photos: Path) -> None:
     classifier, path = Classifier(exported), photos / "valid" / "red" / "8.jpg"
     classifier.threshold = 1.1
-    unsure = classifier.predict(path)
+    not_confident = classifier.predict(path)
     classifier.threshold = 0.0
     confident = classifier.predict(path)
-    assert (unsure.is_confident, confident.is_confident) == (False, True)
-    assert unsure.probabilities == confident.probabilities
-    assert str(unsure) != str(confident)
+    assert (not_confident.is_confident, confident.is_confident) == (False, True)
+    assert not_confident.probabilities == confident.probabilities
+    assert str(not_confident) != str(confident)
 
 
 def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, photos: Path) -> None:

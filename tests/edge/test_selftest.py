@@ -92,10 +92,10 @@ def test_files_without_tests_are_an_error(exported: Path, tests: object) -> None
 
 
 @pytest.mark.parametrize("size", [32, 128, 244])
-def test_the_pictures_are_small_and_need_what_they_test(size: int) -> None:
-    pictures = draw_tests(ModelSpec(model="carnet_s", classes=("a", "b"), image_size=size))
-    assert all(len(content) < 40_000 for content in pictures.values())
-    with Image.open(BytesIO(pictures["lossless"])) as lossless, Image.open(BytesIO(pictures["jpeg"])) as jpeg:
+def test_the_test_images_are_small_and_of_the_right_size(size: int) -> None:
+    images = draw_tests(ModelSpec(model="carnet_s", classes=("a", "b"), image_size=size))
+    assert all(len(content) < 40_000 for content in images.values())
+    with Image.open(BytesIO(images["lossless"])) as lossless, Image.open(BytesIO(images["jpeg"])) as jpeg:
         assert (lossless.format, lossless.size) == ("PNG", (size, size))
         assert jpeg.format == "JPEG"
         assert jpeg.width != jpeg.height > size

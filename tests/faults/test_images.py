@@ -1,4 +1,4 @@
-"""Images as they lie on disks: with damaged notes about them, any transparency, half of their data lost, or huge."""
+"""Images as they are on disks: with damaged metadata, any transparency, half of their data lost, or huge."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def loaded(content: bytes, in_channels: int = 3) -> np.ndarray[Any, np.dtype[np.
 
 
 def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """Edges and noise, as a camera sees them."""
+    """An image with edges and noise, like a photo."""
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(0).integers(-30, 30, (height, width, 3))
     colours = np.stack([9 * x, 7 * y, 5 * (x + y)], axis=2) % 200 + 25 + noise
@@ -77,7 +77,7 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def photo_jpeg(*segments: bytes, keep_first: bool = True) -> bytes:
-    """A JPEG with segments of ours behind its first, or in its place."""
+    """A JPEG with these segments after its first one, or in its place."""
     content = encoded(photo(), "JPEG", quality=90)
     first_end = 4 + int.from_bytes(content[4:6], "big")
     return content[: first_end if keep_first else 2] + b"".join(segments) + content[first_end:]
@@ -118,11 +118,11 @@ NOTES = {
 
 @pytest.mark.parametrize("notes", NOTES.values(), ids=NOTES)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_png_notes_do_not_stop_whole_pixels(notes: bytes, place: str) -> None:
+def test_damaged_png_metadata_do_no_harm(notes: bytes, place: str) -> None:
     assert np.array_equal(loaded(photo_png(**{place: notes})), np.asarray(photo()))
 
 
-def test_a_png_cut_in_a_note_behind_its_pixels_is_whole() -> None:
+def test_a_png_cut_in_metadata_after_its_pixels_is_complete() -> None:
     whole = photo_png(after=chunk(b"tEXt", b"Comment\0" + 500 * b"x"))
     assert np.array_equal(loaded(whole[:-300]), np.asarray(photo()))
 
@@ -147,13 +147,12 @@ JPEG_NOTES = {
 
 
 @pytest.mark.parametrize(("notes", "keep_first"), JPEG_NOTES.values(), ids=JPEG_NOTES)
-def test_jpeg_notes_do_not_stop_whole_pixels(notes: bytes, keep_first: bool) -> None:
+def test_damaged_jpeg_metadata_do_no_harm(notes: bytes, keep_first: bool) -> None:
     plain = encoded(photo(), "JPEG", quality=90)
     assert np.array_equal(loaded(photo_jpeg(notes, keep_first=keep_first)), loaded(plain))
 
 
-def test_mutated_exif_never_stops_a_photo() -> None:
-    """Whatever a camera writes wrong, the pixels are there; only how they are turned may follow from it."""
+def test_mutated_exif_only_changes_the_orientation() -> None:
     exif = Image.Exif()
     exif[0x011A], exif[0x011B], exif[0x0128], exif[0x010F] = 72.0, 72.0, 2, "a camera"
     plain = encoded(photo(), "JPEG", exif=exif, quality=90)
@@ -173,7 +172,7 @@ def test_mutated_exif_never_stops_a_photo() -> None:
 WEBP = encoded(photo(), "WEBP", lossless=True, exact=True)
 WEBP_PIXELS = (b"VP8L", WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
 EXTENDED = (b"VP8X", bytes((0x2C, 0, 0, 0)) + struct.pack("<I", SIDE - 1)[:3] * 2)
-"""Announces a profile, EXIF and XMP."""
+"""Header that declares a profile, EXIF and XMP."""
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ EXTENDED = (b"VP8X", bytes((0x2C, 0, 0, 0)) + struct.pack("<I", SIDE - 1)[:3] * 
     ],
     ids=["all notes damaged", "notes missing", "EXIF cut", "unknown cut", "more behind", "size too large"],
 )
-def test_webp_notes_do_not_stop_whole_pixels(content: bytes) -> None:
+def test_damaged_webp_metadata_do_no_harm(content: bytes) -> None:
     assert np.array_equal(loaded(content), np.asarray(photo()))
 
 
@@ -210,11 +209,11 @@ HEX_EXIF = b"\nexif\n%d\n" % (len(EXIF) + 6) + (b"Exif\0\0" + EXIF).hex().encode
         riff(EXTENDED, WEBP_PIXELS, (b"XMP ", XMP)),
     ],
 )
-def test_what_tells_an_orientation_is_heard(content: bytes) -> None:
+def test_every_kind_of_orientation_is_applied(content: bytes) -> None:
     assert np.array_equal(loaded(content), np.rot90(np.asarray(photo()), 3))
 
 
-def test_jpeg_orientation_is_heard() -> None:
+def test_jpeg_orientation_is_applied() -> None:
     expected = np.rot90(loaded(photo_jpeg()), 3)
     for notes in (b"Exif\0\0" + EXIF, b"http://ns.adobe.com/xap/1.0/\0" + XMP):
         assert np.array_equal(loaded(photo_jpeg(segment(0xE1, notes))), expected)
@@ -235,25 +234,23 @@ def test_jpeg_orientation_is_heard() -> None:
         b"BM" + bytes(60),
     ],
 )
-def test_what_has_a_signature_is_damaged_not_unsupported(content: bytes) -> None:
-    with pytest.raises(ImageError) as caught:
+def test_a_file_with_a_signature_is_damaged_not_unsupported(content: bytes) -> None:
+    with pytest.raises(ImageError, match="damaged"):
         load_image(content, spec())
-    assert "damaged" in caught.value.reason
-    assert "a supported format" not in caught.value.reason
 
 
 def test_bombs_stay_refused() -> None:
-    """Many pixels, of which none are there, in the image, in a frame and in the notes."""
+    """A header may claim many pixels without any data, in a PNG or a WebP."""
     large = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", large) + chunk(b"IDAT", b"x") + chunk(b"IEND")
-    with pytest.raises(ImageError, match="pixels"):
+    with pytest.raises(ImageError, match="178,956,970"):
         load_image(content, spec())
-    with pytest.raises(ImageError, match="pixels"):
+    with pytest.raises(ImageError, match="178,956,970"):
         load_image(riff((b"VP8X", bytes(4) + b"\xff\x3f\0\xff\x3f\0"), WEBP_PIXELS), spec())
 
 
 def packed_rows(values: np.ndarray[Any, Any], bits: int) -> list[bytes]:
-    """Rows of a PNG from grey (H, W) or colours (H, W, 3), in so many bits a value, at least of one byte if colours."""
+    """Rows of a PNG from grey (H, W) or colours (H, W, 3), with so many bits per value (8 or 16 for colours)."""
     if bits == 16:
         return [row.astype(">u2").tobytes() for row in values]
     if bits == 8:
@@ -264,7 +261,7 @@ def packed_rows(values: np.ndarray[Any, Any], bits: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_transparent_grey_of_any_depth_stands_on_white(bits: int) -> None:
+def test_transparent_grey_of_any_depth_is_put_on_white(bits: int) -> None:
     most = 2**bits - 1
     values = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) * (4099 if bits == 16 else 1) % (most + 1)
     transparent = int(values[3, 5])
@@ -279,8 +276,8 @@ def test_transparent_grey_of_any_depth_stands_on_white(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_transparent_colour_of_any_depth_stands_on_white(bits: int) -> None:
-    """At 16 bits, colours that differ in their lower bytes alone are different colours."""
+def test_transparent_colour_of_any_depth_is_put_on_white(bits: int) -> None:
+    """At 16 bits, colours that differ only in their lower bytes are different colours."""
     values = np.random.default_rng(2).integers(0, 2, (SIDE, SIDE, 3)) + (0x4080 if bits == 16 else 0x40)
     transparent = values[3, 5]
     is_transparent = (values == transparent).all(axis=2)
@@ -300,12 +297,12 @@ def test_tiffs_of_32_bit_integers_are_refused(dtype: type, highest: int) -> None
     signed = Image.fromarray(values.astype(np.int32))
     content = encoded(signed, "TIFF")
     if dtype is np.uint32:
-        # SampleFormat, 2 where there is a sign.
+        # SampleFormat, which is 2 for signed values.
         entry = struct.pack("<HHI", 339, 3, 1)
         assert entry in content
         content = content.replace(entry + b"\2\0", entry + b"\1\0")
     for source in (content, signed, Image.open(io.BytesIO(content))):
-        with pytest.raises(ImageError, match="32-bit"):
+        with pytest.raises(ImageError, match="8 or 16 bits"):
             load_image(source, spec())
 
 
@@ -364,7 +361,9 @@ WHOLE = {
 }
 
 
-def test_half_lost_images_are_named_and_whole_ones_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_with_lost_data_are_reported_and_complete_ones_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "valid"):
         for label, files in (("lost", LOSSES), ("whole", WHOLE)):
             folder = tmp_path / "data" / split / label
@@ -385,10 +384,10 @@ def test_half_lost_images_are_named_and_whole_ones_are_not(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
-def test_what_a_decoder_refuses_is_refused_before_training(
+def test_images_that_cannot_be_decoded_are_refused_before_training(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a decoder that is asked a second time gives the half that it has got."""
+    """Also by a decoder that returns half of the image when it is called a second time."""
     options = {"compression": "tiff_lzw"} if form == "TIFF" else {}
     whole = encoded(photo(160, 120), form, **options)
     for number, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/hole.png")):
@@ -400,8 +399,7 @@ def test_what_a_decoder_refuses_is_refused_before_training(
     common = ["--model", "carnet_n", "--image-size", "32", "--epochs", "1", "--compile", "off", "--output"]
     assert run(["train", str(tmp_path / "data"), *common, str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "1 of 5 images cannot be read" in said
-    assert "hole.png: damaged" in said
+    assert all(name in said for name in ("1 of 5", "b/hole.png", "--skip-unreadable"))
 
 
 TIFFS = {
@@ -411,8 +409,8 @@ TIFFS = {
 }
 
 
-def test_damaged_images_say_nothing_on_standard_error(tmp_path: Path) -> None:
-    """C libraries write there past Python; a server's log would fill."""
+def test_damaged_images_print_nothing_on_standard_error(tmp_path: Path) -> None:
+    """C libraries print there without Python, which would fill the log of a server."""
     rng = np.random.default_rng(3)
     for name, (compression, place) in TIFFS.items():
         image = photo(120, 90).convert("1") if compression == "group4" else photo(120, 90)
@@ -461,7 +459,7 @@ PEAKS: dict[str, tuple[Callable[[], bytes], int, int]] = {
     ),
     "a strip": (lambda: png(rows_of_zeros(8_000_000, 1, 16, 1), size=(8_000_000, 1), bits=16, colour=0), 3, 2),
 }
-"""Name -> the file, the channels that the model takes, and bytes a pixel that Pillow decodes it to."""
+"""Name -> the file, the channels of the model, and bytes per pixel that Pillow decodes it to."""
 PEAK_OF_A_PROCESS = """
 import re, sys
 from pathlib import Path
@@ -480,16 +478,16 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the highest use of memory is read as Linux gives it")
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
 @pytest.mark.parametrize(("content", "channels", "decoded"), PEAKS.values(), ids=PEAKS)
-def test_a_large_image_takes_six_bytes_a_pixel_beyond_itself(
+def test_a_large_image_takes_six_bytes_per_pixel_besides_itself(
     content: Callable[[], bytes], channels: int, decoded: int, tmp_path: Path
 ) -> None:
     (tmp_path / "large.png").write_bytes(content())
     (tmp_path / "small.png").write_bytes(photo_png())
     command = [sys.executable, "-c", PEAK_OF_A_PROCESS, tmp_path / "large.png", channels, tmp_path / "small.png"]
     done = finished(command, check=True)
-    # Two megabytes a part, and what the allocator keeps.
+    # Besides, two megabytes for a part, and what the allocator keeps.
     assert int(done.stdout) <= (decoded + 6) * LARGE[0] * LARGE[1] + 12e6
 
 

@@ -95,7 +95,7 @@ class Inputs(Callback):
 def test_size_and_crops_follow_the_progress(
     changes: dict[str, Any], sides: list[int], photos: Path, tmp_path: Path
 ) -> None:
-    """Progressive resizing and crops at first; full size and nearly whole images in the last quarter."""
+    """Progressive resizing and crops at first; full size and nearly uncropped images in the last quarter."""
     job = new_job(photos, small(image_size=128, workers=0, **changes), tmp_path / "run")
     augmentation = RecordingAugmentation(**vars(job.pipeline.augmentation))
     inputs = Inputs()
