@@ -193,7 +193,7 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
         return command(**vars(read(_flags_of(command, own))))
     from carnet import config
 
-    groups = getattr(config, "GROUPS", {"recipe": config.TrainingConfig})
+    groups = config.GROUPS
 
     def read_with_recipe(recipe: config.TrainingConfig) -> Any:
         inner = {name: _flags_of(kind, fields(kind), recipe) for name, kind in groups.items()}
