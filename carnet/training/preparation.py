@@ -397,8 +397,8 @@ def scan_data(
     if config.stream:
         if (form := form_of(Path(data))) != "dataset":
             raise ConfigError(
-                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so "
-                "leave it out"
+                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave "
+                "it out"
             )
         image_size = config.image_size or default_image_size(config.model)
         stream = ImageStream(str(data), progress=partial(progress.bar, "counting the images"))
