@@ -24,7 +24,7 @@ VERSIONS = sorted(path.stem for path in FIXTURES.glob("*.zip"))
 RENAMED = {"sure": "confident", "accuracy_when_sure": "confident_accuracy"}
 """Names of numbers in the JSON of that time -> their present names."""
 OF_THE_DAY = {"seconds", "seconds_per_epoch", "seconds_to", "peak_memory_bytes", "machine", "versions", "matrix_gflops"}
-OF_THE_DAY |= {"latency_ms", "latency_p95_ms", "latency_ms_pytorch", "report", "notes", "sentences"}
+OF_THE_DAY |= {"latency_ms", "latency_p95_ms", "latency_ms_pytorch", "report", "notes", "sentence", "sentences"}
 """Entries that depend on the clock, the machine or the wording."""
 SHORT = ("train", "pictures", "--output", "new", "--model", "carnet_n", "--image-size", "32", "--epochs", "1")
 Command = Callable[..., Any]

@@ -16,6 +16,7 @@ import pytest
 from comparing import MODELS, SMALL, compare, graph_of
 
 from carnet.cli.compare import Command
+from carnet.cli.main import parse
 from carnet.comparison.runs import read_run
 from carnet.comparison.verdict import (
     SIGNIFICANCE_LEVEL,
@@ -107,7 +108,7 @@ def test_the_command_prints_what_the_function_returns(
     runs = shutil.copytree(folder, tmp_path / "runs")
     flags = ["--models", "carnet_n,carnet_s", "--seeds", "2", "--image-size", "32", "--epochs", "2"]
     flags += ["--batch-size", "8", "--compile", "off", "--output", str(runs), "--json"]
-    assert Command.parse([str(photos), *flags]).run(never, graph_of) == 0
+    assert parse(Command, "compare", [str(photos), *flags]).run(never, graph_of) == 0
     printed = json.loads(capsys.readouterr().out)
     answer = compare(photos, runs, models=MODELS, seeds=2, config=SMALL, train=never)
     assert answer.untrained == ()

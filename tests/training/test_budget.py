@@ -124,7 +124,7 @@ def test_held_out_images_of_a_folder_without_splits_do_not_count(flat: Path) -> 
 
 
 def test_the_run_records_the_requested_and_the_resolved_side(photos: Path, tmp_path: Path) -> None:
-    """This measures real steps, which are fast on small images."""
+    """This measures real steps, so that the side depends on the machine."""
     job = prepare(
         photos,
         replace(OPEN, compile=False, threads=1),
@@ -135,6 +135,6 @@ def test_the_run_records_the_requested_and_the_resolved_side(photos: Path, tmp_p
         progress=Silent(),
         held=ExitStack(),
     )
-    assert job.config.image_size == job.spec.image_size == SIDES[-1]
-    assert job.record["resolved"]["image_size"] == SIDES[-1]
+    assert job.config.image_size in SIDES
+    assert job.config.image_size == job.spec.image_size == job.record["resolved"]["image_size"]
     assert job.record["requested"]["image_size"] is None

@@ -114,7 +114,7 @@ def test_refusals(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             patch.setenv(name, value)
         with pytest.raises(ConfigError, match=r"--devices 2.* 4 "):
             device_and_number(TWO)
-    with pytest.raises(DataError, match=r"24 training images.* 16 devices"):
+    with pytest.raises(DataError, match=r"24 training images.*--devices 16"):
         new_job(photos, config(devices=16, batch_size=32), tmp_path / "run")
 
 

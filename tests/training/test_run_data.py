@@ -125,7 +125,7 @@ def test_every_form_gives_the_same_weights(photos: Path, tmp_path: Path, monkeyp
          "data set": path.parent.parent.name}
         for path in sorted(photos.rglob("*.jpg"), reverse=True)
     ]  # fmt: skip
-    files.write_csv(table, rows)
+    files.write_text(table, files.csv_text(rows))
     monkeypatch.chdir(tmp_path)
     runs = [train(data, small(epochs=1)).run for data in (photos, archive, table)]
     assert [str(run) for run in runs] == ["runs/photos-carnet_n", "runs/pictures-carnet_n", "runs/photos-carnet_n-2"]
