@@ -329,7 +329,7 @@ def test_tables_in_splits_and_odd_names_in_them(tmp_path: Path, capsys: pytest.C
     wanted += Counter((split, "caf\u00e9") for split in splits)
     assert (code, Counter(row[:2] for row in rows)) == (0, wanted)
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-    (alike,) = [note for note in notes if "capitals, blanks" in note]
+    (alike,) = [note for note in notes if "'c at'" in note]
     assert all(repr(name) in alike for name in labels[:5])
     assert "dog" not in alike
     assert [note for note in notes if "2 images of a class 'nan'" in note]
