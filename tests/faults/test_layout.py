@@ -328,17 +328,8 @@ def test_tables_in_splits_and_similar_names_in_them(tmp_path: Path, capsys: pyte
     wanted += Counter((split, "caf\u00e9") for split in splits)
     assert (code, Counter(row[:2] for row in rows)) == (0, wanted)
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-<<<<<<< HEAD
     (similar,) = [note for note in notes if repr(labels[0]) in note]
     assert all(repr(name) in similar for name in labels[:5])
     assert "dog" not in similar
     for pattern in ("2 .*'nan'", "2 .*'None'", "caf\u00e9 .*2 "):
         assert [note for note in notes if re.search(pattern, note)], pattern
-=======
-    (alike,) = [note for note in notes if "'c at'" in note]
-    assert all(repr(name) in alike for name in labels[:5])
-    assert "dog" not in alike
-    assert [note for note in notes if "2 images of a class 'nan'" in note]
-    assert [note for note in notes if "2 images of a class 'None'" in note]
-    assert [note for note in notes if "caf\u00e9 in 2 ways" in note]
->>>>>>> room-files
