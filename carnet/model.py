@@ -323,7 +323,7 @@ def train(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Model:
-    """Train a classifier on labelled images.
+    """Train a classifier on labelled images, and return it with the saved weights.
 
         model = carnet.train("photos", epochs=30, image_size=160)
 
@@ -341,9 +341,6 @@ def train(
         callbacks: called at every step and epoch, after the built-in ones.
         progress: shows what happens; None: on standard error; `carnet.text.Silent()`: nowhere.
         settings: fields of `carnet.TrainingConfig`, such as `epochs=30`, which take the place of those of the recipe.
-
-    Returns:
-        The model with the kept weights; `model.result` says how the training ended.
 
     Raises:
         CarnetError: one of its kinds, see `carnet.errors`.

@@ -325,12 +325,8 @@ def launch(work: Work[Job, Answer], job: Job, *, size: int, device: str, progres
     arguments = (_Meeting(size, device, store.port, outbox, stop_number), work, pickle.dumps(job))
     answers: list[Answer] = []
     errors: list[CarnetError] = []
-    receive: dict[str, Callable[..., None]] = {
-        "say": progress.say,
-        "bar": progress.bar,
-        "answer": answers.append,
-        "error": errors.append,
-    }
+    receive: dict[str, Callable[..., None]] = {"say": progress.say, "bar": progress.bar}
+    receive |= {"answer": answers.append, "error": errors.append}
     ended = False
     with catch_stop_signals() as stop:
         group = spawn(_work, args=arguments, nprocs=size, join=False)  # type: ignore[no-untyped-call]

@@ -149,8 +149,7 @@ def prepare_resumed(
     except DataError as error:
         if data or not Path(place).is_absolute() or Path(place).exists():
             raise
-        way_out = f"carnet train DATA --resume {quoted(run.path)}"
-        raise DataError(f"{error}; say where the images are: {way_out}") from error
+        raise DataError(f"{error}; say where the images are: carnet train DATA --resume {quoted(run.path)}") from error
     images = scan.images
     if images.content_hash != record["data"]["content_hash"]:
         raise RunError(

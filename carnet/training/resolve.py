@@ -222,9 +222,8 @@ def choose_size(
         decoding_seconds: time to decode all images; None: some of them are decoded.
     """
     usual = default_image_size(requested.model)
-    if not budget_chooses_size(requested):
+    if not budget_chooses_size(requested) or requested.budget is None:
         return requested.image_size or usual
-    assert requested.budget is not None
     num_train = len(images.splits.get("train", images.samples))
     if "valid" not in images.splits:
         num_train = max(1, round((1 - requested.valid_fraction) * num_train))
@@ -240,10 +239,9 @@ def choose_size(
     seconds = _seconds_of_step(guess, requested, machine)
     steps = steps_per_epoch(num_train, guess.batch_size, guess.devices)
     decoding = _seconds_to_decode(images, spec) if decoding_seconds is None else decoding_seconds
-    left = parse_seconds(requested.budget) - machine.elapsed()
     # Without a cache images are decoded in every epoch.
     epoch, once = (seconds * steps + decoding, 0.0) if requested.cache == "off" else (seconds * steps, decoding)
-    epochs = max(0.0, left - once) / epoch
+    epochs = max(0.0, parse_seconds(requested.budget) - machine.elapsed() - once) / epoch
     fitting = round(epochs * steps)
     side = size_for(fitting)
     progress.say(

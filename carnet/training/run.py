@@ -69,7 +69,6 @@ def train(
     requested = _requested_config(data, config, init, resume, callbacks)
     if requested.max_memory is not None:
         return_freed_memory()
-    callbacks = [*built_in_callbacks(), *callbacks]
     with _console(progress) as console, ExitStack() as held, _processes(requested, resume) as processes:
         if resume is None:
             assert data is not None
@@ -77,6 +76,7 @@ def train(
         else:
             begin = partial(prepare_resumed, resume, data, requested)
         job = processes.from_first(partial(begin, output=output, ignore=ignore, progress=console, held=held))
+        callbacks = [*built_in_callbacks(), *callbacks]
         if job.config.devices > processes.size:
             work = partial(fit_job, callbacks=callbacks)
             state = launch(work, job, size=job.config.devices, device=job.config.device, progress=console)
