@@ -22,7 +22,14 @@ _PACKAGES = {
     **{name: name for name in ("torchvision", "safetensors", "matplotlib", "psutil", "rich", "onnx", "onnxscript")},
 }
 """Names of the packages, by module, that the extras `train` and `export` install."""
-_NEEDS_EXPORT = ("carnet export", "carnet compare", "carnet benchmark", "carnet.export_model")
+_NEEDS_EXPORT = (
+    "carnet export",
+    "carnet compare",
+    "carnet benchmark",
+    "carnet.export_model",
+    "carnet.compare",
+    "carnet.benchmark",
+)
 """Commands and functions that need the extra `export`, which includes `train`."""
 _NO_MEMORY = (
     *("allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation"),

@@ -31,7 +31,7 @@ class Command:
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run, or a .onnx file written by carnet export."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = ""
     """Folder, table, archive or data set of images, as for carnet train (default: the data of the run)."""
     split: Literal["train", "valid", "test", "all"] = "valid"
     """Images to evaluate on; all is for data without splits."""
