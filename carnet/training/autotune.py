@@ -279,7 +279,7 @@ def choose_compiling(config: ResolvedConfig, requested: TrainingConfig, measure:
     if requested.compile is None and (reason := _reason_not_to_compile(what, config, requested, measure)):
         return config.because(f"not compiled: {reason}")
     if problem := measure.compiler_problem(config.device):
-        raise ConfigError(f"--compile on: {problem}; install one, or leave the flag out")
+        raise ConfigError(f"--compile on: {problem}; without it, leave the flag out")
     compiled = replace(config, compile=True, recompute=_LEAN_RECOMPUTE if requested.max_memory else 1.0)
     started = measure.elapsed()
     try:

@@ -99,6 +99,8 @@ def test_the_output_says_why_an_epoch_is_the_best(impatient: tuple[Path, str]) -
 
 SHORT_OF_MEMORY = """
 import json, resource, sys
+# Python itself may fail to report that an import found no memory.
+import carnet.training.run
 from carnet.cli.main import run
 
 def limited(arguments, spare):
