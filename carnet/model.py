@@ -22,24 +22,23 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from carnet.config import TrainingConfig
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import is_model_file
 from carnet.errors import ConfigError, ImageError, RunError, explaining_missing_extra
-from carnet.evaluation import EvaluationReport, select_samples
 from carnet.explanation import Explanation
 from carnet.prediction import Prediction
 from carnet.preprocess import MAX_PIXELS, ImageSource
-from carnet.report.console import Console
-from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Progress, Silent, quoted
 
 if TYPE_CHECKING:
+    from carnet.config import TrainingConfig
     from carnet.data.samples import Layout
     from carnet.edge.runtimes import Runtime
+    from carnet.evaluation import EvaluationReport
     from carnet.export.exporter import ExportResult
     from carnet.models.weights import TrainedModel
+    from carnet.run_folder import RunFolder
     from carnet.training.loop import Callback
     from carnet.training.run import TrainingResult
 
@@ -185,6 +184,9 @@ class Model:
             DataError: if the data lacks the split, or has classes that the model does not know.
             UnreadableImagesError: if images cannot be decoded; it lists them.
         """
+        # Imported here, because predicting on a small device needs none of it.
+        from carnet.evaluation import select_samples
+
         digests = self._run().digests() if self.kind == "run" else None
         if data is None:
             data, layout, ignore = self.recorded_data(layout, ignore)
@@ -260,6 +262,8 @@ class Model:
             return export_model(run, output, int8=int8, data=data, max_drop=max_drop, runtime=runtime, progress=display)
 
     def _run(self) -> RunFolder:
+        from carnet.run_folder import RunFolder
+
         assert self.path is not None, "a run has a folder"
         return RunFolder.open(self.path)
 
@@ -362,7 +366,7 @@ def train(
 
 
 def _with_settings(config: TrainingConfig, settings: dict[str, Any]) -> TrainingConfig:
-    names = [field.name for field in fields(TrainingConfig)]
+    names = [field.name for field in fields(config)]
     for name in settings:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -372,6 +376,8 @@ def _with_settings(config: TrainingConfig, settings: dict[str, Any]) -> Training
 
 def shown(progress: Progress | None) -> AbstractContextManager[Progress]:
     """Give the progress that was asked for; None: one on standard error, if there is one."""
+    from carnet.report.console import Console
+
     if progress is not None:
         return nullcontext(progress)
     return nullcontext(Silent()) if sys.stderr is None else Console(sys.stderr)
