@@ -12,10 +12,8 @@ An exported file is computed without PyTorch, and works on the base installation
 from __future__ import annotations
 
 import difflib
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from operator import attrgetter
 from os import PathLike
@@ -29,7 +27,7 @@ from carnet.explanation import Explanation
 from carnet.prediction import Prediction
 from carnet.preprocess import MAX_PIXELS, ImageSource
 from carnet.spec import ModelSpec
-from carnet.text import Progress, Silent, quoted
+from carnet.text import Progress, quoted
 
 if TYPE_CHECKING:
     from carnet.config import TrainingConfig
@@ -44,8 +42,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "valid", "test", "all"]
 _MOVED = {
-    **{name: f"predictor.{name}" for name in ("network", "info", "logits", "probabilities", "document")},
-    **{name: f"result.{name}" for name in ("report", "history", "top1")},
+    **{name: f"predictor.{name}" for name in ("network", "info", "logits", "probabilities")},
+    **{name: f"result.{name}" for name in ("report", "history", "document", "top1")},
     "run": "path",
 }
 """What `load` and `train` returned before version 0.2 had, and where it is now."""
@@ -186,6 +184,7 @@ class Model:
         """
         # Imported here, because predicting on a small device needs none of it.
         from carnet.evaluation import select_samples
+        from carnet.report.console import shown
 
         digests = self._run().digests() if self.kind == "run" else None
         if data is None:
@@ -255,6 +254,8 @@ class Model:
         """
         if self.kind == "file":
             raise ConfigError(f"{self.path or 'the model'} is exported already; copy it, or export its run")
+        from carnet.report.console import shown
+
         with explaining_missing_extra("carnet export"):
             from carnet.export.exporter import export_model
         run = self._run().path
@@ -372,12 +373,3 @@ def _with_settings(config: TrainingConfig, settings: dict[str, Any]) -> Training
             near = difflib.get_close_matches(name, names, n=1)
             raise ConfigError(f"train has no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
     return replace(config, **settings)
-
-
-def shown(progress: Progress | None) -> AbstractContextManager[Progress]:
-    """Give the progress that was asked for; None: one on standard error, if there is one."""
-    from carnet.report.console import Console
-
-    if progress is not None:
-        return nullcontext(progress)
-    return nullcontext(Silent()) if sys.stderr is None else Console(sys.stderr)

@@ -34,6 +34,11 @@ class Prediction:
         """Its probability."""
         return self.probabilities[0]
 
+    @property
+    def is_sure(self) -> bool | None:
+        """`is_confident`, under its name before version 0.2."""
+        return self.is_confident
+
     def to_json(self) -> list[dict[str, Any]]:
         """Return a list of {"class", "probability"}, most probable first."""
         return [{"class": name, "probability": p} for name, p in zip(self.classes, self.probabilities, strict=True)]

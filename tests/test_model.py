@@ -78,6 +78,9 @@ def test_train_returns_a_model_and_takes_settings_as_keywords(photos: Path, tmp_
     model = carnet.train(photos, output=tmp_path / "run", **QUICK)
     assert model.path == tmp_path / "run"
     assert len(model.result.history) == 2
+    for name in ("report", "history", "document", "top1"):
+        with pytest.warns(DeprecationWarning, match=f"model.result.{name}"):
+            assert getattr(model, name) == getattr(model.result, name)
     assert model.spec.image_size == 32
     assert model.predict(image).label == carnet.load(tmp_path / "run").predict(image).label
 

@@ -10,11 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TextIO
 
-from carnet.text import duration, printable
+from carnet.text import Progress, Silent, duration, printable
 
 PLAIN_SECONDS = 30.0
 """Seconds between two lines about the same work where there is no terminal."""
@@ -95,6 +95,13 @@ class Console(AbstractContextManager["Console"]):
 def silence(stream: TextIO) -> None:
     """Discard whatever is still written to a stream whose reader has gone, also by Python at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def shown(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """Return the progress that was asked for; None: a console on standard error, or a silent one without it."""
+    if progress is not None:
+        return nullcontext(progress)
+    return nullcontext(Silent()) if sys.stderr is None else Console(sys.stderr)
 
 
 def is_broken_pipe(error: OSError) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -20,7 +19,7 @@ from carnet.errors import ConfigError, DataError, RunError, UnreadableImagesErro
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.machine import versions
 from carnet.models.weights import TrainedModel, load
-from carnet.report.console import Console
+from carnet.report.console import shown
 from carnet.report.findings import findings
 from carnet.report.html import evaluation_html
 from carnet.run_folder import RunFolder
@@ -48,19 +47,7 @@ def train(
 ) -> TrainingResult:
     """Train an image classifier, and return the result after the last epoch.
 
-    With `config.devices` above 1, this starts processes, so a script needs the usual `if __name__ == "__main__":`.
-    Under torchrun, every process calls this function and gets the same result.
-
-    Args:
-        data: the labelled images, in a form that `carnet.data.find` describes; None, with `resume`: where they were.
-        config: the requested config; None: the recommended one, or with `resume` that of the run.
-        output: the run folder, which must be new or empty; None: `runs/<data>-<model>`, numbered if taken. With
-            `resume`, the run is copied to this folder and continues there.
-        init: another run whose weights to start from.
-        resume: a run to continue from its last checkpoint.
-        ignore: paths of images to leave out, relative to the data or absolute; empty, with `resume`: those of the run.
-        callbacks: called after the built-in ones.
-        progress: receives messages; None: they go to standard error; `carnet.text.Silent()`: there are none.
+    `carnet.model.train` documents the arguments; it takes single settings as well, and returns a model.
 
     Raises:
         CarnetError: see `carnet.errors`.
@@ -129,9 +116,9 @@ def recipe_of(resume: Path | str | None) -> TrainingConfig:
 
 def _console(progress: Progress | None) -> AbstractContextManager[Progress]:
     """Return what shows messages: nothing does without standard error, and in all processes but the first."""
-    if (num_launched() > 1 and os.environ["RANK"] != "0") or (progress is None and sys.stderr is None):
+    if num_launched() > 1 and os.environ["RANK"] != "0":
         return nullcontext(Silent())
-    return Console(sys.stderr) if progress is None else nullcontext(progress)
+    return shown(progress)
 
 
 def _processes(requested: TrainingConfig, resume: Path | str | None) -> AbstractContextManager[Processes]:

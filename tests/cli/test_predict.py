@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import finished
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -22,7 +23,7 @@ def image(photos: Path) -> Path:
     return photos / "valid" / "red" / "8.jpg"
 
 
-def test_predict(photos: Path, image: Path, trained_run: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict(photos: Path, image: Path, trained_run: Path, call: Call) -> None:
     code, out, err = call("predict", trained_run, image, "--top-k", "2")
     assert (code, err.count("\n"), "carnet export" in err) == (0, 1, True)
     assert out.startswith(f"{image}: ")
@@ -31,9 +32,9 @@ def test_predict(photos: Path, image: Path, trained_run: Path, call: Call, monke
     documents: list[dict[str, Any]] = json.loads(out)
     assert (code, len(documents)) == (0, 4)
     assert sum(row["probability"] for row in documents[0]["predictions"]) == pytest.approx(1)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(image.read_bytes())))
-    code, out, _ = call("predict", trained_run, "-", "--top-k", "1")
-    assert (code, out.startswith("-: ")) == (0, True)
+    with image.open("rb") as piped:
+        done = finished([sys.executable, "-m", "carnet", "predict", trained_run, "-", "--top-k", "1"], stdin=piped)
+    assert (done.returncode, done.stdout.startswith("-: ")) == (0, True)
 
 
 def test_an_unreadable_image_is_reported_and_the_others_are_classified(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calls import calls_of
 from PIL import Image
 
 from carnet.data.cache import CacheMode, Inspected, Target, cache_root, cached_folder, inspect_and_cache
@@ -106,17 +107,10 @@ def keep(root: Path, mode: CacheMode = "auto", target: Target = DEFAULT) -> tupl
 
 
 @pytest.fixture
-def decodings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def decodings() -> Iterator[list[str]]:
     """Each call of Pillow to open an image."""
-    calls: list[object] = []
-    original = Image.open
-
-    def counting(file: Any, *more: Any, **named: Any) -> Image.Image:
-        calls.append(file)
-        return original(file, *more, **named)
-
-    monkeypatch.setattr(Image, "open", counting)
-    return calls
+    with calls_of(Image.open) as calls:
+        yield calls
 
 
 @pytest.fixture
@@ -153,7 +147,7 @@ def test_pixels_and_facts_are_those_of_the_files(mode: CacheMode, odd: Path) -> 
             assert np.array_equal(found.decoded.load(path), load_image(path, spec))
 
 
-def test_a_file_is_decoded_once_and_a_changed_one_again(odd: Path, decodings: list[object]) -> None:
+def test_a_file_is_decoded_once_and_a_changed_one_again(odd: Path, decodings: list[str]) -> None:
     paths, first = keep(odd)
     assert decodings
     _, again = keep(odd)
@@ -171,14 +165,14 @@ def test_a_file_is_decoded_once_and_a_changed_one_again(odd: Path, decodings: li
     assert np.array_equal(changed.decoded.load(good[0]), changed.decoded.load(good[1]))
 
 
-def test_another_size_has_a_cache_of_its_own(odd: Path, decodings: list[object]) -> None:
+def test_another_size_has_a_cache_of_its_own(odd: Path, decodings: list[str]) -> None:
     keep(odd)
     before = len(decodings)
     keep(odd, target=Target(40))
     assert len(decodings) == 2 * before
 
 
-def test_another_rule_has_a_cache_of_its_own(odd: Path, decodings: list[object]) -> None:
+def test_another_rule_has_a_cache_of_its_own(odd: Path, decodings: list[str]) -> None:
     keep(odd)
     before = len(decodings)
     keep(odd, target=Target(48, "pad"))
@@ -209,7 +203,7 @@ def test_other_folders_of_the_user_stay(odd: Path) -> None:
     assert sorted(path.name for path in parent.iterdir()) == [".Trash-1000", ".snapshot-2024", used.name, "frames"]
 
 
-def test_moved_images_need_no_decoding(odd: Path, decodings: list[object]) -> None:
+def test_moved_images_need_no_decoding(odd: Path, decodings: list[str]) -> None:
     keep(odd)
     before = len(decodings)
     odd.rename(odd.with_name("moved"))
@@ -279,7 +273,7 @@ def test_a_file_is_read_and_hashed_once_when_the_cache_is_cold(
     assert all(hashed.count(size) == number for size, number in sizes.items() if size > 100)
 
 
-def test_images_of_another_cached_data_set_are_not_decoded_again(odd: Path, decodings: list[object]) -> None:
+def test_images_of_another_cached_data_set_are_not_decoded_again(odd: Path, decodings: list[str]) -> None:
     keep(odd)
     paths = [sample.path for sample in find_images(odd).samples]
     good = next(path for path in paths if inspect_images([path], 48)[path].error is None)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from calls import calls_of
 from children import finished
 from PIL import Image, ImageOps
 
@@ -133,35 +134,16 @@ def test_class_maps_make_the_logits(classifier: Classifier, trained_run: Path, p
     assert best.picture.size == (448, 448)
 
 
-class CountingSession:
-    """A session of ONNX Runtime that counts its runs."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, runs: list[str]) -> None:
-        self.session, self.runs = session, runs
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.session, name)
-
-    def run(self, *arguments: object) -> object:
-        self.runs.append("inferred")
-        return self.session.run(*arguments)
-
-
-def test_explaining_decodes_once_and_infers_once(
-    exported: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    open_session, open_image = onnxruntime.InferenceSession, Image.open
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: CountingSession(open_session(*a, **k), done))
-    monkeypatch.setattr(Image, "open", lambda *a, **k: done.append("decoded") or open_image(*a, **k))
+def test_explaining_decodes_once_and_infers_once(exported: Path, photos: Path, tmp_path: Path) -> None:
     path = photos / "valid" / "red" / "8.jpg"
-    classifier = Classifier(exported)
-    explained = classifier.explain(path, top_k=2)
-    assert done == ["decoded", "inferred"]
+    classifier, once = Classifier(exported), ["open", "Session.run"]
+    with calls_of(Image.open, onnxruntime.InferenceSession.run) as done:
+        explained = classifier.explain(path, top_k=2)
+    assert done == once
     assert explained.prediction == classifier.predict(path, top_k=2)
-    done.clear()
-    assert run_command(["predict", str(exported), str(path), "--explain", str(tmp_path)]) == 0
-    assert done == ["decoded", "inferred"]
+    with calls_of(Image.open, onnxruntime.InferenceSession.run) as done:
+        assert run_command(["predict", str(exported), str(path), "--explain", str(tmp_path)]) == 0
+    assert done == once
     assert [file.name for file in tmp_path.iterdir()] == ["8.heat.png"]
 
 
