@@ -22,9 +22,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import Field, field, fields, make_dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Never, Union, get_args, get_origin, get_type_hints
@@ -222,13 +221,8 @@ def _flags_of(
     """
     import tyro
 
-    types, texts = get_type_hints(kind, include_extras=True), {}
-    # A frozen program has no source, and so no texts.
-    with suppress(OSError):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-        for one, other in pairwise(getattr(tree, "body", ())):
-            if isinstance(one, ast.AnnAssign) and isinstance(other, ast.Expr):
-                texts[ast.unparse(one.target)] = " ".join(ast.literal_eval(other.value).split())
+    types = get_type_hints(kind, include_extras=True)
+    texts = _texts_below_fields(kind.__module__).get(kind.__name__, {})
     flags: list[tuple[str, Any, Any]] = []
     for member in members:
         about = tyro.conf.arg(
@@ -240,8 +234,29 @@ def _flags_of(
         flags.append((member.name, Annotated[types[member.name], about], field(default=default)))
     for name, group in (groups or {}).items():
         # The command may have a field of this name.
-        flags.append((f"{name}_flags", Annotated[group, tyro.conf.arg(name=name)], field(default_factory=group)))
+        flags.append(
+            (f"{name}_flags", Annotated[group, tyro.conf.arg(name=name, help=" ")], field(default_factory=group))
+        )
     return make_dataclass(kind.__name__, flags, kw_only=True)
+
+
+@cache
+def _texts_below_fields(module: str) -> dict[str, dict[str, str]]:
+    """Return the text below each field of the classes of a module: class -> field -> text."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except OSError:
+        # A frozen program has no source, and so no texts.
+        return {}
+    return {
+        kind.name: {
+            ast.unparse(one.target): " ".join(ast.literal_eval(other.value).split())
+            for one, other in pairwise(kind.body)
+            if isinstance(one, ast.AnnAssign) and isinstance(other, ast.Expr)
+        }
+        for kind in tree.body
+        if isinstance(kind, ast.ClassDef)
+    }
 
 
 def _value_or_auto(info: Any) -> Any:
