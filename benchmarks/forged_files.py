@@ -37,7 +37,7 @@ from carnet.documents import CHECKSUM, sealed
 from carnet.edge import model_file
 from carnet.edge.selftest import verify
 from carnet.errors import CarnetError
-from carnet.models import weights as tensors
+from carnet.models import tensors
 from carnet.text import Silent
 from carnet.training.memory import peak_resident_bytes
 

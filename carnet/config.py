@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from carnet.documents import Count, DocumentError, Range, Seconds, Share, build, conform, phrase
 from carnet.errors import ConfigError, RunError
-from carnet.spec import MAX_IMAGE_SIZE, ResizeRule
-from carnet.text import first_few, parse_bytes, parse_seconds
+from carnet.spec import MAX_IMAGE_SIZE, Interpolation, ResizeRule
+from carnet.text import first_few, parse_bytes, parse_milliseconds, parse_seconds
 
 Precision = Literal["fp32", "bf16", "fp16"]
 MuonPrecision = Literal["fp32", "bf16"]
@@ -25,6 +25,10 @@ Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 Cache = Literal["disk", "ram", "off"]
 Layout = Literal["classes", "splits"]
+LITE0 = "efficientnet_lite0"
+"""The network that always starts from pretrained weights."""
+LIMITS = ("budget", "max_memory", "max_latency", "max_size", "weights")
+"""Fields in which None means that there is no limit, or no file."""
 FREE = frozenset({"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache"})
 """Fields that do not change the result."""
 MAX_THREADS = 1024
@@ -64,14 +68,22 @@ class ModelOptions:
     """The network and its input."""
 
     model: str = "carnet_s"
-    """Network: one of ours (`carnet summary --help` lists them), or timm/NAME."""
+    """Network: one of ours (`carnet summary --help` lists them), efficientnet_lite0, which starts from pretrained
+    weights, timm/NAME, or auto: the most accurate one within the limits."""
     pretrained: bool = False
-    """Start from timm's published weights (timm/ models only; downloads them). The default --lr is meant for random
-    weights; a lower one keeps more of what was pretrained."""
+    """Start from timm's published weights (timm/ models only), from its cache or downloaded."""
+    weights: str | None = None
+    """Start from the pretrained weights in this file (efficientnet_lite0 and timm/ models): safetensors, or a state
+    dict of PyTorch."""
+    max_latency: str | None = None
+    """Limit of the time for one image, such as 5ms: by the exported file, on one thread of this machine."""
+    max_size: str | None = None
+    """Limit of the exported file in float32, such as 3MB (with --int8 it has about a quarter)."""
     image_size: Pixels | None = None
     """Side of the square input, in pixels; auto: the network's own, or what a --budget is best spent on."""
-    initial_size_ratio: PositiveShare = 0.5
-    """Progressive resizing: side of the images at the beginning, as a share of --image-size; 1 is off."""
+    initial_size_ratio: PositiveShare | None = None
+    """Progressive resizing: side of the images at the beginning, as a share of --image-size; 1 is off; auto: 0.5 from
+    random weights, 1 from trained ones."""
     resize: ResizeRule = "crop"
     """How an image becomes square: crop (resize the short side, crop the centre), pad (black bars), stretch."""
     in_channels: Literal[1, 3, 4] = 3
@@ -82,14 +94,17 @@ class ModelOptions:
 class OptimizationOptions:
     """How the weights are learned."""
 
+    freeze: bool = False
+    """Keep the initial weights, of --init or pretrained ones, and fit a new head to their features: takes seconds to
+    minutes."""
     epochs: NumEpochs | None = None
     """Passes over the training images, with --budget at most so many; auto: by their number, or by the budget."""
     batch_size: NumImages | None = None
     """Images per optimizer step; the last, smaller batch of an epoch is kept; auto: by the number of images."""
     optimizer: Optimizer = "muon"
     """muon (Muon for hidden matrices, AdamW for the rest) or adam."""
-    lr: Positive = 0.08
-    """Highest learning rate."""
+    lr: Positive | None = None
+    """Highest learning rate; auto: 0.08 from random weights, less from trained ones."""
     adamw_lr_ratio: Positive = 0.1
     """With muon: learning rate of what AdamW trains, as a share of --lr."""
     weight_decay: Annotated[float, Range(0)] = 0.05
@@ -217,6 +232,15 @@ class TrainingConfig(RunOptions, MachineOptions, AugmentationOptions, Optimizati
             parse_bytes(self.max_memory)
         if self.budget is not None:
             parse_seconds(self.budget)
+        if self.max_latency is not None:
+            parse_milliseconds(self.max_latency)
+        if self.max_size is not None:
+            parse_bytes(self.max_size, "--max-size")
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the initial weights are pretrained ones."""
+        return self.pretrained or self.weights is not None or self.model == LITE0
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain values, the inverse of `from_json`."""
@@ -248,7 +272,7 @@ class TrainingConfig(RunOptions, MachineOptions, AugmentationOptions, Optimizati
 
 def change(name: str, then: object, now: object) -> str:
     """Return how a field was changed, as a flag: `--lr 0.001 (was 0.0005)`."""
-    words = {True: "on", False: "off", None: "none" if name in ("budget", "max_memory") else "auto"}
+    words = {True: "on", False: "off", None: "none" if name in LIMITS else "auto"}
     then, now = (words[value] if value is None or isinstance(value, bool) else value for value in (then, now))
     return f"--{name.replace('_', '-')} {now} (was {then})"
 
@@ -262,6 +286,8 @@ class ResolvedConfig(TrainingConfig):
     """
 
     image_size: Pixels = field()
+    initial_size_ratio: PositiveShare = field()
+    lr: Positive = field()
     epochs: NumEpochs = field()
     batch_size: NumImages = field()
     cutmix: Share = field()
@@ -278,6 +304,12 @@ class ResolvedConfig(TrainingConfig):
     workers: NumWorkers = field()
     micro_batch: NumImages = field()
     device_name: str
+    interpolation: Interpolation = "bilinear"
+    """Filter that resizes images: that of the pretrained weights."""
+    is_fine_tuning: bool = False
+    """Whether the run starts from trained weights: then batch norms keep their statistics."""
+    frozen_share: Share = 0.0
+    """Share of the network's multiply-adds, from the input on, whose weights stay as they are."""
     recompute: Share = 1.0
     """Share of activations that compiled code keeps for the backward pass; the rest is recomputed there."""
     initial_step_cost: Annotated[float, Range(0.001, 1)] = 1.0

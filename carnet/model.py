@@ -351,8 +351,13 @@ def train(
         CarnetError: one of its kinds, see `carnet.errors`.
     """
     with explaining_missing_extra("carnet.train"):
+        from carnet.export.choice import within_limits
+        from carnet.report.console import shown
         from carnet.training import run as training
     recipe = _with_settings(config or training.recipe_of(resume), settings)
+    if data is not None and resume is None:
+        with shown(progress) as display:
+            recipe = within_limits(recipe, data, init=init, ignore=ignore, progress=display)
     result = training.train(
         data,
         recipe,

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ from PIL import Image, UnidentifiedImageError
 from carnet.errors import ImageError
 from carnet.files import MAX_IMAGE_BYTES, open_file, read_file
 from carnet.image_files import essence, signature_of
-from carnet.spec import ModelSpec, ResizeRule
+from carnet.spec import Interpolation, ModelSpec, ResizeRule
 from carnet.text import show_bytes
 
 Images = NDArray[np.uint8]
@@ -121,17 +121,38 @@ def load_image(source: ImageSource, spec: ModelSpec, *, max_pixels: int = MAX_PI
         ImageError: if it cannot be decoded, or is refused by one of the rules above.
     """
     with open_image(source, max_pixels) as image:
-        return to_square(image, name_of(source), spec.image_size, spec.resize, spec.in_channels)
+        return to_square(image, name_of(source), spec)
 
 
-def to_square(image: Image.Image, name: Path | str, size: int, rule: ResizeRule, in_channels: int) -> Images:
-    """Decode an opened image and resize it, as `decode` and `resize` do; return uint8 (size, size, in_channels).
+class Square(Protocol):
+    """The square that an image becomes; a `ModelSpec` is one."""
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels."""
+
+    @property
+    def resize(self) -> ResizeRule:
+        """How an image becomes a square, see `resize`."""
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """Filter that resizes it."""
+
+    @property
+    def in_channels(self) -> int:
+        """1 for grey, 3 for RGB, 4 for RGBA."""
+
+
+def to_square(image: Image.Image, name: Path | str, square: Square) -> Images:
+    """Decode an opened image and resize it, as `decode` and `resize` do; return uint8 (S, S, in_channels).
 
     Raises:
         ImageError: as `decode`.
     """
-    pixels = decode(image, name, min_side=2 * size, in_channels=in_channels)
-    return np.array(resize(pixels, size, rule)).reshape(size, size, in_channels)
+    size, channels = square.image_size, square.in_channels
+    pixels = decode(image, name, min_side=2 * size, in_channels=channels)
+    return np.array(resize(pixels, size, square.resize, square.interpolation)).reshape(size, size, channels)
 
 
 def to_pillow(pixels: Images) -> Image.Image:
@@ -212,28 +233,29 @@ def decode(
         raise ImageError(name, reason_of(error)) from error
 
 
-def resize(image: Image.Image, size: int, rule: ResizeRule) -> Image.Image:
-    """Make an image square, with bilinear filtering that averages over the pixels it removes.
+def resize(image: Image.Image, size: int, rule: ResizeRule, interpolation: Interpolation = "bilinear") -> Image.Image:
+    """Make an image square, with a filter that averages over the pixels it removes.
 
     - `crop`: the short side becomes `size`, then the centre is cropped (the published rule);
     - `pad`: the long side becomes `size`, then black bars fill the square;
     - `stretch`: both sides become `size`.
     """
+    resample = Image.Resampling[interpolation.upper()]
     match rule:
         case "crop":
             short = min(image.size)
             if max(image.size) > MAX_ASPECT * short:
                 image = _centre(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
             width, height = (max(size, int(size * side / short)) for side in image.size)
-            return _centre(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
+            return _centre(image.resize((width, height), resample), size, size)
         case "pad":
             width, height = (max(1, round(size * side / max(image.size))) for side in image.size)
             square = Image.new(image.mode, (size, size))
-            small = image.resize((width, height), Image.Resampling.BILINEAR)
+            small = image.resize((width, height), resample)
             square.paste(small, ((size - width) // 2, (size - height) // 2))
             return square
         case "stretch":
-            return image.resize((size, size), Image.Resampling.BILINEAR)
+            return image.resize((size, size), resample)
         case _:
             assert_never(rule)
 

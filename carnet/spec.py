@@ -10,6 +10,11 @@ from carnet.documents import DocumentError, build
 from carnet.errors import ConfigError, RunError
 
 ResizeRule = Literal["crop", "pad", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+FORMAT = 2
+"""Format of a description, in `model.json` of a run and inside a model file; higher numbers are of newer versions.
+Format 2 added `interpolation`; images of format 1 are resized with bilinear filtering."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +41,8 @@ class ModelSpec:
     """Side of the square input, in pixels."""
     resize: ResizeRule = "crop"
     """How an image becomes a square, see `carnet.preprocess`."""
+    interpolation: Interpolation = "bilinear"
+    """Filter that resizes it, as the initial weights were trained with."""
     in_channels: int = 3
     """Channels of the input: 1 grey, 3 red, green and blue, 4 with opacity."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -52,6 +59,10 @@ class ModelSpec:
             raise ConfigError(f"image_size must be between 1 and {MAX_IMAGE_SIZE:,} pixels, got {self.image_size}")
         if self.resize not in get_args(ResizeRule):
             raise ConfigError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {self.resize!r}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ConfigError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation!r}"
+            )
         if self.in_channels not in CHANNELS:
             raise ConfigError(f"in_channels must be {', '.join(map(str, CHANNELS))}, got {self.in_channels}")
         # Beyond these ranges float32 cannot hold normalized images.
@@ -66,15 +77,23 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain values, the inverse of `from_json`."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"format": FORMAT, **values}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
         """Rebuild a spec from `to_json`'s dictionary; unknown keys are ignored.
 
         Raises:
-            RunError: if a field is missing, has another type than it should, or is out of range.
+            RunError: if a field is missing, has another type than it should, or is out of range, or the description is
+                that of a newer version.
         """
+        found = values.get("format", 1)
+        if isinstance(found, int) and found > FORMAT:
+            raise RunError(
+                f"the model was described by a newer version of carnet (format {found}, this one knows {FORMAT}); "
+                "update carnet"
+            )
         try:
             return build(cls, values, needed=("resize", "mean", "std"))
         except (DocumentError, ConfigError) as error:

@@ -88,7 +88,7 @@ def show_bytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 0.95e9 else f"{number / 1e6:.0f} MB"
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str = "--max-memory") -> int:
     """Return the number of bytes of a size such as 2GB, 800 MB or 1.5G; GiB and the like count 1,024.
 
     Raises:
@@ -96,8 +96,20 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or not float(match[1]):
-        raise ConfigError(f"--max-memory must be a size such as 2GB or 800MB, got {text!r}")
+        raise ConfigError(f"{flag} must be a size such as 2GB or 3MB, got {text!r}")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
+
+
+def parse_milliseconds(text: str) -> float:
+    """Return the milliseconds of a latency such as 5ms, 0.8 ms or 5.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:ms)?\s*", text.lower())
+    if match is None or not float(match[1]):
+        raise ConfigError(f"--max-latency must be a time such as 5ms or 0.8ms, got {text!r}")
+    return float(match[1])
 
 
 def parse_seconds(text: str) -> float:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from carnet import TrainingConfig
 from carnet.config import ResolvedConfig
-from carnet.models.weights import pack, read_metadata
+from carnet.models.tensors import pack, read_metadata
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, Silent
 from carnet.training.checkpoint import TrainingState

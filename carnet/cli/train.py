@@ -27,8 +27,10 @@ class Command:
       carnet train photos
       carnet train photos --epochs 100 --flip 0
       carnet train photos --budget 10m --max-memory 2GB
+      carnet train photos --model efficientnet_lite0 --freeze
+      carnet train photos --model auto --max-latency 5ms --max-size 3MB
       carnet train photos --model resnet18 --preset published --output runs/old
-      carnet train photos --init runs/photos-carnet_s --lr 0.02
+      carnet train photos --init runs/photos-carnet_s
       carnet train --resume runs/photos-carnet_s
       carnet train photos.zip --ignore bad.txt --devices 2
       torchrun --nnodes 2 --nproc-per-node 4 … -m carnet train photos
@@ -63,16 +65,21 @@ class Command:
 
     def run(self) -> int:
         from carnet.data.samples import read_ignore_file
+        from carnet.export.choice import within_limits
         from carnet.training.run import train
 
         with console(self.json) as progress:
+            ignore = () if self.ignore is None else read_ignore_file(self.ignore)
+            recipe = self.recipe
+            if self.data is not None and self.resume is None:
+                recipe = within_limits(recipe, self.data, init=self.init, ignore=ignore, progress=progress)
             result = train(
                 self.data,
-                self.recipe,
+                recipe,
                 output=self.output,
                 init=self.init,
                 resume=self.resume,
-                ignore=() if self.ignore is None else read_ignore_file(self.ignore),
+                ignore=ignore,
                 progress=progress,
             )
             if not self.json and is_first_process():

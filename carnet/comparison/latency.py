@@ -263,7 +263,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
         return load(path, device=device)
     import torch
 
-    from carnet.models.registry import create_model, default_image_size, normalization
+    from carnet.models.registry import create_model, default_image_size, preprocessing_of
     from carnet.models.summary import check_image_size
 
     name, _, size = name.partition("@")
@@ -276,7 +276,8 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
             # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
             torch.nn.init.ones_(module.weight)
-    mean, std = normalization(network, 3)
-    spec = ModelSpec(model=name, classes=tuple(map(str, range(num_classes))), image_size=side, mean=mean, std=std)
+    how = preprocessing_of(name)
+    classes = tuple(map(str, range(num_classes)))
+    spec = ModelSpec(model=name, classes=classes, image_size=side, mean=how.mean, std=how.std)
     compute_exactly()
     return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec)

@@ -37,7 +37,7 @@ from carnet.run_folder import RunFolder
 from carnet.text import Progress, quoted
 from carnet.training.distributed import how_it_ended, leave_stop_signals_to
 from carnet.training.preparation import check_early
-from carnet.training.resolve import budget_chooses_size
+from carnet.training.resolve import INITIAL_SIZE_RATIO, LR, budget_chooses_size
 
 _OF_ONE_NETWORK = (ConfigError, LostProcessError, NonFiniteLossError, OutOfMemoryError)
 """Errors of training that another network may not meet."""
@@ -252,7 +252,10 @@ def recipe_differences(one: TrainingConfig, other: TrainingConfig) -> list[str]:
 
 
 def sized(config: TrainingConfig) -> TrainingConfig:
-    """Fill in the network's own image size where none was requested, as the first versions recorded it."""
+    """Fill in what a network from random weights takes where nothing was requested, as older versions recorded it."""
+    if not config.is_pretrained:
+        ratio = config.initial_size_ratio or INITIAL_SIZE_RATIO
+        config = replace(config, lr=config.lr or LR, initial_size_ratio=ratio)
     own = None if budget_chooses_size(config) else default_image_size(config.model)
     return config if config.image_size or own is None else replace(config, image_size=own)
 

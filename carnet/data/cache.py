@@ -32,7 +32,7 @@ from carnet.errors import ImageError, OutOfMemoryError, OutputError, RunError
 from carnet.files import MAX_IMAGE_BYTES, read_file
 from carnet.machine import each_on_threads
 from carnet.preprocess import Images, reason_of, to_square
-from carnet.spec import ResizeRule
+from carnet.spec import Interpolation, ResizeRule
 from carnet.text import OnProgress, show_bytes
 
 CacheMode = Literal["auto", "disk", "ram", "off"]
@@ -45,7 +45,8 @@ _ABANDONED_DAYS = 1
 _FORMAT = 6
 """Version of the decoded images; a new number makes every cache anew."""
 _KIND, _PIXELS, _INDEX = "decoded", "images.u8", "index.json"
-_UNUSED_DAYS = 30
+UNUSED_DAYS = 30
+"""What no run has used for so long is removed."""
 _SPARE_DISK_BYTES = 2 * 10**9
 _MEMORY_SHARE = 0.4
 """Largest share of the free memory that decoded images may take."""
@@ -147,6 +148,7 @@ class Target:
     image_size: int
     resize: ResizeRule = "crop"
     in_channels: int = 3
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(eq=False)
@@ -324,7 +326,6 @@ def _inspect(
     """
     first: dict[str, Path] = {}
     index: dict[str, _Entry] = {}
-    size, rule, in_channels = target.image_size, target.resize, target.in_channels
 
     def inspect(path: Path) -> str | ImageFacts:
         try:
@@ -343,9 +344,9 @@ def _inspect(
         facts = inspect_bytes(
             content,
             path,
-            size,
+            target.image_size,
             digest=digest,
-            keep=lambda image: squares.append(to_square(image, path, size, rule, in_channels)),
+            keep=lambda image: squares.append(to_square(image, path, target)),
         )
         if facts.error is not None and facts.error.reason == reason_of(MemoryError()):
             raise OutOfMemoryError(f"{facts.error}; close other programs, or leave it out with --ignore")
@@ -390,7 +391,7 @@ def _inspect_on_disk(
             index.clear()
     with suppress(OSError):
         os.utime(folder)
-    _remove_unchanged((manifest.parent for manifest in parent.glob(f"*/{_MANIFEST}")), _UNUSED_DAYS)
+    _remove_unchanged((manifest.parent for manifest in parent.glob(f"*/{_MANIFEST}")), UNUSED_DAYS)
     return keys, *_read(folder, shape)
 
 

@@ -21,10 +21,8 @@ from carnet.calibration import NEVER_CONFIDENT
 from carnet.documents import DocumentError, Range, conform, parse
 from carnet.errors import ModelFileError
 from carnet.files import MAX_MODEL_BYTES, read_file
-from carnet.spec import ModelSpec
+from carnet.spec import FORMAT, ModelSpec
 
-FORMAT = 1
-"""Format of the document; a higher number is that of a newer version."""
 PRODUCER = "carnet"
 _HEAD_BYTES = 256
 """Each of our files names `PRODUCER` within its first bytes."""
@@ -130,7 +128,7 @@ class ModelFile:
 
 def seal(model: bytes, document: Mapping[str, Any]) -> bytes:
     """Append a document of plain values, to which `format` is added, and the checksum to a serialized ONNX model."""
-    text = json.dumps({"format": FORMAT, **document}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps({"format": FORMAT} | dict(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     described = model + _metadata_entry(_DOCUMENT, text)
     return described + _metadata_entry(_CHECKSUM, hashlib.sha256(described).hexdigest())
 

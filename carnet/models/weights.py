@@ -1,14 +1,8 @@
-"""Save weights together with what they need, load them onto a device, predict and evaluate with them.
-
-Weights and checkpoints are safetensors files with a checksum of everything else in the header. Loading such a file
-executes nothing from it, unlike a pickle.
-"""
+"""Save weights together with what they need, load them onto a device, predict and evaluate with them."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,21 +11,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from carnet import files, metrics
 from carnet.config import Device
-from carnet.documents import CHECKSUM, DocumentError, conform, parse, unsealed
+from carnet.documents import CHECKSUM, DocumentError, unsealed
 from carnet.errors import ConfigError, ModelError, RunError, is_out_of_memory
 from carnet.explanation import Explanation, explain
 from carnet.machine import processor_name
 from carnet.models.class_maps import Centres, Features, map_centres, mean_and_linear_head
 from carnet.models.registry import create_model, head_names
+from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.prediction import Predictor
 from carnet.preprocess import Images, ImageSource
 from carnet.run_folder import RunFolder
@@ -230,7 +223,7 @@ def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
     try:
         values, has_checksum = unsealed(document)
         spec = ModelSpec.from_json(values)
-        info = {name: value for name, value in values.items() if name not in vars(spec)}
+        info = {name: value for name, value in values.items() if name not in vars(spec) and name != "format"}
         # Runs from before there were checksums have no other entries; otherwise the checksum's name was damaged.
         if not has_checksum and (unknown := info.keys() - _INFO):
             raise DocumentError(f"it has unknown entries: {', '.join(sorted(unknown))}")
@@ -288,63 +281,3 @@ def on_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-_DIGEST = f'"{CHECKSUM}":"%s"'.encode()
-_NO_DIGEST = b"0" * 64
-"""Stands in the header while the checksum is computed."""
-_LENGTH_BYTES = 8
-"""A file begins with the length of its header, a number of this many bytes."""
-
-
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a file with these tensors, text and a checksum; the tensors' layout is lost."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(contiguous, metadata={**metadata, CHECKSUM: _NO_DIGEST.decode()})
-    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    document = json.loads(content[_LENGTH_BYTES:end])
-    # The library writes these in any order. In one order, equal tensors give equal files.
-    document["__metadata__"] = dict(sorted(document["__metadata__"].items()))
-    header = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    # Padded as the library does it, so that the tensors are aligned.
-    header += b" " * (-len(header) % 8)
-    data = memoryview(content)[end:]
-    sealed = header.replace(_DIGEST % _NO_DIGEST, _DIGEST % _digest(header, data).encode(), 1)
-    return b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), sealed, data))
-
-
-def read_metadata(content: bytes) -> dict[str, str]:
-    """Return the text in the header of a file of tensors, and check its checksum if there is one.
-
-    Raises:
-        DocumentError: if it is no such file, or its checksum is wrong.
-    """
-    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    if len(content) < end:
-        raise DocumentError("it is cut off or not a file of tensors")
-    header = content[_LENGTH_BYTES:end]
-    document: dict[str, Any] = conform(parse(header), dict[str, Any])
-    metadata: dict[str, str] = conform(document.get("__metadata__", {}), dict[str, str], "its metadata")
-    if (recorded := metadata.get(CHECKSUM)) is not None:
-        unsealed_header = header.replace(_DIGEST % recorded.encode(errors="backslashreplace"), _DIGEST % _NO_DIGEST, 1)
-        if _digest(unsealed_header, memoryview(content)[end:]) != recorded:
-            raise DocumentError("its checksum is wrong")
-    return metadata
-
-
-def _digest(header: bytes, data: memoryview) -> str:
-    digest = hashlib.sha256(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
-    digest.update(data)
-    return digest.hexdigest()
-
-
-def unpack(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file.
-
-    Raises:
-        DocumentError: if they cannot be read.
-    """
-    try:
-        return dict(safetensors.torch.load(content))
-    except (SafetensorError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise DocumentError(f"its tensors cannot be read: {error}") from error

@@ -24,7 +24,7 @@ from carnet.errors import ConfigError, RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
 from carnet.files import read_file
 from carnet.machine import available_cores, versions
-from carnet.models.weights import pack, read_metadata, unpack
+from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.run_folder import RunFolder, current_record
 from carnet.text import Progress, counted, first_few, quoted
 from carnet.training.measure import processor_features

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def fit(run: Training, stop: StopFlag, clock: Callable[[], float] = time.perf_co
     with run.handling_interruptions():
         # A run may have ended or stopped inside an epoch, which is still to be evaluated.
         while run.steps_left > 0 or state.step:
-            run.network.train()
+            step.begin()
             started = clock()
             for batch in run.batches(stop):
                 # In the middle of the step, so that the learning rate of the first and the last step is not 0.
@@ -90,7 +91,25 @@ def fit_job(
     job: Job, processes: Processes, progress: Progress, stop: StopFlag, callbacks: Sequence[Callback]
 ) -> TrainingState:
     """Train as one of the processes of a run; only the first one calls the callbacks."""
-    return fit(Training(job, processes, progress, callbacks), stop)
+    run = Training(job, processes, progress, callbacks)
+    return evaluate_frozen(run, job.record["head"], stop) if job.config.freeze else fit(run, stop)
+
+
+def evaluate_frozen(run: Training, head: Mapping[str, Any], stop: StopFlag) -> TrainingState:
+    """Finish a run with --freeze, whose head was fitted before: evaluate it, as the only epoch.
+
+    Raises:
+        StoppedError, DataError, OutputError, LostProcessError: as `fit`.
+    """
+    run.notify("on_fit_start")
+    with run.handling_interruptions():
+        if not run.state.epoch:
+            started = time.perf_counter()
+            run.state.add_step(head["fitted_loss"], head["num_fitted_correct"], head["num_fitted"], head["seconds"])
+            run.end_epoch(run.validate(stop), time.perf_counter() - started)
+            run.notify("on_epoch_end")
+    run.notify("on_fit_end")
+    return run.state
 
 
 class Callback:

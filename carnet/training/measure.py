@@ -291,8 +291,9 @@ class Measure:
         return (time.perf_counter() - started) / len(images)
 
     def _step(self, config: ResolvedConfig) -> TrainingStep:
-        self.network.train()
-        return TrainingStep(self.network, self.spec, config)
+        step = TrainingStep(self.network, self.spec, config)
+        step.begin()
+        return step
 
     def _take(self, step: TrainingStep, batch: Batch) -> None:
         step(batch, 0, lambda _: None)

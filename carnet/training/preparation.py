@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from carnet import files
@@ -24,9 +23,9 @@ from carnet.data.scan import ScannedImages, describe, scan_images
 from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
-from carnet.models.registry import create_model, default_image_size, normalization
+from carnet.models.registry import create_model, default_image_size
 from carnet.models.summary import check_image_size, check_single_image
-from carnet.models.weights import check_start, device_name, start_from
+from carnet.models.weights import check_start, device_name
 from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
@@ -34,11 +33,20 @@ from carnet.text import Progress, counted, duration, parse_seconds, quoted
 from carnet.training.augment import Augmentation
 from carnet.training.checkpoint import Checkpoint, changed_images, continuation, last_good_checkpoint, resumed_config
 from carnet.training.distributed import num_launched
+from carnet.training.initial import (
+    about_head,
+    check_freeze,
+    fit_first_head,
+    initial_preprocessing,
+    needs_head,
+    new_network,
+    pretrained_network,
+)
 from carnet.training.measure import Measure, processor_features
 from carnet.training.memory import free_bytes
 from carnet.training.optim import has_patches, whiten
 from carnet.training.pipeline import ImageFiles, Loaded, Pipeline, StreamedImages, pixel_loader
-from carnet.training.resolve import choose_size, device_and_number, first_guess, resolve
+from carnet.training.resolve import INITIAL_SIZE_RATIO, Start, choose_size, device_and_number, first_guess, resolve
 from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
 
@@ -95,24 +103,32 @@ def prepare(
     """
     _check_output(data, output)
     check_early(requested, init)
-    scan = scan_data(data, requested, ignore, progress, started=started)
+    scan = scan_data(data, requested, ignore, progress, started=started, init=init)
     images = scan.images
     network, spec, start = new_network(requested, scan.image_size, images.data.classes, init)
-    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size)
+    begun = Start(is_trained=requested.is_pretrained or init is not None, interpolation=spec.interpolation)
+    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size, start=begun)
     pipeline = scan.pipeline(guess, spec)
-    progress.say("Measures this machine …")
-    measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
-    try:
-        with explaining_out_of_memory(guess.image_size, guess.micro_batch):
-            config = resolve(requested, scan, measure)
-    finally:
-        measure.undo()
+    head = None
+    if begun.is_trained and (requested.freeze or needs_head(network, spec, requested, init)):
+        head = fit_first_head(network, spec, images, pipeline, guess, progress=progress, started=started)
+        start += f", its head fitted to the features of {counted(scan.num_train, 'image')}"
+    if requested.freeze:
+        first, config = pipeline.load_step(0, 0), guess.because(about_head(head))
+    else:
+        progress.say("Measures this machine …")
+        measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
+        try:
+            with explaining_out_of_memory(guess.image_size, guess.micro_batch):
+                config = resolve(requested, scan, measure, start=begun)
+        finally:
+            measure.undo()
     resolved_at = time.monotonic()
     config = config.because(scan.reason) if scan.reason else config
     figure = whiten_and_draw(first, pipeline, config, network, spec, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
-    record = run.create(images.rows(), _record(requested, config, images, init=init))
+    record = run.create(images.rows(), _record(requested, config, images, init=init, head=head))
     held.enter_context(run.held())
     files.write_bytes(run.batch, figure)
     progress.say(_summary(run, config, network, start))
@@ -157,11 +173,14 @@ def prepare_resumed(
         )
     init = record["init"] if checkpoint is None else None
     # The checkpoint replaces all weights, so pretrained ones need not be downloaded.
-    begun = replace(config, pretrained=config.pretrained and checkpoint is None)
-    network, spec, _ = new_network(begun, config.image_size, images.data.classes, init)
+    network, spec, _ = new_network(
+        config, config.image_size, images.data.classes, init, is_resumed=checkpoint is not None
+    )
     pipeline = scan.pipeline(config, spec)
     notes: tuple[str, ...] = ()
     if checkpoint is None:
+        if (head := record.get("head")) is not None:
+            fit_first_head(network, spec, images, pipeline, config, progress=progress, num_views=head["num_views"])
         # A kill may have come before the first batch was drawn.
         first = pipeline.load_step(0, 0)
         files.write_bytes(run.batch, whiten_and_draw(first, pipeline, config, network, spec, init=init))
@@ -194,22 +213,31 @@ def check_early(requested: TrainingConfig, init: Path | str | None = None) -> No
         CarnetError: if one is wrong.
     """
     device_and_number(requested)
-    image_size = requested.image_size or default_image_size(requested.model)
+    source = None if init is None else check_start(requested.model, requested.in_channels, init)
+    image_size = requested.image_size or (default_image_size(requested.model) if source is None else source.image_size)
     network = create_model(requested.model, num_classes=2, in_channels=requested.in_channels)
     check_image_size(network, requested.model, image_size, requested.in_channels)
-    if (initial := initial_side(replace(requested, image_size=image_size))) < image_size:
+    is_trained = init is not None or requested.is_pretrained
+    ratio_of_sides = requested.initial_size_ratio or (1.0 if is_trained else INITIAL_SIZE_RATIO)
+    if (
+        initial := initial_side(replace(requested, image_size=image_size, initial_size_ratio=ratio_of_sides))
+    ) < image_size:
         try:
             check_image_size(network, requested.model, initial, requested.in_channels)
         except ModelError as error:
-            ratio = f"--initial-size-ratio {requested.initial_size_ratio:g}"
+            ratio = f"--initial-size-ratio {ratio_of_sides:g}"
             raise ConfigError(f"{ratio}: {error}; add --initial-size-ratio 1") from error
     for name in ("batch_size", "micro_batch"):
         if getattr(requested, name) == 1:
             check_single_image(network, image_size, requested.in_channels, f"--{name.replace('_', '-')} 1")
-    if init is not None:
-        check_start(requested.model, requested.in_channels, init)
-    if init is not None and requested.pretrained:
-        raise ConfigError("--init and --pretrained both choose the initial weights; leave one out")
+    if init is not None and (requested.pretrained or requested.weights):
+        flag = "--pretrained" if requested.pretrained else "--weights"
+        raise ConfigError(f"--init and {flag} both choose the initial weights; leave one out")
+    if requested.freeze:
+        check_freeze(requested, network, is_trained=is_trained)
+    if requested.is_pretrained and init is None:
+        # Weights that are missing are reported before the images are scanned.
+        pretrained_network(requested, 2)
     if requested.logger == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise MissingExtraError("--logger tensorboard", "TensorBoard", "tensorboard")
 
@@ -239,32 +267,6 @@ def prepare_trial_steps(
     return measure, first
 
 
-def new_network(
-    config: TrainingConfig, image_size: int, classes: tuple[str, ...], init: Path | str | None
-) -> tuple[nn.Module, ModelSpec, str]:
-    """Return a network with its initial weights (of another run, pretrained or random), its spec, and a message."""
-    torch.manual_seed(config.seed)
-    network = create_model(
-        config.model, num_classes=len(classes), in_channels=config.in_channels, pretrained=config.pretrained
-    )
-    mean, std = normalization(network, config.in_channels)
-    spec = ModelSpec(
-        model=config.model,
-        classes=classes,
-        image_size=image_size,
-        resize=config.resize,
-        in_channels=config.in_channels,
-        mean=mean,
-        std=std,
-    )
-    if init is not None:
-        return network, spec, start_from(network, spec, init)
-    if config.pretrained:
-        return network, spec, "starts from timm's published weights"
-    whitened = " and a whitened first layer" if has_patches(network) else ""
-    return network, spec, f"starts from random weights{whitened}"
-
-
 def whiten_and_draw(
     first: Sequence[Loaded],
     pipeline: Pipeline,
@@ -281,14 +283,19 @@ def whiten_and_draw(
     """
     view = view_at(0, config, config.num_steps)
     batch = pipeline.changed(first, 0, view)
-    if has_patches(network) and init is None and not config.pretrained:
+    if has_patches(network) and init is None:
         whiten(network, chain([batch], pipeline.batches(0, 1, lambda _: view)), spec)
     names = [spec.classes[label] for label in batch.labels[:_SHOWN].tolist()]
     return draw_batch(batch.images[:_SHOWN].numpy(), names)
 
 
 def _record(
-    requested: TrainingConfig, config: ResolvedConfig, images: ScannedImages, *, init: Path | str | None
+    requested: TrainingConfig,
+    config: ResolvedConfig,
+    images: ScannedImages,
+    *,
+    init: Path | str | None,
+    head: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: enough to repeat the run."""
     return {
@@ -297,6 +304,7 @@ def _record(
         "requested": requested.to_json(),
         "resolved": config.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
+        "head": head,
         "versions": versions(),
         "processor_features": processor_features(),
         "data": {
@@ -373,7 +381,13 @@ class DataScan:
 
 
 def scan_data(
-    data: Path | str, config: TrainingConfig, ignore: Sequence[str], progress: Progress, *, started: float | None = None
+    data: Path | str,
+    config: TrainingConfig,
+    ignore: Sequence[str],
+    progress: Progress,
+    *,
+    started: float | None = None,
+    init: Path | str | None = None,
 ) -> DataScan:
     """Find and scan the images, and report what was found.
 
@@ -383,10 +397,14 @@ def scan_data(
         ignore: paths of images to leave out.
         progress: receives messages.
         started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
+        init: the run that a new one starts from; its images have the side that is usual.
 
     Raises:
         CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
     """
+    how = initial_preprocessing(config, init)
+    if init is not None and config.image_size is None:
+        config = replace(config, image_size=check_start(config.model, config.in_channels, init).image_size)
     show = partial(_show_progress, config=config, progress=progress, started=started)
     check: dict[str, Any] = {
         "skip_unreadable": config.skip_unreadable,
@@ -410,7 +428,7 @@ def scan_data(
         image_size = choose_size(config, found, progress, started=started or 0.0)
         inspected = inspect_and_cache(
             [sample.path for sample in found.samples],
-            Target(image_size, config.resize, config.in_channels),
+            Target(image_size, config.resize, config.in_channels, how.interpolation),
             config.cache or "auto",
             free_memory=free_bytes(),
             shared=max(config.devices, num_launched()) > 1,

@@ -11,36 +11,59 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
 
-from carnet.config import Device, Precision, ResolvedConfig, TrainingConfig, steps_per_epoch
+from carnet.config import LITE0, Device, Precision, ResolvedConfig, TrainingConfig, steps_per_epoch
 from carnet.data.samples import LabeledImages
 from carnet.errors import CarnetError, ConfigError, DataError
 from carnet.machine import SPINS, available_cores, is_waiting_chosen, loading_threads
-from carnet.models.registry import RESIZABLE, default_image_size
+from carnet.models.registry import RESIZABLE, create_model, default_image_size, preprocessing_of
 from carnet.models.weights import choose_device, device_name
 from carnet.preprocess import load_image
-from carnet.spec import ModelSpec
-from carnet.text import Progress, counted, parse_seconds
+from carnet.spec import Interpolation, ModelSpec
+from carnet.text import Progress, counted, duration, parse_seconds
+from carnet.training.augment import Augmentation
 from carnet.training.autotune import augmentation_for, choose_matrix_precision, choose_step, circumstances, tune
 from carnet.training.distributed import num_launched
+from carnet.training.features import SMALLEST_CROP, FeatureExtractor
 from carnet.training.measure import Measure
 from carnet.training.step import explaining_out_of_memory
 
-IMAGES_TO_SEE = 400_000
+LR, FINE_TUNING_LR = 0.08, 0.004
+"""Highest learning rate from random weights, and from trained ones."""
+INITIAL_SIZE_RATIO = 0.5
+FROZEN_SHARE = 0.65
+"""Share of the multiply-adds whose weights stay when trained weights are fine-tuned: what they have learned from many
+images is general, and not changing it takes less than half of the time (`benchmarks/LOG.md`)."""
+IMAGES_TO_SEE, FINE_TUNING_IMAGES = 400_000, 50_000
 """Training images of a whole run, each as often as it comes up."""
-FEWEST_EPOCHS, MOST_EPOCHS = 5, 200
+FEWEST_EPOCHS, MOST_EPOCHS, MOST_FINE_TUNING_EPOCHS = 5, 200, 30
 STEPS_PER_EPOCH = 16
 """Fewest, unless that takes batches below `SMALLEST_BATCH`."""
 SMALLEST_BATCH, LARGEST_BATCH = 8, 64
 SIDES_BY_STEPS = ((500, 64), (1300, 96), (8500, 128), (math.inf, 160))
 """Number of steps that a budget leaves time for at the network's own side, and the best side up to that number.
 `docs/recipe.md` has the experiments."""
+SIDES_OF_FEATURES, MOST_OF_BUDGET = (224, 192, 160, 128), 0.4
+"""Sides of a pretrained network, and the share of a budget that features of all images may take."""
 _DECODED_TO_TIME = 32
 """Images."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the initial weights come from.
+
+    Attributes:
+        is_trained: from pretrained weights or another run, instead of being random.
+        interpolation: filter that resizes their images.
+    """
+
+    is_trained: bool = False
+    interpolation: Interpolation = "bilinear"
 
 
 class Images(Protocol):
@@ -59,30 +82,34 @@ class Images(Protocol):
         """Side of the decoded images, in pixels."""
 
 
-def resolve(requested: TrainingConfig, scan: Images, measure: Measure) -> ResolvedConfig:
+def resolve(requested: TrainingConfig, scan: Images, measure: Measure, *, start: Start = Start()) -> ResolvedConfig:
     """Choose everything that was left open, and give the reasons.
 
     Args:
         requested: the config as it was requested.
         scan: of the data.
         measure: of this machine.
+        start: where the initial weights come from.
 
     Raises:
         ConfigError: if this machine lacks the devices or the precision that were requested, the memory allowed is too
             little, or compiling was requested and fails.
         DataError: if there are too few images for the number of devices.
     """
-    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size)
+    guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size, start=start)
     return tune(guess, requested, scan.num_valid, measure)
 
 
-def first_guess(requested: TrainingConfig, *, num_train: int, image_size: int) -> ResolvedConfig:
+def first_guess(
+    requested: TrainingConfig, *, num_train: int, image_size: int, start: Start = Start()
+) -> ResolvedConfig:
     """Choose what follows from the data and the device without measuring, and guess the rest.
 
     Args:
         requested: the config as it was requested.
         num_train: training images.
         image_size: side of the images, in pixels.
+        start: where the initial weights come from.
 
     Raises:
         ConfigError: if this machine lacks the devices or the precision that were requested.
@@ -94,14 +121,19 @@ def first_guess(requested: TrainingConfig, *, num_train: int, image_size: int) -
             f"{counted(num_train, 'training image')} are too few for --devices {devices}; use fewer devices"
         )
     batch_size = requested.batch_size or _batch_size(num_train, devices)
-    epochs = requested.epochs or 1
-    if requested.epochs is None and requested.budget is None:
-        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_TO_SEE / num_train)))
+    epochs = 1 if requested.freeze else requested.epochs or 1
+    if requested.epochs is None and requested.budget is None and not requested.freeze:
+        most, images_to_see = (MOST_EPOCHS, IMAGES_TO_SEE)
+        if start.is_trained:
+            most, images_to_see = (MOST_FINE_TUNING_EPOCHS, FINE_TUNING_IMAGES)
+        epochs = min(most, max(FEWEST_EPOCHS, round(images_to_see / num_train)))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", devices)) if num_launched() > 1 else devices
     cores = max(1, available_cores() // local_processes)
     on_cpu, whole = device == "cpu", -(-batch_size // devices)
     chosen = {
         "image_size": image_size,
+        "initial_size_ratio": requested.initial_size_ratio or (1.0 if start.is_trained else INITIAL_SIZE_RATIO),
+        "lr": requested.lr or (FINE_TUNING_LR if start.is_trained else LR),
         "epochs": epochs,
         "batch_size": batch_size,
         "valid_seed": requested.seed if requested.valid_seed is None else requested.valid_seed,
@@ -123,8 +155,14 @@ def first_guess(requested: TrainingConfig, *, num_train: int, image_size: int) -
         | chosen
         | augmentation_for(requested, 0 if requested.epochs is None and requested.budget else epochs),
         device_name=device_name(device),
-        num_steps=epochs * steps_per_epoch(num_train, batch_size, devices),
+        interpolation=start.interpolation,
+        is_fine_tuning=start.is_trained,
+        frozen_share=FROZEN_SHARE if start.is_trained and not requested.freeze else 0.0,
+        num_steps=1 if requested.freeze else epochs * steps_per_epoch(num_train, batch_size, devices),
     )
+    if requested.freeze:
+        # Features are computed as images are evaluated, and the head is fitted to them before the first step.
+        return replace(guess, precision="fp32", min_crop=SMALLEST_CROP, cutmix=0.0)
     return replace(guess, reasons=tuple(_first_reasons(guess, requested)))
 
 
@@ -222,6 +260,8 @@ def choose_size(
         decoding_seconds: time to decode all images; None: some of them are decoded.
     """
     usual = default_image_size(requested.model)
+    if requested.model == LITE0 and requested.budget is not None and requested.image_size is None:
+        return _size_for_features(requested, images, progress, started=started)
     if not budget_chooses_size(requested) or requested.budget is None:
         return requested.image_size or usual
     num_train = len(images.splits.get("train", images.samples))
@@ -249,6 +289,33 @@ def choose_size(
         f"steps at {usual} px ({epochs:.2g} passes over {counted(num_train, 'training image')}, at "
         f"{guess.batch_size / seconds:,.0f} images/s); --image-size chooses another side."
     )
+    return side
+
+
+def _size_for_features(requested: TrainingConfig, images: LabeledImages, progress: Progress, *, started: float) -> int:
+    """Return the largest side at which the features of all images take a small part of a budget."""
+    usual = default_image_size(requested.model)
+    network = create_model(requested.model, num_classes=2, in_channels=requested.in_channels)
+    how = preprocessing_of(requested.model, requested.in_channels)
+    spec = ModelSpec(
+        model=requested.model,
+        classes=images.classes,
+        image_size=usual,
+        in_channels=requested.in_channels,
+        mean=how.mean,
+        std=how.std,
+    )
+    assert requested.budget is not None
+    left = parse_seconds(requested.budget) - (time.monotonic() - started) - _seconds_to_decode(images, spec)
+    extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))
+    seconds = extractor.seconds_per_image() * len(images.samples)
+    fitting = [side for side in SIDES_OF_FEATURES if seconds * (side / usual) ** 2 <= MOST_OF_BUDGET * left]
+    side = fitting[0] if fitting else SIDES_OF_FEATURES[-1]
+    if side < usual:
+        progress.say(
+            f"Trains on images of {side} px, because features of all images at {usual} px take about "
+            f"{duration(seconds)} of --budget {requested.budget}; --image-size chooses another side."
+        )
     return side
 
 

@@ -76,8 +76,9 @@ def side_at(progress: float, config: ResolvedConfig) -> int:
 
 
 def initial_side(config: TrainingConfig) -> int:
-    """Return the side of the images, in pixels, at the beginning of a run whose `image_size` is known."""
+    """Return the side of the images, in pixels, at the beginning of a run whose sides are known."""
     assert config.image_size is not None
+    assert config.initial_size_ratio is not None
     if config.initial_size_ratio == 1:
         return config.image_size
     side = int(config.initial_size_ratio * config.image_size) // _MULTIPLE * _MULTIPLE

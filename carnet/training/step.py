@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from carnet.config import ResolvedConfig
 from carnet.errors import explaining_lack_of_memory
+from carnet.models.summary import summarize
 from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
 from carnet.training.augment import Augmentation
@@ -57,6 +58,7 @@ class TrainingStep:
         self.spec, self.config, self.processes = spec, config, processes or Processes()
         self.fabric = self.processes.fabric(config)
         self.augmentation = Augmentation.from_config(config)
+        freeze_first(network, config)
         arrange(network, config)
         if self.processes.size > 1 and config.device == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -64,6 +66,17 @@ class TrainingStep:
         self.micro_batch = config.micro_batch
         self._sides: set[int] = set()
         self.forward, self.optimizer = self.fabric.setup(_Forward(network, config), make_optimizer(network, config))
+
+    def begin(self) -> None:
+        """Put the network into training mode; batch norms of trained weights keep their statistics.
+
+        A few batches of another data set would spoil statistics of a million images.
+        """
+        self.network.train()
+        if self.config.is_fine_tuning:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def __call__(
         self, batch: Batch, seed: int, require_finite: Callable[[float], None], *, lr_ratio: float = 1.0
@@ -160,6 +173,21 @@ def arrange(network: nn.Module, config: ResolvedConfig) -> None:
     network.to(memory_format=_LAYOUTS[config.memory_format])
     speed_up_depthwise(network, fast=config.fast_depthwise)
     sum_batch_norms(network, compiled=config.compile and config.device == "cpu")
+
+
+def freeze_first(network: nn.Module, config: ResolvedConfig) -> None:
+    """Keep the weights of the first layers, up to the config's share of all multiply-adds; train all others."""
+    network.requires_grad_(True)
+    if not config.frozen_share:
+        return
+    summary = summarize(network, config.model, image_size=config.image_size, in_channels=config.in_channels)
+    modules, done = dict(network.named_modules()), 0
+    for layer in summary.layers:
+        done += layer.macs
+        if done > config.frozen_share * summary.macs:
+            return
+        for parameter in modules[layer.name].parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 class _Forward(nn.Module):

@@ -30,7 +30,7 @@ import carnet
 from carnet.cli.main import run as run_command
 from carnet.documents import sealed
 from carnet.errors import CarnetError, ModelFileError
-from carnet.models.weights import pack, read_metadata
+from carnet.models.tensors import pack, read_metadata
 
 HUGE = "7" * 5000
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -5,7 +5,7 @@ import torch
 
 from carnet.cli.main import run
 from carnet.errors import ModelError
-from carnet.models.registry import create_model, head_names, list_models, normalization
+from carnet.models.registry import create_model, head_names, list_models, preprocessing_of
 from carnet.models.summary import check_image_size, summarize
 
 
@@ -62,6 +62,6 @@ def test_timm_models() -> None:
     network = create_model("timm/mobilenetv3_small_050", num_classes=5)
     assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     assert network.get_submodule(*head_names(network)).out_features == 5
-    assert normalization(network)[0] == (0.485, 0.456, 0.406)
+    assert preprocessing_of("timm/mobilenetv3_small_050").mean == (0.485, 0.456, 0.406)
     with pytest.raises(ModelError, match=r"'mobilenetv3_smal_050'.*mobilenetv3_small_050"):
         create_model("timm/mobilenetv3_smal_050", num_classes=5)

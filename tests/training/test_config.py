@@ -9,7 +9,7 @@ import pytest
 
 from carnet.cli.main import parse
 from carnet.cli.train import Command
-from carnet.config import GROUPS, PRESETS, ResolvedConfig, TrainingConfig, from_format_1, published
+from carnet.config import GROUPS, LIMITS, PRESETS, ResolvedConfig, TrainingConfig, from_format_1, published
 from carnet.errors import ConfigError, RunError
 
 
@@ -98,7 +98,7 @@ def test_out_of_range_names_the_flag(field: str, value: Any) -> None:
 def test_differences_leave_out_what_does_not_change_the_result() -> None:
     recipe = TrainingConfig()
     assert recipe.differences(TrainingConfig(workers=3, threads=2, logger="tensorboard", compile=True)) == []
-    assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was 0.08)", "--seed 7 (was 0)"]
+    assert recipe.differences(TrainingConfig(lr=0.1, seed=7)) == ["--lr 0.1 (was auto)", "--seed 7 (was 0)"]
 
 
 def test_every_field_is_in_one_group_of_the_help() -> None:
@@ -113,7 +113,7 @@ def test_nothing_is_left_open_in_a_resolved_config() -> None:
     assert redeclared
     for name in redeclared:
         assert resolved[name] | None == asked[name] or resolved[name] == asked[name]
-    may_stay_open = {"layout", "cache", "max_memory", "budget"}
+    may_stay_open = {"layout", "cache", "max_memory", "budget", *LIMITS}
     left = {field.name for field in fields(TrainingConfig) if field.default is None}
     assert left - set(redeclared) == may_stay_open
     assert all(field.default is MISSING for field in fields(ResolvedConfig) if field.name in redeclared)

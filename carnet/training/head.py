@@ -1,0 +1,263 @@
+"""A linear head on frozen features: fitted to convergence, its penalty chosen by cross-validation, and calibrated.
+
+The features of each view are scaled to the same length, and the head has no bias, so that an image's class does not
+depend on how strongly the network responds to it. Scaling back gives an ordinary linear layer, which predicts the same
+classes from the features as they are. This made up 1 to 3 points over standardised features and a bias, most where
+there are few photos (`benchmarks/LOG.md`).
+
+Source of the setting: Kornblith et al., "Do better ImageNet models transfer better?", 2019 (logistic regression by
+L-BFGS on the features of pretrained networks).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from carnet import metrics
+from carnet.calibration import fit_temperature
+from carnet.data.scan import ScannedImages
+from carnet.spec import ModelSpec
+from carnet.text import OnProgress, Progress
+from carnet.training.features import FeatureExtractor, Photo, linear_head
+from carnet.training.pipeline import Pipeline
+
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
+"""Of the squared weights, for features whose mean square is 1; each fit starts from the one before."""
+FOLDS = 5
+_MOST_CROSS_VALIDATED = 2500
+"""Images; of more, so many are drawn, because the best penalty hardly changes."""
+_ITERATIONS = 100
+_TOLERANCE = 1e-7
+"""A change of the loss below this ends a fit."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A fitted head, and what cross-validation says about it.
+
+    Attributes:
+        weight: (classes, channels), for features as they are.
+        penalty: the chosen one.
+        temperature: that the weights were divided by.
+        top1: share of the cross-validated images that are predicted right by a head that was fitted without them.
+        num_cross_validated: how many images that is about; they may be a part of all.
+        num_fitted: images that the head was fitted to.
+        fitted_loss: its mean cross-entropy on these images.
+        num_fitted_correct: how many of them it predicts right.
+    """
+
+    weight: Tensor
+    penalty: float
+    temperature: float
+    top1: float
+    num_cross_validated: int
+    num_fitted: int
+    fitted_loss: float
+    num_fitted_correct: int
+    num_views: int = 1
+    """Views of each image that the head was fitted to."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers without the weights."""
+        return {key: value for key, value in vars(self).items() if key != "weight"}
+
+    def copy_to(self, layer: nn.Linear) -> None:
+        """Replace the weights of a network's last layer."""
+        with torch.no_grad():
+            layer.weight.copy_(self.weight)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def fit_head(
+    views: Sequence[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    digests: Sequence[str],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> LinearHead:
+    """Fit a head to the features of images, the same images in each view; the first is the whole image.
+
+    Args:
+        views: (N, channels) each.
+        labels: (N,)
+        digests: of the images' files; those that are equal are never on both sides of a division.
+        num_classes: number of outputs.
+        seed: of the divisions.
+        progress: called with the number of fits done, and of all.
+    """
+    length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
+    folds = divide(labels, digests, seed)
+    number = int(folds.max()) + 1
+    done, total = 0, number + 1
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    left_out = folds >= 0
+    logits = {penalty: np.empty((len(labels), num_classes), np.float32) for penalty in PENALTIES}
+    # Two views tell which penalty is the best one; more would only take longer.
+    cross_validated = views[:2]
+    for fold in range(number):
+        fitted, tested = left_out & (folds != fold), folds == fold
+        path = _path([view[fitted] for view in cross_validated], labels[fitted], num_classes, PENALTIES)
+        for penalty, weight in path.items():
+            logits[penalty][tested] = views[0][tested] @ weight.numpy().T / length
+        tell()
+    known = labels[left_out]
+    fits = {penalty: _calibrated(values[left_out], known) for penalty, values in logits.items()}
+    penalty = min(fits, key=lambda one: fits[one][0])
+    temperature = fits[penalty][1]
+    top1 = float(metrics.in_top_k(logits[penalty][left_out], known, 1).mean())
+    weight = _path(views, labels, num_classes, [penalty])[penalty] / (length * temperature)
+    tell()
+    fitted_logits = views[0] @ weight.numpy().T
+    return LinearHead(
+        weight,
+        penalty,
+        temperature,
+        top1,
+        int(left_out.sum()),
+        num_fitted=len(labels),
+        fitted_loss=float(metrics.cross_entropy(fitted_logits, labels).mean()),
+        num_fitted_correct=int(metrics.in_top_k(fitted_logits, labels, 1).sum()),
+    )
+
+
+def _calibrated(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the loss with the best temperature, and that temperature."""
+    temperature = fit_temperature(logits, labels)
+    return float(metrics.cross_entropy(logits / temperature, labels).mean()), temperature
+
+
+def _path(
+    views: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], num_classes: int, penalties: Sequence[float]
+) -> Mapping[float, Tensor]:
+    """Return the weights (classes, channels) for features of length 1, for each penalty."""
+    rows = torch.from_numpy(np.concatenate(views))
+    # The mean square of each channel becomes 1, so that a penalty means the same for any number of channels.
+    scale = rows.shape[1] ** 0.5
+    rows = F.normalize(rows) * scale
+    truth = torch.from_numpy(labels).repeat(len(views))
+    weight = torch.zeros(num_classes, rows.shape[1], requires_grad=True)
+    path = {}
+    for penalty in penalties:
+        optimizer = torch.optim.LBFGS(
+            [weight],
+            max_iter=_ITERATIONS,
+            tolerance_grad=1e-6,
+            tolerance_change=_TOLERANCE,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(rows @ weight.T, truth) + penalty / 2 * weight.square().sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        path[penalty] = weight.detach() * scale
+    return path
+
+
+def divide(labels: NDArray[np.int64], digests: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Return the fold of each image; -1 for those that are not cross-validated, when there are many.
+
+    The images of a class are spread evenly over the folds; images of equal content are in the same fold.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    chosen = np.sort(order[:_MOST_CROSS_VALIDATED])
+    folds = np.full(len(labels), -1, np.int64)
+    of_content: dict[str, int] = {}
+    members: dict[int, list[int]] = defaultdict(list)
+    for place in rng.permutation(chosen).tolist():
+        members[int(labels[place])].append(place)
+    place_in_turn = 0
+    for label in sorted(members):
+        for place in members[label]:
+            folds[place] = of_content.setdefault(digests[place], place_in_turn % FOLDS)
+            place_in_turn += 1
+    # With very few images some folds may be empty.
+    used = np.unique(folds[folds >= 0])
+    folds[folds >= 0] = np.searchsorted(used, folds[folds >= 0])
+    return folds
+
+
+MOST_VIEWS, VIEWED_IMAGES = 8, 16_000
+"""Views of each image, and of all images together, which the head is fitted to; at least two of each."""
+_FEATURES_SHARE = 0.4
+"""Largest share of the rest of a budget that features may take."""
+
+
+def start_head(
+    network: nn.Module,
+    spec: ModelSpec,
+    images: ScannedImages,
+    pipeline: Pipeline,
+    *,
+    device: str,
+    seed: int,
+    progress: Progress,
+    seconds_left: float | None = None,
+    num_views: int | None = None,
+) -> LinearHead:
+    """Fit the last layer of a network to the features that its other weights give the training images.
+
+    Args:
+        network: on the processor, where it also is afterwards.
+        spec: of its images.
+        images: as they were scanned.
+        pipeline: of the training images, which are files.
+        device: where features are computed: cpu, cuda or mps.
+        seed: of the cross-validation.
+        progress: shows what happens.
+        seconds_left: of the budget; None: there is none.
+        num_views: of each image; None: chosen by their number and the budget.
+
+    Raises:
+        ModelError: if the network does not end in one linear layer.
+        DataError: if an image can no longer be read.
+    """
+    samples = images.data.splits["train"]
+    photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
+    layer = linear_head(network, spec.model)
+    extractor = FeatureExtractor(network.to(device).to(memory_format=torch.channels_last), spec, pipeline.augmentation)
+    if num_views is None:
+        num_views = max(2, min(MOST_VIEWS, VIEWED_IMAGES // len(samples)))
+        if seconds_left is not None:
+            fitting = _FEATURES_SHARE * seconds_left / (extractor.seconds_per_image() * len(samples))
+            num_views = max(1, min(num_views, int(fitting)))
+    numbers = extractor.views(num_views)
+    views = [
+        extractor.features(photos, view, partial(progress.bar, f"features, view {place} of {num_views}"))
+        for place, view in enumerate(numbers, start=1)
+    ]
+    network.to("cpu")
+    head = fit_head(
+        views,
+        np.array([sample.label for sample in samples]),
+        [photo.digest for photo in photos],
+        spec.num_classes,
+        seed=seed,
+        progress=partial(progress.bar, "fitting the head"),
+    )
+    head.copy_to(layer)
+    return replace(head, num_views=num_views)
