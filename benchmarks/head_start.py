@@ -1,4 +1,4 @@
-"""Measure what a pretrained start is worth: accuracy over labelled photos per class, frozen, fine-tuned and from scratch.
+"""Measure what a pretrained start is worth: accuracy over photos per class, frozen, fine-tuned and from scratch.
 
 Subsets with so many photos per class are drawn from the training images with the seeds named; accuracy is that on
 `valid` without the images that are byte for byte in the subset's training images. Each run is a process of its own, as
@@ -151,8 +151,8 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     }
     for way, name in names.items():
         if way in points:
-            photos = sorted(points[way])
-            axes.plot(photos, [statistics.fmean(points[way][one]) for one in photos], "o-", label=name)
+            numbers = sorted(points[way])
+            axes.plot(numbers, [statistics.fmean(points[way][one]) for one in numbers], "o-", label=name)
     axes.set_xscale("log")
     ticks = sorted({one for line in points.values() for one in line})
     axes.set_xticks(ticks, [f"{one:.0f}" for one in ticks])

@@ -20,7 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 MuonPrecision = Literal["fp32", "bf16"]
 Device = Literal["cpu", "cuda", "mps"]
 Logger = Literal["none", "tensorboard"]
-Optimizer = Literal["adam", "muon"]
+Optimizer = Literal["adam", "adamw", "muon"]
 Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 Cache = Literal["disk", "ram", "off"]
@@ -101,8 +101,9 @@ class OptimizationOptions:
     """Passes over the training images, with --budget at most so many; auto: by their number, or by the budget."""
     batch_size: NumImages | None = None
     """Images per optimizer step; the last, smaller batch of an epoch is kept; auto: by the number of images."""
-    optimizer: Optimizer = "muon"
-    """muon (Muon for hidden matrices, AdamW for the rest) or adam."""
+    optimizer: Optimizer | None = None
+    """muon (Muon for hidden matrices, AdamW for the rest), adamw or adam; auto: muon from random weights, adamw from
+    trained ones."""
     lr: Positive | None = None
     """Highest learning rate; auto: 0.08 from random weights, less from trained ones."""
     adamw_lr_ratio: Positive = 0.1
@@ -287,6 +288,7 @@ class ResolvedConfig(TrainingConfig):
 
     image_size: Pixels = field()
     initial_size_ratio: PositiveShare = field()
+    optimizer: Optimizer = field()
     lr: Positive = field()
     epochs: NumEpochs = field()
     batch_size: NumImages = field()

@@ -1,6 +1,7 @@
 """The evaluation transform: formats, orientation, transparency, bit depths, sizes and what is refused."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,11 @@ def test_a_frame_with_reversed_channels() -> None:
     frame = np.zeros((4, 6, 3), np.uint8)
     frame[:, :, 0] = 200
     assert load_image(frame[:, :, ::-1], spec(4))[0, 0].tolist() == [0, 0, 200]
+
+
+def test_bicubic_is_another_filter() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    spec = ModelSpec(model="efficientnet_lite0", classes=("a", "b"), image_size=32, interpolation="bicubic")
+    expected = Image.fromarray(pixels).resize((32, 41), Image.Resampling.BICUBIC).crop((0, 4, 32, 36))
+    assert (load_image(pixels, spec) == np.array(expected)).all()
+    assert (load_image(pixels, replace(spec, interpolation="bilinear")) != np.array(expected)).any()

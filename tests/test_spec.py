@@ -35,3 +35,15 @@ def test_a_field_out_of_range_is_named(fields: dict[str, Any], named: str) -> No
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(RunError, match="classes"):
         ModelSpec.from_json({"model": "carnet18"})
+
+
+def test_older_descriptions_are_bilinear_and_newer_ones_are_refused() -> None:
+    spec = ModelSpec(model="carnet_s", classes=("a", "b"), image_size=32, interpolation="bicubic")
+    document = spec.to_json()
+    assert ModelSpec.from_json(document) == spec
+    older = {key: value for key, value in document.items() if key not in ("format", "interpolation")}
+    assert ModelSpec.from_json(older).interpolation == "bilinear"
+    with pytest.raises(RunError, match=r"format 99.*update carnet"):
+        ModelSpec.from_json(document | {"format": 99})
+    with pytest.raises(RunError, match="interpolation"):
+        ModelSpec.from_json(document | {"interpolation": "nearest"})

@@ -255,7 +255,7 @@ def sized(config: TrainingConfig) -> TrainingConfig:
     """Fill in what a network from random weights takes where nothing was requested, as older versions recorded it."""
     if not config.is_pretrained:
         ratio = config.initial_size_ratio or INITIAL_SIZE_RATIO
-        config = replace(config, lr=config.lr or LR, initial_size_ratio=ratio)
+        config = replace(config, optimizer=config.optimizer or "muon", lr=config.lr or LR, initial_size_ratio=ratio)
     own = None if budget_chooses_size(config) else default_image_size(config.model)
     return config if config.image_size or own is None else replace(config, image_size=own)
 

@@ -131,9 +131,10 @@ class _FromPixels(nn.Module):
 def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:
     """Fold the normalisation into the first convolution, and return whether that is possible.
 
-    It is exact where the convolution does not pad: padding is 0 after the normalisation, the mean colour before it.
+    It is exact where nothing is padded before it: padding is 0 after the normalisation, the mean colour before it.
     """
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    # The first layer of any kind, because a layer of its own may pad.
+    first = next(module for module in network.modules() if not list(module.children()))
     # A subclass may pad in its own way (timm's Conv2dSame), or change its weights before it uses them.
     if type(first) is not nn.Conv2d or first.padding != (0, 0) or first.groups != 1 or first.in_channels != len(scale):
         return False

@@ -92,7 +92,7 @@ def choose_matrix_precision(config: ResolvedConfig, requested: TrainingConfig, m
     faster = faster_precision(rates)
     why = f"matrix products run at {rates['fp32']:.3g} GFLOP/s in fp32 and {rates['bf16']:.3g} in bf16"
     config = replace(config, matrix_gflops=rates)
-    if requested.optimizer == "muon" and requested.muon_precision is None:
+    if config.optimizer == "muon" and requested.muon_precision is None:
         config = config.because(f"Muon in {faster}: {why}", muon_precision=faster)
     if config.devices > 1 and config.device == "cpu" and requested.precision is None:
         # Steps of several processes are not timed in turns.

@@ -55,6 +55,7 @@ class Muon(Optimizer):
         weight_decay: decay of matrices and other weights, times the learning rate; vectors have none.
         momentum: of the matrices.
         precision: of the products that make matrices orthogonal, fp32 or bf16; weights keep their own.
+        has_matrices: False leaves everything to AdamW.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Muon(Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         precision: MuonPrecision = "fp32",
+        has_matrices: bool = True,
     ) -> None:
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        matrices = hidden_matrices(network)
+        matrices = hidden_matrices(network) if has_matrices else []
         known = set(map(id, matrices))
         others = [parameter for parameter in network.parameters() if id(parameter) not in known]
         weights = [parameter for parameter in others if parameter.ndim > 1]
@@ -182,12 +184,14 @@ def make_optimizer(network: nn.Module, config: ResolvedConfig) -> Optimizer:
     """
     if config.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    is_muon = config.optimizer == "muon"
     return Muon(
         network,
         lr=config.lr,
-        adamw_lr_ratio=config.adamw_lr_ratio,
+        adamw_lr_ratio=config.adamw_lr_ratio if is_muon else 1.0,
         weight_decay=config.weight_decay,
         precision=config.muon_precision,
+        has_matrices=is_muon,
     )
 
 

@@ -330,10 +330,16 @@ def _summary(run: RunFolder, config: ResolvedConfig, network: nn.Module, start: 
         changes += f", {100 * config.flip:.0f}% mirrored (add --flip 0 if left and right matter)"
     if config.cutmix:
         changes += f", CutMix in {100 * config.cutmix:.0f}% of the batches"
-    return (
-        f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
+    what = (
+        f"Takes the features of {config.model} ({params:,} parameters, {start}) as they are, on {config.image_size} px "
+        f"images, seed {config.seed}.\n"
+        if config.freeze
+        else f"Trains {config.model} ({params:,} parameters, {start}) for {counted(config.epochs, 'epoch')} on "
         f"{config.image_size} px images{resizing} in batches of {config.batch_size}, seed {config.seed}.\n"
-        f"On {config.device} ({config.device_name}):\n"
+    )
+    return (
+        what
+        + f"On {config.device} ({config.device_name}):\n"
         + "".join(f"- {reason}\n" for reason in config.reasons)
         + f"Writes to {run.path}; its {run.batch.name} shows augmented images: {changes}."
     )

@@ -32,8 +32,8 @@ from carnet.training.features import SMALLEST_CROP, FeatureExtractor
 from carnet.training.measure import Measure
 from carnet.training.step import explaining_out_of_memory
 
-LR, FINE_TUNING_LR = 0.08, 0.004
-"""Highest learning rate from random weights, and from trained ones."""
+LR, FINE_TUNING_LR = 0.08, 3e-4
+"""Highest learning rate from random weights, by Muon, and from trained ones, by AdamW."""
 INITIAL_SIZE_RATIO = 0.5
 FROZEN_SHARE = 0.65
 """Share of the multiply-adds whose weights stay when trained weights are fine-tuned: what they have learned from many
@@ -133,6 +133,7 @@ def first_guess(
     chosen = {
         "image_size": image_size,
         "initial_size_ratio": requested.initial_size_ratio or (1.0 if start.is_trained else INITIAL_SIZE_RATIO),
+        "optimizer": requested.optimizer or ("adamw" if start.is_trained else "muon"),
         "lr": requested.lr or (FINE_TUNING_LR if start.is_trained else LR),
         "epochs": epochs,
         "batch_size": batch_size,
