@@ -46,7 +46,7 @@ from carnet.report.comparison import draw_comparison
 from carnet.report.console import Console
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, show_bytes
-from carnet.training.preparation import scan_data
+from carnet.training.scanning import scan_data
 
 MODELS = ("carnet18", "resnet18")
 REACH = (0.6, 0.7, 0.8)

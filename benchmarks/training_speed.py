@@ -253,8 +253,9 @@ def our_steps(network: Any, options: argparse.Namespace, *, lean: bool) -> tuple
     from carnet.text import Silent
     from carnet.training.memory import forget_peak_device_bytes
     from carnet.training.pipeline import step_seed
-    from carnet.training.preparation import prepare_trial_steps, scan_data
+    from carnet.training.preparation import prepare_trial_steps
     from carnet.training.resolve import first_guess, resolve
+    from carnet.training.scanning import scan_data
     from carnet.training.schedule import view_at
     from carnet.training.step import TrainingStep
 

@@ -101,6 +101,9 @@ class OptimizationOptions:
     """Passes over the training images, with --budget at most so many; auto: by their number, or by the budget."""
     batch_size: NumImages | None = None
     """Images per optimizer step; the last, smaller batch of an epoch is kept; auto: by the number of images."""
+    frozen_share: Share | None = None
+    """Share of the network's multiply-adds, from the input on, whose weights stay as they are; auto: 0.65 from trained
+    weights, 0 from random ones."""
     optimizer: Optimizer | None = None
     """muon (Muon for hidden matrices, AdamW for the rest), adamw or adam; auto: muon from random weights, adamw from
     trained ones."""
@@ -288,6 +291,7 @@ class ResolvedConfig(TrainingConfig):
 
     image_size: Pixels = field()
     initial_size_ratio: PositiveShare = field()
+    frozen_share: Share = 0.0
     optimizer: Optimizer = field()
     lr: Positive = field()
     epochs: NumEpochs = field()
@@ -308,10 +312,12 @@ class ResolvedConfig(TrainingConfig):
     device_name: str
     interpolation: Interpolation = "bilinear"
     """Filter that resizes images: that of the pretrained weights."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the initial weights expect; None in records of older versions: the network's own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
     is_fine_tuning: bool = False
     """Whether the run starts from trained weights: then batch norms keep their statistics."""
-    frozen_share: Share = 0.0
-    """Share of the network's multiply-adds, from the input on, whose weights stay as they are."""
     recompute: Share = 1.0
     """Share of activations that compiled code keeps for the backward pass; the rest is recomputed there."""
     initial_step_cost: Annotated[float, Range(0.001, 1)] = 1.0
@@ -358,6 +364,7 @@ def published() -> TrainingConfig:
         initial_size_ratio=1.0,
         epochs=50,
         batch_size=16,
+        frozen_share=0.0,
         optimizer="adam",
         lr=5e-4,
         weight_decay=0.0,

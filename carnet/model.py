@@ -357,7 +357,7 @@ def train(
     recipe = _with_settings(config or training.recipe_of(resume), settings)
     if data is not None and resume is None:
         with shown(progress) as display:
-            recipe = within_limits(recipe, data, init=init, ignore=ignore, progress=display)
+            recipe = within_limits(recipe, data, init=init, output=output, ignore=ignore, progress=display)
     result = training.train(
         data,
         recipe,

@@ -46,6 +46,17 @@ class RecordedConfig(TypedDict):
     layout: NotRequired[Layout | None]
 
 
+class RecordedHead(TypedDict):
+    """The part of a fitted head's record that is needed to fit it again, and to finish a run with --freeze."""
+
+    num_views: Annotated[int, Range(1, 64)]
+    threads: Annotated[int, Range(1, 1024)]
+    fitted_loss: Annotated[float, Range(0, 1e30)]
+    num_fitted: Annotated[int, Range(1)]
+    num_fitted_correct: Count
+    seconds: Annotated[float, Range(0, above=True)]
+
+
 class Record(TypedDict):
     """The content of `config.json`, and of an entry of every checkpoint."""
 
@@ -53,6 +64,8 @@ class Record(TypedDict):
     requested: RecordedConfig
     resolved: RecordedConfig
     init: str | None
+    head: NotRequired[RecordedHead | None]
+    """A head that was fitted to features before the first step; None: there was none."""
     versions: dict[str, str]
     processor_features: str
     data: RecordedData

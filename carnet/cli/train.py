@@ -72,7 +72,9 @@ class Command:
             ignore = () if self.ignore is None else read_ignore_file(self.ignore)
             recipe = self.recipe
             if self.data is not None and self.resume is None:
-                recipe = within_limits(recipe, self.data, init=self.init, ignore=ignore, progress=progress)
+                recipe = within_limits(
+                    recipe, self.data, init=self.init, output=self.output, ignore=ignore, progress=progress
+                )
             result = train(
                 self.data,
                 recipe,

@@ -16,7 +16,6 @@ from carnet.edge.runtimes import Runtime, open_runtime
 from carnet.errors import ConfigError
 from carnet.machine import available_cores, instruction_set, processor_name, take_turns, versions
 from carnet.preprocess import Images
-from carnet.spec import ModelSpec
 from carnet.text import Progress, Silent
 
 if TYPE_CHECKING:
@@ -276,8 +275,7 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
             # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
             torch.nn.init.ones_(module.weight)
-    how = preprocessing_of(name)
     classes = tuple(map(str, range(num_classes)))
-    spec = ModelSpec(model=name, classes=classes, image_size=side, mean=how.mean, std=how.std)
+    spec = preprocessing_of(name).spec(model=name, classes=classes, image_size=side)
     compute_exactly()
     return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec)

@@ -266,6 +266,8 @@ def _check(models: Sequence[str], seeds: int, config: TrainingConfig) -> None:
 
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if flag := next((f"--{n.replace('_', '-')}" for n in ("max_latency", "max_size") if getattr(config, n)), None):
+        raise ConfigError(f"{flag} chooses the network of carnet train, and --models names those that are compared")
     if twice := next((name for name in models if models.count(name) > 1), None):
         raise ConfigError(f"--models names {twice} twice; --seeds trains it several times")
     if len(models) * seeds < 2:

@@ -27,9 +27,10 @@ from carnet.models.pretrained import has_lite0_weights
 from carnet.models.registry import RESIZABLE, create_model, default_image_size, preprocessing_of
 from carnet.models.weights import TrainedModel, check_start
 from carnet.preprocess import Images, load_image
-from carnet.spec import ModelSpec
+from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, parse_bytes, parse_milliseconds
 from carnet.training.augment import Augmentation
+from carnet.training.distributed import num_launched
 from carnet.training.features import FeatureExtractor, Photo
 from carnet.training.head import fit_head
 from carnet.training.memory import keep_freed_memory
@@ -92,11 +93,10 @@ def deploy(candidate: Candidate, num_classes: int, in_channels: int) -> Deployed
         if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
             # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
             torch.nn.init.ones_(module.weight)
-    how = preprocessing_of(candidate.model, in_channels)
     names = tuple(map(str, range(num_classes)))
     side = candidate.image_size
-    spec = ModelSpec(
-        model=candidate.model, classes=names, image_size=side, in_channels=in_channels, mean=how.mean, std=how.std
+    spec = preprocessing_of(candidate.model, in_channels).spec(
+        model=candidate.model, classes=names, image_size=side, in_channels=in_channels
     )
     content = to_graph(TrainedModel(network, spec)).sealed(spec.to_json())
     run = open_runtime(ModelFile.from_bytes(content), "onnxruntime", 1)
@@ -110,6 +110,7 @@ def within_limits(
     data: Path | str,
     *,
     init: Path | str | None = None,
+    output: Path | str | None = None,
     ignore: Sequence[str] = (),
     progress: Progress,
     deployed: Deploy = deploy,
@@ -122,6 +123,7 @@ def within_limits(
         requested: the config; its model, or the side, may be open.
         data: the images.
         init: the run whose weights the new one starts from, which decides the network.
+        output: the folder of the run, which must be new.
         ignore: paths of images to leave out.
         progress: told the reasons.
         deployed: measures what an exported file costs.
@@ -133,7 +135,19 @@ def within_limits(
     """
     if requested.model != AUTO and requested.max_latency is None and requested.max_size is None:
         return requested
-    images = find_images(data, layout=requested.layout or "auto", ignore=ignore)
+    if requested.stream:
+        raise ConfigError(
+            "--stream leaves the images where they are, so that no network can be chosen by them; name --model"
+        )
+    if num_launched() > 1:
+        raise ConfigError("limits are measured by one process; choose --model and --image-size without torchrun first")
+    if requested.model == AUTO and requested.is_pretrained:
+        flag = "--weights" if requested.weights else "--pretrained"
+        raise ConfigError(f"--model auto chooses the initial weights as well; leave {flag} out")
+    if output is not None:
+        RunFolder.new(Path(output))
+    bar = partial(progress.bar, "unpacking")
+    images = find_images(data, layout=requested.layout or "auto", ignore=ignore, progress=bar)
     train = images.splits.get("train", images.samples)
     kept = 1.0 if "valid" in images.splits else 1 - requested.valid_fraction
     per_class = max(1.0, kept * len(train) / len(images.classes))
@@ -149,8 +163,8 @@ def within_limits(
     if not fitting:
         raise ConfigError(_nothing_fits(requested, costs))
     measured = _cross_validated(fitting, requested, images, train, progress)
-    chosen, runner_up = _most_accurate(fitting, per_class, measured)
-    progress.say("\n".join(_reasons(chosen, runner_up, requested, per_class, measured, costs)))
+    chosen, runner_up = _most_accurate(fitting, per_class, measured, min(_SAMPLE, len(train)))
+    progress.say("\n".join(_reasons(chosen, runner_up, requested, per_class=per_class, measured=measured, costs=costs)))
     is_usual = chosen.image_size == default_image_size(chosen.model) and not costs
     return replace(requested, model=chosen.model, image_size=requested.image_size if is_usual else chosen.image_size)
 
@@ -224,21 +238,18 @@ def _cross_validated(
         return {}
     chosen = np.random.default_rng(requested.seed).permutation(len(train))[:_SAMPLE]
     samples = [train[place] for place in sorted(chosen.tolist())]
-    keep_freed_memory()
+    if requested.max_memory is None:
+        keep_freed_memory()
     found = {}
     network = create_model(LITE0, num_classes=2, in_channels=requested.in_channels, pretrained=True)
     network.to(memory_format=torch.channels_last)
     for candidate in pretrained:
-        how = preprocessing_of(LITE0, requested.in_channels)
-        spec = ModelSpec(
+        spec = preprocessing_of(LITE0, requested.in_channels).spec(
             model=LITE0,
             classes=images.classes,
             image_size=candidate.image_size,
             resize=requested.resize,
-            interpolation=how.interpolation,
             in_channels=requested.in_channels,
-            mean=how.mean,
-            std=how.std,
         )
         photos, labels = [], []
         for sample in samples:
@@ -264,7 +275,7 @@ def _same(pixels: Images) -> Images:
 
 
 def _most_accurate(
-    fitting: Sequence[Candidate], per_class: float, measured: dict[Candidate, float]
+    fitting: Sequence[Candidate], per_class: float, measured: dict[Candidate, float], num_photos: int
 ) -> tuple[Candidate, Candidate | None]:
     """Return the candidate that is expected to be the most accurate, and the best of another network."""
     expected = {candidate: _expected(candidate, per_class, measured) for candidate in fitting}
@@ -272,7 +283,7 @@ def _most_accurate(
     best = ranked[0]
     if best in measured:
         # Of differences within the standard error of cross-validation, the table knows more.
-        error = (measured[best] * (1 - measured[best]) / _SAMPLE) ** 0.5
+        error = (measured[best] * (1 - measured[best]) / num_photos) ** 0.5
         close = [one for one in measured if measured[one] >= measured[best] - error]
         best = max(close, key=lambda one: _estimate(one, per_class))
     return best, next((one for one in ranked if one.model != best.model), None)
@@ -291,6 +302,7 @@ def _reasons(
     chosen: Candidate,
     runner_up: Candidate | None,
     requested: TrainingConfig,
+    *,
     per_class: float,
     measured: dict[Candidate, float],
     costs: dict[Candidate, Deployed],

@@ -105,7 +105,11 @@ class _FromPixels(nn.Module):
         self.head = head
         scale = torch.tensor([1 / (255 * std) for std in spec.std])
         shift = torch.tensor([-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)])
+        before = copy.deepcopy(network)
         self.is_folded = _fold_into_stem(network, scale, shift)
+        if self.is_folded and not _is_same(network, before, scale, shift, spec):
+            # Pixels enter more than one layer, or are padded before the first one.
+            self.network, self.is_folded = before, False
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", shift[:, None, None])
         # Any number but one, for which the exporter would leave the division out.
@@ -126,6 +130,15 @@ class _FromPixels(nn.Module):
         if self.head.bias is not None:
             logits = logits + self.head.bias
         return logits, (logits / self.temperature).softmax(dim=1), class_maps
+
+
+def _is_same(folded: nn.Module, network: nn.Module, scale: Tensor, shift: Tensor, spec: ModelSpec) -> bool:
+    """Return whether a folded network answers to pixels as the other one to normalised images."""
+    shape = (1, spec.in_channels, spec.image_size, spec.image_size)
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+    with torch.inference_mode():
+        answer, expected = folded(pixels), network(pixels * scale[:, None, None] + shift[:, None, None])
+    return torch.allclose(answer, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def _fold_into_stem(network: nn.Module, scale: Tensor, shift: Tensor) -> bool:

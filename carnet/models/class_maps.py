@@ -13,8 +13,11 @@ from carnet.models.blocks import ChannelAttention
 from carnet.models.registry import head_names
 from carnet.spec import ModelSpec
 
-_LARGE = 512
-"""Side of an image in whose middle no position depends on what lies outside, in pixels."""
+_LARGE = (512, 1536)
+"""Sides of an image in whose middle no position depends on what lies outside, in pixels: of nearly all networks, and of
+those that see far."""
+_FAINT = 1e-3
+"""Values of that image, so small that no activation is cut off above (ReLU6)."""
 
 Features = Callable[[Tensor], Tensor]
 Centres = tuple[tuple[float, ...], tuple[float, ...]]
@@ -54,7 +57,9 @@ def map_centres(network: nn.Module, spec: ModelSpec) -> Centres:
     features = cast(Features, _averaging(network).forward_features)
     with torch.inference_mode():
         number = features(torch.zeros(1, spec.in_channels, side, side)).shape[-1]
-        seen = _coordinates_seen(features, spec.in_channels)
+        seen = _coordinates_seen(features, spec.in_channels, _LARGE[0])
+        if not _is_even(seen):
+            seen = _coordinates_seen(features, spec.in_channels, _LARGE[1])
     if seen is None:
         first, step = (side / number - 1) / 2, side / number
     else:
@@ -65,20 +70,29 @@ def map_centres(network: nn.Module, spec: ModelSpec) -> Centres:
     return centres, centres
 
 
-def _coordinates_seen(features: Features, channels: int) -> Tensor | None:
+def _is_even(seen: Tensor | None) -> bool:
+    """Return whether rows in the middle see coordinates at a distance of whole pixels; True without any."""
+    if seen is None:
+        return True
+    place = len(seen) // 2
+    steps = seen[place : place + 2].diff()
+    return bool((steps - steps.round()).abs().max() < 0.01) if len(steps) else True
+
+
+def _coordinates_seen(features: Features, channels: int, size: int) -> Tensor | None:
     """Return the mean coordinate, in a large image, that each row of features sees; None if it takes no mean."""
-    # As shares of the side: a gate is open to large numbers, whatever they are.
-    rows = torch.arange(_LARGE, dtype=torch.float32)[:, None].expand(_LARGE, _LARGE) / _LARGE
+    rows = _FAINT * torch.arange(size, dtype=torch.float32)[:, None].expand(size, size) / size
     try:
         once, twice, total = (
-            features(image.expand(1, channels, -1, -1))[0].sum(0) for image in (rows, 2 * rows, torch.ones_like(rows))
+            features(image.expand(1, channels, -1, -1))[0].sum(0)
+            for image in (rows, 2 * rows, torch.full_like(rows, _FAINT))
         )
     except (RuntimeError, AssertionError):
         # Attention that is made for images of one size.
         return None
     if not torch.allclose(twice, 2 * once, rtol=1e-3):
         return None
-    return _LARGE * (once / total)[:, once.shape[1] // 2]
+    return size * (once / total)[:, once.shape[1] // 2]
 
 
 def _averaging(network: nn.Module) -> nn.Module:

@@ -117,7 +117,10 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if match := re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name):
             block, layer, kind = match.groups()
-            renamed[f"{blocks[int(block)]}.{_LAYERS_OF_BLOCK[layer]}.{kind}"] = tensor
+            # Those of other networks keep their names, and do not fit.
+            is_known = int(block) < len(blocks) and layer in _LAYERS_OF_BLOCK
+            ours = f"{blocks[int(block)]}.{_LAYERS_OF_BLOCK[layer]}.{kind}" if is_known else name
+            renamed[ours] = tensor
         else:
             layer, _, kind = name.rpartition(".")
             renamed[f"{_LAYERS.get(layer, layer)}.{kind}"] = tensor

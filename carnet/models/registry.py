@@ -112,6 +112,10 @@ class Preprocessing:
         """Return that of a trained model."""
         return cls(spec.mean, spec.std, spec.interpolation)
 
+    def spec(self, **fields: Any) -> ModelSpec:
+        """Return the spec of a network whose images are prepared in this way; `fields` are those of `ModelSpec`."""
+        return ModelSpec(mean=self.mean, std=self.std, interpolation=self.interpolation, **fields)
+
     def for_channels(self, number: int) -> Preprocessing:
         """Return it for images of 1 channel (the average over the three colours) or 4 (a half for opacity)."""
         if number == 1:
@@ -181,8 +185,16 @@ def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool
                 raise ModelError(
                     f"the weights in {weights} are not those of {_TIMM_PREFIX}{name}: {missing[0]} is missing"
                 )
-            network = create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors, "source": ""})
-            network.pretrained_cfg = create().pretrained_cfg
+            if unknown := [key for key in tensors if key not in network.state_dict() and not key.startswith(heads)]:
+                raise ModelError(
+                    f"the weights in {weights} are not those of {_TIMM_PREFIX}{name}: it has no {unknown[0]}"
+                )
+            plain, network = (
+                network,
+                create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors, "source": ""}),
+            )
+            # timm's description of the weights would hold the tensors themselves.
+            network.pretrained_cfg, network.default_cfg = plain.pretrained_cfg, plain.default_cfg
         else:
             network = create(pretrained=pretrained)
     except (OSError, RuntimeError, KeyError, ValueError) as error:

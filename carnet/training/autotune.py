@@ -34,6 +34,8 @@ FEW_THREADS = 2
 thread waits for a core, all wait. `benchmarks/kernels.py` compares."""
 LONG_RUN_EPOCHS = 30
 """From this number of epochs on, a network sees every image often enough to need stronger augmentation."""
+FULL_LR_STEPS = 400
+"""Steps of fine-tuning from which on the learning rate is not lowered."""
 _LEAN_RECOMPUTE = 0.3
 _COMPILING_BYTES = 600 * 10**6
 """Memory of the C++ compiler and PyTorch's own."""
@@ -65,7 +67,7 @@ def tune(config: ResolvedConfig, requested: TrainingConfig, num_valid: int, meas
     config = choose_compiling(config, requested, measure)
     config = choose_workers(config, requested, measure)
     config = choose_length(config, requested, num_valid, measure)
-    return replace(config, **augmentation_for(requested, config.epochs))
+    return replace(config, **augmentation_for(requested, config.epochs), lr=lr_for(config, requested))
 
 
 def augmentation_for(requested: TrainingConfig, epochs: int) -> dict[str, Any]:
@@ -75,6 +77,16 @@ def augmentation_for(requested: TrainingConfig, epochs: int) -> dict[str, Any]:
         "min_crop": requested.min_crop or (0.25 if is_long else 0.35),
         "cutmix": (0.5 if is_long else 0.0) if requested.cutmix is None else requested.cutmix,
     }
+
+
+def lr_for(config: ResolvedConfig, requested: TrainingConfig) -> float:
+    """Return the highest learning rate: of a short fine-tuning less, whose steps would all be a beginning.
+
+    The first steps of AdamW move every weight by the whole rate, and spoil more than a few of them learn.
+    """
+    if requested.lr is not None or not config.is_fine_tuning:
+        return config.lr
+    return config.lr * min(1.0, config.num_steps / FULL_LR_STEPS)
 
 
 def circumstances(config: ResolvedConfig) -> str:

@@ -388,6 +388,7 @@ def resumed_config(
         for name in (field.name for field in fields(TrainingConfig))
         if name not in FREE | {"keep_memory"}
         and getattr(requested, name) not in (None, getattr(before, name), getattr(resolved, name))
+        and not (name == "model" and requested.model == "auto")
     }
     if recipe := [text for name, text in changes.items() if name not in OF_MACHINE]:
         way_out = f"carnet train DATA --init {quoted(run.path)} trains a new run with this recipe from its weights"

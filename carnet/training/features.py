@@ -40,7 +40,7 @@ _FORMAT = 1
 """Version of the kept features; a new number computes all anew."""
 _CHUNK = 2048
 """Images in one file of the cache: what a stop may lose."""
-_BATCH = 32
+BATCH = 32
 SMALLEST_CROP = 0.5
 """Share of the area that a view cuts out at least. Smaller crops show things that the whole image does not."""
 _WHOLE, _MIRRORED = 0, 1
@@ -108,10 +108,10 @@ class FeatureExtractor:
     def seconds_per_image(self) -> float:
         """Time the network on pixels of noise, after one batch to warm up."""
         side, channels = self.spec.image_size, self.spec.in_channels
-        pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, channels), np.uint8)
-        self._compute(pixels)
+        pixels = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, channels), np.uint8)
+        self.compute(pixels)
         started = time.perf_counter()
-        self._compute(pixels)
+        self.compute(pixels)
         return (time.perf_counter() - started) / len(pixels)
 
     def features(self, photos: Sequence[Photo], view: int, progress: OnProgress | None = None) -> Features:
@@ -132,10 +132,10 @@ class FeatureExtractor:
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             rows = []
-            work = (chunk[first : first + _BATCH] for first in range(0, len(chunk), _BATCH))
+            work = (chunk[first : first + BATCH] for first in range(0, len(chunk), BATCH))
             for images in load_ahead(lambda photo: self._view(photo, view), work, threads=loading_threads()):
                 # Rounded, so that features from the cache and new ones are equal.
-                rows.append(self._compute(np.stack(images)).astype(np.float16))
+                rows.append(self.compute(np.stack(images)).astype(np.float16))
                 done += len(images)
                 if progress is not None:
                     progress(done, len(missing))
@@ -153,16 +153,25 @@ class FeatureExtractor:
         rng = np.random.default_rng([view, int(photo.digest[:16], 16)])
         return self.augmentation.apply(pixels, self.augmentation.draw(rng, SMALLEST_CROP), self.spec.image_size)
 
-    def _compute(self, pixels: Images) -> Features:
-        """uint8 (N, S, S, C) -> (N, channels), the input of the last layer."""
-        device = next(self.network.parameters()).device
+    def compute(self, pixels: Images) -> Features:
+        """uint8 (N, S, S, C), at most `BATCH` -> (N, channels), the input of the last layer.
+
+        Raises:
+            ModelError: if that is no vector for each image, or not finite.
+        """
+        number, device = len(pixels), next(self.network.parameters()).device
+        # Kernels round otherwise for another number of images, and features must depend on the image alone.
+        whole = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
+        whole[:number] = pixels
         self.network.eval()
         with torch.inference_mode(), _catching_input(linear_head(self.network, self.spec.model)) as caught:
-            self.network(normalize_on(device, torch.from_numpy(pixels), self.spec))
-        features = caught[-1].float().cpu()
-        if features.dim() != 2:
-            raise ModelError(f"{self.spec.model} has no features of whole images, which --freeze needs")
-        return np.asarray(features.numpy())
+            self.network(normalize_on(device, torch.from_numpy(whole), self.spec))
+        if not caught or caught[-1].dim() != 2:
+            raise ModelError(f"{self.spec.model} has no features of whole images for its last layer")
+        features = caught[-1][:number].float().cpu().numpy()
+        if not (np.abs(features) <= np.finfo(np.float16).max).all():
+            raise ModelError(f"{self.spec.model} has features that are not finite; are its initial weights damaged?")
+        return np.asarray(features)
 
     def _key(self, view: int) -> str:
         """Return what the features of a view depend on besides the images, as a hash."""
@@ -175,6 +184,7 @@ class FeatureExtractor:
             "format": _FORMAT,
             "pillow": __version__,
             "weights": digest.hexdigest(),
+            "device": next(self.network.parameters()).device.type,
             "spec": {key: value for key, value in spec.to_json().items() if key not in ("format", "classes")},
             "view": [view, *([asdict(self.augmentation)] if view > _MIRRORED else [])],
             "crop": SMALLEST_CROP,
@@ -202,9 +212,9 @@ def _read_chunks(folder: Path, wanted: set[str]) -> dict[str, NDArray[np.float16
                 content = files.read_file(path, _MAX_CHUNK_BYTES)
                 digests, values = read_metadata(content)["digests"].split(), unpack(content)["features"].numpy()
                 found = {digest: row for digest, row in zip(digests, values, strict=True) if digest in wanted}
+                known |= found
                 if found:
                     path.touch()
-                known |= found
     return known
 
 

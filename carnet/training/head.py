@@ -12,10 +12,10 @@ L-BFGS on the features of pretrained networks).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from carnet import metrics
 from carnet.calibration import fit_temperature
 from carnet.data.scan import ScannedImages
+from carnet.errors import ConfigError
 from carnet.spec import ModelSpec
-from carnet.text import OnProgress, Progress
+from carnet.text import OnProgress, Progress, counted, duration, show_bytes
 from carnet.training.features import FeatureExtractor, Photo, linear_head
+from carnet.training.memory import free_bytes
 from carnet.training.pipeline import Pipeline
 
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -36,7 +38,7 @@ PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5)
 FOLDS = 5
 _MOST_CROSS_VALIDATED = 2500
 """Images; of more, so many are drawn, because the best penalty hardly changes."""
-_ITERATIONS = 100
+_ITERATIONS = 300
 _TOLERANCE = 1e-7
 """A change of the loss below this ends a fit."""
 
@@ -98,51 +100,67 @@ def fit_head(
         seed: of the divisions.
         progress: called with the number of fits done, and of all.
     """
+    labels = labels.astype(np.int64)
     length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
     folds = divide(labels, digests, seed)
     number = int(folds.max()) + 1
-    done, total = 0, number + 1
 
-    def tell() -> None:
-        nonlocal done
-        done += 1
+    def tell(done: int) -> None:
         if progress is not None:
-            progress(done, total)
+            progress(done, number + 1)
 
-    left_out = folds >= 0
-    logits = {penalty: np.empty((len(labels), num_classes), np.float32) for penalty in PENALTIES}
     # Two views tell which penalty is the best one; more would only take longer.
-    cross_validated = views[:2]
-    for fold in range(number):
-        fitted, tested = left_out & (folds != fold), folds == fold
-        path = _path([view[fitted] for view in cross_validated], labels[fitted], num_classes, PENALTIES)
-        for penalty, weight in path.items():
-            logits[penalty][tested] = views[0][tested] @ weight.numpy().T / length
-        tell()
-    known = labels[left_out]
-    fits = {penalty: _calibrated(values[left_out], known) for penalty, values in logits.items()}
-    penalty = min(fits, key=lambda one: fits[one][0])
-    temperature = fits[penalty][1]
-    top1 = float(metrics.in_top_k(logits[penalty][left_out], known, 1).mean())
-    weight = _path(views, labels, num_classes, [penalty])[penalty] / (length * temperature)
-    tell()
-    fitted_logits = views[0] @ weight.numpy().T
+    chosen = _choose_penalty(views[:2], labels, folds, num_classes, tell)
+    weight = _path(views, labels, num_classes, [chosen.penalty])[chosen.penalty] / (length * chosen.temperature)
+    tell(number + 1)
+    logits = views[0] @ weight.numpy().T
     return LinearHead(
         weight,
-        penalty,
-        temperature,
-        top1,
-        int(left_out.sum()),
+        chosen.penalty,
+        chosen.temperature,
+        chosen.top1,
+        int((folds >= 0).sum()),
         num_fitted=len(labels),
-        fitted_loss=float(metrics.cross_entropy(fitted_logits, labels).mean()),
-        num_fitted_correct=int(metrics.in_top_k(fitted_logits, labels, 1).sum()),
+        fitted_loss=float(metrics.cross_entropy(logits, labels).mean()),
+        num_fitted_correct=int(metrics.in_top_k(logits, labels, 1).sum()),
     )
 
 
-def _calibrated(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the loss with the best temperature, and that temperature."""
-    temperature = fit_temperature(logits, labels)
-    return float(metrics.cross_entropy(logits / temperature, labels).mean()), temperature
+class _Choice(NamedTuple):
+    """A penalty, the temperature with which it has the lowest loss on left-out images, and the accuracy there."""
+
+    penalty: float
+    temperature: float
+    top1: float
+
+
+def _choose_penalty(
+    views: Sequence[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    num_classes: int,
+    tell: Callable[[int], None],
+) -> _Choice:
+    """Choose the penalty by cross-validation: each fold is predicted by heads that were fitted to the others."""
+    number, left_out = int(folds.max()) + 1, folds >= 0
+    if number < 2:
+        # Equal images cannot be divided, so that nothing tells what new ones would get.
+        return _Choice(PENALTIES[0], 1.0, 0.0)
+    length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
+    logits = {penalty: np.empty((len(labels), num_classes), np.float32) for penalty in PENALTIES}
+    for fold in range(number):
+        fitted, tested = left_out & (folds != fold), folds == fold
+        path = _path([view[fitted] for view in views], labels[fitted], num_classes, PENALTIES)
+        for penalty, weight in path.items():
+            logits[penalty][tested] = views[0][tested] @ weight.numpy().T / length
+        tell(fold + 1)
+    known, choices = labels[left_out], {}
+    for penalty, values in logits.items():
+        temperature = fit_temperature(values[left_out], known)
+        loss = float(metrics.cross_entropy(values[left_out] / temperature, known).mean())
+        top1 = float(metrics.in_top_k(values[left_out], known, 1).mean())
+        choices[penalty] = (loss, _Choice(penalty, temperature, top1))
+    return min(choices.values(), key=lambda one: one[0])[1]
 
 
 def _path(
@@ -203,8 +221,10 @@ def divide(labels: NDArray[np.int64], digests: Sequence[str], seed: int) -> NDAr
 
 MOST_VIEWS, VIEWED_IMAGES = 8, 16_000
 """Views of each image, and of all images together, which the head is fitted to; at least two of each."""
-_FEATURES_SHARE = 0.4
-"""Largest share of the rest of a budget that features may take."""
+_FEATURES_SHARE, _MOST_OF_BUDGET = 0.4, 0.8
+"""Share of the rest of a budget that features of several views may take, and those of one view at most."""
+_COPIES = 3
+"""Of the features of a view in memory, while a head is fitted."""
 
 
 def start_head(
@@ -217,6 +237,7 @@ def start_head(
     seed: int,
     progress: Progress,
     seconds_left: float | None = None,
+    max_memory: int | None = None,
     num_views: int | None = None,
 ) -> LinearHead:
     """Fit the last layer of a network to the features that its other weights give the training images.
@@ -230,21 +251,29 @@ def start_head(
         seed: of the cross-validation.
         progress: shows what happens.
         seconds_left: of the budget; None: there is none.
+        max_memory: that may be taken, in bytes; None: what is free.
         num_views: of each image; None: chosen by their number and the budget.
 
     Raises:
         ModelError: if the network does not end in one linear layer.
+        ConfigError: if the features do not fit into memory or budget.
         DataError: if an image can no longer be read.
     """
     samples = images.data.splits["train"]
     photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
     layer = linear_head(network, spec.model)
     extractor = FeatureExtractor(network.to(device).to(memory_format=torch.channels_last), spec, pipeline.augmentation)
+    allowed = max_memory or free_bytes()
+    needed = _COPIES * 4 * len(samples) * layer.in_features
+    if needed > allowed:
+        raise ConfigError(
+            f"the features of {counted(len(samples), 'image')} take {show_bytes(needed)} of memory, more than the "
+            f"{show_bytes(allowed)} allowed; train with fewer images, or a network from random weights"
+        )
     if num_views is None:
-        num_views = max(2, min(MOST_VIEWS, VIEWED_IMAGES // len(samples)))
+        num_views = min(max(2, min(MOST_VIEWS, VIEWED_IMAGES // len(samples))), allowed // needed)
         if seconds_left is not None:
-            fitting = _FEATURES_SHARE * seconds_left / (extractor.seconds_per_image() * len(samples))
-            num_views = max(1, min(num_views, int(fitting)))
+            num_views = _views_within(seconds_left, extractor.seconds_per_image() * len(samples), num_views)
     numbers = extractor.views(num_views)
     views = [
         extractor.features(photos, view, partial(progress.bar, f"features, view {place} of {num_views}"))
@@ -261,3 +290,17 @@ def start_head(
     )
     head.copy_to(layer)
     return replace(head, num_views=num_views)
+
+
+def _views_within(seconds_left: float, seconds_of_view: float, most: int) -> int:
+    """Return how many views of all images fit into a budget.
+
+    Raises:
+        ConfigError: if not even one fits.
+    """
+    if seconds_of_view > _MOST_OF_BUDGET * seconds_left:
+        raise ConfigError(
+            f"the features of all images take about {duration(seconds_of_view)}, and --budget leaves "
+            f"{duration(max(0.0, seconds_left))}; give more, or take a smaller --image-size"
+        )
+    return max(1, min(most, int(_FEATURES_SHARE * seconds_left / seconds_of_view)))

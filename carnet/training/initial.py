@@ -5,25 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from carnet.config import ResolvedConfig, TrainingConfig
 from carnet.data.scan import ScannedImages
-from carnet.errors import ConfigError, ModelError
+from carnet.errors import ConfigError, ModelError, RunError
+from carnet.files import digest_of
 from carnet.models.registry import Preprocessing, create_model, preprocessing_of
-from carnet.models.weights import check_start, on_threads, start_from
+from carnet.models.weights import check_start, compute_exactly, on_threads, start_from
 from carnet.spec import ModelSpec
-from carnet.text import Progress, counted, duration, parse_seconds
-from carnet.training.features import linear_head
+from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds
+from carnet.training.augment import Augmentation
+from carnet.training.features import FeatureExtractor, linear_head
 from carnet.training.head import start_head
 from carnet.training.memory import keep_freed_memory
 from carnet.training.optim import has_patches
 from carnet.training.pipeline import Pipeline
+
+_OF_STEPS = ("epochs", "patience", "batch_size", "optimizer", "lr", "min_crop", "cutmix", "compile", "frozen_share")
+"""Fields that mean nothing where no step is taken."""
 
 
 def check_freeze(requested: TrainingConfig, network: nn.Module, *, is_trained: bool) -> None:
@@ -42,9 +47,14 @@ def check_freeze(requested: TrainingConfig, network: nn.Module, *, is_trained: b
         raise ConfigError("--freeze computes features in one process; leave --devices out")
     if requested.stream:
         raise ConfigError("--freeze reads each image once, and keeps its features; leave --stream out")
-    if requested.epochs is not None or requested.patience:
-        flag = "--patience" if requested.epochs is None else "--epochs"
-        raise ConfigError(f"--freeze fits a head without epochs; leave {flag} out, or --freeze")
+    if requested.in_channels == 4 and requested.is_pretrained:
+        raise ConfigError(
+            "--freeze would not see the opacity, which pretrained weights do not know; take --in-channels 3"
+        )
+    given = [name for name in _OF_STEPS if getattr(requested, name) not in (None, False, 0)]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"--freeze fits a head without training steps; leave {flag} out, or --freeze")
     linear_head(network, requested.model)
 
 
@@ -65,11 +75,13 @@ def pretrained_network(config: TrainingConfig, num_classes: int) -> nn.Module:
 
 def initial_preprocessing(config: TrainingConfig, init: Path | str | None) -> Preprocessing:
     """Return what the initial weights were trained with."""
-    if init is not None:
+    if init is not None and not isinstance(config, ResolvedConfig):
         return Preprocessing.of(check_start(config.model, config.in_channels, init))
     own = preprocessing_of(config.model, config.in_channels, pretrained=config.is_pretrained)
-    # A resumed run goes on as it began.
-    return replace(own, interpolation=config.interpolation) if isinstance(config, ResolvedConfig) else own
+    if isinstance(config, ResolvedConfig):
+        # A resumed run goes on as it began.
+        return Preprocessing(config.mean or own.mean, config.std or own.std, config.interpolation)
+    return own
 
 
 def needs_head(network: nn.Module, spec: ModelSpec, requested: TrainingConfig, init: Path | str | None) -> bool:
@@ -78,8 +90,10 @@ def needs_head(network: nn.Module, spec: ModelSpec, requested: TrainingConfig, i
         init is not None and check_start(spec.model, spec.in_channels, init).classes == spec.classes
     ):
         return False
+    pixels = np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
     with suppress(ModelError):
-        return bool(linear_head(network, spec.model))
+        FeatureExtractor(network, spec, Augmentation(0.0, 0.0, 0.0)).compute(pixels)
+        return True
     return False
 
 
@@ -92,19 +106,21 @@ def fit_first_head(
     *,
     progress: Progress,
     started: float | None = None,
-    num_views: int | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fit the head of a network with trained weights to its features; return what `config.json` records of it.
 
-    `started` is when the budget began, by `time.monotonic`; None: for a resumed run, which has `num_views`.
+    `started` is when the budget began, by `time.monotonic`. A resumed run fits the head again as it is `recorded`.
     """
     begun = time.monotonic()
     left = None if config.budget is None or started is None else parse_seconds(config.budget) - (begun - started)
     if config.keep_memory:
         keep_freed_memory()
+    compute_exactly()
+    # The last digits depend on the number of threads.
+    threads = config.threads if recorded is None else recorded["threads"]
     progress.say(f"Computes the features of {counted(len(images.data.splits['train']), 'image')} with {config.model} …")
-    # The threads that are usual, because the last digits depend on them.
-    with on_threads(config.threads):
+    with on_threads(threads):
         head = start_head(
             network,
             spec,
@@ -114,14 +130,29 @@ def fit_first_head(
             seed=config.seed,
             progress=progress,
             seconds_left=left,
-            num_views=num_views,
+            max_memory=None if config.max_memory is None else parse_bytes(config.max_memory),
+            num_views=None if recorded is None else recorded["num_views"],
         )
-    return head.to_json() | {"seconds": round(max(0.001, time.monotonic() - begun), 3)}
+    return head.to_json() | {"threads": threads, "seconds": round(max(0.001, time.monotonic() - begun), 3)}
+
+
+def check_weights(config: TrainingConfig, record: Mapping[str, Any]) -> None:
+    """Check that the file of initial weights is the one that a resumed run began with.
+
+    Raises:
+        RunError: if it is not.
+    """
+    if config.weights is None:
+        return
+    path = Path(config.weights)
+    if not path.is_file() or digest_of(path) != record.get("weights_sha256"):
+        raise RunError(f"the run began with the weights in {path}, which are gone or others now; put them back there")
 
 
 def about_head(head: Mapping[str, Any] | None) -> str:
-    """Return a phrase about a head that was fitted to features."""
-    assert head is not None
+    """Return a phrase about a head that was fitted to features; empty without one."""
+    if head is None:
+        return ""
     return (
         f"a head on {counted(head['num_views'], 'view')} of each image, its penalty {head['penalty']:g} chosen by "
         f"cross-validation of {counted(head['num_cross_validated'], 'image')}, in {duration(head['seconds'])}"
@@ -141,20 +172,16 @@ def new_network(
     A checkpoint replaces the weights of a run that `is_resumed`, so that pretrained ones are not loaded.
     """
     torch.manual_seed(config.seed)
-    if is_resumed:
+    if is_resumed or init is not None:
         network = create_model(config.model, num_classes=len(classes), in_channels=config.in_channels)
     else:
-        network = pretrained_network(config if init is None else replace(config, pretrained=False), len(classes))
-    how = initial_preprocessing(config, init)
-    spec = ModelSpec(
+        network = pretrained_network(config, len(classes))
+    spec = initial_preprocessing(config, init).spec(
         model=config.model,
         classes=classes,
         image_size=image_size,
         resize=config.resize,
         in_channels=config.in_channels,
-        mean=how.mean,
-        std=how.std,
-        interpolation=how.interpolation,
     )
     if init is not None:
         return network, spec, start_from(network, spec, init)

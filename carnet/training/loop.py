@@ -92,7 +92,11 @@ def fit_job(
 ) -> TrainingState:
     """Train as one of the processes of a run; only the first one calls the callbacks."""
     run = Training(job, processes, progress, callbacks)
-    return evaluate_frozen(run, job.record["head"], stop) if job.config.freeze else fit(run, stop)
+    if not job.config.freeze:
+        return fit(run, stop)
+    if (head := job.record.get("head")) is None:
+        raise RunError(f"{job.run.config} lacks the record of the head that --freeze has fitted; train a new run")
+    return evaluate_frozen(run, head, stop)
 
 
 def evaluate_frozen(run: Training, head: Mapping[str, Any], stop: StopFlag) -> TrainingState:
@@ -105,7 +109,8 @@ def evaluate_frozen(run: Training, head: Mapping[str, Any], stop: StopFlag) -> T
     with run.handling_interruptions():
         if not run.state.epoch:
             started = time.perf_counter()
-            run.state.add_step(head["fitted_loss"], head["num_fitted_correct"], head["num_fitted"], head["seconds"])
+            if not run.state.step:
+                run.state.add_step(head["fitted_loss"], head["num_fitted_correct"], head["num_fitted"], head["seconds"])
             run.end_epoch(run.validate(stop), time.perf_counter() - started)
             run.notify("on_epoch_end")
     run.notify("on_fit_end")

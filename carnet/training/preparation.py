@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -16,11 +15,7 @@ from torch import nn
 
 from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
-from carnet.data.cache import DecodedImages, Target, inspect_and_cache
-from carnet.data.find import find_images, form_of
-from carnet.data.hub import Source
-from carnet.data.scan import ScannedImages, describe, scan_images
-from carnet.data.stream import ImageStream, check_stream
+from carnet.data.scan import ScannedImages
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size
@@ -29,27 +24,30 @@ from carnet.models.weights import check_start, device_name
 from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
-from carnet.text import Progress, counted, duration, parse_seconds, quoted
-from carnet.training.augment import Augmentation
+from carnet.text import Progress, counted, quoted
 from carnet.training.checkpoint import Checkpoint, changed_images, continuation, last_good_checkpoint, resumed_config
-from carnet.training.distributed import num_launched
 from carnet.training.initial import (
     about_head,
     check_freeze,
+    check_weights,
     fit_first_head,
-    initial_preprocessing,
     needs_head,
     new_network,
     pretrained_network,
 )
 from carnet.training.measure import Measure, processor_features
-from carnet.training.memory import free_bytes
 from carnet.training.optim import has_patches, whiten
-from carnet.training.pipeline import ImageFiles, Loaded, Pipeline, StreamedImages, pixel_loader
-from carnet.training.resolve import INITIAL_SIZE_RATIO, Start, choose_size, device_and_number, first_guess, resolve
+from carnet.training.pipeline import Loaded, Pipeline
+from carnet.training.resolve import INITIAL_SIZE_RATIO, Start, device_and_number, first_guess, resolve
+from carnet.training.scanning import DataScan, scan_data
 from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
 
+FEW_PHOTOS = 150
+"""Photos of each class up to which a pretrained start was measured to be more accurate: see `docs/head-start.md`."""
+_ABOUT_FEW_PHOTOS = (
+    "Note: from so few images, pretrained weights are likely to be more accurate: --model efficientnet_lite0 --freeze."
+)
 _SHOWN = 16
 """Number of images of the first batch that are drawn."""
 
@@ -102,11 +100,13 @@ def prepare(
         CarnetError: before anything is written.
     """
     _check_output(data, output)
+    if requested.weights is not None:
+        requested = replace(requested, weights=str(Path(requested.weights).expanduser().resolve()))
     check_early(requested, init)
     scan = scan_data(data, requested, ignore, progress, started=started, init=init)
     images = scan.images
     network, spec, start = new_network(requested, scan.image_size, images.data.classes, init)
-    begun = Start(is_trained=requested.is_pretrained or init is not None, interpolation=spec.interpolation)
+    begun = Start.of(spec, is_trained=requested.is_pretrained or init is not None)
     guess = first_guess(requested, num_train=scan.num_train, image_size=scan.image_size, start=begun)
     pipeline = scan.pipeline(guess, spec)
     head = None
@@ -114,17 +114,14 @@ def prepare(
         head = fit_first_head(network, spec, images, pipeline, guess, progress=progress, started=started)
         start += f", its head fitted to the features of {counted(scan.num_train, 'image')}"
     if requested.freeze:
-        first, config = pipeline.load_step(0, 0), guess.because(about_head(head))
+        first, config = pipeline.load_step(0, 0), guess
     else:
         progress.say("Measures this machine …")
         measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
-        try:
-            with explaining_out_of_memory(guess.image_size, guess.micro_batch):
-                config = resolve(requested, scan, measure, start=begun)
-        finally:
-            measure.undo()
+        config = _resolved(requested, scan, measure, begun)
     resolved_at = time.monotonic()
-    config = config.because(scan.reason) if scan.reason else config
+    for reason in (about_head(head), scan.reason):
+        config = config.because(reason) if reason else config
     figure = whiten_and_draw(first, pipeline, config, network, spec, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
@@ -132,8 +129,19 @@ def prepare(
     held.enter_context(run.held())
     files.write_bytes(run.batch, figure)
     progress.say(_summary(run, config, network, start))
+    if not begun.is_trained and scan.num_train < FEW_PHOTOS * spec.num_classes:
+        progress.say(_ABOUT_FEW_PHOTOS)
     spent_seconds = time.monotonic() - resolved_at
     return Job(run, config, spec, scan, pipeline, network, record, spent_seconds=spent_seconds)
+
+
+def _resolved(requested: TrainingConfig, scan: DataScan, measure: Measure, start: Start) -> ResolvedConfig:
+    """Resolve a config by trial steps, and undo what they changed."""
+    try:
+        with explaining_out_of_memory(scan.image_size, len(measure.batch)):
+            return resolve(requested, scan, measure, start=start)
+    finally:
+        measure.undo()
 
 
 def prepare_resumed(
@@ -179,8 +187,9 @@ def prepare_resumed(
     pipeline = scan.pipeline(config, spec)
     notes: tuple[str, ...] = ()
     if checkpoint is None:
+        check_weights(config, record)
         if (head := record.get("head")) is not None:
-            fit_first_head(network, spec, images, pipeline, config, progress=progress, num_views=head["num_views"])
+            fit_first_head(network, spec, images, pipeline, config, progress=progress, recorded=head)
         # A kill may have come before the first batch was drawn.
         first = pipeline.load_step(0, 0)
         files.write_bytes(run.batch, whiten_and_draw(first, pipeline, config, network, spec, init=init))
@@ -305,6 +314,7 @@ def _record(
         "resolved": config.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
         "head": head,
+        "weights_sha256": None if requested.weights is None else files.digest_of(Path(requested.weights)),
         "versions": versions(),
         "processor_features": processor_features(),
         "data": {
@@ -343,123 +353,3 @@ def _summary(run: RunFolder, config: ResolvedConfig, network: nn.Module, start: 
         + "".join(f"- {reason}\n" for reason in config.reasons)
         + f"Writes to {run.path}; its {run.batch.name} shows augmented images: {changes}."
     )
-
-
-@dataclass(frozen=True)
-class DataScan:
-    """The scanned images, and how they are read.
-
-    Attributes:
-        images: the scanned images.
-        image_size: side of the decoded images, in pixels.
-        stream: the data set that training images are read from while training; None: they are files.
-        decoded: the cache of decoded images; None: there is none.
-        reason: how decoded images are cached, and why: a phrase.
-    """
-
-    images: ScannedImages
-    image_size: int
-    stream: Source | None = None
-    decoded: DecodedImages | None = None
-    reason: str = ""
-
-    @property
-    def num_train(self) -> int:
-        """Number of training images."""
-        return len(self.images.data.splits["train"])
-
-    @property
-    def num_valid(self) -> int:
-        """Number of validation images."""
-        return len(self.images.data.splits["valid"])
-
-    def pipeline(self, config: ResolvedConfig, spec: ModelSpec) -> Pipeline:
-        """Return the input pipeline of the training images."""
-        train, seed = self.images.data.splits["train"], config.seed
-        return Pipeline(
-            StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
-            pixel_loader(self.decoded, spec),
-            Augmentation.from_config(config),
-            seed,
-            config.batch_size,
-            is_decoded=self.decoded is not None,
-        )
-
-
-def scan_data(
-    data: Path | str,
-    config: TrainingConfig,
-    ignore: Sequence[str],
-    progress: Progress,
-    *,
-    started: float | None = None,
-    init: Path | str | None = None,
-) -> DataScan:
-    """Find and scan the images, and report what was found.
-
-    Args:
-        data: the images, in a form that `carnet.data.find` describes.
-        config: the requested config, or that of a resumed run.
-        ignore: paths of images to leave out.
-        progress: receives messages.
-        started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
-        init: the run that a new one starts from; its images have the side that is usual.
-
-    Raises:
-        CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
-    """
-    how = initial_preprocessing(config, init)
-    if init is not None and config.image_size is None:
-        config = replace(config, image_size=check_start(config.model, config.in_channels, init).image_size)
-    show = partial(_show_progress, config=config, progress=progress, started=started)
-    check: dict[str, Any] = {
-        "skip_unreadable": config.skip_unreadable,
-        "valid_fraction": config.valid_fraction,
-        "seed": config.seed if config.valid_seed is None else config.valid_seed,
-    }
-    if config.stream:
-        if (form := form_of(Path(data))) != "dataset":
-            raise ConfigError(
-                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave "
-                "it out"
-            )
-        image_size = config.image_size or default_image_size(config.model)
-        stream = ImageStream(str(data), progress=partial(progress.bar, "counting the images"))
-        scanning = partial(show, "scanning")
-        images = check_stream(stream, image_size=image_size, ignore=ignore, progress=scanning, **check)
-        scan = DataScan(images, image_size, stream.source)
-    else:
-        unpacking = partial(progress.bar, "unpacking")
-        found = find_images(data, layout=config.layout or "auto", ignore=ignore, progress=unpacking)
-        image_size = choose_size(config, found, progress, started=started or 0.0)
-        inspected = inspect_and_cache(
-            [sample.path for sample in found.samples],
-            Target(image_size, config.resize, config.in_channels, how.interpolation),
-            config.cache or "auto",
-            free_memory=free_bytes(),
-            shared=max(config.devices, num_launched()) > 1,
-            reading=partial(show, "reading"),
-            progress=partial(show, "scanning"),
-        )
-        images = scan_images(found, facts=inspected.facts, image_size=image_size, **check)
-        scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
-    progress.say("\n".join(describe(images)))
-    return scan
-
-
-def _show_progress(
-    what: str, done: int, total: int, *, config: TrainingConfig, progress: Progress, started: float | None
-) -> None:
-    """Show a progress bar of the scan.
-
-    Raises:
-        ConfigError: if the scan has taken the whole budget.
-    """
-    progress.bar(f"{what} the images", done, total)
-    if config.budget is None or started is None:
-        return
-    if (spent := time.monotonic() - started) > parse_seconds(config.budget):
-        raise ConfigError(
-            f"{what} {done:,} of {total:,} images took the whole --budget {config.budget}; all of them take about "
-            f"{duration(spent * total / max(1, done))}, so give more than that"
-        )

@@ -60,10 +60,19 @@ class Start:
     Attributes:
         is_trained: from pretrained weights or another run, instead of being random.
         interpolation: filter that resizes their images.
+        mean: of each channel that they expect; None: the network's own.
+        std: likewise.
     """
 
     is_trained: bool = False
     interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, is_trained: bool) -> Start:
+        """Return the start of a network whose images are as `spec` says."""
+        return cls(is_trained, spec.interpolation, spec.mean, spec.std)
 
 
 class Images(Protocol):
@@ -133,6 +142,7 @@ def first_guess(
     chosen = {
         "image_size": image_size,
         "initial_size_ratio": requested.initial_size_ratio or (1.0 if start.is_trained else INITIAL_SIZE_RATIO),
+        "frozen_share": _frozen_share(requested, start),
         "optimizer": requested.optimizer or ("adamw" if start.is_trained else "muon"),
         "lr": requested.lr or (FINE_TUNING_LR if start.is_trained else LR),
         "epochs": epochs,
@@ -157,14 +167,22 @@ def first_guess(
         | augmentation_for(requested, 0 if requested.epochs is None and requested.budget else epochs),
         device_name=device_name(device),
         interpolation=start.interpolation,
+        mean=start.mean,
+        std=start.std,
         is_fine_tuning=start.is_trained,
-        frozen_share=FROZEN_SHARE if start.is_trained and not requested.freeze else 0.0,
         num_steps=1 if requested.freeze else epochs * steps_per_epoch(num_train, batch_size, devices),
     )
     if requested.freeze:
         # Features are computed as images are evaluated, and the head is fitted to them before the first step.
         return replace(guess, precision="fp32", min_crop=SMALLEST_CROP, cutmix=0.0)
     return replace(guess, reasons=tuple(_first_reasons(guess, requested)))
+
+
+def _frozen_share(requested: TrainingConfig, start: Start) -> float:
+    """Return the share of the multiply-adds whose weights stay as they are."""
+    if requested.freeze or requested.frozen_share is None:
+        return FROZEN_SHARE if start.is_trained and not requested.freeze else 0.0
+    return requested.frozen_share
 
 
 def _batch_size(num_train: int, devices: int) -> int:
@@ -186,6 +204,11 @@ def _native_precision(device: Device) -> Precision:
 
 def _first_reasons(guess: ResolvedConfig, requested: TrainingConfig) -> Iterator[str]:
     """Yield the reasons for a first guess, a phrase each."""
+    if guess.is_fine_tuning and not guess.freeze:
+        yield (
+            f"fine-tuning at a learning rate of {guess.lr:g}: the first layers, {100 * guess.frozen_share:.0f}% of the "
+            "multiply-adds, and the statistics of batch norms stay as they are"
+        )
     if guess.devices > 1:
         statistics = "shared by all" if guess.device == "cuda" else "of each process"
         yield f"{guess.devices} processes, batch-norm statistics {statistics}"
@@ -298,14 +321,7 @@ def _size_for_features(requested: TrainingConfig, images: LabeledImages, progres
     usual = default_image_size(requested.model)
     network = create_model(requested.model, num_classes=2, in_channels=requested.in_channels)
     how = preprocessing_of(requested.model, requested.in_channels)
-    spec = ModelSpec(
-        model=requested.model,
-        classes=images.classes,
-        image_size=usual,
-        in_channels=requested.in_channels,
-        mean=how.mean,
-        std=how.std,
-    )
+    spec = how.spec(model=requested.model, classes=images.classes, image_size=usual, in_channels=requested.in_channels)
     assert requested.budget is not None
     left = parse_seconds(requested.budget) - (time.monotonic() - started) - _seconds_to_decode(images, spec)
     extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))

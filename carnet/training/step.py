@@ -182,10 +182,14 @@ def freeze_first(network: nn.Module, config: ResolvedConfig) -> None:
         return
     summary = summarize(network, config.model, image_size=config.image_size, in_channels=config.in_channels)
     modules, done = dict(network.named_modules()), 0
+    first = next(layer for layer in summary.layers if layer.macs)
     for layer in summary.layers:
         done += layer.macs
         if done > config.frozen_share * summary.macs:
             return
+        if layer is first and config.in_channels == 4:
+            # Pretrained weights have no filters for opacity yet.
+            continue
         for parameter in modules[layer.name].parameters(recurse=False):
             parameter.requires_grad_(False)
 

@@ -88,11 +88,10 @@ def test_nothing_fits(asked: dict[str, str | int], named: str, photos: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--max-latency", "fast"), ("--max-latency", "0ms"), ("--max-size", "small"), ("--max-size", "0")]
+    ("flag", "value"),
+    [("--max-latency", "fast"), ("--max-latency", "0ms"), ("--max-size", "small"), ("--max-size", "0")],
 )
-def test_what_is_no_limit_is_one_line(
-    flag: str, value: str, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_limit_is_one_line(flag: str, value: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", str(photos), flag, value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert flag in line

@@ -138,10 +138,24 @@ def test_a_head_that_is_more_than_mean_and_linear_has_no_maps() -> None:
     assert mean_and_linear_head(model.network, model.spec) is None
 
 
-@pytest.mark.parametrize("name", ["timm/efficientnet_b0", "timm/botnet26t_256"])
-def test_centres_of_networks_that_take_no_means_divide_the_image(name: str) -> None:
-    pytest.importorskip("timm")
+@pytest.mark.parametrize(
+    ("name", "first"),
+    # At a stride of two, padding alike on both sides centres on the first pixel. SAME puts the odd zero of an even side
+    # at its end: 1 + 2 + 4 + 8 + 16 pixels later.
+    [("timm/efficientnet_b0", 0), ("efficientnet_lite0", 31)],
+)
+def test_centres_follow_padding_whatever_cuts_activations_off(name: str, first: int) -> None:
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
     model = model_of(name, 256)
+    rows, columns = map_centres(model.network, model.spec)
+    assert rows == columns
+    assert rows == pytest.approx([first + 32 * k for k in range(8)], abs=0.2)
+
+
+def test_centres_of_networks_that_take_no_means_divide_the_image() -> None:
+    pytest.importorskip("timm")
+    model = model_of("timm/botnet26t_256", 256)
     rows, columns = map_centres(model.network, model.spec)
     assert rows == columns == tuple(15.5 + 32 * k for k in range(8))
 

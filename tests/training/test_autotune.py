@@ -354,7 +354,17 @@ def test_other_errors_in_trial_steps_end_the_command() -> None:
 
 def test_nothing_is_left_open() -> None:
     config = tuned(measure=FakeMeasure(), **dict.fromkeys(("precision", "min_crop", "cutmix")))
-    decided_elsewhere = {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds", *LIMITS}
+    decided_elsewhere = {
+        "layout",
+        "cache",
+        "max_memory",
+        "budget",
+        "max_steps",
+        "training_seconds",
+        "mean",
+        "std",
+        *LIMITS,
+    }
     assert {name for name, value in config.to_json().items() if value is None} <= decided_elsewhere
     assert ResolvedConfig.from_json(config.to_json()) == config
     assert isinstance(config, TrainingConfig)

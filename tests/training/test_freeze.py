@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,12 @@ def test_fine_tuning_keeps_the_first_layers_and_all_statistics(tuned: Path) -> N
     assert {name.split(".")[0] for name in changed} == {"stages", "features", "linear"}
     assert {"features.conv.weight", "features.bn.weight", "stages.6.0.project.conv.weight"} <= changed
     assert json.loads((tuned / "result.json").read_text())["valid"]["top1"] == 1
+
+
+def test_the_share_of_the_first_layers_may_be_chosen(photos: Path, tmp_path: Path) -> None:
+    train(photos, replace(TUNED, frozen_share=0.0, epochs=1), output=tmp_path / "run")
+    before, after = lite0_weights(), load_file(tmp_path / "run" / "model.safetensors")
+    assert not torch.equal(before["stem.conv.weight"], after["stem.conv.weight"])
 
 
 def test_fine_tuning_begins_with_a_fitted_head_and_small_steps(tuned: Path) -> None:

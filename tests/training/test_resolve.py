@@ -84,7 +84,17 @@ def test_equal_measurements_resolve_equally_and_nothing_is_left_open() -> None:
     one, other = (resolve(asked, images, FakeMeasure()) for _ in range(2))
     assert one == other
     chosen = {field.name for field in fields(ResolvedConfig) if getattr(one, field.name) is None}
-    assert chosen == {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds", *LIMITS}
+    assert chosen == {
+        "layout",
+        "cache",
+        "max_memory",
+        "budget",
+        "max_steps",
+        "training_seconds",
+        "mean",
+        "std",
+        *LIMITS,
+    }
     by_hand = first_guess(asked, num_train=5000, image_size=128)
     assert tune(by_hand, asked, images.num_valid, FakeMeasure()) == one
     assert one.reasons

@@ -1,0 +1,148 @@
+"""Find, scan and decode the images of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from carnet.config import ResolvedConfig, TrainingConfig
+from carnet.data.cache import DecodedImages, Target, inspect_and_cache
+from carnet.data.find import find_images, form_of
+from carnet.data.hub import Source
+from carnet.data.scan import ScannedImages, describe, scan_images
+from carnet.data.stream import ImageStream, check_stream
+from carnet.errors import ConfigError
+from carnet.models.registry import default_image_size
+from carnet.models.weights import check_start
+from carnet.spec import ModelSpec
+from carnet.text import Progress, duration, parse_seconds
+from carnet.training.augment import Augmentation
+from carnet.training.distributed import num_launched
+from carnet.training.initial import initial_preprocessing
+from carnet.training.memory import free_bytes
+from carnet.training.pipeline import ImageFiles, Pipeline, StreamedImages, pixel_loader
+from carnet.training.resolve import choose_size
+
+
+@dataclass(frozen=True)
+class DataScan:
+    """The scanned images, and how they are read.
+
+    Attributes:
+        images: the scanned images.
+        image_size: side of the decoded images, in pixels.
+        stream: the data set that training images are read from while training; None: they are files.
+        decoded: the cache of decoded images; None: there is none.
+        reason: how decoded images are cached, and why: a phrase.
+    """
+
+    images: ScannedImages
+    image_size: int
+    stream: Source | None = None
+    decoded: DecodedImages | None = None
+    reason: str = ""
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.images.data.splits["train"])
+
+    @property
+    def num_valid(self) -> int:
+        """Number of validation images."""
+        return len(self.images.data.splits["valid"])
+
+    def pipeline(self, config: ResolvedConfig, spec: ModelSpec) -> Pipeline:
+        """Return the input pipeline of the training images."""
+        train, seed = self.images.data.splits["train"], config.seed
+        return Pipeline(
+            StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
+            pixel_loader(self.decoded, spec),
+            Augmentation.from_config(config),
+            seed,
+            config.batch_size,
+            is_decoded=self.decoded is not None,
+        )
+
+
+def scan_data(
+    data: Path | str,
+    config: TrainingConfig,
+    ignore: Sequence[str],
+    progress: Progress,
+    *,
+    started: float | None = None,
+    init: Path | str | None = None,
+) -> DataScan:
+    """Find and scan the images, and report what was found.
+
+    Args:
+        data: the images, in a form that `carnet.data.find` describes.
+        config: the requested config, or that of a resumed run.
+        ignore: paths of images to leave out.
+        progress: receives messages.
+        started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
+        init: the run that a new one starts from; its images have the side that is usual.
+
+    Raises:
+        CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
+    """
+    how = initial_preprocessing(config, init)
+    if init is not None and config.image_size is None:
+        config = replace(config, image_size=check_start(config.model, config.in_channels, init).image_size)
+    show = partial(_show_progress, config=config, progress=progress, started=started)
+    check: dict[str, Any] = {
+        "skip_unreadable": config.skip_unreadable,
+        "valid_fraction": config.valid_fraction,
+        "seed": config.seed if config.valid_seed is None else config.valid_seed,
+    }
+    if config.stream:
+        if (form := form_of(Path(data))) != "dataset":
+            raise ConfigError(
+                f"--stream reads data sets (hf:NAME, Parquet files, WebDataset shards); {data} is a {form}, so leave "
+                "it out"
+            )
+        image_size = config.image_size or default_image_size(config.model)
+        stream = ImageStream(str(data), progress=partial(progress.bar, "counting the images"))
+        scanning = partial(show, "scanning")
+        images = check_stream(stream, image_size=image_size, ignore=ignore, progress=scanning, **check)
+        scan = DataScan(images, image_size, stream.source)
+    else:
+        unpacking = partial(progress.bar, "unpacking")
+        found = find_images(data, layout=config.layout or "auto", ignore=ignore, progress=unpacking)
+        image_size = choose_size(config, found, progress, started=started or 0.0)
+        inspected = inspect_and_cache(
+            [sample.path for sample in found.samples],
+            Target(image_size, config.resize, config.in_channels, how.interpolation),
+            config.cache or "auto",
+            free_memory=free_bytes(),
+            shared=max(config.devices, num_launched()) > 1,
+            reading=partial(show, "reading"),
+            progress=partial(show, "scanning"),
+        )
+        images = scan_images(found, facts=inspected.facts, image_size=image_size, **check)
+        scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
+    progress.say("\n".join(describe(images)))
+    return scan
+
+
+def _show_progress(
+    what: str, done: int, total: int, *, config: TrainingConfig, progress: Progress, started: float | None
+) -> None:
+    """Show a progress bar of the scan.
+
+    Raises:
+        ConfigError: if the scan has taken the whole budget.
+    """
+    progress.bar(f"{what} the images", done, total)
+    if config.budget is None or started is None:
+        return
+    if (spent := time.monotonic() - started) > parse_seconds(config.budget):
+        raise ConfigError(
+            f"{what} {done:,} of {total:,} images took the whole --budget {config.budget}; all of them take about "
+            f"{duration(spent * total / max(1, done))}, so give more than that"
+        )
