@@ -12,6 +12,7 @@ An exported file is computed without PyTorch, and works on the base installation
 from __future__ import annotations
 
 import difflib
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -354,6 +355,7 @@ def train(
         from carnet.export.choice import within_limits
         from carnet.report.console import shown
         from carnet.training import run as training
+    started = time.monotonic()
     recipe = _with_settings(config or training.recipe_of(resume), settings)
     if data is not None and resume is None:
         with shown(progress) as display:
@@ -367,6 +369,7 @@ def train(
         ignore=ignore,
         callbacks=callbacks,
         progress=progress,
+        started=started,
     )
     return Model(result.run, result.model, result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,6 +69,7 @@ class Command:
         from carnet.export.choice import within_limits
         from carnet.training.run import train
 
+        started = time.monotonic()
         with console(self.json) as progress:
             ignore = () if self.ignore is None else read_ignore_file(self.ignore)
             recipe = self.recipe
@@ -83,6 +85,7 @@ class Command:
                 resume=self.resume,
                 ignore=ignore,
                 progress=progress,
+                started=started,
             )
             if not self.json and is_first_process():
                 progress.say(

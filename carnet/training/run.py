@@ -44,15 +44,17 @@ def train(
     ignore: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
+    started: float | None = None,
 ) -> TrainingResult:
     """Train an image classifier, and return the result after the last epoch.
 
-    `carnet.model.train` documents the arguments; it takes single settings as well, and returns a model.
+    `carnet.model.train` documents the arguments; it takes single settings as well, and returns a model. The budget began at
+    `started`, by `time.monotonic`; None: now.
 
     Raises:
         CarnetError: see `carnet.errors`.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     requested = _requested_config(data, config, init, resume, callbacks)
     if requested.max_memory is not None:
         return_freed_memory()
