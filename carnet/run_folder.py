@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
-from carnet.config import FORMAT, from_format_1
+from carnet.config import FORMAT
 from carnet.data.samples import Layout
 from carnet.documents import MAX_BYTES, Count, DocumentError, Range, conform
 from carnet.errors import OutputError, RunError
+from carnet.older_records import from_format_1
 from carnet.text import first_few, quoted
 
 _MAX_TABLE_BYTES = 2**30

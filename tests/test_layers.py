@@ -16,6 +16,7 @@ PACKAGE = Path(carnet.__file__).parent
 BASE = {
     "errors",
     "config",
+    "older_records",
     "machine",
     "spec",
     "preprocess",

@@ -34,7 +34,7 @@ from carnet.training.step import compiler_problem
 
 FORMAT = "carnet checkpoint 7"
 _READABLE = (FORMAT, "carnet checkpoint 6")
-"""Format 6, of version 0.1, has other names for the same entries, see `carnet.config.from_format_1`."""
+"""Format 6, of version 0.1, has other names for the same entries, see `carnet.older_records`."""
 _MAX_BYTES = 32 * 2**30
 """Size limit of a checkpoint, which holds weights, their EMA and the optimizer's state."""
 

@@ -48,8 +48,8 @@ def train(
 ) -> TrainingResult:
     """Train an image classifier, and return the result after the last epoch.
 
-    `carnet.model.train` documents the arguments; it takes single settings as well, and returns a model. The budget began at
-    `started`, by `time.monotonic`; None: now.
+    `carnet.model.train` documents the arguments; it takes single settings as well, and returns a model. The budget
+    began at `started`, by `time.monotonic`; None: now.
 
     Raises:
         CarnetError: see `carnet.errors`.

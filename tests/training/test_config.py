@@ -9,8 +9,9 @@ import pytest
 
 from carnet.cli.main import parse
 from carnet.cli.train import Command
-from carnet.config import GROUPS, LIMITS, PRESETS, ResolvedConfig, TrainingConfig, from_format_1, published
+from carnet.config import GROUPS, LIMITS, PRESETS, ResolvedConfig, TrainingConfig, published
 from carnet.errors import ConfigError, RunError
+from carnet.older_records import from_format_1
 
 
 def test_published_recipe() -> None:
