@@ -47,7 +47,8 @@ def from_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("most_steps", "training_seconds"):
         if _is_zero(plan[name]):
             plan[name] = None
-    resolved = _settings_of_format_1(recipe)
+    # Every layer was trained then.
+    resolved = _settings_of_format_1(recipe) | {"frozen_share": 0.0}
     resolved |= {_RENAMED.get(name, name): value for name, value in plan.items()}
     if resolved["valid_seed"] is None:
         resolved["valid_seed"] = resolved["seed"]
