@@ -43,10 +43,10 @@ from carnet.training.scanning import DataScan, scan_data
 from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
 
-FEW_PHOTOS = 150
-"""Photos of each class up to which a pretrained start was measured to be more accurate: see `docs/head-start.md`."""
+FEW_PHOTOS = 20
+"""Photos of each class below which a pretrained start is recommended: see `docs/head-start.md`."""
 _ABOUT_FEW_PHOTOS = (
-    "Note: from so few images, pretrained weights are likely to be more accurate: --model efficientnet_lite0 --freeze."
+    "Note: with so few images per class, pretrained weights are often much more accurate: --model efficientnet_lite0."
 )
 _SHOWN = 16
 """Number of images of the first batch that are drawn."""
