@@ -36,17 +36,18 @@ from carnet.training.head import fit_head
 from carnet.training.memory import keep_freed_memory
 
 AUTO = "auto"
-PHOTOS = (10, 50, 136)
+PHOTOS = (10, 50)
 """Training photos per class that the table is about."""
-TABLE: dict[tuple[str, int], tuple[float, float, float]] = {
-    (LITE0, 224): (0.857, 0.930, 0.958),
-    (LITE0, 160): (0.769, 0.894, 0.921),
-    (LITE0, 128): (0.695, 0.833, 0.873),
-    ("carnet_s", 128): (0.310, 0.570, 0.868),
-    ("carnet_n", 128): (0.280, 0.500, 0.780),
+TABLE: dict[tuple[str, int], tuple[float, float]] = {
+    (LITE0, 224): (0.857, 0.930),
+    (LITE0, 160): (0.769, 0.894),
+    (LITE0, 128): (0.695, 0.833),
+    ("carnet_s", 128): (0.434, 0.697),
+    ("carnet_n", 128): (0.434, 0.697),
 }
 """Top-1 accuracy of a network at a side on the 100 sports classes, with so many training photos per class, by
-`benchmarks/results/2026-11-30-head-start*.json`: pretrained ones with --freeze, the others from random weights."""
+`benchmarks/results/2026-11-30-head-start*.json`: pretrained ones with --freeze, the others from random weights in
+two and a half minutes, in which `carnet_n` is as accurate as `carnet_s`."""
 _SAMPLE = 500
 """Photos that are cross-validated."""
 _ROUNDS = 30
