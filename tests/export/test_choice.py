@@ -57,9 +57,9 @@ def test_auto_without_pretrained_weights_says_how_to_get_them(photos: Path, monk
     ("asked", "model", "side"),
     [
         ({"max_latency": "9ms"}, LITE0, 128),
-        ({"max_latency": "3ms"}, "carnet_s", 128),
+        ({"max_latency": "3ms"}, "carnet_n", 128),
         ({"max_latency": "1 ms"}, "carnet_n", 128),
-        ({"max_size": "3MB"}, "carnet_s", 128),
+        ({"max_size": "3MB"}, "carnet_n", 128),
         ({"max_size": "1MB"}, "carnet_n", 128),
         ({"max_size": "3MB", "max_latency": "0.7"}, "carnet_n", 128),
     ],
