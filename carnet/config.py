@@ -78,7 +78,7 @@ class ModelOptions:
     max_latency: str | None = None
     """Limit of the time for one image, such as 5ms: by the exported file, on one thread of this machine."""
     max_size: str | None = None
-    """Limit of the exported file in float32, such as 3MB (with --int8 it has about a quarter)."""
+    """Limit of the exported file in float32, such as 3MB (with --int8 it has about a third)."""
     image_size: Pixels | None = None
     """Side of the square input, in pixels; auto: the network's own, or what a --budget is best spent on."""
     initial_size_ratio: PositiveShare | None = None

@@ -48,7 +48,8 @@ def test_what_a_run_leaves(trained_run: Path) -> None:
     assert (resolved.device, resolved.cutmix, resolved.min_crop, resolved.num_steps) == ("cpu", 0, 0.35, 6)
     assert sorted(SMALL.differences(resolved)) == [
         "--cutmix 0.0 (was auto)", "--frozen-share 0.0 (was auto)", "--initial-size-ratio 0.5 (was auto)",
-        "--lr 0.08 (was auto)", "--min-crop 0.35 (was auto)", "--optimizer muon (was auto)", "--valid-seed 0 (was auto)",
+        "--lr 0.08 (was auto)", "--min-crop 0.35 (was auto)", "--optimizer muon (was auto)",
+        "--valid-seed 0 (was auto)",
     ]  # fmt: skip
     model = json.loads((trained_run / "model.json").read_text())
     network = create_model("carnet_n", num_classes=3)
