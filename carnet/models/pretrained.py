@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,15 @@ _LAYERS_OF_BLOCK = {
 """Name of a layer in the package's file -> its name in ours."""
 
 
-def lite0_weights() -> dict[str, Tensor]:
+FindPackage = Callable[[str], ModuleSpec | None]
+"""Name of a package -> where it is installed; None: nowhere."""
+
+
+def lite0_weights(find_package: FindPackage = find_spec) -> dict[str, Tensor]:
     """Return the pretrained weights of EfficientNet-Lite0, from the cache or from the package.
+
+    Args:
+        find_package: finds the package that brings them.
 
     Raises:
         MissingExtraError: if the cache lacks them and the package is not installed.
@@ -56,7 +64,7 @@ def lite0_weights() -> dict[str, Tensor]:
         content = files.read_file(kept, _MAX_BYTES)
         if read_metadata(content).get("source") == LITE0_SHA256:
             return unpack(content)
-    package = find_spec(_PACKAGE)
+    package = find_package(_PACKAGE)
     if package is None or package.origin is None:
         raise MissingExtraError(
             "the pretrained weights of efficientnet_lite0", _PACKAGE.replace("_", "-"), "pretrained"

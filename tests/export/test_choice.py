@@ -11,7 +11,6 @@ from carnet import TrainingConfig
 from carnet.cli.main import run
 from carnet.config import LITE0
 from carnet.errors import ConfigError
-from carnet.export import choice
 from carnet.export.choice import Candidate, Deployed, deploy, within_limits
 from carnet.text import Silent
 
@@ -45,10 +44,11 @@ def test_auto_takes_the_pretrained_network_for_few_photos(photos: Path) -> None:
     assert "estimate" in said[2]
 
 
-def test_auto_without_pretrained_weights_says_how_to_get_them(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "has_lite0_weights", lambda: False)
+def test_auto_without_pretrained_weights_says_how_to_get_them(photos: Path) -> None:
     lines = Listening()
-    config = within_limits(TrainingConfig(model="auto"), photos, progress=lines, deployed=fake)
+    config = within_limits(
+        TrainingConfig(model="auto"), photos, progress=lines, deployed=fake, has_weights=lambda: False
+    )
     assert config.model.startswith("carnet_")
     assert "carnet[pretrained]" in lines.said[-1]
 

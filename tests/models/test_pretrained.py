@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import calls_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,18 +89,20 @@ def test_timm_says_how_images_are_resized_for_its_weights() -> None:
     assert preprocessing_of("timm/efficientnet_b0").interpolation == "bilinear"
 
 
+def nowhere(package: str) -> None:
+    """Finds no package."""
+
+
 def test_weights_are_kept_as_safetensors_and_found_without_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CARNET_CACHE", str(tmp_path))
     first = lite0_weights()
     (kept,) = (cache_root() / "weights").iterdir()
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
-    assert_equal(lite0_weights(), first)
+    assert_equal(lite0_weights(nowhere), first)
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(MissingExtraError, match=r"carnet\[pretrained\]"):
-        lite0_weights()
-    monkeypatch.setattr(pretrained, "find_spec", importlib.util.find_spec)
+        lite0_weights(nowhere)
     assert_equal(lite0_weights(), first)
 
 
@@ -114,12 +117,11 @@ def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch,
     file.parent.mkdir(parents=True)
     file.write_bytes(b"other weights")
     package = importlib.util.spec_from_file_location("other", tmp_path / "__init__.py")
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: package)
     with pytest.raises(ModelError, match=r"is not the file of version 0\.1\.0"):
-        lite0_weights()
+        lite0_weights(lambda name: package)
     file.unlink()
     with pytest.raises(ModelError, match="missing"):
-        lite0_weights()
+        lite0_weights(lambda name: package)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -180,17 +182,13 @@ def test_weights_of_another_network_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_from_a_file_need_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_from_a_file_need_no_package(tmp_path: Path) -> None:
     path = tmp_path / "lite0.safetensors"
-    save_file(lite0_weights(), path)
-    monkeypatch.setenv("CARNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
-    one = create_model("efficientnet_lite0", num_classes=3, weights=path)
-    assert torch.equal(one.get_parameter("features.conv.weight"), lite0_weights_of(path)["features.conv.weight"])
-
-
-def lite0_weights_of(path: Path) -> dict[str, Tensor]:
-    return read_weights(path)
+    save_file({name: tensor.contiguous() for name, tensor in lite0_weights().items()}, path)
+    with calls_of(lite0_weights) as called:
+        one = create_model("efficientnet_lite0", num_classes=3, weights=path)
+    assert not called
+    assert torch.equal(one.get_parameter("features.conv.weight"), read_weights(path)["features.conv.weight"])
 
 
 def test_timm_takes_weights_from_a_file(tmp_path: Path) -> None:
