@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from carnet import TrainingConfig
-from carnet.config import ResolvedConfig
+from carnet.config import LIMITS, ResolvedConfig
 from carnet.models.tensors import pack, read_metadata
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, Silent
@@ -36,6 +36,8 @@ def resolved(asked: TrainingConfig | None = None, num_train: int = 1000, **chang
     return replace(guess, **changes)
 
 
+NEVER_CHOSEN = {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds", "mean", "std", *LIMITS}
+"""Fields that resolving leaves open where nothing asks for them."""
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 
 

@@ -256,26 +256,12 @@ def _open(name: str, num_classes: int, device: str) -> TrainedModel | ModelFile:
     path = Path(name)
     if is_model_file(path):
         return ModelFile.read(path)
-    from carnet.models.weights import TrainedModel, choose_device, compute_exactly, load
+    from carnet.models.registry import default_image_size
+    from carnet.models.weights import load, untrained
 
     if path.is_dir():
         return load(path, device=device)
-    import torch
-
-    from carnet.models.registry import create_model, default_image_size, preprocessing_of
-    from carnet.models.summary import check_image_size
-
     name, _, size = name.partition("@")
     if not (size.isdecimal() or not size):
         raise ConfigError(f"{name}@{size}: the image size must be a number of pixels")
-    network = create_model(name, num_classes=num_classes)
-    side = int(size or default_image_size(name))
-    check_image_size(network, name, side)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
-            # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
-            torch.nn.init.ones_(module.weight)
-    classes = tuple(map(str, range(num_classes)))
-    spec = preprocessing_of(name).spec(model=name, classes=classes, image_size=side)
-    compute_exactly()
-    return TrainedModel(network.to(choose_device(device)).to(memory_format=torch.channels_last), spec)
+    return untrained(name, int(size or default_image_size(name)), num_classes=num_classes, device=device)

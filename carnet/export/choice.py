@@ -13,20 +13,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from carnet.config import LITE0, TrainingConfig
 from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages, Sample
+from carnet.data.scan import inspect_images
 from carnet.edge.model_file import ModelFile
 from carnet.edge.runtimes import open_runtime
-from carnet.errors import CarnetError, ConfigError, explaining_missing_extra
-from carnet.files import digest_of
+from carnet.errors import ConfigError, explaining_missing_extra
 from carnet.machine import take_turns
 from carnet.models.pretrained import has_lite0_weights
 from carnet.models.registry import RESIZABLE, create_model, default_image_size, preprocessing_of
-from carnet.models.weights import TrainedModel, check_start
-from carnet.preprocess import Images, load_image
+from carnet.models.weights import check_start, untrained
+from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, parse_bytes, parse_milliseconds
 from carnet.training.augment import Augmentation
@@ -34,6 +33,7 @@ from carnet.training.distributed import num_launched
 from carnet.training.features import FeatureExtractor, Photo
 from carnet.training.head import fit_head
 from carnet.training.memory import keep_freed_memory
+from carnet.training.resolve import keeps_memory
 
 AUTO = "auto"
 PHOTOS = (10, 50)
@@ -86,17 +86,9 @@ def deploy(candidate: Candidate, num_classes: int, in_channels: int) -> Deployed
     """
     with explaining_missing_extra("a limit of latency or size"):
         from carnet.export.graph import to_graph
-    network = create_model(candidate.model, num_classes=num_classes, in_channels=in_channels)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
-            # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
-            torch.nn.init.ones_(module.weight)
-    names = tuple(map(str, range(num_classes)))
     side = candidate.image_size
-    spec = preprocessing_of(candidate.model, in_channels).spec(
-        model=candidate.model, classes=names, image_size=side, in_channels=in_channels
-    )
-    content = to_graph(TrainedModel(network, spec)).sealed(spec.to_json())
+    model = untrained(candidate.model, side, num_classes=num_classes, in_channels=in_channels)
+    content = to_graph(model).sealed(model.spec.to_json())
     run = open_runtime(ModelFile.from_bytes(content), "onnxruntime", 1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, in_channels), np.uint8)
     (times,) = take_turns({"": partial(run, pixels)}, _ROUNDS).values()
@@ -242,11 +234,16 @@ def _cross_validated(
         return {}
     chosen = np.random.default_rng(requested.seed).permutation(len(train))[:_SAMPLE]
     samples = [train[place] for place in sorted(chosen.tolist())]
-    if requested.max_memory is None:
+    # Training reports photos that cannot be read.
+    facts = inspect_images([sample.path for sample in samples], max(one.image_size for one in pretrained))
+    samples = [sample for sample in samples if facts[sample.path].error is None]
+    labels = np.array([sample.label for sample in samples])
+    if len(set(labels.tolist())) < 2:
+        return {}
+    if keeps_memory(requested, "cpu"):
         keep_freed_memory()
-    found = {}
     network = create_model(LITE0, num_classes=2, in_channels=requested.in_channels, pretrained=True)
-    network.to(memory_format=torch.channels_last)
+    found = {}
     for candidate in pretrained:
         spec = preprocessing_of(LITE0, requested.in_channels).spec(
             model=LITE0,
@@ -255,27 +252,12 @@ def _cross_validated(
             resize=requested.resize,
             in_channels=requested.in_channels,
         )
-        photos, labels = [], []
-        for sample in samples:
-            # Training reports photos that cannot be read.
-            try:
-                pixels = load_image(sample.path, spec)
-                photos.append(Photo(digest_of(sample.path), partial(_same, pixels)))
-                labels.append(sample.label)
-            except (CarnetError, OSError):
-                continue
-        if len(set(labels)) < 2:
-            return {}
+        photos = [Photo(facts[one.path].sha256, partial(load_image, one.path, spec)) for one in samples]
         extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))
-        bar = partial(progress.bar, f"cross-validating {candidate}")
-        features = extractor.features(photos, 0, bar)
+        features = extractor.features(photos, 0, partial(progress.bar, f"cross-validating {candidate}"))
         digests = [photo.digest for photo in photos]
-        found[candidate] = fit_head([features], np.array(labels), digests, len(images.classes)).top1
+        found[candidate] = fit_head([features], labels, digests, len(images.classes)).top1
     return found
-
-
-def _same(pixels: Images) -> Images:
-    return pixels
 
 
 def _most_accurate(

@@ -23,7 +23,8 @@ from carnet.errors import ConfigError, ModelError, RunError, is_out_of_memory
 from carnet.explanation import Explanation, explain
 from carnet.machine import processor_name
 from carnet.models.class_maps import Centres, Features, map_centres, mean_and_linear_head
-from carnet.models.registry import create_model, head_names
+from carnet.models.registry import create_model, head_names, preprocessing_of
+from carnet.models.summary import check_image_size
 from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.prediction import Predictor
 from carnet.preprocess import Images, ImageSource
@@ -170,6 +171,27 @@ def load(run: Path | str, *, device: str | None = "cpu") -> TrainedModel:
             raise
         raise RunError(f"{folder.weights} does not fit {folder.model} ({spec.model})") from error
     return TrainedModel(_placed(network, choose_device(device)), spec, info)
+
+
+def untrained(
+    name: str, image_size: int, *, num_classes: int, in_channels: int = 3, device: str | None = "cpu"
+) -> TrainedModel:
+    """Return a network with random weights, which costs what a trained one does.
+
+    Raises:
+        ModelError, MissingExtraError: as `create_model`, or if the network cannot take images of this side.
+        ConfigError: if the device is not available.
+    """
+    network = create_model(name, num_classes=num_classes, in_channels=in_channels)
+    check_image_size(network, name, image_size, in_channels)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            # Our blocks start with a scale of zero, after which a runtime may find nothing to compute.
+            nn.init.ones_(module.weight)
+    spec = preprocessing_of(name, in_channels).spec(
+        model=name, classes=tuple(map(str, range(num_classes))), image_size=image_size, in_channels=in_channels
+    )
+    return TrainedModel(_placed(network, choose_device(device)), spec)
 
 
 def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:

@@ -100,6 +100,9 @@ class FeatureExtractor:
     spec: ModelSpec
     augmentation: Augmentation
 
+    def __post_init__(self) -> None:
+        self.network.to(memory_format=torch.channels_last)
+
     def views(self, number: int) -> list[int]:
         """Return the first views of each image: the whole, mirrored (if mirroring is allowed), then crops."""
         allowed = [_WHOLE, *([_MIRRORED] if self.augmentation.flip else []), *range(_MIRRORED + 1, number + 2)]

@@ -262,7 +262,7 @@ def start_head(
     samples = images.data.splits["train"]
     photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
     layer = linear_head(network, spec.model)
-    extractor = FeatureExtractor(network.to(device).to(memory_format=torch.channels_last), spec, pipeline.augmentation)
+    extractor = FeatureExtractor(network.to(device), spec, pipeline.augmentation)
     allowed = max_memory or free_bytes()
     needed = _COPIES * 4 * len(samples) * layer.in_features
     if needed > allowed:

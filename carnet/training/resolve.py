@@ -30,6 +30,7 @@ from carnet.training.autotune import augmentation_for, choose_matrix_precision, 
 from carnet.training.distributed import num_launched
 from carnet.training.features import SMALLEST_CROP, FeatureExtractor
 from carnet.training.measure import Measure
+from carnet.training.memory import keep_freed_memory
 from carnet.training.step import explaining_out_of_memory
 
 LR, FINE_TUNING_LR = 0.08, 3e-4
@@ -155,8 +156,7 @@ def first_guess(
         "compile": False,
         "memory_format": "contiguous" if device == "mps" else requested.memory_format or "channels_last",
         "fast_depthwise": on_cpu if requested.fast_depthwise is None else requested.fast_depthwise,
-        "keep_memory": on_cpu
-        and (not requested.max_memory if requested.keep_memory is None else requested.keep_memory),
+        "keep_memory": keeps_memory(requested, device),
         "threads": requested.threads or cores,
         "workers": min(loading_threads(), cores) if requested.workers is None else requested.workers,
         "micro_batch": min(requested.micro_batch or whole, whole),
@@ -178,11 +178,18 @@ def first_guess(
     return replace(guess, reasons=tuple(_first_reasons(guess, requested)))
 
 
+def keeps_memory(requested: TrainingConfig, device: Device) -> bool:
+    """Return whether freed memory is kept for the next step."""
+    wanted = requested.max_memory is None if requested.keep_memory is None else requested.keep_memory
+    return device == "cpu" and wanted
+
+
 def _frozen_share(requested: TrainingConfig, start: Start) -> float:
     """Return the share of the multiply-adds whose weights stay as they are."""
-    if requested.freeze or requested.frozen_share is None:
-        return FROZEN_SHARE if start.is_trained and not requested.freeze else 0.0
-    return requested.frozen_share
+    if requested.frozen_share is not None:
+        return requested.frozen_share
+    # With --freeze no step is taken.
+    return FROZEN_SHARE if start.is_trained and not requested.freeze else 0.0
 
 
 def _batch_size(num_train: int, devices: int) -> int:
@@ -324,10 +331,13 @@ def _size_for_features(requested: TrainingConfig, images: LabeledImages, progres
     spec = how.spec(model=requested.model, classes=images.classes, image_size=usual, in_channels=requested.in_channels)
     assert requested.budget is not None
     left = parse_seconds(requested.budget) - (time.monotonic() - started) - _seconds_to_decode(images, spec)
+    if keeps_memory(requested, "cpu"):
+        # Features are computed so, several times as fast.
+        keep_freed_memory()
     extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))
     seconds = extractor.seconds_per_image() * len(images.samples)
-    fitting = [side for side in SIDES_OF_FEATURES if seconds * (side / usual) ** 2 <= MOST_OF_BUDGET * left]
-    side = fitting[0] if fitting else SIDES_OF_FEATURES[-1]
+    fitting = (side for side in SIDES_OF_FEATURES if seconds * (side / usual) ** 2 <= MOST_OF_BUDGET * left)
+    side = next(fitting, SIDES_OF_FEATURES[-1])
     if side < usual:
         progress.say(
             f"Trains on images of {side} px, because features of all images at {usual} px take about "

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from fake_measure import FakeMeasure, Seconds, another_network
+from runs import NEVER_CHOSEN
 
-from carnet.config import LIMITS, ResolvedConfig, TrainingConfig, published
+from carnet.config import ResolvedConfig, TrainingConfig, published
 from carnet.errors import ConfigError, OutOfMemoryError
 from carnet.training.autotune import COMPILING, tune
 from carnet.training.resolve import first_guess
@@ -354,17 +355,6 @@ def test_other_errors_in_trial_steps_end_the_command() -> None:
 
 def test_nothing_is_left_open() -> None:
     config = tuned(measure=FakeMeasure(), **dict.fromkeys(("precision", "min_crop", "cutmix")))
-    decided_elsewhere = {
-        "layout",
-        "cache",
-        "max_memory",
-        "budget",
-        "max_steps",
-        "training_seconds",
-        "mean",
-        "std",
-        *LIMITS,
-    }
-    assert {name for name, value in config.to_json().items() if value is None} <= decided_elsewhere
+    assert {name for name, value in config.to_json().items() if value is None} <= NEVER_CHOSEN
     assert ResolvedConfig.from_json(config.to_json()) == config
     assert isinstance(config, TrainingConfig)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from fake_measure import FakeMeasure, Images
+from runs import NEVER_CHOSEN
 
 from carnet import TrainingConfig, published
-from carnet.config import LIMITS, OF_MACHINE, ResolvedConfig
+from carnet.config import OF_MACHINE, ResolvedConfig
 from carnet.errors import ConfigError, DataError
 from carnet.training.autotune import LONG_RUN_EPOCHS, tune
 from carnet.training.resolve import first_guess, resolve
@@ -84,17 +85,7 @@ def test_equal_measurements_resolve_equally_and_nothing_is_left_open() -> None:
     one, other = (resolve(asked, images, FakeMeasure()) for _ in range(2))
     assert one == other
     chosen = {field.name for field in fields(ResolvedConfig) if getattr(one, field.name) is None}
-    assert chosen == {
-        "layout",
-        "cache",
-        "max_memory",
-        "budget",
-        "max_steps",
-        "training_seconds",
-        "mean",
-        "std",
-        *LIMITS,
-    }
+    assert chosen == NEVER_CHOSEN
     by_hand = first_guess(asked, num_train=5000, image_size=128)
     assert tune(by_hand, asked, images.num_valid, FakeMeasure()) == one
     assert one.reasons
