@@ -2,8 +2,8 @@
 
 The features of each view are scaled to the same length, and the head has no bias, so that an image's class does not
 depend on how strongly the network responds to it. Scaling back gives an ordinary linear layer, which predicts the same
-classes from the features as they are. This made up 1 to 3 points over standardised features and a bias, most where
-there are few photos (`benchmarks/LOG.md`).
+classes from the features as they are. This is 0.5 to 1.8 points better than standardised features and a bias, most
+where there are few photos (`benchmarks/LOG.md`).
 
 Source of the setting: Kornblith et al., "Do better ImageNet models transfer better?", 2019 (logistic regression by
 L-BFGS on the features of pretrained networks).
