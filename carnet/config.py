@@ -27,10 +27,10 @@ Cache = Literal["disk", "ram", "off"]
 Layout = Literal["classes", "splits"]
 LITE0 = "efficientnet_lite0"
 """The network that always starts from pretrained weights."""
-LIMITS = ("budget", "max_memory", "max_latency", "max_size", "weights")
-"""Fields in which None means that there is no limit, or no file."""
-FREE = frozenset({"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache"})
-"""Fields that do not change the result."""
+LIMITS = ("budget", "max_memory", "max_latency", "max_size", "weights", "teacher", "unlabeled")
+"""Fields in which None means that there is none."""
+FREE = frozenset({"workers", "logger", "checkpoint_minutes", "checkpoint_steps", "cache", "unlabeled"})
+"""Fields that do not change the result, or name a place whose content is compared."""
 MAX_THREADS = 1024
 """Threads, or processes, of one kind; systems refuse to start very many."""
 _MAX_SEED = 2**63 - 1
@@ -61,6 +61,8 @@ class DataOptions:
     """Leave out, and count, images that cannot be decoded, instead of stopping before the first step."""
     stream: bool = False
     """Read training images while training, for a data set (hf:, Parquet, shards) larger than the disk."""
+    unlabeled: str | None = None
+    """Folder of images without labels, which the --teacher names; they are trained on, and never evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,9 @@ class OptimizationOptions:
     freeze: bool = False
     """Keep the initial weights, of --init or pretrained ones, and fit a new head to their features: takes seconds to
     minutes."""
+    teacher: str | None = None
+    """Learn from the answers of a larger model: efficientnet_lite0, whose head is fitted to the labelled images first,
+    a finished run, or an exported file."""
     epochs: NumEpochs | None = None
     """Passes over the training images, with --budget at most so many; auto: by their number, or by the budget."""
     batch_size: NumImages | None = None
@@ -245,6 +250,12 @@ class TrainingConfig(RunOptions, MachineOptions, AugmentationOptions, Optimizati
     def is_pretrained(self) -> bool:
         """Whether the initial weights are pretrained ones."""
         return self.pretrained or self.weights is not None or self.model == LITE0
+
+    def with_full_paths(self) -> Self:
+        """Return the config with paths that are valid from any folder."""
+        names = [name for name in ("weights", "teacher", "unlabeled") if getattr(self, name) not in (None, LITE0)]
+        paths: dict[str, Any] = {name: str(Path(getattr(self, name)).expanduser().resolve()) for name in names}
+        return replace(self, **paths)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain values, the inverse of `from_json`."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages, Layout, Sample
-from carnet.data.scan import hash_files
+from carnet.data.scan import UNLABELED, hash_files
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
@@ -306,7 +306,8 @@ def select_samples(
             warnings += (f"{len(missing):,} {of_all} cannot be read any more, or are not here",)
     if not samples:
         raise _nothing_to_evaluate(data, split, by_record, has_record, are_ignored=bool(ignored))
-    leaked = {sample.path for sample in samples if digests.get(sample.path) in recorded.get("train", ())}
+    trained_on = recorded.get("train", set()) | recorded.get(UNLABELED, set())
+    leaked = {sample.path for sample in samples if digests.get(sample.path) in trained_on}
     return Selection(samples, leaked if has_record else None, warnings, len(ignored))
 
 

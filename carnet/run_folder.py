@@ -16,7 +16,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from carnet import files
 from carnet.config import FORMAT
 from carnet.data.samples import Layout
-from carnet.documents import MAX_BYTES, Count, DocumentError, Range, conform
+from carnet.documents import MAX_BYTES, Count, DocumentError, Range, Seconds, conform
 from carnet.errors import OutputError, RunError
 from carnet.older_records import from_format_1
 from carnet.text import first_few, quoted
@@ -58,6 +58,19 @@ class RecordedHead(TypedDict):
     seconds: Annotated[float, Range(0, above=True)]
 
 
+class RecordedTeacher(TypedDict):
+    """The part of a teacher's record that is needed to finish a run, and to say who taught it."""
+
+    name: str
+    digest: str
+    sha256: str
+    num_crops: Count
+    num_views: Annotated[int, Range(1, 64)]
+    threads: Annotated[int, Range(1, 1024)]
+    head: dict[str, Any] | None
+    seconds: Seconds
+
+
 class Record(TypedDict):
     """The content of `config.json`, and of an entry of every checkpoint."""
 
@@ -67,6 +80,8 @@ class Record(TypedDict):
     init: str | None
     head: NotRequired[RecordedHead | None]
     """A head that was fitted to features before the first step; None: there was none."""
+    teacher: NotRequired[RecordedTeacher | None]
+    """Whose answers the network learns from; None: it learns from labels."""
     versions: dict[str, str]
     processor_features: str
     data: RecordedData
@@ -112,6 +127,8 @@ class RunFolder:
     """`Record`, written before the first step."""
     data = _File("data.csv")
     """One line per image: split, class, path, content hash, oddities."""
+    answers = _File("answers.safetensors")
+    """A teacher's answers for the training images."""
     batch = _File("batch.png")
     """The augmented images of the first batch."""
     metrics = _File("metrics.csv")

@@ -31,6 +31,7 @@ class Command:
       carnet train photos --model efficientnet_lite0 --freeze
       carnet train photos --model auto --max-latency 5ms --max-size 3MB
       carnet train photos --model resnet18 --preset published --output runs/old
+      carnet train photos --teacher efficientnet_lite0 --unlabeled more-photos
       carnet train photos --init runs/photos-carnet_s
       carnet train --resume runs/photos-carnet_s
       carnet train photos.zip --ignore bad.txt --devices 2

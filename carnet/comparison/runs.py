@@ -18,7 +18,7 @@ from carnet import files
 from carnet.config import ResolvedConfig, TrainingConfig, change
 from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages
-from carnet.data.scan import UNREADABLE, hash_files
+from carnet.data.scan import UNLABELED, UNREADABLE, hash_files
 from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
 from carnet.errors import (
     CarnetError,
@@ -135,6 +135,7 @@ def train_runs(
         CarnetError: other errors of training; the first of a single network, if fewer than two runs are finished.
     """
     _check(models, seeds, config)
+    config = config.with_full_paths()
     images = find_images(data, layout=config.layout or "auto")
     if "valid" not in images.splits and config.valid_seed is None:
         # All runs have to be evaluated on the same images.
@@ -300,7 +301,8 @@ def _finished(wanted: Mapping[Path, TrainingConfig], images: LabeledImages) -> s
     }
     unsplit = {image[:3] for image in now}
     for path in finished:
-        rows = RunFolder(path).images()
+        # Images without labels are compared by the run that uses them.
+        rows = [row for row in RunFolder(path).images() if row["label"]]
         seen = {(row["filepath"], row["label"], row["sha256"], row["split"] if has_splits else "") for row in rows}
         read = {image for image in seen if image[3] != UNREADABLE}
         if rows and (not read <= now or {image[:3] for image in seen} != unsplit):
@@ -317,7 +319,8 @@ def _check_begun(run: RunFolder, wanted: TrainingConfig, images: LabeledImages) 
     if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
         raise RunError(f"{run.path} was trained with another recipe: {', '.join(differences)}; choose another --output")
     data = config["data"]
-    number = sum(data["num_images"].values()) + data["num_unreadable"]
+    numbers = {split: number for split, number in data["num_images"].items() if split != UNLABELED}
+    number = sum(numbers.values()) + data["num_unreadable"]
     if (data["path"], number) != (images.location, len(images.samples)):
         raise RunError(
             f"{run.path} was trained on {number:,} images in {data['path']}, not on {len(images.samples):,} in "

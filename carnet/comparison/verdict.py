@@ -364,7 +364,7 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
                 break
         else:
             found.append([run])
-    names = [group[0].requested.model for group in found]
+    names = [_name(group[0].requested) for group in found]
     groups = []
     for place, (name, members) in enumerate(zip(names, found, strict=True)):
         members.sort(key=lambda run: run.requested.seed)
@@ -375,6 +375,11 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
         recipe = ", ".join(differences(found[0][0], members[0]))
         groups.append(Group(label, recipe, tuple(members), np.stack([run.report.correct for run in members])))
     return groups
+
+
+def _name(requested: TrainingConfig) -> str:
+    """Return the name of a network, and whether another one taught it."""
+    return f"{requested.model}, taught" if requested.teacher else requested.model
 
 
 def differences(one: ComparedRun, other: ComparedRun) -> list[str]:

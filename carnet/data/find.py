@@ -17,7 +17,16 @@ from typing import Literal, get_args
 from carnet.data.archive import ARCHIVE_EXTENSIONS, is_packed_data, is_zip, num_hidden, unpack
 from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, list_folder, visible
 from carnet.data.hub import is_dataset
-from carnet.data.samples import SPLIT_NAMES, ByClass, LabeledImages, Layout, Listing, expanded, leave_out
+from carnet.data.samples import (
+    SPLIT_NAMES,
+    ByClass,
+    LabeledImages,
+    Layout,
+    Listing,
+    UnlabeledImages,
+    expanded,
+    leave_out,
+)
 from carnet.data.shards import is_packed, is_tar
 from carnet.data.table import fits, labels_of, list_table
 from carnet.errors import ConfigError, DataError
@@ -89,6 +98,20 @@ def find_images(
             _leave_out_new(listing, classes)
         _check_known(listing.splits, classes, "the model")
     return listing.labeled(classes, source)
+
+
+def find_unlabeled(folder: Path | str) -> UnlabeledImages:
+    """List the images in a folder, whatever folders inside it they are in.
+
+    Raises:
+        DataError: if it is no folder, cannot be opened, or holds no images.
+    """
+    root = expanded(folder)
+    if not root.is_dir():
+        raise DataError(f"--unlabeled {folder} is not a folder; name one that holds images")
+    if not (paths := images_in(root)):
+        raise DataError(f"--unlabeled {folder} holds no images; name a folder that holds some, or leave it out")
+    return UnlabeledImages(root, tuple(paths))
 
 
 def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:

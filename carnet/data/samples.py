@@ -103,6 +103,14 @@ class LabeledImages:
         return {name: numbers[label] for label, name in enumerate(self.classes)}
 
 
+@dataclass(frozen=True)
+class UnlabeledImages:
+    """Images without labels: all that a folder holds, in the folders inside it as well."""
+
+    root: Path
+    paths: tuple[Path, ...]
+
+
 @dataclass
 class Listing:
     """What one form of data holds, before its classes are numbered.

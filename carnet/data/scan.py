@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carnet.data.samples import LabeledImages, Sample, hold_out
+from carnet.data.samples import LabeledImages, Sample, UnlabeledImages, hold_out
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import MAX_IMAGE_BYTES, digest_of, read_file
 from carnet.image_files import find_losses
@@ -30,8 +30,9 @@ _EXTENSIONS = {
     "TIFF": {".tif", ".tiff"},
     "PPM": {".ppm", ".pgm", ".pnm", ".pbm"},
 }
-UNREADABLE = "unreadable"
-"""The split that `data.csv` of a run gives to images that were skipped because they cannot be decoded."""
+UNREADABLE, UNLABELED = "unreadable", "unlabeled"
+"""The splits that `data.csv` of a run gives to images that were skipped because they cannot be decoded, and to images
+without labels, whose paths count from their own folder."""
 LOST = "part of the image data lost, cut short or zeros"
 """The oddity of an image in which the decoder fills in for lost data."""
 _FEW_VALID = 100
@@ -79,6 +80,8 @@ class ScannedImages:
         unreadable: images that were skipped because they cannot be decoded.
         held_out: whether `valid` was held out of the other images by `scan_images`.
         warnings: what the user should know.
+        unlabeled: images that a teacher names; none of them is a labelled image as well. None: there are none.
+        unreadable_unlabeled: those of them that were skipped because they cannot be decoded.
     """
 
     data: LabeledImages
@@ -86,6 +89,24 @@ class ScannedImages:
     unreadable: tuple[Sample, ...] = ()
     held_out: bool = False
     warnings: tuple[str, ...] = ()
+    unlabeled: UnlabeledImages | None = None
+    unreadable_unlabeled: tuple[Path, ...] = ()
+
+    @property
+    def num_unlabeled(self) -> int:
+        """Number of images without labels."""
+        return 0 if self.unlabeled is None else len(self.unlabeled.paths)
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        """Number of images of each split, those without labels last if there are some."""
+        numbers = {split: len(samples) for split, samples in self.data.splits.items()}
+        return numbers | ({UNLABELED: self.num_unlabeled} if self.unlabeled else {})
+
+    @property
+    def num_unreadable(self) -> int:
+        """Number of images that were skipped because they cannot be decoded."""
+        return len(self.unreadable) + len(self.unreadable_unlabeled)
 
     def leaked(self, split: str) -> tuple[Sample, ...]:
         """Return the images of a split that are byte for byte in `train` as well."""
@@ -96,9 +117,10 @@ class ScannedImages:
     def oddities(self) -> dict[str, list[str]]:
         """Files by what is unusual about them, the most frequent oddity first."""
         files: dict[str, list[str]] = defaultdict(list)
-        for sample in self.data.samples:
-            for oddity in self.facts[sample.path].oddities:
-                files[oddity].append(self.data.relative(sample))
+        unlabeled = () if self.unlabeled is None else self.unlabeled.paths
+        for path in (*(sample.path for sample in self.data.samples), *unlabeled):
+            for oddity in self.facts[path].oddities:
+                files[oddity].append(self.data.relative(path))
         return dict(sorted(files.items(), key=lambda item: -len(item[1])))
 
     @property
@@ -122,14 +144,21 @@ class ScannedImages:
         """Yield one record for each file, with the columns of a run's `data.csv`."""
         for split, samples in (*self.data.splits.items(), (UNREADABLE, self.unreadable)):
             for sample in samples:
-                facts = self.facts[sample.path]
-                yield {
-                    "split": split,
-                    "label": self.data.classes[sample.label],
-                    "filepath": self.data.relative(sample),
-                    **{name: str(getattr(facts, name)) for name in ("sha256", "width", "height", "format", "mode")},
-                    "notes": "; ".join(facts.oddities) if facts.error is None else facts.error.reason,
-                }
+                yield self._row(split, self.data.classes[sample.label], self.data.relative(sample), sample.path)
+        if self.unlabeled is not None:
+            for split, paths in ((UNLABELED, self.unlabeled.paths), (UNREADABLE, self.unreadable_unlabeled)):
+                for path in paths:
+                    yield self._row(split, "", path.relative_to(self.unlabeled.root).as_posix(), path)
+
+    def _row(self, split: str, label: str, name: str, path: Path) -> dict[str, str]:
+        facts = self.facts[path]
+        return {
+            "split": split,
+            "label": label,
+            "filepath": name,
+            **{key: str(getattr(facts, key)) for key in ("sha256", "width", "height", "format", "mode")},
+            "notes": "; ".join(facts.oddities) if facts.error is None else facts.error.reason,
+        }
 
 
 def scan_images(
@@ -140,6 +169,7 @@ def scan_images(
     valid_fraction: float = 0.2,
     seed: int = 0,
     facts: Mapping[Path, ImageFacts] | None = None,
+    unlabeled: UnlabeledImages | None = None,
     progress: OnProgress | None = None,
 ) -> ScannedImages:
     """Decode every image once, hold out validation images if there are none, and note what is unusual.
@@ -151,18 +181,22 @@ def scan_images(
         valid_fraction: fraction to hold out for validation if the data has no split `valid`.
         seed: seed of that division.
         facts: what each file holds, if it is known already.
+        unlabeled: images without labels.
         progress: called with the number of images inspected and of all images.
 
     Raises:
         UnreadableImagesError: naming every image that cannot be decoded.
-        DataError: if a class has no training image left, or there is no image to validate with.
+        DataError: if a class has no training image left, there is no image to validate with, or none of the images
+            without labels is left.
     """
+    without_label = () if unlabeled is None else unlabeled.paths
+    paths = [*(sample.path for sample in data.samples), *without_label]
     if facts is None:
-        facts = inspect_images([sample.path for sample in data.samples], image_size, progress)
+        facts = inspect_images(paths, image_size, progress)
     unreadable = tuple(sample for sample in data.samples if facts[sample.path].error is not None)
-    if unreadable and not skip_unreadable:
-        errors = [error for sample in unreadable if (error := facts[sample.path].error) is not None]
-        raise UnreadableImagesError(errors, len(data.samples))
+    errors = [error for path in paths if (error := facts[path].error) is not None]
+    if errors and not skip_unreadable:
+        raise UnreadableImagesError(errors, len(paths))
     splits = {
         split: tuple(sample for sample in samples if facts[sample.path].error is None)
         for split, samples in data.splits.items()
@@ -181,7 +215,43 @@ def scan_images(
     if held_out and not data.is_flat:
         number = counted(len(valid), "image")
         warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held out for validation")
+    if unlabeled is not None:
+        scanned = _with_unlabeled(scanned, unlabeled, warnings)
     return replace(scanned, warnings=tuple(warnings))
+
+
+def _with_unlabeled(scanned: ScannedImages, unlabeled: UnlabeledImages, warnings: list[str]) -> ScannedImages:
+    """Add the images without labels that are no labelled images as well; add to `warnings` which are left out.
+
+    Raises:
+        DataError: if none is left.
+    """
+    facts = scanned.facts
+    in_split = {
+        facts[sample.path].sha256: split for split, samples in scanned.data.splits.items() for sample in samples
+    }
+    unreadable = tuple(path for path in unlabeled.paths if facts[path].error is not None)
+    kept: dict[str, Path] = {}
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    for path in unlabeled.paths:
+        if facts[path].error is not None:
+            continue
+        digest = facts[path].sha256
+        if split := in_split.get(digest, UNLABELED if digest in kept else ""):
+            left_out[split].append(path)
+        else:
+            kept[digest] = path
+    for split, paths in left_out.items():
+        where = "among them already" if split == UNLABELED else f"in {split} as well"
+        names = first_few([path.relative_to(unlabeled.root).as_posix() for path in paths])
+        warnings.append(f"{counted(len(paths), 'image')} without label left out, byte for byte {where}: {names}")
+    if not kept:
+        raise DataError(f"no image of --unlabeled {unlabeled.root} is left; name other images, or leave it out")
+    return replace(
+        scanned,
+        unlabeled=replace(unlabeled, paths=tuple(kept.values())),
+        unreadable_unlabeled=unreadable,
+    )
 
 
 def inspect_images(
@@ -343,7 +413,7 @@ def _about_content(scanned: ScannedImages) -> list[str]:
 def describe(images: ScannedImages) -> list[str]:
     """Return lines that say what was found: classes, images per split, imbalance, oddities with counts, warnings."""
     data = images.data
-    sizes = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
+    sizes = ", ".join(f"{number:,} {split}" for split, number in images.num_images.items())
     origin = " (valid held out of the rest)" if images.held_out else ""
     counts = data.counts("train")
     largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
@@ -362,7 +432,8 @@ def describe(images: ScannedImages) -> list[str]:
         )
     num_copies = sum(len(group) - 1 for group in images.duplicates)
     copies = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
-    errors = [str(error) for sample in images.unreadable if (error := images.facts[sample.path].error)]
+    skipped = (*(sample.path for sample in images.unreadable), *images.unreadable_unlabeled)
+    errors = [str(error) for path in skipped if (error := images.facts[path].error)]
     kinds = [
         *((len(paths), oddity, paths) for oddity, paths in images.oddities.items()),
         (num_copies, "the same file again", copies),

@@ -253,8 +253,8 @@ def _cross_validated(
             in_channels=requested.in_channels,
         )
         photos = [Photo(facts[one.path].sha256, partial(load_image, one.path, spec)) for one in samples]
-        extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))
-        features = extractor.features(photos, 0, partial(progress.bar, f"cross-validating {candidate}"))
+        extractor = FeatureExtractor.of_network(network, spec, Augmentation.from_config(requested))
+        (features,) = extractor.features(photos, [0], partial(progress.bar, f"cross-validating {candidate}"))
         digests = [photo.digest for photo in photos]
         found[candidate] = fit_head([features], labels, digests, len(images.classes)).top1
     return found

@@ -262,6 +262,7 @@ class _Export:
     def _document(self, graph: Graph, calibration: Calibration, quantized: Quantized | None) -> dict[str, Any]:
         """Return what the file says about itself."""
         config = self.run.read_config()
+        teacher = config.get("teacher")
         return {
             **self.model.spec.to_json(),
             "temperature": calibration.temperature,
@@ -274,6 +275,7 @@ class _Export:
                 "num_images": config["data"]["num_images"],
                 "seed": config["requested"]["seed"],
                 "epoch": self.model.info.get("epoch"),
+                "teacher": teacher and {key: teacher[key] for key in ("name", "digest")},
             },
             "evaluated_with": self.runtime,
             "versions": versions("onnx", self.runtime),

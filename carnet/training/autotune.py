@@ -74,7 +74,7 @@ def augmentation_for(requested: TrainingConfig, epochs: int) -> dict[str, Any]:
     """Return how strongly images are augmented: more in a long run, which would overfit them otherwise."""
     is_long = epochs >= LONG_RUN_EPOCHS
     return {
-        "min_crop": requested.min_crop or (0.25 if is_long else 0.35),
+        "min_crop": requested.min_crop or (0.25 if is_long or requested.teacher else 0.35),
         "cutmix": (0.5 if is_long else 0.0) if requested.cutmix is None else requested.cutmix,
     }
 

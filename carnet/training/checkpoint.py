@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from carnet import files
 from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
-from carnet.data.scan import ScannedImages
+from carnet.data.scan import UNLABELED, ScannedImages
 from carnet.documents import CHECKSUM, Count, DocumentError, Range, Seconds, Share, build, conform, parse
 from carnet.errors import ConfigError, RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
@@ -410,14 +410,14 @@ def resumed_config(
     if resolved.compile and (problem := compiler_problem(resolved.device)):
         raise RunError(f"{run.path} was trained compiled, but {problem}; --init starts from its weights")
     free = {name: getattr(requested, name) for name in FREE}
-    workers = resolved.workers if requested.workers is None else requested.workers
-    return replace(resolved, **free | {"workers": workers})
+    kept = {name: getattr(resolved, name) for name in ("workers", "unlabeled") if free[name] is None}
+    return replace(resolved, **free | kept)
 
 
 def changed_images(run: RunFolder, images: ScannedImages) -> str:
     """Return which images are new, gone or changed since the run began, as a phrase."""
     then, now = (
-        {row["filepath"]: (row["split"], row["label"], row["sha256"]) for row in rows}
+        {(row["filepath"], row["split"] == UNLABELED): (row["split"], row["label"], row["sha256"]) for row in rows}
         for rows in (run.images(), images.rows())
     )
     changes = {
@@ -427,7 +427,11 @@ def changed_images(run: RunFolder, images: ScannedImages) -> str:
     }
     if not then:
         return "and its data.csv is missing"
-    texts = [f"{len(names):,} {what} ({first_few(names, 2)})" for what, names in changes.items() if names]
+    texts = [
+        f"{len(names):,} {what} ({first_few([name for name, _ in names], 2)})"
+        for what, names in changes.items()
+        if names
+    ]
     return ", ".join(texts) or "as its data.csv lists them"
 
 

@@ -1,4 +1,4 @@
-"""Features of images by a network whose weights stay as they are, computed once and kept in the cache by content.
+"""Features of images by a model that stays as it is, computed once and kept in the cache by content.
 
 An image has several views: as it is evaluated, mirrored, and cut out at random. The features of a view follow from the
 network's weights, the bytes of the image's file and the number of the view alone, so that another run, or one with ten
@@ -10,10 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,17 +36,18 @@ from carnet.models.weights import normalize_on
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress
-from carnet.training.augment import Augmentation
+from carnet.training.augment import Augmentation, Change
 
 Features = NDArray[np.float32]
+Value = TypeVar("Value")
 
-_FORMAT = 1
+_FORMAT = 2
 """Version of the kept features; a new number computes all anew."""
 _CHUNK = 2048
 """Images in one file of the cache: what a stop may lose."""
 BATCH = 32
 SMALLEST_CROP = 0.5
-"""Share of the area that a view cuts out at least. Smaller crops show things that the whole image does not."""
+"""Share of the area that a view for a head cuts out at least. Smaller crops show what the whole image does not."""
 _WHOLE, _MIRRORED = 0, 1
 _MAX_CHUNK_BYTES = 2**31
 
@@ -86,30 +91,76 @@ def _catching_input(head: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def network_features(network: nn.Module, spec: ModelSpec) -> Callable[[Images], Features]:
+    """Return what computes the features of images with a network: the input of its last layer.
+
+    The network is on the processor or a GPU, and its weights stay as they are.
+    """
+    network.to(memory_format=torch.channels_last)
+    return partial(_features_of, network, spec)
+
+
+def _features_of(network: nn.Module, spec: ModelSpec, pixels: Images) -> Features:
+    """uint8 (N, S, S, C) -> (N, channels)
+
+    Raises:
+        ModelError: if the input of the last layer is no vector for each image.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode(), _catching_input(linear_head(network, spec.model)) as caught:
+        network(normalize_on(device, torch.from_numpy(pixels), spec))
+    if not caught or caught[-1].dim() != 2:
+        raise ModelError(f"{spec.model} has no features of whole images for its last layer")
+    return np.asarray(caught[-1].float().cpu().numpy())
+
+
+def _identity(network: nn.Module) -> str:
+    """Return a hash of a network's weights without its last layer, and of the kind of device that computes."""
+    heads = tuple(f"{name}." for name in head_names(network))
+    digest = hashlib.sha256(next(network.parameters()).device.type.encode())
+    for name, tensor in network.state_dict().items():
+        if not name.startswith(heads):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class FeatureExtractor:
     """Computes the features of views, and keeps them.
 
     Attributes:
-        network: whose weights stay as they are, on the processor or a GPU.
+        forward: computes the features of up to `BATCH` images: uint8 (N, S, S, C) -> (N, channels).
         spec: of its images.
         augmentation: of the views that are cut out at random, by random numbers that follow from the image alone.
+        identity: what the features depend on besides images and spec: a hash of the weights.
+        min_crop: share of the area that a view cuts out at least.
     """
 
-    network: nn.Module
+    forward: Callable[[Images], Features]
     spec: ModelSpec
     augmentation: Augmentation
+    identity: str
+    min_crop: float = SMALLEST_CROP
 
-    def __post_init__(self) -> None:
-        self.network.to(memory_format=torch.channels_last)
+    @classmethod
+    def of_network(
+        cls, network: nn.Module, spec: ModelSpec, augmentation: Augmentation, *, min_crop: float = SMALLEST_CROP
+    ) -> FeatureExtractor:
+        """Return the extractor of what a network gives its last layer."""
+        return cls(network_features(network, spec), spec, augmentation, _identity(network), min_crop)
 
     def views(self, number: int) -> list[int]:
         """Return the first views of each image: the whole, mirrored (if mirroring is allowed), then crops."""
-        allowed = [_WHOLE, *([_MIRRORED] if self.augmentation.flip else []), *range(_MIRRORED + 1, number + 2)]
-        return allowed[:number]
+        return [*self.whole_views, *range(_MIRRORED + 1, number + 2)][:number]
+
+    @property
+    def whole_views(self) -> list[int]:
+        """The views that show the whole image."""
+        return [_WHOLE, *([_MIRRORED] if self.augmentation.flip else [])]
 
     def seconds_per_image(self) -> float:
-        """Time the network on pixels of noise, after one batch to warm up."""
+        """Time the model on pixels of noise, after one batch to warm up."""
         side, channels = self.spec.image_size, self.spec.in_channels
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, channels), np.uint8)
         self.compute(pixels)
@@ -117,82 +168,90 @@ class FeatureExtractor:
         self.compute(pixels)
         return (time.perf_counter() - started) / len(pixels)
 
-    def features(self, photos: Sequence[Photo], view: int, progress: OnProgress | None = None) -> Features:
-        """Return the features of one view of each photo: (N, channels).
+    def features(
+        self, photos: Sequence[Photo], views: Sequence[int], progress: OnProgress | None = None
+    ) -> list[NDArray[np.float16]]:
+        """Return the features of some views of each photo: (N, channels) for each view.
 
         Args:
             photos: which; photos of equal content are computed once.
-            view: one of `views`.
-            progress: called with the number of photos done, and of all that are not in the cache.
+            views: some of `views`.
+            progress: called with the number of views done, and of all that are not in the cache.
 
         Raises:
             DataError: if an image can no longer be read.
         """
-        folder = cache_root() / "features" / self._key(view)
-        known = _read_chunks(folder, {photo.digest for photo in photos})
-        missing = list({photo.digest: photo for photo in photos if photo.digest not in known}.values())
-        done = 0
-        for start in range(0, len(missing), _CHUNK):
-            chunk = missing[start : start + _CHUNK]
-            rows = []
-            work = (chunk[first : first + BATCH] for first in range(0, len(chunk), BATCH))
-            for images in load_ahead(lambda photo: self._view(photo, view), work, threads=loading_threads()):
-                # Rounded, so that features from the cache and new ones are equal.
-                rows.append(self.compute(np.stack(images)).astype(np.float16))
-                done += len(images)
-                if progress is not None:
-                    progress(done, len(missing))
-            values = np.concatenate(rows)
-            _write_chunk(folder, [photo.digest for photo in chunk], values)
-            known |= dict(zip((photo.digest for photo in chunk), values, strict=True))
-        return np.stack([known[photo.digest] for photo in photos]).astype(np.float32)
+        folders = {view: cache_root() / "features" / self._key(view) for view in views}
+        known = {view: _read_chunks(folder, {photo.digest for photo in photos}) for view, folder in folders.items()}
+        missing: dict[tuple[int, ...], dict[str, Photo]] = defaultdict(dict)
+        for photo in photos:
+            if wanted := tuple(view for view in views if photo.digest not in known[view]):
+                missing[wanted][photo.digest] = photo
+        done, total = 0, sum(len(wanted) * len(unknown) for wanted, unknown in missing.items())
+        for wanted, unknown in missing.items():
+            for chunk in batched(unknown.values(), max(BATCH, _CHUNK // len(wanted))):
+                rows: dict[int, list[NDArray[np.float16]]] = {view: [] for view in wanted}
+                load = partial(self._views, views=wanted)
+                for images in load_ahead(load, batched(chunk, BATCH), threads=loading_threads()):
+                    for place, view in enumerate(wanted):
+                        # Rounded, so that features from the cache and new ones are equal.
+                        rows[view].append(self.compute(np.stack([each[place] for each in images])).astype(np.float16))
+                        done += len(images)
+                        if progress is not None:
+                            progress(done, total)
+                digests = [photo.digest for photo in chunk]
+                for view in wanted:
+                    values = np.concatenate(rows[view])
+                    _write_chunk(folders[view], digests, values)
+                    known[view] |= dict(zip(digests, values, strict=True))
+        return [np.stack([known[view][photo.digest] for photo in photos]) for view in views]
 
-    def _view(self, photo: Photo, view: int) -> Images:
+    def change(self, digest: str, view: int) -> Change:
+        """Return how a crop is cut out of an image, and changed."""
+        return self.augmentation.draw(np.random.default_rng([view, int(digest[:16], 16)]), self.min_crop)
+
+    def _views(self, photo: Photo, views: Sequence[int]) -> list[Images]:
         pixels = photo.load()
+        return [self._view(photo, pixels, view) for view in views]
+
+    def _view(self, photo: Photo, pixels: Images, view: int) -> Images:
         if view == _WHOLE:
             return pixels
         if view == _MIRRORED:
             return np.ascontiguousarray(pixels[:, ::-1])
-        rng = np.random.default_rng([view, int(photo.digest[:16], 16)])
-        return self.augmentation.apply(pixels, self.augmentation.draw(rng, SMALLEST_CROP), self.spec.image_size)
+        return self.augmentation.apply(pixels, self.change(photo.digest, view), self.spec.image_size)
 
     def compute(self, pixels: Images) -> Features:
-        """uint8 (N, S, S, C), at most `BATCH` -> (N, channels), the input of the last layer.
+        """uint8 (N, S, S, C), at most `BATCH` -> (N, channels).
 
         Raises:
-            ModelError: if that is no vector for each image, or not finite.
+            ModelError: if these are not finite.
         """
-        number, device = len(pixels), next(self.network.parameters()).device
         # Kernels round otherwise for another number of images, and features must depend on the image alone.
         whole = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
-        whole[:number] = pixels
-        self.network.eval()
-        with torch.inference_mode(), _catching_input(linear_head(self.network, self.spec.model)) as caught:
-            self.network(normalize_on(device, torch.from_numpy(whole), self.spec))
-        if not caught or caught[-1].dim() != 2:
-            raise ModelError(f"{self.spec.model} has no features of whole images for its last layer")
-        features = caught[-1][:number].float().cpu().numpy()
+        whole[: len(pixels)] = pixels
+        features = self.forward(whole)[: len(pixels)]
         if not (np.abs(features) <= np.finfo(np.float16).max).all():
-            raise ModelError(f"{self.spec.model} has features that are not finite; are its initial weights damaged?")
-        return np.asarray(features)
+            raise ModelError(f"{self.spec.model} has features that are not finite; are its weights damaged?")
+        return features
 
     def _key(self, view: int) -> str:
         """Return what the features of a view depend on besides the images, as a hash."""
-        spec, head = self.spec, head_names(self.network)
-        digest = hashlib.sha256()
-        for name, tensor in self.network.state_dict().items():
-            if not name.startswith(tuple(f"{each}." for each in head)):
-                digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         depends_on = {
             "format": _FORMAT,
             "pillow": __version__,
-            "weights": digest.hexdigest(),
-            "device": next(self.network.parameters()).device.type,
-            "spec": {key: value for key, value in spec.to_json().items() if key not in ("format", "classes")},
-            "view": [view, *([asdict(self.augmentation)] if view > _MIRRORED else [])],
-            "crop": SMALLEST_CROP,
+            "identity": self.identity,
+            "spec": {key: value for key, value in self.spec.to_json().items() if key not in ("format", "classes")},
+            "view": [view, *([asdict(self.augmentation), self.min_crop] if view > _MIRRORED else [])],
         }
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def batched(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
+    """Yield the values in lists of `size`; the last one may be shorter."""
+    left = iter(values)
+    while part := list(islice(left, size)):
+        yield part
 
 
 def _write_chunk(folder: Path, digests: Sequence[str], values: NDArray[np.float16]) -> None:

@@ -82,7 +82,7 @@ class LinearHead:
 
 
 def fit_head(
-    views: Sequence[NDArray[np.float32]],
+    views: Sequence[NDArray[np.floating[Any]]],
     labels: NDArray[np.int64],
     digests: Sequence[str],
     num_classes: int,
@@ -100,8 +100,8 @@ def fit_head(
         seed: of the divisions.
         progress: called with the number of fits done, and of all.
     """
-    labels = labels.astype(np.int64)
-    length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
+    labels, views = labels.astype(np.int64), [view.astype(np.float32) for view in views]
+    length = _length(views)
     folds = divide(labels, digests, seed)
     number = int(folds.max()) + 1
 
@@ -124,6 +124,49 @@ def fit_head(
         fitted_loss=float(metrics.cross_entropy(logits, labels).mean()),
         num_fitted_correct=int(metrics.in_top_k(logits, labels, 1).sum()),
     )
+
+
+def cross_fitted(
+    views: Sequence[NDArray[np.floating[Any]]],
+    labels: NDArray[np.int64],
+    digests: Sequence[str],
+    head: LinearHead,
+    *,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Return the scores of images by heads that were fitted without them: (N, classes) for each view.
+
+    Args:
+        views: (N, channels) each.
+        labels: (N,)
+        digests: of the images' files; those that are equal are in the same part.
+        head: fitted to all of them; the others have its penalty and temperature, and are fitted to as many views.
+        seed: of the division.
+        progress: called with the number of fits done, and of all.
+    """
+    views = [view.astype(np.float32) for view in views]
+    folds = divide(labels, digests, seed, most=len(labels))
+    number, num_classes = int(folds.max()) + 1, len(head.weight)
+    scores = [np.zeros((len(labels), num_classes), np.float32) for _ in views]
+    for fold in range(number):
+        fitted, tested = folds != fold, folds == fold
+        # A single image, or copies of one, cannot be left out.
+        weight = head.weight
+        if fitted.any():
+            part = [view[fitted] for view in views[: head.num_views]]
+            path = _path(part, labels[fitted], num_classes, [head.penalty])
+            weight = path[head.penalty] / (_length(views) * head.temperature)
+        for view, given in zip(views, scores, strict=True):
+            given[tested] = view[tested] @ weight.numpy().T
+        if progress is not None:
+            progress(fold + 1, number)
+    return scores
+
+
+def _length(views: Sequence[NDArray[np.float32]]) -> float:
+    """Return the mean length of the features of whole images."""
+    return float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
 
 
 class _Choice(NamedTuple):
@@ -195,14 +238,16 @@ def _path(
     return path
 
 
-def divide(labels: NDArray[np.int64], digests: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Return the fold of each image; -1 for those that are not cross-validated, when there are many.
+def divide(
+    labels: NDArray[np.int64], digests: Sequence[str], seed: int, *, most: int = _MOST_CROSS_VALIDATED
+) -> NDArray[np.int64]:
+    """Return the fold of each image; -1 for those beyond `most`, which are drawn.
 
     The images of a class are spread evenly over the folds; images of equal content are in the same fold.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
-    chosen = np.sort(order[:_MOST_CROSS_VALIDATED])
+    chosen = np.sort(order[:most])
     folds = np.full(len(labels), -1, np.int64)
     of_content: dict[str, int] = {}
     members: dict[int, list[int]] = defaultdict(list)
@@ -262,7 +307,7 @@ def start_head(
     samples = images.data.splits["train"]
     photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
     layer = linear_head(network, spec.model)
-    extractor = FeatureExtractor(network.to(device), spec, pipeline.augmentation)
+    extractor = FeatureExtractor.of_network(network.to(device), spec, pipeline.augmentation)
     allowed = max_memory or free_bytes()
     needed = _COPIES * 4 * len(samples) * layer.in_features
     if needed > allowed:
@@ -274,11 +319,8 @@ def start_head(
         num_views = min(max(2, min(MOST_VIEWS, VIEWED_IMAGES // len(samples))), allowed // needed)
         if seconds_left is not None:
             num_views = _views_within(seconds_left, extractor.seconds_per_image() * len(samples), num_views)
-    numbers = extractor.views(num_views)
-    views = [
-        extractor.features(photos, view, partial(progress.bar, f"features, view {place} of {num_views}"))
-        for place, view in enumerate(numbers, start=1)
-    ]
+    bar = partial(progress.bar, f"features of {counted(num_views, 'view')}")
+    views = extractor.features(photos, extractor.views(num_views), bar)
     network.to("cpu")
     head = fit_head(
         views,

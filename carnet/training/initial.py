@@ -20,8 +20,7 @@ from carnet.models.registry import Preprocessing, create_model, preprocessing_of
 from carnet.models.weights import check_start, compute_exactly, on_threads, start_from
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds
-from carnet.training.augment import Augmentation
-from carnet.training.features import FeatureExtractor, linear_head
+from carnet.training.features import linear_head, network_features
 from carnet.training.head import start_head
 from carnet.training.memory import keep_freed_memory
 from carnet.training.optim import has_patches
@@ -92,7 +91,7 @@ def needs_head(network: nn.Module, spec: ModelSpec, requested: TrainingConfig, i
         return False
     pixels = np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
     with suppress(ModelError):
-        FeatureExtractor(network, spec, Augmentation(0.0, 0.0, 0.0)).compute(pixels)
+        network_features(network, spec)(pixels)
         return True
     return False
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from carnet.config import steps_per_epoch
@@ -27,6 +28,7 @@ from carnet.errors import DataError
 from carnet.machine import load_ahead
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
+from carnet.training.answers import Answers
 from carnet.training.augment import Augmentation, Change
 from carnet.training.schedule import View
 
@@ -44,6 +46,7 @@ class Batch:
         size: side of the images once they are augmented.
         other_labels: (N,), of the images that CutMix took boxes from; None: nothing was mixed.
         label_share: share of each image that is its own.
+        answers: (N, classes), probabilities by a teacher, mixed as the images are; None: labels are learned.
     """
 
     images: Tensor
@@ -52,6 +55,7 @@ class Batch:
     size: int = 0
     other_labels: Tensor | None = None
     label_share: float = 1.0
+    answers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,18 +63,22 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; a copy to a GPU goes on while the processor does something else."""
         on_gpu = device.type == "cuda"
-        images, labels = (tensor.pin_memory() if on_gpu else tensor for tensor in (self.images, self.labels))
-        return replace(
-            self, images=images.to(device, non_blocking=on_gpu), labels=labels.to(device, non_blocking=on_gpu)
-        )
+        moved = {
+            name: (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
+            for name in ("images", "labels", "answers")
+            if (tensor := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
     def parts(self, size: int) -> Iterator[Batch]:
         """Yield micro-batches of `size` images, as equal as possible, with one more where the last would be alone."""
         number = max(1, -(-(len(self) - 1) // size))
-        others = [None] * number if self.other_labels is None else self.other_labels.tensor_split(number)
-        parts = zip(self.images.tensor_split(number), self.labels.tensor_split(number), others, strict=True)
-        for images, labels, other_labels in parts:
-            yield Batch(images, labels, other_labels=other_labels, label_share=self.label_share)
+        split = {
+            name: [None] * number if (tensor := getattr(self, name)) is None else tensor.tensor_split(number)
+            for name in ("images", "labels", "other_labels", "answers")
+        }
+        for values in zip(*split.values(), strict=True):
+            yield Batch(**dict(zip(split, values, strict=True)), label_share=self.label_share)
 
 
 class Item(NamedTuple):
@@ -161,6 +169,7 @@ class Pipeline:
         seed: of the augmentation.
         batch_size: images of a step, over all processes.
         is_decoded: whether images are decoded already, and only have to be augmented.
+        answers: of a teacher, for crops of the images; None: labels are learned.
     """
 
     images: ImageFiles | StreamedImages
@@ -169,6 +178,7 @@ class Pipeline:
     seed: int
     batch_size: int
     is_decoded: bool = False
+    answers: Answers | None = None
 
     def steps_per_epoch(self, num_processes: int = 1) -> int:
         """Return the number of batches of a whole epoch."""
@@ -214,7 +224,7 @@ class Pipeline:
         shares = self.items(epoch, first_step, rank, num_processes)
         work = ([(item, view(step)) for item in items] for step, items in enumerate(shares, start=first_step))
 
-        def prepare(task: tuple[Item, View]) -> tuple[Images, int, Change | None, int]:
+        def prepare(task: tuple[Item, View]) -> _Prepared:
             item, at_step = task
             return self._changed(Loaded(self.load(item.source), item.label, item.place), epoch, at_step, augment)
 
@@ -230,18 +240,33 @@ class Pipeline:
         """Return loaded images of one step as `batches` yields them."""
         return _batch([self._changed(image, epoch, view, augment) for image in images])
 
-    def _changed(self, image: Loaded, epoch: int, view: View, augment: bool) -> tuple[Images, int, Change | None, int]:
+    def _changed(self, image: Loaded, epoch: int, view: View, augment: bool) -> _Prepared:
         rng = np.random.default_rng([self.seed, _AUGMENT, epoch, image.place])
-        change = self.augmentation.draw(rng, view.min_crop)
+        change, answer = self.augmentation.draw(rng, view.min_crop), None
+        if self.answers is not None:
+            box, answer = self.answers.for_image(image.place, epoch, view.min_crop)
+            # The student sees the crop that the teacher has answered for.
+            change = change if box is None else change._replace(**box._asdict())
         if not augment:
-            return image.pixels, image.label, change, view.side
-        return self.augmentation.apply(image.pixels, change, view.side), image.label, None, view.side
+            return _Prepared(image.pixels, image.label, change, view.side, answer)
+        return _Prepared(self.augmentation.apply(image.pixels, change, view.side), image.label, None, view.side, answer)
 
 
-def _batch(images: Sequence[tuple[Images, int, Change | None, int]]) -> Batch:
-    pixels, labels, changes, (side, *_) = zip(*images, strict=True)
+class _Prepared(NamedTuple):
+    """One image of a batch."""
+
+    pixels: Images
+    label: int
+    change: Change | None
+    side: int
+    answer: NDArray[np.float32] | None
+
+
+def _batch(images: Sequence[_Prepared]) -> Batch:
+    pixels, labels, changes, (side, *_), answers = zip(*images, strict=True)
     wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, side)
+    given = None if answers[0] is None else torch.from_numpy(np.stack(answers))
+    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, side, answers=given)
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -274,4 +299,7 @@ def cut_mix(batch: Batch, probability: float, rng: np.random.Generator) -> Batch
     images = batch.images.clone()
     images[:, top:bottom, left:right] = batch.images.roll(1, 0)[:, top:bottom, left:right]
     share = 1 - (bottom - top) * (right - left) / size**2
-    return replace(batch, images=images, other_labels=batch.labels.roll(1, 0), label_share=share)
+    answers = batch.answers
+    if answers is not None:
+        answers = share * answers + (1 - share) * answers.roll(1, 0)
+    return replace(batch, images=images, other_labels=batch.labels.roll(1, 0), label_share=share, answers=answers)

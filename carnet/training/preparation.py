@@ -42,6 +42,7 @@ from carnet.training.resolve import INITIAL_SIZE_RATIO, Start, device_and_number
 from carnet.training.scanning import DataScan, scan_data
 from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
+from carnet.training.teacher import about_budget, about_teacher, answers_for, check_teacher, restored_answers
 
 FEW_PHOTOS = 20
 """Photos of each class below which a pretrained start is recommended: see `docs/head-start.md`."""
@@ -100,8 +101,7 @@ def prepare(
         CarnetError: before anything is written.
     """
     _check_output(data, output)
-    if requested.weights is not None:
-        requested = replace(requested, weights=str(Path(requested.weights).expanduser().resolve()))
+    requested = requested.with_full_paths()
     check_early(requested, init)
     scan = scan_data(data, requested, ignore, progress, started=started, init=init)
     images = scan.images
@@ -112,7 +112,11 @@ def prepare(
     head = None
     if begun.is_trained and (requested.freeze or needs_head(network, spec, requested, init)):
         head = fit_first_head(network, spec, images, pipeline, guess, progress=progress, started=started)
-        start += f", its head fitted to the features of {counted(scan.num_train, 'image')}"
+        start += f", its head fitted to the features of {counted(len(images.data.splits['train']), 'image')}"
+    answers, teacher = None, None
+    if requested.teacher is not None:
+        answers, teacher = answers_for(images, guess, progress=progress, started=started)
+        pipeline = scan.pipeline(guess, spec, answers)
     if requested.freeze:
         first, config = pipeline.load_step(0, 0), guess
     else:
@@ -120,16 +124,19 @@ def prepare(
         measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
         config = _resolved(requested, scan, measure, begun)
     resolved_at = time.monotonic()
-    for reason in (about_head(head), scan.reason):
+    divided = about_budget(teacher, config, resolved_at - started)
+    for reason in (about_head(head), about_teacher(teacher), divided, scan.reason):
         config = config.because(reason) if reason else config
     figure = whiten_and_draw(first, pipeline, config, network, spec, init=init)
     default = Path("runs") / f"{images.data.name}-{config.model.replace('/', '-')}"
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
-    record = run.create(images.rows(), _record(requested, config, images, init=init, head=head))
+    record = run.create(images.rows(), _record(requested, config, images, init=init, head=head, teacher=teacher))
     held.enter_context(run.held())
+    if answers is not None:
+        files.write_bytes(run.answers, answers.pack())
     files.write_bytes(run.batch, figure)
     progress.say(_summary(run, config, network, start))
-    if not begun.is_trained and scan.num_train < FEW_PHOTOS * spec.num_classes:
+    if not begun.is_trained and answers is None and scan.num_train < FEW_PHOTOS * spec.num_classes:
         progress.say(_ABOUT_FEW_PHOTOS)
     spent_seconds = time.monotonic() - resolved_at
     return Job(run, config, spec, scan, pipeline, network, record, spent_seconds=spent_seconds)
@@ -166,7 +173,7 @@ def prepare_resumed(
     held.enter_context(run.held())
     checkpoint = last_good_checkpoint(run, progress)
     record, source = (run.read_config(), run.config) if checkpoint is None else (checkpoint.record, run.checkpoint)
-    config = resumed_config(run, requested, record, source)
+    config = resumed_config(run, requested.with_full_paths(), record, source)
     place, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
         scan = scan_data(place, config, ignore, progress)
@@ -184,7 +191,10 @@ def prepare_resumed(
     network, spec, _ = new_network(
         config, config.image_size, images.data.classes, init, is_resumed=checkpoint is not None
     )
-    pipeline = scan.pipeline(config, spec)
+    answers = None
+    if (teacher := record.get("teacher")) is not None:
+        answers = restored_answers(run, images, config, teacher, progress=progress)
+    pipeline = scan.pipeline(config, spec, answers)
     notes: tuple[str, ...] = ()
     if checkpoint is None:
         check_weights(config, record)
@@ -242,6 +252,7 @@ def check_early(requested: TrainingConfig, init: Path | str | None = None) -> No
     if init is not None and (requested.pretrained or requested.weights):
         flag = "--pretrained" if requested.pretrained else "--weights"
         raise ConfigError(f"--init and {flag} both choose the initial weights; leave one out")
+    check_teacher(requested)
     if requested.freeze:
         check_freeze(requested, network, is_trained=is_trained)
     if requested.is_pretrained and init is None:
@@ -305,6 +316,7 @@ def _record(
     *,
     init: Path | str | None,
     head: Mapping[str, Any] | None,
+    teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the content of `config.json`: enough to repeat the run."""
     return {
@@ -314,6 +326,7 @@ def _record(
         "resolved": config.to_json(),
         "init": None if init is None else str(Path(init).resolve()),
         "head": head,
+        "teacher": teacher,
         "weights_sha256": None if requested.weights is None else files.digest_of(Path(requested.weights)),
         "versions": versions(),
         "processor_features": processor_features(),
@@ -321,7 +334,7 @@ def _record(
             "path": images.data.location,
             "content_hash": images.content_hash,
             "classes": list(images.data.classes),
-            "num_images": {split: len(samples) for split, samples in images.data.splits.items()},
+            "num_images": images.num_images,
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
             # Relative to the data, because the paths in a list may be relative to the current folder.

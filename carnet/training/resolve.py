@@ -25,6 +25,7 @@ from carnet.models.weights import choose_device, device_name
 from carnet.preprocess import load_image
 from carnet.spec import Interpolation, ModelSpec
 from carnet.text import Progress, counted, duration, parse_seconds
+from carnet.training.answers import TEACHER_SHARE
 from carnet.training.augment import Augmentation
 from carnet.training.autotune import augmentation_for, choose_matrix_precision, choose_step, circumstances, tune
 from carnet.training.distributed import num_launched
@@ -275,6 +276,7 @@ def choose_size(
     progress: Progress,
     *,
     started: float,
+    num_unlabeled: int = 0,
     measure: Callable[[ResolvedConfig, ModelSpec], Measure] | None = None,
     decoding_seconds: float | None = None,
 ) -> int:
@@ -287,6 +289,7 @@ def choose_size(
         images: as they were found.
         progress: told the choice where a budget makes it.
         started: when the command began, by `time.monotonic`.
+        num_unlabeled: images without labels, besides the others.
         measure: returns the measure of this machine; None: one that takes trial steps on random pixels.
         decoding_seconds: time to decode all images; None: some of them are decoded.
     """
@@ -298,6 +301,7 @@ def choose_size(
     num_train = len(images.splits.get("train", images.samples))
     if "valid" not in images.splits:
         num_train = max(1, round((1 - requested.valid_fraction) * num_train))
+    num_train += num_unlabeled
     spec = ModelSpec(
         model=requested.model,
         classes=images.classes,
@@ -312,7 +316,8 @@ def choose_size(
     decoding = _seconds_to_decode(images, spec) if decoding_seconds is None else decoding_seconds
     # Without a cache images are decoded in every epoch.
     epoch, once = (seconds * steps + decoding, 0.0) if requested.cache == "off" else (seconds * steps, decoding)
-    epochs = max(0.0, parse_seconds(requested.budget) - machine.elapsed() - once) / epoch
+    left = max(0.0, parse_seconds(requested.budget) - machine.elapsed() - once)
+    epochs = left * (1 if requested.teacher is None else 1 - TEACHER_SHARE) / epoch
     fitting = round(epochs * steps)
     side = size_for(fitting)
     progress.say(
@@ -334,7 +339,7 @@ def _size_for_features(requested: TrainingConfig, images: LabeledImages, progres
     if keeps_memory(requested, "cpu"):
         # Features are computed so, several times as fast.
         keep_freed_memory()
-    extractor = FeatureExtractor(network, spec, Augmentation.from_config(requested))
+    extractor = FeatureExtractor.of_network(network, spec, Augmentation.from_config(requested))
     seconds = extractor.seconds_per_image() * len(images.samples)
     fitting = (side for side in SIDES_OF_FEATURES if seconds * (side / usual) ** 2 <= MOST_OF_BUDGET * left)
     side = next(fitting, SIDES_OF_FEATURES[-1])

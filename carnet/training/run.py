@@ -203,6 +203,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "model": job.spec.model,
         "params": sum(parameter.numel() for parameter in job.network.parameters()),
         "seed": job.config.seed,
+        "teacher": (job.record.get("teacher") or {}).get("name"),
         "epochs": len(state.history),
         "stopped_early": state.num_steps < job.config.num_steps,
         "notes": state.notes,
@@ -212,8 +213,8 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "seconds": round(state.seconds, 1),
         "peak_memory_bytes": state.peak_memory_bytes or None,
         "peak_device_bytes": state.peak_device_bytes or None,
-        "num_images": {split: len(samples) for split, samples in job.scan.images.data.splits.items()},
-        "num_skipped_unreadable": len(job.scan.images.unreadable),
+        "num_images": job.scan.images.num_images,
+        "num_skipped_unreadable": job.scan.images.num_unreadable,
         "num_ignored": len(job.scan.images.data.ignored),
         "valid": report.summary(),
     }
@@ -227,6 +228,7 @@ def _facts(job: Job, state: TrainingState, document: dict[str, Any]) -> list[tup
     return [
         ("model", f"{spec.model}, {document['params']:,} parameters"),
         ("images", f"{counts}; {spec.num_classes} classes"),
+        *([("teacher", document["teacher"])] if document["teacher"] else []),
         ("evaluated on", "valid" + (" (held back from the data, see data.csv)" if job.scan.images.held_out else "")),
         ("input", f"{spec.image_size} x {spec.image_size} px, {spec.resize}"),
         ("weights", f"{document['kept']} epoch of {document['epochs']}"),

@@ -11,8 +11,9 @@ from typing import Any
 
 from carnet.config import ResolvedConfig, TrainingConfig
 from carnet.data.cache import DecodedImages, Target, inspect_and_cache
-from carnet.data.find import find_images, form_of
+from carnet.data.find import find_images, find_unlabeled, form_of
 from carnet.data.hub import Source
+from carnet.data.samples import Sample
 from carnet.data.scan import ScannedImages, describe, scan_images
 from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError
@@ -20,6 +21,7 @@ from carnet.models.registry import default_image_size
 from carnet.models.weights import check_start
 from carnet.spec import ModelSpec
 from carnet.text import Progress, duration, parse_seconds
+from carnet.training.answers import Answers
 from carnet.training.augment import Augmentation
 from carnet.training.distributed import num_launched
 from carnet.training.initial import initial_preprocessing
@@ -48,17 +50,20 @@ class DataScan:
 
     @property
     def num_train(self) -> int:
-        """Number of training images."""
-        return len(self.images.data.splits["train"])
+        """Number of training images, with and without labels."""
+        return len(self.images.data.splits["train"]) + self.images.num_unlabeled
 
     @property
     def num_valid(self) -> int:
         """Number of validation images."""
         return len(self.images.data.splits["valid"])
 
-    def pipeline(self, config: ResolvedConfig, spec: ModelSpec) -> Pipeline:
-        """Return the input pipeline of the training images."""
+    def pipeline(self, config: ResolvedConfig, spec: ModelSpec, answers: Answers | None = None) -> Pipeline:
+        """Return the input pipeline of the training images; those without labels need a teacher's answers."""
         train, seed = self.images.data.splits["train"], config.seed
+        if answers is not None and self.images.unlabeled is not None:
+            named = zip(self.images.unlabeled.paths, answers.labels(len(train)).tolist(), strict=True)
+            train = (*train, *(Sample(path, label) for path, label in named))
         return Pipeline(
             StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
             pixel_loader(self.decoded, spec),
@@ -66,6 +71,7 @@ class DataScan:
             seed,
             config.batch_size,
             is_decoded=self.decoded is not None,
+            answers=answers,
         )
 
 
@@ -114,9 +120,11 @@ def scan_data(
     else:
         unpacking = partial(progress.bar, "unpacking")
         found = find_images(data, layout=config.layout or "auto", ignore=ignore, progress=unpacking)
-        image_size = choose_size(config, found, progress, started=started or 0.0)
+        unlabeled = None if config.unlabeled is None else find_unlabeled(config.unlabeled)
+        without_label = () if unlabeled is None else unlabeled.paths
+        image_size = choose_size(config, found, progress, started=started or 0.0, num_unlabeled=len(without_label))
         inspected = inspect_and_cache(
-            [sample.path for sample in found.samples],
+            [*(sample.path for sample in found.samples), *without_label],
             Target(image_size, config.resize, config.in_channels, how.interpolation),
             config.cache or "auto",
             free_memory=free_bytes(),
@@ -124,7 +132,7 @@ def scan_data(
             reading=partial(show, "reading"),
             progress=partial(show, "scanning"),
         )
-        images = scan_images(found, facts=inspected.facts, image_size=image_size, **check)
+        images = scan_images(found, facts=inspected.facts, image_size=image_size, unlabeled=unlabeled, **check)
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
     progress.say("\n".join(describe(images)))
     return scan

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import cast
 
@@ -21,6 +21,7 @@ from carnet.errors import explaining_lack_of_memory
 from carnet.models.summary import summarize
 from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
+from carnet.training.answers import TEMPERATURE
 from carnet.training.augment import Augmentation
 from carnet.training.batch_norm import sum_batch_norms
 from carnet.training.depthwise import speed_up_depthwise
@@ -115,7 +116,8 @@ class TrainingStep:
         device = self.fabric.device
         batch = batch.to(device)
         if batch.changes is not None:
-            batch = Batch(self.augmentation.apply_to_batch(batch.images, batch.changes, batch.size), batch.labels)
+            images = self.augmentation.apply_to_batch(batch.images, batch.changes, batch.size)
+            batch = replace(batch, images=images, changes=None)
         batch = cut_mix(batch, self.config.cutmix, np.random.default_rng(seed))
         # Apple's GPUs have no float64.
         sums = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
@@ -159,7 +161,12 @@ class TrainingStep:
 
 
 def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy: (N, classes) -> (); with CutMix, both labels count by their shares."""
+    """Return the mean cross entropy with the labels, or with a teacher's answers: (N, classes) -> ().
+
+    With CutMix, both labels count by their shares.
+    """
+    if batch.answers is not None:
+        return F.cross_entropy(logits / TEMPERATURE, batch.answers) * TEMPERATURE**2
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     if batch.other_labels is None:
         return loss

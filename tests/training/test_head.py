@@ -94,7 +94,7 @@ def test_of_many_images_a_part_is_cross_validated() -> None:
 def extractor(seed: int = 0, flip: float = 0.5) -> FeatureExtractor:
     torch.manual_seed(seed)
     network = create_model("carnet_n", num_classes=2)
-    return FeatureExtractor(network, SPEC, Augmentation(brightness=0.2, flip=flip, rotation=0.0))
+    return FeatureExtractor.of_network(network, SPEC, Augmentation(brightness=0.2, flip=flip, rotation=0.0))
 
 
 def photos_of(*numbers: int) -> list[Photo]:
@@ -113,7 +113,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def computed(one: FeatureExtractor, photos: list[Photo], view: int = 0) -> tuple[np.ndarray, int]:
     """Return features, and how many photos were not in the cache."""
     seen = [0]
-    features = one.features(photos, view, lambda done, total: seen.append(total))
+    (features,) = one.features(photos, [view], lambda done, total: seen.append(total))
     return features, seen[-1]
 
 

@@ -1,0 +1,88 @@
+"""What a teacher answers for the training images: scores of the classes for several crops of each image.
+
+The student sees the crops that the teacher has answered for, so that an answer is about what is seen. Source: Shen and
+Xing, "A fast knowledge distillation framework for visual recognition", 2022; Beyer et al., "Knowledge distillation: a
+good teacher is patient and consistent", 2022.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from carnet.models import tensors as tensors_of
+
+TEMPERATURE = 1.0
+"""Scores of teacher and student are divided by it; `benchmarks/LOG.md` has the experiments."""
+
+
+TEACHER_SHARE = 0.25
+"""Share of the rest of a budget that a teacher may take, unless one look at each image takes more."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in shares of its side."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A teacher's answers for the training images, the whole image first and then crops.
+
+    Attributes:
+        scores: float16 (views, N, classes), logits.
+        boxes: float32 (views, N, 4), what each view shows.
+        min_crop: smallest share of the area that a crop shows.
+    """
+
+    scores: NDArray[np.float16]
+    boxes: NDArray[np.float32]
+    min_crop: float
+
+    @property
+    def num_crops(self) -> int:
+        """Crops of each image."""
+        return len(self.scores) - 1
+
+    def pack(self) -> bytes:
+        """Return the content of a file, the inverse of `unpack`."""
+        tensors = {"scores": torch.from_numpy(self.scores), "boxes": torch.from_numpy(self.boxes)}
+        return tensors_of.pack(tensors, {"min_crop": repr(self.min_crop)})
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Answers:
+        """Return the answers in the content of a file, whose digest is known to be right.
+
+        Raises:
+            DocumentError: if it is no such file.
+        """
+        values = tensors_of.unpack(content)
+        min_crop = float(tensors_of.read_metadata(content)["min_crop"])
+        return cls(values["scores"].numpy(), values["boxes"].numpy(), min_crop)
+
+    def labels(self, start: int) -> NDArray[np.int64]:
+        """Return the classes that the teacher sees in the images from a place on."""
+        return np.asarray(self.scores[0, start:].argmax(axis=1))
+
+    def for_image(self, place: int, epoch: int, min_crop: float) -> tuple[Box | None, NDArray[np.float32]]:
+        """Return the part of an image to show, and the probabilities of the classes; None: any part that is allowed.
+
+        Args:
+            place: of the image.
+            epoch: the crops are shown in turn.
+            min_crop: smallest share of the area that may be shown. Where the crops may be smaller, the answer for the
+                whole image holds, because nearly all of it is seen.
+        """
+        view = 0 if not self.num_crops or min_crop > self.min_crop else 1 + (place + epoch) % self.num_crops
+        scores = self.scores[view, place].astype(np.float32) / TEMPERATURE
+        shares = np.exp(scores - scores.max())
+        box = Box(*self.boxes[view, place].tolist()) if view else None
+        return box, shares / shares.sum()
