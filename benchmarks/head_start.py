@@ -15,6 +15,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -79,14 +80,23 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         yield run
 
 
-def draw_subset(data: Path, subset: Path, photos: int | None, seed: int) -> None:
-    """Link a random part of each class's training images, and all validation images."""
+def draw_subset(data: Path, subset: Path, photos: int | None, seed: int, *, rest: Path | None = None) -> None:
+    """Link a random part of each class's training images, all validation images, and in `rest` the other images."""
     rng = np.random.default_rng(seed)
     for folder in sorted((data / "train").iterdir()):
         images = sorted(folder.iterdir())
         (subset / "train" / folder.name).mkdir(parents=True)
-        for place in rng.permutation(len(images))[:photos].tolist():
+        order = rng.permutation(len(images)).tolist()
+        for place in order[:photos]:
             (subset / "train" / folder.name / images[place].name).symlink_to(images[place].resolve())
+        if rest is not None and photos is not None:
+            rest.mkdir(exist_ok=True)
+            for place in order[photos:]:
+                # Neither the name nor the folder tells the class.
+                digest = hashlib.sha256(images[place].read_bytes()).hexdigest()
+                link = rest / f"{digest[:16]}{images[place].suffix}"
+                if not link.is_symlink():
+                    link.symlink_to(images[place].resolve())
     (subset / "valid").symlink_to((data / "valid").resolve())
 
 

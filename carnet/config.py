@@ -6,6 +6,7 @@ The command line takes its flags from `TrainingConfig`; there is no second list.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -100,8 +101,8 @@ class OptimizationOptions:
     """Keep the initial weights, of --init or pretrained ones, and fit a new head to their features: takes seconds to
     minutes."""
     teacher: str | None = None
-    """Learn from the answers of a larger model: efficientnet_lite0, whose head is fitted to the labelled images first,
-    a finished run, or an exported file."""
+    """Learn from the answers of a larger model instead of the labels: efficientnet_lite0, whose head is fitted to the
+    labelled images first, a finished run, or an exported file."""
     epochs: NumEpochs | None = None
     """Passes over the training images, with --budget at most so many; auto: by their number, or by the budget."""
     batch_size: NumImages | None = None
@@ -236,6 +237,8 @@ class TrainingConfig(RunOptions, MachineOptions, AugmentationOptions, Optimizati
             raise ConfigError(
                 f"--batch-size must be at least 2 images for each of the {self.devices} devices, got {self.batch_size}"
             )
+        if empty := [name for name in ("weights", "teacher", "unlabeled") if getattr(self, name) == ""]:
+            raise ConfigError(f"--{empty[0]} names nothing; leave it out, or name what is meant")
         # Each raises an error that names its flag.
         if self.max_memory is not None:
             parse_bytes(self.max_memory)
@@ -254,7 +257,8 @@ class TrainingConfig(RunOptions, MachineOptions, AugmentationOptions, Optimizati
     def with_full_paths(self) -> Self:
         """Return the config with paths that are valid from any folder."""
         names = [name for name in ("weights", "teacher", "unlabeled") if getattr(self, name) not in (None, LITE0)]
-        paths: dict[str, Any] = {name: str(Path(getattr(self, name)).expanduser().resolve()) for name in names}
+        # Links stay as they are, so that what they lead to may move.
+        paths: dict[str, Any] = {name: os.path.abspath(os.path.expanduser(getattr(self, name))) for name in names}  # noqa: PTH100, PTH111
         return replace(self, **paths)
 
     def to_json(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ ALLOWED = {
     **{room: {*BASE, "data", "report"} for room in (*BASE, "data", "report")},
     "edge": {*BASE, "edge"},
     "models": {*BASE, "data", "report", "models"},
-    "training": {*BASE, "data", "report", "models", "training"},
+    "training": {*BASE, "data", "report", "edge", "models", "training"},
     "export": {*BASE, "data", "report", "edge", "models", "training", "export"},
     "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
     "model": {*BASE, "data", "report", "edge", "models", "training", "export"},

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
 from carnet.config import ResolvedConfig, TrainingConfig, change
-from carnet.data.find import find_images
+from carnet.data.find import find_images, find_unlabeled
 from carnet.data.samples import LabeledImages
 from carnet.data.scan import UNLABELED, UNREADABLE, hash_files
 from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
@@ -301,8 +301,9 @@ def _finished(wanted: Mapping[Path, TrainingConfig], images: LabeledImages) -> s
     }
     unsplit = {image[:3] for image in now}
     for path in finished:
-        # Images without labels are compared by the run that uses them.
-        rows = [row for row in RunFolder(path).images() if row["label"]]
+        listed = RunFolder(path).images()
+        _check_unlabeled(path, listed, wanted[path])
+        rows = [row for row in listed if row["label"]]
         seen = {(row["filepath"], row["label"], row["sha256"], row["split"] if has_splits else "") for row in rows}
         read = {image for image in seen if image[3] != UNREADABLE}
         if rows and (not read <= now or {image[:3] for image in seen} != unsplit):
@@ -313,10 +314,22 @@ def _finished(wanted: Mapping[Path, TrainingConfig], images: LabeledImages) -> s
     return finished
 
 
+def _check_unlabeled(path: Path, listed: Sequence[Mapping[str, str]], wanted: TrainingConfig) -> None:
+    """Raise a RunError for a finished run whose images without labels are others now."""
+    then, known = ({row["sha256"] for row in listed if row["split"] == UNLABELED}, {row["sha256"] for row in listed})
+    paths = () if wanted.unlabeled is None else find_unlabeled(wanted.unlabeled)[0].paths
+    now = set(hash_files(paths).values())
+    if not then <= now <= known:
+        raise RunError(f"{path} was trained with other images without labels; choose another --output")
+
+
 def _check_begun(run: RunFolder, wanted: TrainingConfig, images: LabeledImages) -> None:
     """Raise a RunError for a run of another recipe, or of images in another place or of another number."""
     config = run.read_config()
-    if differences := recipe_differences(TrainingConfig.from_json(config["requested"], run.config), wanted):
+    requested = TrainingConfig.from_json(config["requested"], run.config)
+    if (requested.unlabeled is None) != (wanted.unlabeled is None):
+        raise RunError(f"{run.path} was trained with another --unlabeled; choose another --output")
+    if differences := recipe_differences(requested, wanted):
         raise RunError(f"{run.path} was trained with another recipe: {', '.join(differences)}; choose another --output")
     data = config["data"]
     numbers = {split: number for split, number in data["num_images"].items() if split != UNLABELED}

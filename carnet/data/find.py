@@ -26,6 +26,7 @@ from carnet.data.samples import (
     UnlabeledImages,
     expanded,
     leave_out,
+    named_images,
 )
 from carnet.data.shards import is_packed, is_tar
 from carnet.data.table import fits, labels_of, list_table
@@ -100,8 +101,15 @@ def find_images(
     return listing.labeled(classes, source)
 
 
-def find_unlabeled(folder: Path | str) -> UnlabeledImages:
+def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> tuple[UnlabeledImages, tuple[str, ...]]:
     """List the images in a folder, whatever folders inside it they are in.
+
+    Args:
+        folder: the folder.
+        ignore: lines of an ignore list; those that name its images are absolute, or from the current folder.
+
+    Returns:
+        The images, and the lines that name none of them.
 
     Raises:
         DataError: if it is no folder, cannot be opened, or holds no images.
@@ -109,9 +117,15 @@ def find_unlabeled(folder: Path | str) -> UnlabeledImages:
     root = expanded(folder)
     if not root.is_dir():
         raise DataError(f"--unlabeled {folder} is not a folder; name one that holds images")
-    if not (paths := images_in(root)):
+    listing = Listing(root, {})
+    paths = images_in(root, listing)
+    named, rest = named_images(paths, ignore, ())
+    if not (kept := tuple(path for path in paths if path not in named)):
         raise DataError(f"--unlabeled {folder} holds no images; name a folder that holds some, or leave it out")
-    return UnlabeledImages(root, tuple(paths))
+    ignored = tuple(str(path.absolute()) for path in paths if path in named)
+    return UnlabeledImages(
+        root, kept, ignored, listing.num_hidden, listing.num_other_files, tuple(listing.warnings)
+    ), tuple(rest)
 
 
 def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:

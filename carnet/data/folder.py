@@ -121,9 +121,9 @@ def check_classes(listing: Listing, shown: Path, layout: Layout = "auto") -> Non
         listing.warnings.append(f"{first_few(alike)} contain {what}")
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return every image in a folder and in the folders inside it, sorted."""
-    return in_order(_images(folder, Listing(folder, {})))
+def images_in(folder: Path, listing: Listing | None = None) -> list[Path]:
+    """Return every image in a folder and in the folders inside it, sorted; `listing` counts what is skipped."""
+    return in_order(_images(folder, listing or Listing(folder, {})))
 
 
 def is_hidden(name: str) -> bool:

@@ -105,10 +105,23 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class UnlabeledImages:
-    """Images without labels: all that a folder holds, in the folders inside it as well."""
+    """Images without labels: all that a folder holds, in the folders inside it as well.
+
+    Attributes:
+        root: the folder.
+        paths: the images.
+        ignored: images that the ignore list names, with their whole paths.
+        num_hidden: how many hidden files and folders were skipped.
+        num_other_files: how many files are not images.
+        warnings: what the user should know.
+    """
 
     root: Path
     paths: tuple[Path, ...]
+    ignored: tuple[str, ...] = ()
+    num_hidden: int = 0
+    num_other_files: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass

@@ -37,7 +37,6 @@ LOST = "part of the image data lost, cut short or zeros"
 """The oddity of an image in which the decoder fills in for lost data."""
 _FEW_VALID = 100
 """With fewer validation images, the 95% interval of an accuracy is wider than 20 points."""
-_MAX_EXAMPLES = 6
 _TWELVE_BITS = 4096
 """Number of values that cameras and microscopes give, which are often stored in 16 bits as they are."""
 _MODES = {"1": "black and white", "L": "grey", "P": "palette", "CMYK": "CMYK"} | dict.fromkeys(
@@ -91,6 +90,11 @@ class ScannedImages:
     warnings: tuple[str, ...] = ()
     unlabeled: UnlabeledImages | None = None
     unreadable_unlabeled: tuple[Path, ...] = ()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The images that the ignore list names, as a run records them."""
+        return self.data.ignored + (() if self.unlabeled is None else self.unlabeled.ignored)
 
     @property
     def num_unlabeled(self) -> int:
@@ -227,6 +231,7 @@ def _with_unlabeled(scanned: ScannedImages, unlabeled: UnlabeledImages, warnings
         DataError: if none is left.
     """
     facts = scanned.facts
+    warnings += unlabeled.warnings
     in_split = {
         facts[sample.path].sha256: split for split, samples in scanned.data.splits.items() for sample in samples
     }
@@ -408,44 +413,3 @@ def _about_content(scanned: ScannedImages) -> list[str]:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
         notes.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
     return notes
-
-
-def describe(images: ScannedImages) -> list[str]:
-    """Return lines that say what was found: classes, images per split, imbalance, oddities with counts, warnings."""
-    data = images.data
-    sizes = ", ".join(f"{number:,} {split}" for split, number in images.num_images.items())
-    origin = " (valid held out of the rest)" if images.held_out else ""
-    counts = data.counts("train")
-    largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
-    span = f"{counts[smallest]} ({smallest}) to {counts[largest]} ({largest})"
-    sides = [(facts.width, facts.height) for facts in images.facts.values() if facts.error is None]
-    lines = [
-        f"Found {counted(len(data.classes), 'class', 'classes')}, {sizes} images{origin}.",
-        f"Training images per class: {counts[largest] if counts[smallest] == counts[largest] else span}; "
-        f"always guessing {largest} would be right for {counts[largest] / sum(counts.values()):.0%} of them.",
-        f"Sides from {min(map(min, sides))} to {max(map(max, sides))} px.",
-    ]
-    if long := sum(max(side) > 2 * min(side) for side in sides):
-        lines.append(
-            f"{long:,} x more than twice as long as wide: --resize crop keeps at most half of each, the middle; "
-            "pad and stretch keep all."
-        )
-    num_copies = sum(len(group) - 1 for group in images.duplicates)
-    copies = [" = ".join(data.relative(sample) for sample in group) for group in images.duplicates]
-    skipped = (*(sample.path for sample in images.unreadable), *images.unreadable_unlabeled)
-    errors = [str(error) for path in skipped if (error := images.facts[path].error)]
-    kinds = [
-        *((len(paths), oddity, paths) for oddity, paths in images.oddities.items()),
-        (num_copies, "the same file again", copies),
-        (len(errors), "left out because it cannot be read", errors),
-    ]
-    for number, kind, examples in kinds:
-        if number:
-            more = " … (all in data.csv)" if len(examples) > _MAX_EXAMPLES else ""
-            lines.append(f"{number} x {kind}: {', '.join(examples[:_MAX_EXAMPLES])}{more}")
-    if data.ignored:
-        lines.append(f"Ignored: {counted(len(data.ignored), 'image')}, as asked.")
-    if data.num_other_files or data.num_hidden:
-        others, hidden = counted(data.num_other_files, "other file"), counted(data.num_hidden, "hidden file")
-        lines.append(f"Skipped: {others}, {hidden}.")
-    return lines + [f"Note: {warning}." for warning in images.warnings]

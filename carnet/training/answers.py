@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from carnet.documents import DocumentError, Share, conform, parse
 from carnet.models import tensors as tensors_of
 
 TEMPERATURE = 1.0
@@ -58,15 +59,25 @@ class Answers:
         return tensors_of.pack(tensors, {"min_crop": repr(self.min_crop)})
 
     @classmethod
-    def unpack(cls, content: bytes) -> Answers:
-        """Return the answers in the content of a file, whose digest is known to be right.
+    def unpack(cls, content: bytes, *, num_images: int, num_classes: int) -> Answers:
+        """Return the answers in the content of a file.
 
         Raises:
-            DocumentError: if it is no such file.
+            DocumentError: if it is no such file, or about other images or classes.
         """
-        values = tensors_of.unpack(content)
-        min_crop = float(tensors_of.read_metadata(content)["min_crop"])
-        return cls(values["scores"].numpy(), values["boxes"].numpy(), min_crop)
+        values, metadata = tensors_of.unpack(content), tensors_of.read_metadata(content)
+        scores, boxes = (values.get(name, torch.empty(0)) for name in ("scores", "boxes"))
+        views = len(scores)
+        shapes = (views, num_images, num_classes), (views, num_images, 4)
+        if (tuple(scores.shape), tuple(boxes.shape)) != shapes or not views:
+            raise DocumentError("it is about other images or classes")
+        if (scores.dtype, boxes.dtype) != (torch.float16, torch.float32):
+            raise DocumentError("its numbers have another precision")
+        is_inside = (boxes >= 0).all() and (boxes[..., :2] + boxes[..., 2:] <= 1 + 1e-5).all()
+        if not (scores.isfinite().all() and is_inside and (boxes[..., 2:] > 0).all()):
+            raise DocumentError("its numbers are out of range")
+        min_crop = conform(parse(metadata.get("min_crop", "")), Share, "min_crop")
+        return cls(scores.numpy(), boxes.numpy(), min_crop)
 
     def labels(self, start: int) -> NDArray[np.int64]:
         """Return the classes that the teacher sees in the images from a place on."""

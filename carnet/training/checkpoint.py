@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from carnet import files
 from carnet.config import FREE, OF_MACHINE, ResolvedConfig, TrainingConfig, change
-from carnet.data.scan import UNLABELED, ScannedImages
 from carnet.documents import CHECKSUM, Count, DocumentError, Range, Seconds, Share, build, conform, parse
 from carnet.errors import ConfigError, RunError, is_out_of_memory
 from carnet.evaluation import EvaluationReport
@@ -26,7 +25,7 @@ from carnet.files import read_file
 from carnet.machine import available_cores, versions
 from carnet.models.tensors import pack, read_metadata, unpack
 from carnet.run_folder import RunFolder, current_record
-from carnet.text import Progress, counted, first_few, quoted
+from carnet.text import Progress, counted, quoted
 from carnet.training.measure import processor_features
 from carnet.training.optim import state_names
 from carnet.training.resolve import device_and_number
@@ -412,27 +411,6 @@ def resumed_config(
     free = {name: getattr(requested, name) for name in FREE}
     kept = {name: getattr(resolved, name) for name in ("workers", "unlabeled") if free[name] is None}
     return replace(resolved, **free | kept)
-
-
-def changed_images(run: RunFolder, images: ScannedImages) -> str:
-    """Return which images are new, gone or changed since the run began, as a phrase."""
-    then, now = (
-        {(row["filepath"], row["split"] == UNLABELED): (row["split"], row["label"], row["sha256"]) for row in rows}
-        for rows in (run.images(), images.rows())
-    )
-    changes = {
-        "new": sorted(now.keys() - then.keys()),
-        "gone": sorted(then.keys() - now.keys()),
-        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
-    }
-    if not then:
-        return "and its data.csv is missing"
-    texts = [
-        f"{len(names):,} {what} ({first_few([name for name, _ in names], 2)})"
-        for what, names in changes.items()
-        if names
-    ]
-    return ", ".join(texts) or "as its data.csv lists them"
 
 
 def continuation(

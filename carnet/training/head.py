@@ -126,7 +126,27 @@ def fit_head(
     )
 
 
-def cross_fitted(
+@dataclass(frozen=True)
+class FoldHeads:
+    """Heads that were each fitted without a part of the images.
+
+    Attributes:
+        folds: (N,), the part of each image.
+        weights: (classes, channels) of the head that was fitted without each part.
+    """
+
+    folds: NDArray[np.int64]
+    weights: Sequence[NDArray[np.float32]]
+
+    def scores(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """(N, channels) -> (N, classes), each image's by the head that was fitted without it."""
+        scores = np.zeros((len(features), len(self.weights[0])), np.float32)
+        for fold, weight in enumerate(self.weights):
+            scores[self.folds == fold] = features[self.folds == fold].astype(np.float32) @ weight.T
+        return scores
+
+
+def fit_fold_heads(
     views: Sequence[NDArray[np.floating[Any]]],
     labels: NDArray[np.int64],
     digests: Sequence[str],
@@ -134,34 +154,32 @@ def cross_fitted(
     *,
     seed: int = 0,
     progress: OnProgress | None = None,
-) -> list[NDArray[np.float32]]:
-    """Return the scores of images by heads that were fitted without them: (N, classes) for each view.
+) -> FoldHeads:
+    """Fit a head without each part of the images, with the penalty and temperature of one that was fitted to all.
 
     Args:
         views: (N, channels) each.
         labels: (N,)
         digests: of the images' files; those that are equal are in the same part.
-        head: fitted to all of them; the others have its penalty and temperature, and are fitted to as many views.
+        head: fitted to all of them.
         seed: of the division.
         progress: called with the number of fits done, and of all.
     """
-    views = [view.astype(np.float32) for view in views]
     folds = divide(labels, digests, seed, most=len(labels))
-    number, num_classes = int(folds.max()) + 1, len(head.weight)
-    scores = [np.zeros((len(labels), num_classes), np.float32) for _ in views]
+    number, weights = int(folds.max()) + 1, []
+    length = _length([views[0].astype(np.float32)])
     for fold in range(number):
-        fitted, tested = folds != fold, folds == fold
-        # A single image, or copies of one, cannot be left out.
-        weight = head.weight
+        fitted = folds != fold
+        # Of copies of one image nothing is left to fit to: such a head says nothing.
+        weight = np.zeros(tuple(head.weight.shape), np.float32)
         if fitted.any():
-            part = [view[fitted] for view in views[: head.num_views]]
-            path = _path(part, labels[fitted], num_classes, [head.penalty])
-            weight = path[head.penalty] / (_length(views) * head.temperature)
-        for view, given in zip(views, scores, strict=True):
-            given[tested] = view[tested] @ weight.numpy().T
+            part = [view[fitted].astype(np.float32) for view in views]
+            path = _path(part, labels[fitted], len(weight), [head.penalty])
+            weight = (path[head.penalty] / (length * head.temperature)).numpy()
+        weights.append(weight)
         if progress is not None:
             progress(fold + 1, number)
-    return scores
+    return FoldHeads(folds, weights)
 
 
 def _length(views: Sequence[NDArray[np.float32]]) -> float:

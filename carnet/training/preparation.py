@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,8 @@ from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted, quoted
-from carnet.training.checkpoint import Checkpoint, changed_images, continuation, last_good_checkpoint, resumed_config
+from carnet.training.checkpoint import Checkpoint, continuation, last_good_checkpoint, resumed_config
+from carnet.training.distillation import about_budget, about_teacher, ask_teacher, restored_answers
 from carnet.training.initial import (
     about_head,
     check_freeze,
@@ -39,10 +41,10 @@ from carnet.training.measure import Measure, processor_features
 from carnet.training.optim import has_patches, whiten
 from carnet.training.pipeline import Loaded, Pipeline
 from carnet.training.resolve import INITIAL_SIZE_RATIO, Start, device_and_number, first_guess, resolve
-from carnet.training.scanning import DataScan, scan_data
+from carnet.training.scanning import DataScan, changed_images, scan_data
 from carnet.training.schedule import initial_side, view_at
 from carnet.training.step import explaining_out_of_memory
-from carnet.training.teacher import about_budget, about_teacher, answers_for, check_teacher, restored_answers
+from carnet.training.teacher import check_teacher
 
 FEW_PHOTOS = 20
 """Photos of each class below which a pretrained start is recommended: see `docs/head-start.md`."""
@@ -100,8 +102,8 @@ def prepare(
     Raises:
         CarnetError: before anything is written.
     """
-    _check_output(data, output)
     requested = requested.with_full_paths()
+    _check_output(data, output, requested.unlabeled)
     check_early(requested, init)
     scan = scan_data(data, requested, ignore, progress, started=started, init=init)
     images = scan.images
@@ -113,10 +115,11 @@ def prepare(
     if begun.is_trained and (requested.freeze or needs_head(network, spec, requested, init)):
         head = fit_first_head(network, spec, images, pipeline, guess, progress=progress, started=started)
         start += f", its head fitted to the features of {counted(len(images.data.splits['train']), 'image')}"
-    answers, teacher = None, None
+    taught = teacher = None
     if requested.teacher is not None:
-        answers, teacher = answers_for(images, guess, progress=progress, started=started)
-        pipeline = scan.pipeline(guess, spec, answers)
+        taught = ask_teacher(images, guess, progress=progress, started=started)
+        teacher = taught.record
+        pipeline = scan.pipeline(guess, spec, taught.answers)
     if requested.freeze:
         first, config = pipeline.load_step(0, 0), guess
     else:
@@ -132,14 +135,17 @@ def prepare(
     run = RunFolder.numbered(default) if output is None else RunFolder.new(Path(output))
     record = run.create(images.rows(), _record(requested, config, images, init=init, head=head, teacher=teacher))
     held.enter_context(run.held())
-    if answers is not None:
-        files.write_bytes(run.answers, answers.pack())
+    if taught is not None:
+        files.write_bytes(run.answers, taught.content)
     files.write_bytes(run.batch, figure)
     progress.say(_summary(run, config, network, start))
-    if not begun.is_trained and answers is None and scan.num_train < FEW_PHOTOS * spec.num_classes:
+    if not begun.is_trained and taught is None and scan.num_train < FEW_PHOTOS * spec.num_classes:
         progress.say(_ABOUT_FEW_PHOTOS)
     spent_seconds = time.monotonic() - resolved_at
-    return Job(run, config, spec, scan, pipeline, network, record, spent_seconds=spent_seconds)
+    notes = () if taught is None else taught.notes
+    for note in notes:
+        progress.say(f"Note: {note}.")
+    return Job(run, config, spec, scan, pipeline, network, record, notes=notes, spent_seconds=spent_seconds)
 
 
 def _resolved(requested: TrainingConfig, scan: DataScan, measure: Measure, start: Start) -> ResolvedConfig:
@@ -210,7 +216,7 @@ def prepare_resumed(
     return Job(run, config, spec, scan, pipeline, network, record, checkpoint, notes)
 
 
-def _check_output(data: Path | str, output: Path | str | None) -> None:
+def _check_output(data: Path | str, output: Path | str | None, unlabeled: str | None = None) -> None:
     """Check that the run folder can be made.
 
     Raises:
@@ -223,6 +229,11 @@ def _check_output(data: Path | str, output: Path | str | None) -> None:
     files.check_folder(where)
     if Path(data).is_dir() and where.resolve().is_relative_to(Path(data).resolve()):
         raise ConfigError(f"{where} would be inside {data}, and look like a class of images; choose another --output")
+    if unlabeled is not None and where.resolve().is_relative_to(os.path.realpath(unlabeled)):
+        raise ConfigError(
+            f"{where} would be inside --unlabeled {unlabeled}, and its figures look like images; choose another "
+            "--output"
+        )
 
 
 def check_early(requested: TrainingConfig, init: Path | str | None = None) -> None:
@@ -338,7 +349,7 @@ def _record(
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
             # Relative to the data, because the paths in a list may be relative to the current folder.
-            "ignore": list(images.data.ignored),
+            "ignore": list(images.ignored),
         },
     }
 

@@ -314,6 +314,7 @@ def choose_size(
     seconds = _seconds_of_step(guess, requested, machine)
     steps = steps_per_epoch(num_train, guess.batch_size, guess.devices)
     decoding = _seconds_to_decode(images, spec) if decoding_seconds is None else decoding_seconds
+    decoding *= 1 + num_unlabeled / len(images.samples)
     # Without a cache images are decoded in every epoch.
     epoch, once = (seconds * steps + decoding, 0.0) if requested.cache == "off" else (seconds * steps, decoding)
     left = max(0.0, parse_seconds(requested.budget) - machine.elapsed() - once)

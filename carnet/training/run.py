@@ -14,7 +14,7 @@ from typing import Any
 
 from carnet import files
 from carnet.config import TrainingConfig
-from carnet.data.scan import describe
+from carnet.data.description import describe
 from carnet.errors import ConfigError, DataError, RunError, UnreadableImagesError, explaining_lack_of_memory
 from carnet.evaluation import EvaluationReport, evaluate
 from carnet.machine import versions
@@ -215,7 +215,7 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "peak_device_bytes": state.peak_device_bytes or None,
         "num_images": job.scan.images.num_images,
         "num_skipped_unreadable": job.scan.images.num_unreadable,
-        "num_ignored": len(job.scan.images.data.ignored),
+        "num_ignored": len(job.scan.images.ignored),
         "valid": report.summary(),
     }
 

@@ -11,16 +11,18 @@ from typing import Any
 
 from carnet.config import ResolvedConfig, TrainingConfig
 from carnet.data.cache import DecodedImages, Target, inspect_and_cache
+from carnet.data.description import describe
 from carnet.data.find import find_images, find_unlabeled, form_of
 from carnet.data.hub import Source
 from carnet.data.samples import Sample
-from carnet.data.scan import ScannedImages, describe, scan_images
+from carnet.data.scan import ScannedImages, scan_images
 from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError
 from carnet.models.registry import default_image_size
 from carnet.models.weights import check_start
+from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
-from carnet.text import Progress, duration, parse_seconds
+from carnet.text import Progress, duration, first_few, parse_seconds
 from carnet.training.answers import Answers
 from carnet.training.augment import Augmentation
 from carnet.training.distributed import num_launched
@@ -119,8 +121,10 @@ def scan_data(
         scan = DataScan(images, image_size, stream.source)
     else:
         unpacking = partial(progress.bar, "unpacking")
+        unlabeled = None
+        if config.unlabeled is not None:
+            unlabeled, ignore = find_unlabeled(config.unlabeled, ignore)
         found = find_images(data, layout=config.layout or "auto", ignore=ignore, progress=unpacking)
-        unlabeled = None if config.unlabeled is None else find_unlabeled(config.unlabeled)
         without_label = () if unlabeled is None else unlabeled.paths
         image_size = choose_size(config, found, progress, started=started or 0.0, num_unlabeled=len(without_label))
         inspected = inspect_and_cache(
@@ -136,6 +140,27 @@ def scan_data(
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
     progress.say("\n".join(describe(images)))
     return scan
+
+
+def changed_images(run: RunFolder, images: ScannedImages) -> str:
+    """Return which images are new, gone or changed since the run began, as a phrase."""
+    then, now = (
+        {(row["filepath"], not row["label"]): (row["split"], row["label"], row["sha256"]) for row in rows}
+        for rows in (run.images(), images.rows())
+    )
+    changes = {
+        "new": sorted(now.keys() - then.keys()),
+        "gone": sorted(then.keys() - now.keys()),
+        "changed": sorted(name for name in now.keys() & then.keys() if now[name] != then[name]),
+    }
+    if not then:
+        return "and its data.csv is missing"
+    texts = [
+        f"{len(names):,} {what} ({first_few([name for name, _ in names], 2)})"
+        for what, names in changes.items()
+        if names
+    ]
+    return ", ".join(texts) or "as its data.csv lists them"
 
 
 def _show_progress(

@@ -19,8 +19,9 @@ from calls import calls_of
 from PIL import Image
 
 from carnet.data.cache import CacheMode, Inspected, Target, cache_root, cached_folder, inspect_and_cache
+from carnet.data.description import describe
 from carnet.data.find import find_images
-from carnet.data.scan import describe, inspect_images, scan_images
+from carnet.data.scan import inspect_images, scan_images
 from carnet.data.synthetic import write_dataset
 from carnet.errors import OutputError
 from carnet.preprocess import Images, load_image

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from packing import CATS_AND_DOGS, images, tree, write_tar, write_zip
 
+from carnet.data.description import describe
 from carnet.data.find import find_images, form_of
-from carnet.data.scan import describe, scan_images
+from carnet.data.scan import scan_images
 from carnet.errors import DataError
 
 

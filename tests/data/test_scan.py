@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from carnet import files
+from carnet.data.description import describe
 from carnet.data.find import find_images
-from carnet.data.scan import ScannedImages, describe, inspect_images, scan_images
+from carnet.data.scan import ScannedImages, inspect_images, scan_images
 from carnet.errors import DataError, UnreadableImagesError
 
 

@@ -1,0 +1,99 @@
+"""Measure what a teacher is worth: accuracy of small networks with and without one, on subsets of the labels.
+
+Subsets with so many labelled photos per class are drawn from the training images with the seeds named; with
+--unlabeled the other training images are given without their labels. Accuracy is that on `valid` without the images
+that are byte for byte in the training images. Each run is a process of its own, as from a shell; its result is written
+as soon as it ends, and words after -- are further flags of `carnet train`.
+
+Examples:
+  python benchmarks/distillation.py DATA --photos 10 --unlabeled --teacher efficientnet_lite0 -- --budget 30m
+  python benchmarks/distillation.py DATA --photos all --teacher efficientnet_lite0 --model carnet_n -- --budget 1h
+  python benchmarks/distillation.py DATA --photos all --model carnet18 --teacher none efficientnet_lite0 \\
+      -- --preset published --image-size 128 --epochs 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from environment import write_result
+from head_start import draw_subset, means
+
+from carnet.text import quoted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a folder with train and valid")
+    parser.add_argument("--model", default="carnet_s")
+    parser.add_argument(
+        "--teacher", nargs="+", default=["efficientnet_lite0"], help="of a run each; none: labels alone"
+    )
+    parser.add_argument("--photos", default="all", help="labelled training photos per class")
+    parser.add_argument("--unlabeled", action="store_true", help="give the other training photos without labels")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the subsets, and of training")
+    parser.add_argument("--name", default="distillation", help="of the result's file")
+    parser.add_argument("--keep", type=Path, help="folder that the runs stay in")
+    parser.add_argument("flags", nargs="*", help="of carnet train, after --")
+    options = parser.parse_args()
+    command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
+    runs: list[dict[str, Any]] = []
+    for run in measure(options):
+        runs.append(run)
+        print(json.dumps(run), file=sys.stderr, flush=True)
+        path = write_result(options.name, command, {"data": options.data.name, "runs": runs, "means": means(runs)})
+    print(path)
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the result of every run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in options.seeds:
+            subset = Path(scratch) / str(seed)
+            rest = subset / "rest"
+            draw_subset(options.data, subset, None if options.photos == "all" else int(options.photos), seed, rest=rest)
+            for teacher in options.teacher:
+                flags = ["--model", options.model, "--seed", str(seed), *options.flags]
+                flags += [] if teacher == "none" else ["--teacher", teacher]
+                flags += ["--unlabeled", str(rest)] if options.unlabeled else []
+                name = f"{options.model}-{Path(teacher).stem}-{options.photos}-{seed}"
+                run = (options.keep or Path(scratch)) / name
+                way = options.model if teacher == "none" else f"{options.model}, taught by {Path(teacher).stem}"
+                about = {"way": way, "photos": options.photos, "seed": seed, "unlabeled": options.unlabeled}
+                yield about | train(subset, flags, run)
+
+
+def train(data: Path, flags: list[str], run: Path) -> dict[str, Any]:
+    """Train in a process of its own; return its seconds, and the accuracy on images that it has not seen."""
+    command = [sys.executable, "-m", "carnet", "train", str(data), *flags, "--output", str(run), "--json"]
+    started = time.perf_counter()
+    # Its progress is shown, because it may take an hour.
+    ended = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if ended.returncode:
+        raise SystemExit(f"{quoted(' '.join(command))} ended with code {ended.returncode}")
+    result, record = json.loads(ended.stdout), json.loads((run / "config.json").read_text(encoding="utf-8"))
+    valid, resolved = result["valid"], record["resolved"]
+    unseen = valid.get("top1_without_leaked")
+    teacher = record.get("teacher") or {}
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "top1": unseen if unseen is not None else valid["top1"],
+        "top1_of_all": valid["top1"],
+        "loss": valid["loss"],
+        "image_size": resolved["image_size"],
+        "epochs": result["epochs"],
+        "num_steps": resolved["num_steps"],
+        "teacher": {key: teacher[key] for key in ("name", "num_crops", "seconds")} if teacher else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
