@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from carnet.documents import DocumentError, Share, conform, parse
 from carnet.models import tensors as tensors_of
 
-TEMPERATURE = 1.0
+TEMPERATURE = 2.0
 """Scores of teacher and student are divided by it; `benchmarks/LOG.md` has the experiments."""
 
 

@@ -166,7 +166,8 @@ def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tenso
     With CutMix, both labels count by their shares.
     """
     if batch.answers is not None:
-        return F.cross_entropy(logits / TEMPERATURE, batch.answers) * TEMPERATURE**2
+        # Its scale is that of other losses; Muon and Adam take equal steps for any scale.
+        return F.cross_entropy(logits / TEMPERATURE, batch.answers)
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     if batch.other_labels is None:
         return loss

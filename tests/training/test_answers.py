@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from carnet.documents import DocumentError
 from carnet.models.tensors import pack
-from carnet.training.answers import Answers
+from carnet.training.answers import TEMPERATURE, Answers
 from carnet.training.pipeline import Batch, cut_mix
 from carnet.training.step import cross_entropy
 
@@ -58,7 +58,7 @@ def batch_of(number: int = 6) -> Batch:
 def test_answers_replace_labels() -> None:
     batch, logits = batch_of(), torch.randn(6, 4)
     assert batch.answers is not None
-    expected = -(batch.answers * F.log_softmax(logits, 1)).sum(1).mean()
+    expected = -(batch.answers * F.log_softmax(logits / TEMPERATURE, 1)).sum(1).mean()
     assert torch.allclose(cross_entropy(logits, batch, 0.1), expected)
 
 
