@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pictures import save_picture
 
 from carnet.cli.main import run
 
@@ -20,6 +21,8 @@ def blocks(language: str) -> list[str]:
 def here(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(photos, tmp_path / "photos")
     shutil.copy(photos / "valid" / "red" / "9.jpg", tmp_path / "photo.jpg")
+    for number in range(3):
+        save_picture(tmp_path / "more-photos" / f"{number}.jpg", (200, 80, 60), seed=900 + number)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
