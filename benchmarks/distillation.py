@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -42,8 +43,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the subsets, and of training")
     parser.add_argument("--name", default="distillation", help="of the result's file")
     parser.add_argument("--keep", type=Path, help="folder that the runs stay in")
-    parser.add_argument("flags", nargs="*", help="of carnet train, after --")
-    options = parser.parse_args()
+    words, _, flags = " ".join(map(quoted, sys.argv[1:])).partition(" -- ")
+    options = parser.parse_args(shlex.split(words), argparse.Namespace(flags=shlex.split(flags)))
     command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
     runs: list[dict[str, Any]] = []
     for run in measure(options):
@@ -58,7 +59,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in options.seeds:
             subset = Path(scratch) / str(seed)
-            rest = subset / "rest"
+            # Outside, where it is no class.
+            rest = Path(scratch) / f"{seed}-rest"
             draw_subset(options.data, subset, None if options.photos == "all" else int(options.photos), seed, rest=rest)
             for teacher in options.teacher:
                 flags = ["--model", options.model, "--seed", str(seed), *options.flags]

@@ -136,7 +136,7 @@ def train_runs(
     """
     _check(models, seeds, config)
     config = config.with_full_paths()
-    images = find_images(data, layout=config.layout or "auto")
+    images = find_images(data, layout=config.layout or "auto", unlabeled=config.unlabeled)
     if "valid" not in images.splits and config.valid_seed is None:
         # All runs have to be evaluated on the same images.
         config = replace(config, valid_seed=0)

@@ -68,6 +68,7 @@ def find_images(
     layout: Layout = "auto",
     ignore: Sequence[str] = (),
     leave_out_new: bool = False,
+    unlabeled: Path | str | None = None,
     progress: OnProgress | None = None,
 ) -> LabeledImages:
     """List the labelled images in DATA.
@@ -78,6 +79,7 @@ def find_images(
         layout: whether the folders are classes or splits, if their names and contents do not tell.
         ignore: paths of images to leave out, as `carnet.data.samples.read_ignore_file` returns them.
         leave_out_new: in data without `valid`, leave out classes that are not in `classes` instead of raising an error.
+        unlabeled: a folder of images without labels; if it is beside the classes, it is none.
         progress: called with how much of an archive or a data set is unpacked, and its total.
 
     Raises:
@@ -88,6 +90,8 @@ def find_images(
     """
     source = expanded(data)
     listing = _list(source, classes or (), layout, progress)
+    if unlabeled is not None:
+        _leave_out_folder(listing, expanded(unlabeled))
     leave_out(listing, ignore)
     is_empty = not any(paths for by_class in listing.splits.values() for paths in by_class.values())
     if is_empty and not any(listing.left_out.values()):
@@ -126,6 +130,13 @@ def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> tuple[Unla
     return UnlabeledImages(
         root, kept, ignored, listing.num_hidden, listing.num_other_files, tuple(listing.warnings)
     ), tuple(rest)
+
+
+def _leave_out_folder(listing: Listing, folder: Path) -> None:
+    """Leave out a folder that was taken for a class."""
+    by_class = listing.splits.get("all", {})
+    if folder.absolute().parent == listing.root.absolute() and by_class.pop(folder.name, None) is not None:
+        listing.warnings.append(f"folder {folder.name} holds the images without labels, and is no class")
 
 
 def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:

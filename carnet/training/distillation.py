@@ -250,9 +250,9 @@ def _num_views(
     """
     num_labeled, num_classes = len(images.data.splits["train"]), len(images.data.classes)
     few = photos[:BATCH]
-    started = time.perf_counter()
+    begun = time.perf_counter()
     pixels = [photo.load() for photo in few]
-    loading = (time.perf_counter() - started) / len(few) / loading_threads()
+    loading = (time.perf_counter() - begun) / len(few) / loading_threads()
     channels = extractor.compute(np.stack(pixels)).shape[1]
     num_whole = len(extractor.whole_views)
     number = num_whole + (NUM_CROPS if config.min_crop < 1 else 0)
@@ -324,11 +324,11 @@ def about_teacher(record: Mapping[str, Any] | None) -> str:
     """Return a phrase about the teacher of a run; empty without one."""
     if record is None:
         return ""
-    crops = f" and {counted(record['num_crops'], 'crop')} of each image" if record["num_crops"] else " of each image"
+    crops = f" and {counted(record['num_crops'], 'crop')} of it" if record["num_crops"] else ""
     head = record["head"]
     fitted = "" if head is None else f", {100 * head['top1']:.1f}% right by heads that were fitted without the image"
     return (
-        f"learns from the answers of {record['name']} for the whole{crops}{fitted}, in {duration(record['seconds'])}, "
+        f"learns from the answers of {record['name']} for each image{crops}{fitted}, in {duration(record['seconds'])}, "
         "and not from labels"
     )
 

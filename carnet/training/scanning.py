@@ -124,7 +124,9 @@ def scan_data(
         unlabeled = None
         if config.unlabeled is not None:
             unlabeled, ignore = find_unlabeled(config.unlabeled, ignore)
-        found = find_images(data, layout=config.layout or "auto", ignore=ignore, progress=unpacking)
+        found = find_images(
+            data, layout=config.layout or "auto", ignore=ignore, unlabeled=config.unlabeled, progress=unpacking
+        )
         without_label = () if unlabeled is None else unlabeled.paths
         image_size = choose_size(config, found, progress, started=started or 0.0, num_unlabeled=len(without_label))
         inspected = inspect_and_cache(

@@ -248,3 +248,14 @@ def test_images_without_labels_may_move(
         train(resume=path)
     assert run(["train", "--resume", str(path), "--unlabeled", str(second)]) == 0
     assert same_weights(path, taught)
+
+
+def test_a_folder_beside_the_classes_may_hold_images_without_labels(
+    flat: Path, unlabeled: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unlabeled, flat / "unsorted")
+    path = tmp_path / "run"
+    result = train(flat, small(teacher=str(trained_run), unlabeled=str(flat / "unsorted")), output=path)
+    assert result.report.classes == ("blue", "green", "red")
+    assert result.document["num_images"]["unlabeled"] == 14
+    assert run(["evaluate", str(path)]) == 0

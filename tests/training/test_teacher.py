@@ -152,8 +152,13 @@ def test_little_memory_takes_fewer_views_or_is_refused(photos: Path, trained_run
 
 def test_a_budget_that_is_used_up_is_refused(photos: Path, trained_run: Path) -> None:
     config = resolved(small(teacher=str(trained_run), budget="1m"), num_train=24, min_crop=0.25)
-    with pytest.raises(ConfigError, match=r"teacher.*--budget 1m"):
-        ask_teacher(scanned(photos), config, progress=Silent(), started=time.monotonic() - 61)
+
+    class Untouched(Silent):
+        def bar(self, what: str, done: int, total: int, note: str = "") -> None:
+            raise AssertionError("the teacher has begun")
+
+    with pytest.raises(ConfigError, match="--budget 1m"):
+        ask_teacher(scanned(photos), config, progress=Untouched(), started=time.monotonic() - 61)
 
 
 def test_uncropped_images_need_no_crops(photos: Path, trained_run: Path) -> None:
