@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from environment import write_result
-from head_start import draw_subset, means
+from head_start import draw_subset, means, train
 
 from carnet.text import quoted
 
@@ -43,8 +40,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the subsets, and of training")
     parser.add_argument("--name", default="distillation", help="of the result's file")
     parser.add_argument("--keep", type=Path, help="folder that the runs stay in")
-    words, _, flags = " ".join(map(quoted, sys.argv[1:])).partition(" -- ")
-    options = parser.parse_args(shlex.split(words), argparse.Namespace(flags=shlex.split(flags)))
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end], argparse.Namespace(flags=words[end + 1 :]))
     command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
     runs: list[dict[str, Any]] = []
     for run in measure(options):
@@ -64,37 +62,15 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             draw_subset(options.data, subset, None if options.photos == "all" else int(options.photos), seed, rest=rest)
             for teacher in options.teacher:
                 flags = ["--model", options.model, "--seed", str(seed), *options.flags]
+                # Without a teacher nobody names the other images.
+                is_unlabeled = options.unlabeled and teacher != "none"
                 flags += [] if teacher == "none" else ["--teacher", teacher]
-                flags += ["--unlabeled", str(rest)] if options.unlabeled else []
+                flags += ["--unlabeled", str(rest)] if is_unlabeled else []
                 name = f"{options.model}-{Path(teacher).stem}-{options.photos}-{seed}"
                 run = (options.keep or Path(scratch)) / name
                 way = options.model if teacher == "none" else f"{options.model}, taught by {Path(teacher).stem}"
-                about = {"way": way, "photos": options.photos, "seed": seed, "unlabeled": options.unlabeled}
+                about = {"way": way, "photos": options.photos, "seed": seed, "unlabeled": is_unlabeled}
                 yield about | train(subset, flags, run)
-
-
-def train(data: Path, flags: list[str], run: Path) -> dict[str, Any]:
-    """Train in a process of its own; return its seconds, and the accuracy on images that it has not seen."""
-    command = [sys.executable, "-m", "carnet", "train", str(data), *flags, "--output", str(run), "--json"]
-    started = time.perf_counter()
-    # Its progress is shown, because it may take an hour.
-    ended = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if ended.returncode:
-        raise SystemExit(f"{quoted(' '.join(command))} ended with code {ended.returncode}")
-    result, record = json.loads(ended.stdout), json.loads((run / "config.json").read_text(encoding="utf-8"))
-    valid, resolved = result["valid"], record["resolved"]
-    unseen = valid.get("top1_without_leaked")
-    teacher = record.get("teacher") or {}
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "top1": unseen if unseen is not None else valid["top1"],
-        "top1_of_all": valid["top1"],
-        "loss": valid["loss"],
-        "image_size": resolved["image_size"],
-        "epochs": result["epochs"],
-        "num_steps": resolved["num_steps"],
-        "teacher": {key: teacher[key] for key in ("name", "num_crops", "seconds")} if teacher else None,
-    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -75,7 +75,10 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for way in options.ways:
                     for side in options.sides:
                         run = {"way": way, "photos": photos, "seed": seed, "side": side, "budget": options.budget}
-                        run |= train(subset, way, side, options.budget, Path(scratch) / "run")
+                        flags = [*FLAGS[way], *(["--image-size", str(side)] if side else [])]
+                        flags += ["--budget", options.budget] if options.budget else []
+                        shutil.rmtree(Path(scratch) / "run", ignore_errors=True)
+                        run |= train(subset, flags, Path(scratch) / "run")
                         print(json.dumps(run), file=sys.stderr, flush=True)
                         yield run
 
@@ -100,26 +103,29 @@ def draw_subset(data: Path, subset: Path, photos: int | None, seed: int, *, rest
     (subset / "valid").symlink_to((data / "valid").resolve())
 
 
-def train(data: Path, way: str, side: int, budget: str | None, run: Path) -> dict[str, Any]:
-    """Train in a process of its own; return its seconds, and the accuracy on images that it has not seen."""
-    shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "carnet", "train", str(data), *FLAGS[way], "--output", str(run), "--json"]
-    command += ["--image-size", str(side)] if side else []
-    command += ["--budget", budget] if budget else []
+def train(data: Path, flags: Sequence[str], run: Path) -> dict[str, Any]:
+    """Train in a process of its own, whose progress is shown.
+
+    Returns its seconds, the accuracy on images that it has not seen, and how it was trained.
+    """
+    command = [sys.executable, "-m", "carnet", "train", str(data), *flags, "--output", str(run), "--json"]
     started = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ, check=False)
+    ended = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if ended.returncode:
-        raise SystemExit(ended.stderr)
-    result, resolved = json.loads(ended.stdout), json.loads((run / "config.json").read_text(encoding="utf-8"))
-    valid = result["valid"]
+        raise SystemExit(f"{shlex.join(command)} ended with code {ended.returncode}")
+    result, record = json.loads(ended.stdout), json.loads((run / "config.json").read_text(encoding="utf-8"))
+    valid, resolved, teacher = result["valid"], record["resolved"], record.get("teacher")
     unseen = valid.get("top1_without_leaked")
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "top1": unseen if unseen is not None else valid["top1"],
         "top1_of_all": valid["top1"],
-        "image_size": resolved["resolved"]["image_size"],
-        "num_steps": resolved["resolved"]["num_steps"],
-        "head": resolved["head"],
+        "loss": valid["loss"],
+        "image_size": resolved["image_size"],
+        "epochs": result["epochs"],
+        "num_steps": resolved["num_steps"],
+        "head": record["head"],
+        "teacher": teacher and {key: teacher[key] for key in ("name", "num_crops", "seconds")},
     }
 
 

@@ -14,15 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from carnet import metrics
 from carnet.documents import DocumentError, Share, conform, parse
 from carnet.models import tensors as tensors_of
 
 TEMPERATURE = 2.0
 """Scores of teacher and student are divided by it; `benchmarks/LOG.md` has the experiments."""
-
-
-TEACHER_SHARE = 0.25
-"""Share of the rest of a budget that a teacher may take, unless one look at each image takes more."""
 
 
 class Box(NamedTuple):
@@ -93,7 +90,6 @@ class Answers:
                 whole image holds, because nearly all of it is seen.
         """
         view = 0 if not self.num_crops or min_crop > self.min_crop else 1 + (place + epoch) % self.num_crops
-        scores = self.scores[view, place].astype(np.float32) / TEMPERATURE
-        shares = np.exp(scores - scores.max())
+        shares = metrics.softmax(self.scores[view, place].astype(np.float32)[None] / TEMPERATURE)[0]
         box = Box(*self.boxes[view, place].tolist()) if view else None
-        return box, shares / shares.sum()
+        return box, shares.astype(np.float32)

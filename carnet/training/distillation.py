@@ -32,10 +32,11 @@ from carnet.models.weights import compute_exactly, on_threads
 from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds, show_bytes
-from carnet.training.answers import TEACHER_SHARE, Answers
+from carnet.training.answers import Answers
 from carnet.training.features import BATCH, FeatureExtractor, Photo
 from carnet.training.head import MOST_VIEWS, VIEWED_IMAGES, FoldHeads, LinearHead, fit_fold_heads, fit_head
 from carnet.training.memory import free_bytes, keep_freed_memory
+from carnet.training.resolve import TEACHER_SHARE
 from carnet.training.teacher import Teacher, open_teacher
 
 NUM_CROPS, FEWEST_CROPS = 8, 4

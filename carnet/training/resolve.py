@@ -25,7 +25,6 @@ from carnet.models.weights import choose_device, device_name
 from carnet.preprocess import load_image
 from carnet.spec import Interpolation, ModelSpec
 from carnet.text import Progress, counted, duration, parse_seconds
-from carnet.training.answers import TEACHER_SHARE
 from carnet.training.augment import Augmentation
 from carnet.training.autotune import augmentation_for, choose_matrix_precision, choose_step, circumstances, tune
 from carnet.training.distributed import num_launched
@@ -51,6 +50,8 @@ SIDES_BY_STEPS = ((500, 64), (1300, 96), (8500, 128), (math.inf, 160))
 `docs/recipe.md` has the experiments."""
 SIDES_OF_FEATURES, MOST_OF_BUDGET = (224, 192, 160, 128), 0.4
 """Sides of a pretrained network, and the share of a budget that features of all images may take."""
+TEACHER_SHARE = 0.25
+"""Share of the rest of a budget that a teacher may take, unless one look at each image takes more."""
 _DECODED_TO_TIME = 32
 """Images."""
 

@@ -47,6 +47,12 @@ def taught(photos: Path, trained_run: Path, unlabeled: Path, tmp_path_factory: p
     return path
 
 
+def stop_in_the_first_epoch(photos: Path, path: Path, **changes: str) -> None:
+    """Begin a run, and stop it after two steps."""
+    with pytest.raises(StoppedError):
+        train(photos, small(**changes), output=path, progress=StopAt("epoch 1/2", 2))
+
+
 def test_images_without_labels_are_trained_on_and_never_evaluated(taught: Path) -> None:
     result, rows = json.loads((taught / "result.json").read_text()), RunFolder(taught).images()
     assert result["num_images"] == {"train": 24, "valid": 12, "unlabeled": 12}
@@ -146,13 +152,7 @@ def test_a_taught_run_is_resumed_exactly(
     lost: Sequence[str], photos: Path, trained_run: Path, unlabeled: Path, taught: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    with pytest.raises(StoppedError):
-        train(
-            photos,
-            small(teacher=str(trained_run), unlabeled=str(unlabeled)),
-            output=path,
-            progress=StopAt("epoch 1/2", 2),
-        )
+    stop_in_the_first_epoch(photos, path, teacher=str(trained_run), unlabeled=str(unlabeled))
     for name in lost:
         (path / name).unlink(missing_ok=True)
     train(resume=path)
@@ -163,8 +163,7 @@ def test_a_taught_run_is_resumed_exactly(
 def test_answers_that_are_gone_with_their_teacher_are_one_line(photos: Path, trained_run: Path, tmp_path: Path) -> None:
     teacher, path = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(trained_run, teacher)
-    with pytest.raises(StoppedError):
-        train(photos, small(teacher=str(teacher)), output=path, progress=StopAt("epoch 1/2", 2))
+    stop_in_the_first_epoch(photos, path, teacher=str(teacher))
     content = (path / "answers.safetensors").read_bytes()
     (path / "answers.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     shutil.rmtree(teacher)
@@ -236,13 +235,7 @@ def test_images_without_labels_may_move(
 ) -> None:
     path, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
     shutil.copytree(unlabeled, first)
-    with pytest.raises(StoppedError):
-        train(
-            photos,
-            small(teacher=str(trained_run), unlabeled=str(first)),
-            output=path,
-            progress=StopAt("epoch 1/2", 2),
-        )
+    stop_in_the_first_epoch(photos, path, teacher=str(trained_run), unlabeled=str(first))
     first.rename(second)
     with pytest.raises(DataError):
         train(resume=path)
