@@ -34,7 +34,7 @@ from killed_runs import (
 from killed_runs import _train as _train_run
 
 from carnet.cli.main import run
-from carnet.data.cache import Target, inspect_and_cache
+from carnet.data.decoded import Target, inspect_and_cache
 from carnet.data.find import find_images
 from carnet.data.synthetic import write_dataset
 from carnet.edge import model_file

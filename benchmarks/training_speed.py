@@ -390,7 +390,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
     from PIL import Image
 
-    from carnet.data.cache import Target, inspect_and_cache
+    from carnet.data.decoded import Target, inspect_and_cache
     from carnet.data.find import find_images
     from carnet.machine import loading_threads
     from carnet.training.memory import free_bytes

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from carnet.checks.check import CheckReport as CheckReport
     from carnet.comparison.latency import benchmark as benchmark
     from carnet.comparison.verdict import compare as compare
     from carnet.config import TrainingConfig as TrainingConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from carnet.export.exporter import ExportResult as ExportResult
     from carnet.export.exporter import export_model as export_model
     from carnet.model import Model as Model
+    from carnet.model import check as check
     from carnet.model import evaluate as evaluate
     from carnet.model import load as load
     from carnet.model import train as train
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Callback": "training.loop",
     "CarnetError": "errors",
+    "CheckReport": "checks.check",
     "Classifier": "edge.classifier",
     "EvaluationReport": "evaluation",
     "Explanation": "explanation",
@@ -57,6 +60,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "TrainingResult": "training.run",
     "benchmark": "comparison.latency",
+    "check": "model",
     "compare": "comparison.verdict",
     "create_model": "models.registry",
     "evaluate": "model",

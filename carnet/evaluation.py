@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet import metrics
+from carnet.data.appearance import look_at
 from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages, Layout, Sample
-from carnet.data.scan import UNLABELED, hash_files
-from carnet.errors import DataError, ImageError, UnreadableImagesError
+from carnet.data.scan import hash_files
+from carnet.data.scanned import UNLABELED
+from carnet.errors import DataError, ImageError, OutputError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
@@ -61,6 +63,8 @@ class EvaluationReport:
     leaked: NDArray[np.bool_] = field(repr=False)
     """(N,) marks images that are training images, byte for byte; all False where that is unknown."""
     leaks_known: bool = False
+    near_leaked: NDArray[np.bool_] | None = field(default=None, repr=False)
+    """(N,) marks images that are near copies of training images, but not byte for byte; None: not looked for."""
     unreadable: tuple[ImageError, ...] = ()
     """Images that were skipped because they cannot be decoded."""
     num_ignored: int = 0
@@ -81,18 +85,25 @@ class EvaluationReport:
             leaked=np.zeros(len(samples), dtype=np.bool_),
         )
 
-    def with_leaks(self, leaked: Collection[Path] | None) -> EvaluationReport:
-        """Return the report with the files marked that are training images, byte for byte; None: unknown."""
+    def with_leaks(self, leaked: Collection[Path] | None, near: Collection[Path] | None = None) -> EvaluationReport:
+        """Return the report with the files marked that are training images, byte for byte, and near copies of some.
+
+        None: unknown.
+        """
         if leaked is None:
             return self
-        flags = np.array([sample.path in leaked for sample in self.samples], dtype=np.bool_)
-        return replace(self, leaked=flags, leaks_known=True)
+        flags, near_flags = (
+            np.array([sample.path in (files or ()) for sample in self.samples], dtype=np.bool_)
+            for files in (leaked, near)
+        )
+        return replace(self, leaked=flags, leaks_known=True, near_leaked=None if near is None else near_flags)
 
     def without(self, left_out: NDArray[np.bool_]) -> EvaluationReport:
         """Return the report on the other images: (N,) bool."""
         samples = tuple(itertools.compress(self.samples, ~left_out))
         arrays = {name: getattr(self, name)[~left_out] for name in ("labels", "logits", "leaked")}
-        return replace(self, samples=samples, **arrays)
+        near = None if self.near_leaked is None else self.near_leaked[~left_out]
+        return replace(self, samples=samples, near_leaked=near, **arrays)
 
     @property
     def num_images(self) -> int:
@@ -145,6 +156,17 @@ class EvaluationReport:
         return metrics.macro_f1(self.confusion)
 
     @property
+    def macro_recall(self) -> float:
+        """Unweighted mean of the recalls of the classes that have images."""
+        recalls = [result.recall for result in self.per_class if result.num_images]
+        return float(np.mean(recalls))
+
+    @property
+    def num_near_leaked(self) -> int | None:
+        """Number of images that are near copies of training images, but not byte for byte; None if unknown."""
+        return None if self.near_leaked is None else int(self.near_leaked.sum())
+
+    @property
     def num_leaked(self) -> int | None:
         """Number of images that are training images, byte for byte; None if unknown."""
         return int(self.leaked.sum()) if self.leaks_known else None
@@ -170,7 +192,10 @@ class EvaluationReport:
 
     def summary(self) -> dict[str, Any]:
         """Return the metrics over all images, in plain values."""
-        names = ("top1", "top5", "loss", "macro_f1", "top1_ci95", "num_leaked", "top1_without_leaked")
+        names = (
+            *("top1", "top5", "loss", "macro_recall", "macro_f1", "top1_ci95"),
+            *("num_leaked", "num_near_leaked", "top1_without_leaked"),
+        )
         return {
             "num_images": self.num_images,
             "num_classes": len(self.classes),
@@ -244,6 +269,8 @@ class Selection:
     samples: tuple[Sample, ...]
     leaked: set[Path] | None
     """Files that are training images, byte for byte; None where there is no record of those."""
+    near_leaked: set[Path] | None = field(default=None, kw_only=True)
+    """Files that are near copies of training images, but not byte for byte; None where they were not looked for."""
     warnings: tuple[str, ...]
     """Oddities that were found while listing the images."""
     num_ignored: int = 0
@@ -255,8 +282,34 @@ class Selection:
         Raises:
             DataError: as `evaluate`.
         """
-        report = evaluate(predict_fn, self.samples, spec, **options).with_leaks(self.leaked)
+        report = evaluate(predict_fn, self.samples, spec, **options).with_leaks(self.leaked, self.near_leaked)
         return replace(report, warnings=self.warnings, num_ignored=self.num_ignored)
+
+    def with_near_leaks(self, run: RunFolder, progress: Progress | None = None) -> Selection:
+        """Find the images that are near copies of a run's labelled training images, if these can still be read.
+
+        Args:
+            run: its record says which images it was trained on, and where they were.
+            progress: shows how far it is.
+        """
+        digests = run.digests()
+        if digests is None:
+            return self
+        place, layout, ignore = run.recorded_data()
+        known = digests.get("train", set())
+        try:
+            trained = find_images(place, layout=layout, ignore=ignore).samples
+            paths = list(dict.fromkeys(sample.path for sample in (*trained, *self.samples)))
+            looked = look_at(paths, "auto", place=place, progress=progress)
+        except DataError:
+            return self
+        except OutputError as error:
+            return replace(self, warnings=(*self.warnings, f"near copies of training images are not known: {error}"))
+        if known.isdisjoint(looked.digests):
+            return self
+        near = looked.near_copies_of(known)
+        leaks = {sample.path for sample in self.samples if looked.facts[sample.path].sha256 in near}
+        return replace(self, near_leaked=leaks)
 
 
 def select_samples(

@@ -9,7 +9,8 @@ from typing import Any
 from runs import resolved, small
 
 from carnet.data.find import find_images, find_unlabeled
-from carnet.data.scan import ScannedImages, scan_images
+from carnet.data.scan import scan_images
+from carnet.data.scanned import ScannedImages
 from carnet.text import Silent
 from carnet.training.distillation import Taught, ask_teacher
 

@@ -33,13 +33,13 @@ BASE = {
     "run_folder",
 }
 ALLOWED = {
-    **{room: {*BASE, "data", "report"} for room in (*BASE, "data", "report")},
+    **{room: {*BASE, "data", "report", "checks"} for room in (*BASE, "data", "report", "checks")},
     "edge": {*BASE, "edge"},
     "models": {*BASE, "data", "report", "models"},
-    "training": {*BASE, "data", "report", "edge", "models", "training"},
-    "export": {*BASE, "data", "report", "edge", "models", "training", "export"},
-    "comparison": {*BASE, "data", "report", "edge", "models", "training", "export", "comparison"},
-    "model": {*BASE, "data", "report", "edge", "models", "training", "export"},
+    "training": {*BASE, "data", "report", "checks", "edge", "models", "training"},
+    "export": {*BASE, "data", "report", "checks", "edge", "models", "training", "export"},
+    "comparison": {*BASE, "data", "report", "checks", "edge", "models", "training", "export", "comparison"},
+    "model": {*BASE, "data", "report", "checks", "edge", "models", "training", "export"},
 }
 """Packages and modules -> those they may import; the command line may import all."""
 OPTIONAL = {"rich", "matplotlib", "openvino", "datasets", "huggingface_hub", "torch_xla"}
@@ -75,7 +75,10 @@ def test_packages_used_without_pytorch_are_base_dependencies() -> None:
     """Checks every import of the base layer, the data, the reports and the edge, anywhere in a file."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
-    rooms = [*(PACKAGE / f"{room}.py" for room in BASE), *(PACKAGE / room for room in ("data", "report", "edge"))]
+    rooms = [
+        *(PACKAGE / f"{room}.py" for room in BASE),
+        *(PACKAGE / room for room in ("data", "report", "checks", "edge")),
+    ]
     paths = [path for room in rooms for path in (sorted(room.rglob("*.py")) if room.is_dir() else [room])]
     packages = {module.split(".")[0] for path in paths for module in imports(path)} - set(sys.stdlib_module_names)
     assert {"pillow" if package == "PIL" else package for package in packages} - {"carnet"} - OPTIONAL <= declared

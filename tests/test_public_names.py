@@ -11,7 +11,7 @@ import carnet
 from carnet import errors
 
 FUNCTIONS = {name for name in carnet.__all__ if name.islower()}
-COMMANDS = {"benchmark", "compare", "evaluate", "explain", "export", "predict", "summary", "train", "verify"}
+COMMANDS = {"benchmark", "check", "compare", "evaluate", "explain", "export", "predict", "summary", "train", "verify"}
 """Verbs that are functions of the package, or may become functions: no module may have such a name."""
 
 
@@ -19,6 +19,7 @@ def test_public_names() -> None:
     assert sorted(carnet.__all__) == [
         "Callback",
         "CarnetError",
+        "CheckReport",
         "Classifier",
         "EvaluationReport",
         "Explanation",
@@ -30,6 +31,7 @@ def test_public_names() -> None:
         "TrainingConfig",
         "TrainingResult",
         "benchmark",
+        "check",
         "compare",
         "create_model",
         "evaluate",
@@ -70,6 +72,7 @@ def test_functions_are_called_twice(tmp_path: Path) -> None:
         refused(carnet.evaluate, nowhere, nowhere)
         refused(carnet.export_model, nowhere)
         refused(carnet.load, nowhere)
+        refused(carnet.check, nowhere)
         refused(carnet.benchmark, [str(nowhere)])
         refused(carnet.compare, [nowhere, nowhere])
         refused(carnet.verify, nowhere)
@@ -77,7 +80,7 @@ def test_functions_are_called_twice(tmp_path: Path) -> None:
         assert "carnet_n" in carnet.list_models()
         assert carnet.create_model("carnet_n", num_classes=2)
         assert carnet.published().epochs
-    called = {"train", "evaluate", "export_model", "load", "list_models", "create_model", "published"}
+    called = {"train", "check", "evaluate", "export_model", "load", "list_models", "create_model", "published"}
     assert called | {"benchmark", "compare", "verify", "summary"} == FUNCTIONS
 
 

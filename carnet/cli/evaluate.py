@@ -21,7 +21,7 @@ class Command:
     """Evaluate a model on labelled images, and write a report to open in a browser.
 
     Images that are byte for byte among the training images of the run are counted, and the accuracy is given with and
-    without them. For an exported model these are not known.
+    without them; near copies of training images are counted apart. For an exported model neither is known.
 
     Examples:
       carnet evaluate runs/photos-carnet_s
@@ -113,6 +113,6 @@ def _numbers(report: EvaluationReport) -> list[str]:
     return [
         *table(rows),
         f"top-1 {percent(report.top1)} (95% interval {percent(low)} to {percent(high)}), "
-        f"top-5 {percent(report.top5)}, macro F1 {percent(report.macro_f1)}, loss {report.loss:.3f}, "
-        f"{report.num_images:,} images",
+        f"top-5 {percent(report.top5)}, macro recall {percent(report.macro_recall)}, "
+        f"macro F1 {percent(report.macro_f1)}, loss {report.loss:.3f}, {report.num_images:,} images",
     ]

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "demo": "train a small model on drawn images, in about two minutes",
+    "check": "find what is wrong with labelled images before training",
     "train": "train an image classifier",
     "evaluate": "evaluate a model on labelled images and write a report",
     "predict": "classify images",

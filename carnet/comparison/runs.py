@@ -18,7 +18,8 @@ from carnet import files
 from carnet.config import ResolvedConfig, TrainingConfig, change
 from carnet.data.find import find_images, find_unlabeled
 from carnet.data.samples import LabeledImages
-from carnet.data.scan import UNLABELED, UNREADABLE, hash_files
+from carnet.data.scan import hash_files
+from carnet.data.scanned import UNLABELED, UNREADABLE
 from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
 from carnet.errors import (
     CarnetError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from carnet.data.scan import ScannedImages
+from carnet.data.scanned import ScannedImages
 from carnet.text import counted
 
 _MAX_EXAMPLES = 6

@@ -89,20 +89,49 @@ def find_images(
         OutputError: if an archive cannot be unpacked into the cache.
     """
     source = expanded(data)
-    listing = _list(source, classes or (), layout, progress)
+    listing = list_images(source, classes or (), layout=layout, ignore=ignore, unlabeled=unlabeled, progress=progress)
+    if classes is None:
+        classes = own_classes(source, listing)
+    else:
+        if leave_out_new and "valid" not in listing.splits:
+            _leave_out_new(listing, classes)
+        _check_known(listing.splits, classes, "the model")
+    return listing.labeled(classes, source)
+
+
+def list_images(
+    data: Path | str,
+    known_classes: Sequence[str] = (),
+    *,
+    layout: Layout = "auto",
+    ignore: Sequence[str] = (),
+    unlabeled: Path | str | None = None,
+    progress: OnProgress | None = None,
+) -> Listing:
+    """List the images in DATA by split and class, whether or not a classifier can be trained on them.
+
+    Args:
+        data: as for `find_images`, like the other arguments.
+        known_classes: a trained model's, which help to tell classes from splits.
+        layout: whether the folders are classes or splits.
+        ignore: paths of images to leave out.
+        unlabeled: a folder of images without labels.
+        progress: called with how much is unpacked.
+
+    Raises:
+        DataError: no such data, no images, or a form that is unknown, damaged or ambiguous.
+        ConfigError: an unknown layout.
+        OutputError: if an archive cannot be unpacked into the cache.
+    """
+    source = expanded(data)
+    listing = _list(source, known_classes, layout, progress)
     if unlabeled is not None:
         _leave_out_folder(listing, expanded(unlabeled))
     leave_out(listing, ignore)
     is_empty = not any(paths for by_class in listing.splits.values() for paths in by_class.values())
     if is_empty and not any(listing.left_out.values()):
         raise DataError(_no_images(str(source), listing))
-    if classes is None:
-        classes = _own_classes(source, listing)
-    else:
-        if leave_out_new and "valid" not in listing.splits:
-            _leave_out_new(listing, classes)
-        _check_known(listing.splits, classes, "the model")
-    return listing.labeled(classes, source)
+    return listing
 
 
 def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> tuple[UnlabeledImages, tuple[str, ...]]:
@@ -265,7 +294,12 @@ def _leave_out_new(listing: Listing, classes: Sequence[str]) -> None:
         listing.splits[split] = {name: paths for name, paths in by_class.items() if name not in new}
 
 
-def _own_classes(source: Path, listing: Listing) -> tuple[str, ...]:
+def own_classes(source: Path, listing: Listing) -> tuple[str, ...]:
+    """Return the classes of the data, without those that are empty, which are removed from the listing.
+
+    Raises:
+        DataError: if there is no `train`, one class only, or a class that is not in `train`.
+    """
     splits, first = listing.splits, "all" if "all" in listing.splits else "train"
     if first not in splits:
         raise DataError(f"{source} has {' and '.join(splits)} but no train; add the images to train on")

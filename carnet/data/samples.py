@@ -193,12 +193,12 @@ def hold_out(
     """Divide labelled images into those to train on and those to validate with.
 
     The division is stratified: each class gives `fraction` of its images, at least one if it has two or more. Files
-    that are equal byte for byte stay on one side, whatever their names and classes. Which images are held out follows
-    from `seed` and their content only, so adding or renaming files moves few others.
+    of one content, such as copies byte for byte and near copies, stay on one side, whatever their names and classes.
+    Which images are held out follows from `seed` and their content only, so adding or renaming files moves few others.
 
     Args:
         samples: the images.
-        digests: content hash of each file.
+        digests: content hash of each file; near copies have that of one of them.
         fraction: fraction to hold out, between 0 and 1.
         seed: chooses one of the possible divisions.
 

@@ -25,7 +25,8 @@ from carnet import files
 from carnet.data import hub
 from carnet.data.cache import cache_root, cached_folder
 from carnet.data.samples import ByClass, Listing, expanded, leave_out
-from carnet.data.scan import ImageFacts, ScannedImages, hash_files, inspect_bytes, scan_images
+from carnet.data.scan import hash_files, inspect_bytes, scan_images
+from carnet.data.scanned import ImageFacts, ScannedImages
 from carnet.data.shards import check_tars, kind_of
 from carnet.errors import DataError, ImageError
 from carnet.files import MAX_IMAGE_BYTES

@@ -130,7 +130,10 @@ def _likely(right: int, total: int, *, leaks_known: bool = True) -> str:
 def _about_leaks(report: EvaluationReport) -> list[str]:
     if not report.leaks_known:
         return []
+    near = _about_near_leaks(report)
     leaked, total = int(report.leaked.sum()), report.num_images
+    if leaked == 0 and near:
+        return near
     if leaked == 0:
         return ["None of these images is byte for byte a training image."] if total > 1 else []
     if leaked == total:
@@ -140,7 +143,23 @@ def _about_leaks(report: EvaluationReport) -> list[str]:
     right, left = int(report.correct[clean].sum()), int(clean.sum())
     are, them = ("is", "it") if leaked == 1 else ("are", "them")
     without = f"Without {them}, the model is right on {right:,} of {left:,} ({percent(right / left)})."
-    return [f"{leaked:,} of these images {are} byte for byte in the training set. {without} {_likely(right, left)}"]
+    return [
+        f"{leaked:,} of these images {are} byte for byte in the training set. {without} {_likely(right, left)}",
+        *near,
+    ]
+
+
+def _about_near_leaks(report: EvaluationReport) -> list[str]:
+    if report.near_leaked is None or not report.near_leaked.any():
+        return []
+    number, clean = int(report.near_leaked.sum()), ~(report.leaked | report.near_leaked)
+    right, left = int(report.correct[clean].sum()), int(clean.sum())
+    what = f"{number:,} of these images {'is a near copy' if number == 1 else 'are near copies'} of training images"
+    more = " as well" if report.num_leaked else ""
+    rest = (
+        f"Without all of these, the model is right on {right:,} of {left:,} ({percent(right / left)})." if left else ""
+    )
+    return [f"{what}{more}: saved again, resized, cropped a little or mirrored. {rest}".strip()]
 
 
 def _about_baseline(report: EvaluationReport) -> str:

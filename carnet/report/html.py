@@ -127,7 +127,7 @@ def _image(content: bytes, alt: str = "") -> Markup:
     return element.format(alt, width, height, kind, base64.b64encode(content).decode())
 
 
-def _thumbnail(path: Path) -> bytes:
+def thumbnail(path: Path) -> bytes:
     """Return a small copy of an image file as JPEG.
 
     Raises:
@@ -156,20 +156,20 @@ def _mistakes(report: EvaluationReport) -> list[dict[str, Any]]:
             "file": sample.path.name,
         }
         try:
-            mistake["thumbnail"] = _thumbnail(sample.path)
+            mistake["thumbnail"] = thumbnail(sample.path)
         except ImageError as error:
             mistake["problem"] = error.reason
         mistakes.append(mistake)
     return mistakes
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a whole page from the template of this name and plain values."""
-    return _environment().get_template(f"{template}.html").render(values)
+def render(template: str, *, script: str = "sort.js", **values: Any) -> str:
+    """Render a whole page from the template of this name, with one of our scripts, and plain values."""
+    return _environment(script).get_template(f"{template}.html").render(values)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(script_name: str) -> Environment:
     environment = Environment(
         loader=PackageLoader("carnet.report"),
         autoescape=True,
@@ -182,7 +182,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(image=_image, percent=percent, shortened=shortened, thousands="{:,}".format)
     style, script = (
-        resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in ("style.css", "sort.js")
+        resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in ("style.css", script_name)
     )
     # Should a name become markup after all, the browser runs no script but ours.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from carnet import files
 from carnet.config import ResolvedConfig
-from carnet.data.scan import ScannedImages
+from carnet.data.scanned import ScannedImages
 from carnet.documents import DocumentError
 from carnet.errors import CarnetError, ConfigError, RunError
 from carnet.machine import loading_threads

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from carnet import metrics
 from carnet.calibration import fit_temperature
-from carnet.data.scan import ScannedImages
+from carnet.data.scanned import ScannedImages
 from carnet.errors import ConfigError
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, counted, duration, show_bytes

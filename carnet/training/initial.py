@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from carnet.config import ResolvedConfig, TrainingConfig
-from carnet.data.scan import ScannedImages
+from carnet.data.scanned import ScannedImages
 from carnet.errors import ConfigError, ModelError, RunError
 from carnet.files import digest_of
 from carnet.models.registry import Preprocessing, create_model, preprocessing_of

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carnet.config import steps_per_epoch
-from carnet.data.cache import DecodedImages
+from carnet.data.decoded import DecodedImages
 from carnet.data.hub import Source
 from carnet.data.samples import Sample
 from carnet.data.stream import ImageStream

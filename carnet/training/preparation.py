@@ -16,7 +16,7 @@ from torch import nn
 
 from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
-from carnet.data.scan import ScannedImages
+from carnet.data.scanned import ScannedImages
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size
@@ -182,7 +182,8 @@ def prepare_resumed(
     config = resumed_config(run, requested.with_full_paths(), record, source)
     place, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
-        scan = scan_data(place, config, ignore, progress)
+        together = bool(record["data"].get("near_copies_together"))
+        scan = scan_data(place, config, ignore, progress, keep_near_copies_together=together)
     except DataError as error:
         if data or not Path(place).is_absolute() or Path(place).exists():
             raise
@@ -348,6 +349,7 @@ def _record(
             "num_images": images.num_images,
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
+            "near_copies_together": bool(images.groups),
             # Relative to the data, because the paths in a list may be relative to the current folder.
             "ignore": list(images.ignored),
         },

@@ -177,7 +177,10 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
             batch_size=job.config.evaluation_batch,
             progress=partial(progress.bar, "final validation"),
         )
-        report = report.with_leaks({sample.path for sample in images.leaked("valid")})
+        report = report.with_leaks(
+            {sample.path for sample in images.leaked("valid")},
+            {sample.path for sample in images.near_leaked("valid")} if images.groups else None,
+        )
         document = _result(job, state, report)
         title, notes = f"{model.spec.model} on {images.data.name}", describe(images)
         facts = _facts(job, state, document)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from carnet.config import ResolvedConfig, TrainingConfig
-from carnet.data.cache import DecodedImages, Target, inspect_and_cache
+from carnet.data.appearance import look_at
+from carnet.data.decoded import CacheMode, DecodedImages, Target, inspect_and_cache
 from carnet.data.description import describe
 from carnet.data.find import find_images, find_unlabeled, form_of
 from carnet.data.hub import Source
 from carnet.data.samples import Sample
-from carnet.data.scan import ScannedImages, scan_images
+from carnet.data.scan import scan_images
+from carnet.data.scanned import ScannedImages
 from carnet.data.stream import ImageStream, check_stream
 from carnet.errors import ConfigError
 from carnet.models.registry import default_image_size
@@ -85,6 +87,7 @@ def scan_data(
     *,
     started: float | None = None,
     init: Path | str | None = None,
+    keep_near_copies_together: bool = True,
 ) -> DataScan:
     """Find and scan the images, and report what was found.
 
@@ -95,6 +98,8 @@ def scan_data(
         progress: receives messages.
         started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
         init: the run that a new one starts from; its images have the side that is usual.
+        keep_near_copies_together: whether near copies stay on one side when images are held out; runs of versions
+            before 0.3 were divided without.
 
     Raises:
         CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
@@ -138,7 +143,15 @@ def scan_data(
             reading=partial(show, "reading"),
             progress=partial(show, "scanning"),
         )
-        images = scan_images(found, facts=inspected.facts, image_size=image_size, unlabeled=unlabeled, **check)
+        groups = None
+        if keep_near_copies_together:
+            # Where decoded images are not to be kept on the disk, thumbnails are not either.
+            mode: CacheMode = "ram" if config.cache in ("ram", "off") else "auto"
+            looked = look_at([s.path for s in found.samples], mode, facts=inspected.facts, progress=progress)
+            groups = looked.groups
+        images = scan_images(
+            found, facts=inspected.facts, groups=groups, image_size=image_size, unlabeled=unlabeled, **check
+        )
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
     progress.say("\n".join(describe(images)))
     return scan

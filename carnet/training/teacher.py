@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from carnet.config import LITE0, ResolvedConfig, TrainingConfig
 from carnet.data.samples import expanded
-from carnet.data.scan import UNLABELED
+from carnet.data.scanned import UNLABELED
 from carnet.edge.classifier import Classifier
 from carnet.errors import ConfigError, ModelError
 from carnet.files import digest_of
 from carnet.models.registry import create_model, default_image_size, preprocessing_of
 from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
+from carnet.spec import ModelSpec, ResizeRule
 from carnet.training.augment import Augmentation
 from carnet.training.features import FeatureExtractor, Features, linear_head
 
@@ -76,7 +78,7 @@ def check_teacher(requested: TrainingConfig) -> None:
     if requested.teacher == LITE0:
         create_model(LITE0, num_classes=2, pretrained=True)
     elif path.is_dir():
-        _open_run(path, "cpu")
+        open_run(path, "cpu")
     elif path.is_file():
         Classifier(path)
     else:
@@ -98,10 +100,7 @@ def open_teacher(config: ResolvedConfig, classes: Sequence[str], *, threads: int
     rules: dict[str, Any] = {"augmentation": Augmentation(0.0, config.flip, 0.0), "min_crop": config.min_crop}
     path = expanded(config.teacher)
     if config.teacher == LITE0:
-        network = create_model(LITE0, num_classes=2, pretrained=True).to(config.device)
-        spec = preprocessing_of(LITE0, pretrained=True).spec(
-            model=LITE0, classes=("0", "1"), image_size=default_image_size(LITE0), resize=config.resize
-        )
+        network, spec = pretrained_lite0(config.device, config.resize)
         extractor = FeatureExtractor.of_network(network, spec, **rules)
         return Teacher(f"pretrained {LITE0}", extractor, extractor.identity)
     if path.is_dir():
@@ -123,9 +122,22 @@ def open_teacher(config: ResolvedConfig, classes: Sequence[str], *, threads: int
     )
 
 
+def pretrained_lite0(device: str, resize: ResizeRule = "crop") -> tuple[nn.Module, ModelSpec]:
+    """Return pretrained EfficientNet-Lite0, with a head that means nothing, and the spec of its images.
+
+    Raises:
+        MissingExtraError: if its weights are not installed.
+    """
+    network = create_model(LITE0, num_classes=2, pretrained=True).to(device)
+    spec = preprocessing_of(LITE0, pretrained=True).spec(
+        model=LITE0, classes=("0", "1"), image_size=default_image_size(LITE0), resize=resize
+    )
+    return network, spec
+
+
 def _run_as_teacher(path: Path, config: ResolvedConfig, classes: Sequence[str], rules: dict[str, Any]) -> Teacher:
     """Return a finished run as a teacher; if it knows other classes, by its features alone."""
-    model, digests = _open_run(path, config.device)
+    model, digests = open_run(path, config.device)
     spec = replace(model.spec, resize=config.resize)
     layer = linear_head(model.network, spec.model)
     weight = layer.weight.detach().cpu().numpy()
@@ -140,7 +152,7 @@ def _run_as_teacher(path: Path, config: ResolvedConfig, classes: Sequence[str], 
     )
 
 
-def _open_run(path: Path, device: str) -> tuple[TrainedModel, dict[str, set[str]] | None]:
+def open_run(path: Path, device: str, flag: str = "--teacher") -> tuple[TrainedModel, dict[str, set[str]] | None]:
     """Return the model of a run, and the digests of its images by split.
 
     Raises:
@@ -151,7 +163,8 @@ def _open_run(path: Path, device: str) -> tuple[TrainedModel, dict[str, set[str]
         linear_head(model.network, model.spec.model)
     except ModelError as error:
         raise ModelError(
-            f"--teacher {path}: {model.spec.model} does not end in one linear layer; export the run, and name the file"
+            f"{flag} {path}: {model.spec.model} does not end in one linear layer, which features are taken before; "
+            "name another run" + (", or export this one and name the file" if flag == "--teacher" else "")
         ) from error
     return model, RunFolder.open(path).digests()
 

@@ -18,7 +18,8 @@ import pytest
 from calls import calls_of
 from PIL import Image
 
-from carnet.data.cache import CacheMode, Inspected, Target, cache_root, cached_folder, inspect_and_cache
+from carnet.data.cache import cache_root, cached_folder
+from carnet.data.decoded import CacheMode, Inspected, Target, inspect_and_cache
 from carnet.data.description import describe
 from carnet.data.find import find_images
 from carnet.data.scan import inspect_images, scan_images

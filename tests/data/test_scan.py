@@ -10,7 +10,8 @@ from PIL import Image
 from carnet import files
 from carnet.data.description import describe
 from carnet.data.find import find_images
-from carnet.data.scan import ScannedImages, inspect_images, scan_images
+from carnet.data.scan import inspect_images, scan_images
+from carnet.data.scanned import ScannedImages
 from carnet.errors import DataError, UnreadableImagesError
 
 

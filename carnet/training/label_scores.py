@@ -1,0 +1,75 @@
+"""Out-of-sample probabilities of classes, to check labels with: heads on features, each fitted without a part."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from carnet.checks.data import CheckedData
+from carnet.checks.labels import LabelScores
+from carnet.config import LITE0
+from carnet.errors import DataError
+from carnet.metrics import softmax
+from carnet.preprocess import load_image
+from carnet.spec import ModelSpec
+from carnet.text import Progress, counted
+from carnet.training.augment import Augmentation
+from carnet.training.features import FeatureExtractor, Photo
+from carnet.training.head import fit_fold_heads, fit_head
+from carnet.training.teacher import open_run, pretrained_lite0
+
+_SEED = 0
+"""Of the division into parts."""
+
+
+def score_labels(data: CheckedData, run: Path | None = None, *, progress: Progress) -> LabelScores:
+    """Return the probabilities of the classes of each image that can be decoded.
+
+    Where a run's weights were trained on these images and labels, its features have seen them, but the heads that give
+    the probabilities have not: those are fitted anew, each without a part of the images.
+
+    Args:
+        data: the images; near copies are in the same part.
+        run: a finished run, whose features are used; None: those of pretrained EfficientNet-Lite0.
+        progress: shows how far it is.
+
+    Raises:
+        DataError: if there are fewer than two classes or images.
+        CarnetError: if the run cannot be read.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if run is None:
+        network, spec = pretrained_lite0(device)
+        source = f"pretrained {LITE0}"
+    else:
+        model, _ = open_run(run, device, "--model")
+        network, spec, source = model.network, model.spec, f"the run {run.name}"
+    extractor = FeatureExtractor.of_network(network, spec, Augmentation(0.0, 0.0, 0.0))
+    groups = {} if data.appearance is None else data.appearance.groups
+    samples = [sample for _, sample in data if data.facts[sample.path].error is None]
+    if len(samples) < 2 or len({sample.label for sample in samples}) < 2:
+        raise DataError(f"labels cannot be checked with {counted(len(samples), 'image')} of fewer than two classes")
+    photos = [Photo(data.facts[sample.path].sha256, partial(_load, sample.path, spec)) for sample in samples]
+    features = extractor.features(photos, extractor.whole_views, partial(progress.bar, "features for the labels"))
+    labels = np.array([sample.label for sample in samples], np.int64)
+    contents = [groups.get(photo.digest, photo.digest) for photo in photos]
+    head = fit_head(
+        features,
+        labels,
+        contents,
+        len(data.images.classes),
+        seed=_SEED,
+        progress=partial(progress.bar, "fitting heads"),
+    )
+    folds = fit_fold_heads(
+        features, labels, contents, head, seed=_SEED, progress=partial(progress.bar, "fitting heads without a part")
+    )
+    scores = folds.scores(features[0])
+    return LabelScores([sample.path for sample in samples], softmax(scores), source)
+
+
+def _load(path: Path, spec: ModelSpec) -> np.ndarray:
+    return load_image(path, spec)
