@@ -22,7 +22,7 @@ INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 # PyTorch's own files, compiled by Python anew at each start, take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint requirements clean
+.PHONY: demo test test-all test-browser lint requirements clean
 
 demo: $(INSTALLED)
 	$(BIN)/carnet demo
@@ -32,6 +32,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto
+
+# Pages in a real browser: Chromium or Chrome, wherever it is installed, or the one that CARNET_CHROMIUM names.
+test-browser: $(INSTALLED)
+	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,browser]"
+	$(BIN)/python -m pytest tests/browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
