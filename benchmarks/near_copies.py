@@ -15,6 +15,7 @@ import io
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def main() -> None:
     chosen = sorted(random.Random(options.seed).sample(range(len(paths)), min(options.copies, len(paths))))
     rows = []
     for kind, change in CHANGES.items():
-        copies = np.stack(list(each_on_threads(lambda index, change=change: copy(paths[index], change, index), chosen)))
+        copies = np.stack(list(each_on_threads(partial(copy, paths, change), chosen)))
         found = find_near_copies(np.concatenate([originals, copies]))
         row = {"kind": kind, **count(pairs_of(found.first, found.second), known, chosen, len(paths))}
         print(row, file=sys.stderr, flush=True)
@@ -88,10 +89,10 @@ def thumbnail(content: bytes) -> np.ndarray:
         return Thumbnail().pixels(image, Path("photo"))[:, :, 0]
 
 
-def copy(path: Path, change: Change, seed: int) -> np.ndarray:
+def copy(paths: list[Path], change: Change, index: int) -> np.ndarray:
     """Return the thumbnail of a changed copy of a file."""
-    rng, file = random.Random(seed), io.BytesIO()
-    with Image.open(path) as image:
+    rng, file = random.Random(index), io.BytesIO()
+    with Image.open(paths[index]) as image:
         change(image.convert("RGB"), rng).convert("RGB").save(file, "JPEG", quality=rng.randint(40, 90))
     return thumbnail(file.getvalue())
 

@@ -26,6 +26,7 @@ Schedule = Literal["constant", "linear"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 Cache = Literal["disk", "ram", "off"]
 Layout = Literal["classes", "splits"]
+Balance = Literal["none", "sampler", "loss"]
 LITE0 = "efficientnet_lite0"
 """The network that always starts from pretrained weights."""
 LIMITS = ("budget", "max_memory", "max_latency", "max_size", "weights", "teacher", "unlabeled")
@@ -123,6 +124,8 @@ class OptimizationOptions:
     """Learning rate over the run: constant, or linear (a linear warmup, then a linear decay to zero)."""
     warmup: ShareBelowOne = 0.08
     """Share of the run that is warmup in a linear schedule."""
+    balance: Balance = "none"
+    """For classes of unequal size: draw images of small classes more often (sampler), or let them weigh more (loss)."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of every label that is spread over all classes, against overconfidence; 0 is off."""
     ema: ShareBelowOne = 0.998
@@ -331,6 +334,8 @@ class ResolvedConfig(TrainingConfig):
     """Mean of each channel that the initial weights expect; None in records of older versions: the network's own."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss; None: all count alike."""
     is_fine_tuning: bool = False
     """Whether the run starts from trained weights: then batch norms keep their statistics."""
     recompute: Share = 1.0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from pictures import save_picture
 
 if "CARNET_TEST_GPU" not in os.environ:
@@ -24,6 +25,10 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 # PyTorch compiled anew at each start takes seconds.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A machine that does other work is no reason for a test to fail.
+settings.register_profile("carnet", deadline=None)
+settings.load_profile("carnet")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}

@@ -43,7 +43,7 @@ def test_calls_take_turns_and_the_first_of_each_is_not_timed() -> None:
     assert all(time >= 0 for times in found.values() for time in times)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     batches=st.lists(st.lists(st.integers(), max_size=4), max_size=6),
     threads=st.integers(0, 3),

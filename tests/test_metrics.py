@@ -9,7 +9,7 @@ from scipy import special, stats
 from carnet import metrics
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), num_images=st.integers(1, 30), num_classes=st.integers(2, 12))
 def test_against_plain_loops(seed: int, num_images: int, num_classes: int) -> None:
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def test_wilson_intervals_against_scipy(data: st.DataObject, images: int, level:
         assert metrics.wilson_interval(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), spread=st.floats(0, 300))
 def test_softmax_and_cross_entropy_against_scipy(seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)

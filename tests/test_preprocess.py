@@ -141,7 +141,7 @@ def test_decompression_bomb_is_refused_before_decoding() -> None:
         load_image(bomb, spec())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 300),

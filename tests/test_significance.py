@@ -62,7 +62,7 @@ def test_student_quantiles_against_scipy(freedom: float, tail: float) -> None:
     assert student_quantile(tail, freedom) == pytest.approx(stats.t.isf(tail, freedom), rel=1e-7, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), images=st.integers(1, 5000), unlike=st.floats(0, 1))
 def test_mcnemar_against_scipy(seed: int, images: int, unlike: float) -> None:
     rng = np.random.default_rng(seed)
@@ -81,13 +81,13 @@ def width_by_scipy(tail: float, parts: list[Part]) -> float:
     return math.sqrt(sum(variance * stats.t.isf(tail, freedom) ** 2 for variance, freedom in parts))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(parts=PARTS, tail=st.floats(0.0001, 0.49))
 def test_widths_of_intervals_against_scipy(parts: list[Part], tail: float) -> None:
     assert _half_width(tail, *parts) == pytest.approx(width_by_scipy(tail, parts), rel=1e-7)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(parts=PARTS, tail=st.floats(1e-6, 0.49))
 def test_p_values_against_scipy(parts: list[Part], tail: float) -> None:
     distance = width_by_scipy(tail, parts)
@@ -142,7 +142,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_bonferroni_for_every_subset(p_values: list[float]) -> None:
     """Holm's theorem: a difference is significant if Bonferroni finds one in every subset that contains it."""

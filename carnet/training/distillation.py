@@ -34,7 +34,7 @@ from carnet.run_folder import RunFolder
 from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds, show_bytes
 from carnet.training.answers import Answers
 from carnet.training.features import BATCH, FeatureExtractor, Photo
-from carnet.training.head import MOST_VIEWS, VIEWED_IMAGES, FoldHeads, LinearHead, fit_fold_heads, fit_head
+from carnet.training.head import MOST_VIEWS, VIEWED_IMAGES, Choice, FoldHeads, LinearHead, fit_fold_heads, fit_head
 from carnet.training.memory import free_bytes, keep_freed_memory
 from carnet.training.resolve import TEACHER_SHARE
 from carnet.training.teacher import Teacher, open_teacher
@@ -200,8 +200,11 @@ class _Answering:
         bar = partial(progress.bar, "fitting the teacher's head")
         head = fit_head(views, labels, contents, num_classes, seed=seed, progress=bar)
         head = replace(head, num_views=len(views))
+        choice = Choice(head.penalty, head.temperature, head.top1)
         bar = partial(progress.bar, "fitting heads without a part of the images")
-        return cls(teacher, head, fit_fold_heads(views, labels, contents, head, seed=seed, progress=bar), known)
+        return cls(
+            teacher, head, fit_fold_heads(views, labels, contents, choice, num_classes, seed=seed, progress=bar), known
+        )
 
     def scores(self, features: NDArray[np.float16]) -> NDArray[np.float16]:
         """(N, channels) -> (N, classes)"""

@@ -109,8 +109,7 @@ def fit_head(
         if progress is not None:
             progress(done, number + 1)
 
-    # Two views tell which penalty is the best one; more would only take longer.
-    chosen = _choose_penalty(views[:2], labels, folds, num_classes, tell)
+    chosen = _choose_penalty(views, labels, folds, num_classes, tell)
     weight = _path(views, labels, num_classes, [chosen.penalty])[chosen.penalty] / (length * chosen.temperature)
     tell(number + 1)
     logits = views[0] @ weight.numpy().T
@@ -124,6 +123,39 @@ def fit_head(
         fitted_loss=float(metrics.cross_entropy(logits, labels).mean()),
         num_fitted_correct=int(metrics.in_top_k(logits, labels, 1).sum()),
     )
+
+
+class Choice(NamedTuple):
+    """A penalty, the temperature with which it has the lowest loss on left-out images, and the accuracy there."""
+
+    penalty: float
+    temperature: float
+    top1: float
+
+
+def choose_penalty(
+    views: Sequence[NDArray[np.floating[Any]]],
+    labels: NDArray[np.int64],
+    digests: Sequence[str],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Choice:
+    """Choose the penalty of a head by cross-validation, without fitting one to all images.
+
+    Args:
+        views: as for `fit_head`, like the other arguments.
+        labels: (N,)
+        digests: of the images' files.
+        num_classes: number of outputs.
+        seed: of the division.
+        progress: called with the number of fits done, and of all.
+    """
+    folds = divide(labels, digests, seed)
+    number = int(folds.max()) + 1
+    tell = (lambda done: None) if progress is None else (lambda done: progress(done, number))
+    return _choose_penalty([view.astype(np.float32) for view in views], labels, folds, num_classes, tell)
 
 
 @dataclass(frozen=True)
@@ -150,18 +182,20 @@ def fit_fold_heads(
     views: Sequence[NDArray[np.floating[Any]]],
     labels: NDArray[np.int64],
     digests: Sequence[str],
-    head: LinearHead,
+    choice: Choice,
+    num_classes: int,
     *,
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> FoldHeads:
-    """Fit a head without each part of the images, with the penalty and temperature of one that was fitted to all.
+    """Fit a head without each part of the images.
 
     Args:
         views: (N, channels) each.
         labels: (N,)
         digests: of the images' files; those that are equal are in the same part.
-        head: fitted to all of them.
+        choice: penalty and temperature of the heads.
+        num_classes: number of outputs.
         seed: of the division.
         progress: called with the number of fits done, and of all.
     """
@@ -171,11 +205,11 @@ def fit_fold_heads(
     for fold in range(number):
         fitted = folds != fold
         # Of copies of one image nothing is left to fit to: such a head says nothing.
-        weight = np.zeros(tuple(head.weight.shape), np.float32)
+        weight = np.zeros((num_classes, views[0].shape[1]), np.float32)
         if fitted.any():
             part = [view[fitted].astype(np.float32) for view in views]
-            path = _path(part, labels[fitted], len(weight), [head.penalty])
-            weight = (path[head.penalty] / (length * head.temperature)).numpy()
+            path = _path(part, labels[fitted], num_classes, [choice.penalty])
+            weight = (path[choice.penalty] / (length * choice.temperature)).numpy()
         weights.append(weight)
         if progress is not None:
             progress(fold + 1, number)
@@ -187,26 +221,20 @@ def _length(views: Sequence[NDArray[np.float32]]) -> float:
     return float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
 
 
-class _Choice(NamedTuple):
-    """A penalty, the temperature with which it has the lowest loss on left-out images, and the accuracy there."""
-
-    penalty: float
-    temperature: float
-    top1: float
-
-
 def _choose_penalty(
     views: Sequence[NDArray[np.float32]],
     labels: NDArray[np.int64],
     folds: NDArray[np.int64],
     num_classes: int,
     tell: Callable[[int], None],
-) -> _Choice:
+) -> Choice:
     """Choose the penalty by cross-validation: each fold is predicted by heads that were fitted to the others."""
     number, left_out = int(folds.max()) + 1, folds >= 0
+    # Two views tell which penalty is the best one; more would only take longer.
+    views = views[:2]
     if number < 2:
         # Equal images cannot be divided, so that nothing tells what new ones would get.
-        return _Choice(PENALTIES[0], 1.0, 0.0)
+        return Choice(PENALTIES[0], 1.0, 0.0)
     length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
     logits = {penalty: np.empty((len(labels), num_classes), np.float32) for penalty in PENALTIES}
     for fold in range(number):
@@ -220,7 +248,7 @@ def _choose_penalty(
         temperature = fit_temperature(values[left_out], known)
         loss = float(metrics.cross_entropy(values[left_out] / temperature, known).mean())
         top1 = float(metrics.in_top_k(values[left_out], known, 1).mean())
-        choices[penalty] = (loss, _Choice(penalty, temperature, top1))
+        choices[penalty] = (loss, Choice(penalty, temperature, top1))
     return min(choices.values(), key=lambda one: one[0])[1]
 
 

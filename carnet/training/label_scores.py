@@ -13,12 +13,12 @@ from carnet.checks.labels import LabelScores
 from carnet.config import LITE0
 from carnet.errors import DataError
 from carnet.metrics import softmax
-from carnet.preprocess import load_image
+from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted
 from carnet.training.augment import Augmentation
 from carnet.training.features import FeatureExtractor, Photo
-from carnet.training.head import fit_fold_heads, fit_head
+from carnet.training.head import choose_penalty, fit_fold_heads
 from carnet.training.teacher import open_run, pretrained_lite0
 
 _SEED = 0
@@ -56,20 +56,14 @@ def score_labels(data: CheckedData, run: Path | None = None, *, progress: Progre
     features = extractor.features(photos, extractor.whole_views, partial(progress.bar, "features for the labels"))
     labels = np.array([sample.label for sample in samples], np.int64)
     contents = [groups.get(photo.digest, photo.digest) for photo in photos]
-    head = fit_head(
-        features,
-        labels,
-        contents,
-        len(data.images.classes),
-        seed=_SEED,
-        progress=partial(progress.bar, "fitting heads"),
-    )
-    folds = fit_fold_heads(
-        features, labels, contents, head, seed=_SEED, progress=partial(progress.bar, "fitting heads without a part")
-    )
+    number = len(data.images.classes)
+    bar = partial(progress.bar, "choosing the penalty")
+    choice = choose_penalty(features, labels, contents, number, seed=_SEED, progress=bar)
+    bar = partial(progress.bar, "fitting heads without a part of the images")
+    folds = fit_fold_heads(features, labels, contents, choice, number, seed=_SEED, progress=bar)
     scores = folds.scores(features[0])
     return LabelScores([sample.path for sample in samples], softmax(scores), source)
 
 
-def _load(path: Path, spec: ModelSpec) -> np.ndarray:
+def _load(path: Path, spec: ModelSpec) -> Images:
     return load_image(path, spec)

@@ -8,6 +8,7 @@ thread needs to prepare an image, the view at its step included, is fixed when t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -30,6 +31,7 @@ from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
 from carnet.training.answers import Answers
 from carnet.training.augment import Augmentation, Change
+from carnet.training.balance import balanced_order
 from carnet.training.schedule import View
 
 _ORDER, _AUGMENT, _STEP = 1, 2, 3
@@ -88,7 +90,9 @@ class Item(NamedTuple):
     """A file, or the bytes of one."""
     label: int
     place: int
-    """In the data; with seed and epoch it decides the augmentation."""
+    """In the data; with seed, epoch and turn it decides the augmentation."""
+    turn: int = 0
+    """How often the epoch has had this image before."""
 
 
 class Loaded(NamedTuple):
@@ -97,6 +101,7 @@ class Loaded(NamedTuple):
     pixels: Images
     label: int
     place: int
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,19 @@ class ImageFiles:
 
     samples: Sequence[Sample]
     seed: int
+    is_balanced: bool = False
+    """Whether images of small classes are drawn more often, and the others not in every epoch."""
 
     def in_order(self, epoch: int, start: int) -> Iterator[Item]:
         """Yield an epoch's images, from a place in its order on."""
-        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.samples)).tolist()
-        for index in order[start:]:
-            yield Item(self.samples[index].path, self.samples[index].label, index)
+        rng = np.random.default_rng([self.seed, _ORDER, epoch])
+        labels = np.array([sample.label for sample in self.samples]) if self.is_balanced else None
+        order = rng.permutation(len(self.samples)) if labels is None else balanced_order(labels, rng)
+        turns: Counter[int] = Counter()
+        for number, index in enumerate(order.tolist()):
+            if number >= start:
+                yield Item(self.samples[index].path, self.samples[index].label, index, turns[index])
+            turns[index] += 1
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,7 @@ class Pipeline:
 
         def prepare(task: tuple[Item, View]) -> _Prepared:
             item, at_step = task
-            return self._changed(Loaded(self.load(item.source), item.label, item.place), epoch, at_step, augment)
+            return self._changed(self._loaded(item), epoch, at_step, augment)
 
         for images in load_ahead(prepare, work, threads=threads):
             yield _batch(images)
@@ -234,17 +246,22 @@ class Pipeline:
     def load_step(self, epoch: int, step: int) -> list[Loaded]:
         """Load the images of one step without augmentation, so that they can be augmented for several views."""
         items = next(self.items(epoch, step))
-        return [Loaded(self.load(item.source), item.label, item.place) for item in items]
+        return [self._loaded(item) for item in items]
 
     def changed(self, images: Sequence[Loaded], epoch: int, view: View, *, augment: bool = True) -> Batch:
         """Return loaded images of one step as `batches` yields them."""
         return _batch([self._changed(image, epoch, view, augment) for image in images])
 
+    def _loaded(self, item: Item) -> Loaded:
+        return Loaded(self.load(item.source), item.label, item.place, item.turn)
+
     def _changed(self, image: Loaded, epoch: int, view: View, augment: bool) -> _Prepared:
-        rng = np.random.default_rng([self.seed, _AUGMENT, epoch, image.place])
+        # An image that comes again in an epoch is changed in another way.
+        again = [image.turn] if image.turn else []
+        rng = np.random.default_rng([self.seed, _AUGMENT, epoch, image.place, *again])
         change, answer = self.augmentation.draw(rng, view.min_crop), None
         if self.answers is not None:
-            box, answer = self.answers.for_image(image.place, epoch, view.min_crop)
+            box, answer = self.answers.for_image(image.place, epoch + image.turn, view.min_crop)
             # The student sees the crop that the teacher has answered for.
             change = change if box is None else change._replace(**box._asdict())
         if not augment:

@@ -26,6 +26,7 @@ from carnet.report.plots import draw_batch
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Progress, counted, quoted
+from carnet.training.balance import check_balance, class_weights
 from carnet.training.checkpoint import Checkpoint, continuation, last_good_checkpoint, resumed_config
 from carnet.training.distillation import about_budget, about_teacher, ask_teacher, restored_answers
 from carnet.training.initial import (
@@ -126,6 +127,8 @@ def prepare(
         progress.say("Measures this machine …")
         measure, first = prepare_trial_steps(guess, network, spec, pipeline, started=started)
         config = _resolved(requested, scan, measure, begun)
+    if config.balance == "loss":
+        config = replace(config, class_weights=class_weights(list(images.data.counts("train").values())))
     resolved_at = time.monotonic()
     divided = about_budget(teacher, config, resolved_at - started)
     for reason in (about_head(head), about_teacher(teacher), divided, scan.reason):
@@ -265,6 +268,7 @@ def check_early(requested: TrainingConfig, init: Path | str | None = None) -> No
         flag = "--pretrained" if requested.pretrained else "--weights"
         raise ConfigError(f"--init and {flag} both choose the initial weights; leave one out")
     check_teacher(requested)
+    check_balance(requested)
     if requested.freeze:
         check_freeze(requested, network, is_trained=is_trained)
     if requested.is_pretrained and init is None:

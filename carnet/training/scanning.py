@@ -69,7 +69,9 @@ class DataScan:
             named = zip(self.images.unlabeled.paths, answers.labels(len(train)).tolist(), strict=True)
             train = (*train, *(Sample(path, label) for path, label in named))
         return Pipeline(
-            StreamedImages(self.stream, train, spec.classes, seed) if self.stream else ImageFiles(train, seed),
+            StreamedImages(self.stream, train, spec.classes, seed)
+            if self.stream
+            else ImageFiles(train, seed, is_balanced=config.balance == "sampler"),
             pixel_loader(self.decoded, spec),
             Augmentation.from_config(config),
             seed,

@@ -65,6 +65,8 @@ class TrainingStep:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         self.network = network
         self.micro_batch = config.micro_batch
+        weights = config.class_weights
+        self._weights = None if weights is None else torch.tensor(weights, device=self.fabric.device)
         self._sides: set[int] = set()
         self.forward, self.optimizer = self.fabric.setup(_Forward(network, config), make_optimizer(network, config))
 
@@ -127,7 +129,7 @@ class TrainingStep:
             no_sync = self.fabric.no_backward_sync(self.forward, enabled=number < len(parts))
             with self.processes.detecting_lost_process(), no_sync:
                 logits = self.forward(normalize_on(device, part.images, self.spec))
-                loss = cross_entropy(logits.float(), part, self.config.label_smoothing)
+                loss = cross_entropy(logits.float(), part, self.config.label_smoothing, self._weights)
                 # Gradients are averaged over processes, which may hold unequal numbers of images.
                 self.fabric.backward(loss * (len(part) * self.processes.size / num_images))
             num_correct = (logits.argmax(dim=1) == part.labels).sum()
@@ -160,18 +162,26 @@ class TrainingStep:
             self._sides.add(side)
 
 
-def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+def cross_entropy(logits: Tensor, batch: Batch, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross entropy with the labels, or with a teacher's answers: (N, classes) -> ().
 
-    With CutMix, both labels count by their shares.
+    With CutMix, both labels count by their shares. With weights (classes,), an image counts by that of its label; the
+    sum is divided by the number of images, so that parts of a batch add up to the whole.
     """
     if batch.answers is not None:
         # Its scale is that of other losses; Muon and Adam take equal steps for any scale.
         return F.cross_entropy(logits / TEMPERATURE, batch.answers)
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+
+    def of(labels: Tensor) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+        return (losses * weights[labels]).mean()
+
+    loss = of(batch.labels)
     if batch.other_labels is None:
         return loss
-    others = F.cross_entropy(logits, batch.other_labels, label_smoothing=label_smoothing)
+    others = of(batch.other_labels)
     return batch.label_share * loss + (1 - batch.label_share) * others
 
 

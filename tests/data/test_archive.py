@@ -176,7 +176,7 @@ def write_any_zip(path: Path, members: list[tuple[str, bytes, str]]) -> None:
                 archive.writestr(info, IMAGE if kind == tarfile.REGTYPE else target.encode("utf-8", "replace"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(members=MEMBERS, as_zip=st.booleans())
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_no_name_leads_out_of_the_cache(members: list[tuple[str, bytes, str]], as_zip: bool) -> None:
@@ -186,7 +186,7 @@ def test_no_name_leads_out_of_the_cache(members: list[tuple[str, bytes, str]], a
         try_to_unpack(archive.parent, archive)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     kind=st.sampled_from(("zip", "", "gz", "bz2", "xz")),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),

@@ -214,7 +214,6 @@ JSON_VALUES = st.recursive(
 
 @settings(
     max_examples=30,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -294,7 +293,6 @@ def test_nan_predictions_have_no_explanation(exported: Path, photos: Path) -> No
 
 @settings(
     max_examples=100,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -34,7 +34,7 @@ def test_defaults_are_the_published_code() -> None:
     assert (block.conv1.groups, block.conv1.padding, block.shortcut) == (64, (0, 0), None)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     in_channels=st.sampled_from([16, 24]),
     out_channels=st.sampled_from([16, 48]),

@@ -124,7 +124,7 @@ def test_of_labels_that_would_cover_each_other_the_best_stays() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 80), st.floats(0, 100)), max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_labels_do_not_overlap(points: list[tuple[float, float]]) -> None:
     axes = written({f"network {place}": point for place, point in enumerate(points)})
     placed = list(boxes(axes).values())

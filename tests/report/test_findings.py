@@ -241,7 +241,7 @@ def test_binomial_tail_against_exact_sum(num_right, num_images, share):
     assert binomial_cdf(num_right, num_images, share) == pytest.approx(exact, rel=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data(), num_images=st.integers(1, 10**5), share=st.floats(1e-5, 1 - 1e-5))
 def test_binomial_tail_against_scipy(data, num_images, share):
     num_right = data.draw(st.integers(0, num_images))

@@ -116,7 +116,7 @@ def test_augmentation_off_changes_nothing() -> None:
     assert np.array_equal(changed(Augmentation(0, 0, 0), image, 1), image)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_augmentation_is_the_published_one(seed: int) -> None:
     """Pixel for pixel what torchvision's functional transforms give for the published ranges and order."""
@@ -132,7 +132,7 @@ def test_augmentation_is_the_published_one(seed: int) -> None:
     assert np.array_equal(changed(Augmentation(0.2, 0.5, 15), image, seed), np.asarray(reference))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_color_jitter_equals_torchvisions(seed: int) -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
@@ -160,7 +160,7 @@ def test_augmentation_draws_from_the_stated_ranges() -> None:
     assert 0.18 < np.mean(flipped) < 0.32
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 70),
     channels=st.sampled_from([1, 3, 4]),
@@ -180,7 +180,7 @@ def test_augmentation_on_a_gpu_gives_the_same_pixels(
     assert np.array_equal(batch.numpy(), np.stack(one_by_one))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     side=st.integers(2, 70),
     size=st.integers(1, 70),

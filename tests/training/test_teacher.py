@@ -24,7 +24,7 @@ from carnet.preprocess import load_image
 from carnet.text import Silent
 from carnet.training.distillation import ask_teacher
 from carnet.training.features import Photo
-from carnet.training.head import _path, fit_fold_heads, fit_head
+from carnet.training.head import Choice, _path, fit_fold_heads, fit_head
 from carnet.training.scanning import DataScan
 from carnet.training.schedule import View
 from carnet.training.teacher import open_teacher
@@ -95,7 +95,7 @@ def test_a_teacher_does_not_answer_from_memory(tmp_path: Path) -> None:
     head = replace(fit_head(views, labels, digests, 2), penalty=1e-5)
     remembers = fit_head_with(views, labels, head.penalty)
     assert remembers[3].argmax() == 1
-    without = fit_fold_heads(views, labels, digests, head)
+    without = fit_fold_heads(views, labels, digests, Choice(head.penalty, head.temperature, 0.0), 2)
     assert without.scores(views[0])[3].argmax() == 0
     assert (without.scores(views[0]).argmax(1) == labels).mean() > 0.9
 
