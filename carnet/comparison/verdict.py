@@ -197,6 +197,7 @@ def _row(group: Group, latency: dict[str, float], targets: Sequence[float]) -> d
         "top1_ci95": [low, high],
         "top1_spread": _spread(top1s),
         "top1_of_each": top1s,
+        "macro_recall": statistics.fmean(report.macro_recall for report in reports),
         "top5": statistics.fmean(top5s),
         "top5_spread": _spread(top5s),
         "top5_of_each": top5s,

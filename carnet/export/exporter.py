@@ -99,6 +99,7 @@ class GateReport:
             "num_leaked_left_out": self.leaked,
             "top1": self.edge.top1,
             "top1_ci95": list(self.edge.top1_ci95),
+            "macro_recall": self.edge.macro_recall,
             "top5": self.edge.top5,
             "top1_pytorch": self.bench.top1,
             "top1_agreement": self.agreement,
@@ -343,7 +344,8 @@ def sentences(result: ExportResult) -> list[str]:
     lines = [
         f"Evaluated on {counted(gate.edge.num_images, 'held-out image')}: top-1 {100 * gate.edge.top1:.1f}%, "
         f"in PyTorch {100 * gate.bench.top1:.1f}% (difference {difference} points, 95% interval {low} to {high}); "
-        f"agreement {100 * gate.agreement:.1f}%, probabilities differ by up to {gate.largest_difference:.2g}.",
+        f"macro recall {100 * gate.edge.macro_recall:.1f}%, agreement {100 * gate.agreement:.1f}%, "
+        f"probabilities differ by up to {gate.largest_difference:.2g}.",
         f"{gate.size_bytes / 1e6:.2f} MB; {numbers['latency_ms']:.2f} ms per image on one thread "
         f"(PyTorch {numbers['latency_ms_pytorch']:.2f} ms), without decoding.",
     ]

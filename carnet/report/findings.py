@@ -113,7 +113,8 @@ def _about_accuracy(report: EvaluationReport) -> str:
     elif right == 0:
         sentence = f"The model classified none of the {total:,} images correctly."
     else:
-        sentence = f"The model classified {right:,} of {total:,} images correctly ({percent(right / total)})."
+        share = f"{percent(right / total)}; macro recall {percent(report.macro_recall)}"
+        sentence = f"The model classified {right:,} of {total:,} images correctly ({share})."
     # With leaked images this interval would be too optimistic; the sentence about them gives a better one.
     return sentence if report.num_leaked else f"{sentence} {_likely(right, total, leaks_known=report.leaks_known)}"
 
