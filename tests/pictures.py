@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
+
 
 def save_picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (60, 52)) -> None:
     """A noisy picture of one colour; another seed gives other bytes."""

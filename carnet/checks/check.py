@@ -23,8 +23,8 @@ from carnet.data.find import list_images, own_classes
 from carnet.data.samples import LabeledImages, Layout, Listing, expanded
 from carnet.data.scan import hash_files, scan_images
 from carnet.data.scanned import ImageFacts
-from carnet.errors import ConfigError, DataError
-from carnet.text import Progress, Silent
+from carnet.errors import ConfigError, DataError, ModelError, OutOfMemoryError
+from carnet.text import Progress, Silent, counted
 
 LEFT_OUT_FAST = "left out of a fast check"
 _PREFIXES = ("leak", "conflict", "copy")
@@ -43,6 +43,8 @@ class CheckReport:
         findings: errors first, then warnings, then notes.
         skipped: what was not checked -> why.
         seconds: that it took.
+        was_decoded: whether every image was decoded.
+        ignored: images that an ignore list had left out.
     """
 
     name: str
@@ -51,11 +53,15 @@ class CheckReport:
     findings: tuple[Finding, ...]
     skipped: Mapping[str, str]
     seconds: float
+    was_decoded: bool = True
+    ignored: tuple[str, ...] = ()
 
     @property
-    def is_trainable(self) -> bool:
-        """Whether `carnet train` accepts the data as it is."""
-        return not self.of("error")
+    def is_trainable(self) -> bool | None:
+        """Whether `carnet train` accepts the data; None: nothing speaks against it, but no image was decoded."""
+        if self.of("error"):
+            return False
+        return True if self.was_decoded else None
 
     def of(self, severity: Severity) -> list[Finding]:
         """Return the findings of one severity."""
@@ -64,7 +70,8 @@ class CheckReport:
     def ignore_list(self) -> str:
         """Return a text for --ignore: images to leave out, and in comments those that a person has to decide on."""
         lines = ["# Images to leave out: carnet train DATA --ignore THIS-FILE"]
-        named: set[str] = set()
+        lines += ["", "# left out before", *self.ignored] if self.ignored else []
+        named = set(self.ignored)
         for finding in self.findings:
             treatment = finding.kind.treatment
             names = [name for name in finding.dropped if name not in named]
@@ -72,9 +79,13 @@ class CheckReport:
                 continue
             hint = " (decide: remove the # in front of those to leave out)" if treatment == "decide" else ""
             lines += ["", f"# {finding.id}: {finding.kind.what}{hint}"]
-            lines += names if treatment == "drop" else [f"# {name}" for name in names]
-            if treatment == "drop":
-                named.update(names)
+            undecided = finding.undecided if treatment == "drop" else frozenset(names)
+            lines += [
+                f"# {_line(name)}" if name in undecided else _line(name) for name in names if _can_be_listed(name)
+            ]
+            if left := [name for name in names if not _can_be_listed(name)]:
+                lines.append(f"# {counted(len(left), 'image')} with a name that no line of a text can hold")
+            named.update(name for name in names if name not in undecided)
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -179,11 +190,13 @@ def check_data(
     if isinstance(score_labels, str):
         skipped["labels"] = score_labels
     else:
-        findings += check_labels(checked, score_labels(checked))
+        try:
+            findings += check_labels(checked, score_labels(checked))
+        except (DataError, ModelError, OutOfMemoryError) as error:
+            # The other findings must not be lost.
+            skipped["labels"] = str(error)
     is_said = any(finding.id == "class-extra" for finding in findings)
-    reasons = (
-        [] if is_said else [*_why_untrainable(source, listing, None if appearance is None else facts, valid_fraction)]
-    )
+    reasons = [] if is_said else [*_why_untrainable(source, listing, appearance, valid_fraction)]
     if reasons:
         findings.append(Finding.of("untrainable", [Example(reason) for reason in reasons]))
     return CheckReport(
@@ -193,7 +206,26 @@ def check_data(
         _sorted(finding for finding in findings if wanted.wants(finding.id) or finding.kind.severity == "error"),
         skipped,
         time.monotonic() - begun,
+        was_decoded=appearance is not None,
+        ignored=images.ignored,
     )
+
+
+def _line(name: str) -> str:
+    """Return a name as a line of an ignore list, which is neither a comment nor loses a blank at its start."""
+    return f"./{name}" if name.startswith(("#", " ")) else name
+
+
+def _can_be_listed(name: str) -> bool:
+    """Return whether a line of a UTF-8 text can name an image."""
+    return name == name.rstrip() and name.isprintable()
+
+
+def sizes_of(report: CheckReport) -> str:
+    """Return the number of images of each split: 800 train, 200 valid images."""
+    if list(report.num_images) == ["all"]:
+        return f"{counted(report.num_images['all'], 'image')}, not divided"
+    return f"{', '.join(f'{number:,} {split}' for split, number in report.num_images.items())} images"
 
 
 def _look(
@@ -211,14 +243,21 @@ def _look(
 
 
 def _why_untrainable(
-    source: Path, listing: Listing, facts: Mapping[Path, ImageFacts] | None, valid_fraction: float
+    source: Path, listing: Listing, appearance: Appearance | None, valid_fraction: float
 ) -> Iterator[str]:
     """Yield what training would say instead of beginning, but for single images, which are findings of their own."""
     try:
         classes = own_classes(source, listing)
-        if facts is not None:
+        if appearance is not None:
             found = listing.labeled(classes, source)
-            scan_images(found, image_size=_SIDE, skip_unreadable=True, valid_fraction=valid_fraction, facts=facts)
+            scan_images(
+                found,
+                image_size=_SIDE,
+                skip_unreadable=True,
+                valid_fraction=valid_fraction,
+                facts=appearance.facts,
+                near=appearance.near_copies,
+            )
     except DataError as error:
         yield str(error)
 

@@ -33,7 +33,7 @@ def check_classes(listing: Listing, images: LabeledImages, valid_fraction: float
     if first not in present:
         return
     missing, extra = [], []
-    for split in present.keys() - {first}:
+    for split in (one for one in present if one != first):
         missing += [Example(f"{name!r} has none in {split}") for name in sorted(present[first] - present[split])]
         extra += [Example(f"{name!r} is in {split}") for name in sorted(present[split] - present[first])]
     if extra:
@@ -51,22 +51,35 @@ def _about_sizes(sizes: Mapping[str, int], images: LabeledImages, valid_fraction
         if number < FEW_IMAGES:
             evaluated = held_out.get(name, 0) if held_out else min(number - 1, max(1, round(valid_fraction * number)))
             low = wilson_interval(evaluated, evaluated)[0] if evaluated else 0.0
-            known = f"between {100 * low:.0f}% and 100% even if all are right" if evaluated else "not at all"
-            tiny.append(
-                Example(
-                    f"{name!r} has {counted(number, 'image')} to train on and {evaluated} to evaluate with: "
-                    f"its recall is known {known}"
-                )
+            known = (
+                f"even if all are right, its recall is only known to be between {100 * low:.0f}% and 100%"
+                if evaluated
+                else "nothing is known of its recall"
             )
+            left = number if held_out else number - evaluated
+            about = f"{name!r} has {counted(left, 'image')} to train on and {evaluated} to evaluate with: {known}"
+            tiny.append(Example(about))
     if tiny:
         yield Finding.of("class-tiny", tiny, rule=f"fewer than {FEW_IMAGES} images to train on; 95% Wilson intervals")
-    if not sizes:
-        return
-    largest, smallest = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
-    if sizes[largest] > UNEQUAL_RATIO * sizes[smallest]:
-        about = f"{largest!r} has {sizes[largest]:,} images, {smallest!r} {sizes[smallest]:,}"
-        small = sum(sizes[largest] > UNEQUAL_RATIO * number for number in sizes.values())
-        yield Finding("class-imbalance", small, (Example(about),), rule=f"largest more than {UNEQUAL_RATIO} times")
+    few = {
+        name: number
+        for name, number in held_out.items()
+        if 0 < number < FEW_IMAGES and sizes.get(name, 0) >= FEW_IMAGES
+    }
+    if few:
+        low = wilson_interval(max(few.values()), max(few.values()))[0]
+        about = (
+            f"{counted(len(few), 'class', 'classes')} with at most {counted(max(few.values()), 'image')} in valid: "
+            f"even if all are right, the recall is only known to be between {100 * low:.0f}% and 100%"
+        )
+        yield Finding("class-few-valid", len(few), (Example(about),), rule=f"fewer than {FEW_IMAGES} images in valid")
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    small = [name for name, number in sizes.items() if sizes[largest] > UNEQUAL_RATIO * number]
+    if small:
+        rule = f"{largest!r} with {sizes[largest]:,} images has more than {UNEQUAL_RATIO} times as many"
+        smallest_first = sorted(small, key=lambda name: sizes[name])
+        examples = [Example(f"{name!r} has {counted(sizes[name], 'image')}") for name in smallest_first]
+        yield Finding.of("class-imbalance", examples, rule=rule)
 
 
 def check_class_names(images: LabeledImages) -> Iterator[Finding]:

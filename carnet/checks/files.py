@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from carnet.checks.data import CheckedData
 from carnet.checks.findings import Example, Finding
@@ -46,7 +47,8 @@ def check_names(data: CheckedData) -> Iterator[Finding]:
     same: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for split, sample in data:
         name = data.images.relative(sample)
-        parts = tuple(name.split("/"))
+        # Files outside of DATA are named by their whole path, on Windows with a drive.
+        parts = tuple(PurePath(name).relative_to(PurePath(name).anchor).parts)
         if reasons := [reason for part in parts if (reason := _why_unportable(part))]:
             examples.append(Example(reasons[0], (data.place(split, sample),)))
         same[tuple(unicodedata.normalize("NFC", part).casefold() for part in parts)].append(name)
@@ -65,7 +67,7 @@ def _why_unportable(name: str) -> str:
         return f"{name!r} is a device on Windows"
     if name.endswith((".", " ")):
         return "Windows drops a full stop or blank at the end"
-    if len(name.encode("utf-8", "surrogateescape")) > _MOST_BYTES:
+    if len(name.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
         return f"longer than {_MOST_BYTES} bytes"
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in name):
         return "not UTF-8"

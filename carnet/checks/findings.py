@@ -10,7 +10,7 @@ from typing import Any
 from carnet.checks.kinds import KINDS, Kind
 from carnet.text import counted
 
-MAX_EXAMPLES = 200
+MAX_EXAMPLES = 10_000
 """Examples that a finding keeps; its count is that of all."""
 
 
@@ -38,10 +38,12 @@ class Example:
     Attributes:
         about: what was found, in a few words; may be empty.
         images: the images that it is about.
+        proposed: the class that a suspect label should perhaps be; otherwise empty.
     """
 
     about: str = ""
     images: tuple[Place, ...] = ()
+    proposed: str = ""
 
     def __str__(self) -> str:
         names = " = ".join(place.name for place in self.images)
@@ -50,7 +52,7 @@ class Example:
     def to_json(self) -> dict[str, Any]:
         """Return names, classes and splits."""
         images = [{"path": one.name, "class": one.label, "split": one.split} for one in self.images]
-        return {"about": self.about, "images": images}
+        return {"about": self.about, "images": images} | ({"proposed": self.proposed} if self.proposed else {})
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Finding:
         count: how many cases there are.
         examples: the first of them.
         dropped: names of the images that an ignore list leaves out, or proposes to.
+        undecided: those of them that it only proposes, because a class would lose too many images.
         rule: the rule by which they were found, with its thresholds; may be empty.
     """
 
@@ -69,6 +72,7 @@ class Finding:
     count: int
     examples: tuple[Example, ...]
     dropped: tuple[str, ...] = ()
+    undecided: frozenset[str] = frozenset()
     rule: str = ""
 
     @classmethod
@@ -79,7 +83,7 @@ class Finding:
         if dropped is None:
             dropped = [place.name for example in examples for place in example.images]
         listed = () if KINDS[kind].treatment == "keep" else tuple(dict.fromkeys(dropped))
-        return cls(kind, len(examples), tuple(examples[:MAX_EXAMPLES]), listed, rule)
+        return cls(kind, len(examples), tuple(examples[:MAX_EXAMPLES]), listed, rule=rule)
 
     @property
     def kind(self) -> Kind:

@@ -33,113 +33,139 @@ class Kind:
     treatment: Treatment = "keep"
 
 
-_LEAVE_OUT = "leave them out (--write-ignore makes the list for carnet train --ignore), or replace them"
-_TRAIN_COPY = "leave the copies in train out, so that the result is that of new images (--write-ignore lists them)"
-_ONE_LABEL = "decide which label is right, and leave the others out (--write-ignore lists all of them in comments)"
+_LEAVE_OUT = "replace them, or leave them out (--write-ignore writes the list for carnet train --ignore)"
+_LOOK = f"look at them (--report); {_LEAVE_OUT}"
+_TRAIN_COPY = "leave out the copies in train, so that the result is about new images (--write-ignore lists them)"
+_ONE_LABEL = "decide which label is right, and leave out the other image (--write-ignore lists both in comments)"
 _COPIES = {
-    "bytes": ("the same file", "byte for byte"),
-    "pixels": ("the same pixels in different files", "pixel for pixel"),
-    "near": ("near copies", "saved again, resized, brightened or cropped a little"),
-    "mirrored": ("mirrored copies", "one shows the other mirrored"),
+    "bytes": ("equal files", "byte for byte"),
+    "pixels": ("equal pixels in different files", "pixel for pixel"),
+    "near": ("near copies: one photo saved again, resized, brightened or cropped a little", "on its pixels"),
+    "mirrored": ("mirrored copies: one shows the other mirrored", "on its pixels"),
 }
 
 
 def _kinds() -> dict[str, Kind]:
     kinds = {
-        "unreadable": Kind("files", "error", "cannot be decoded", f"{_LEAVE_OUT}; --skip-unreadable", treatment="drop"),
-        "truncated": Kind("files", "error", "cut short", f"fetch them again, or {_LEAVE_OUT}", treatment="drop"),
+        "unreadable": Kind(
+            "files", "error", "the file cannot be decoded", f"{_LEAVE_OUT}, or add --skip-unreadable", treatment="drop"
+        ),
+        "truncated": Kind(
+            "files",
+            "error",
+            "the file is cut short and cannot be decoded",
+            f"fetch them again; {_LEAVE_OUT}",
+            treatment="drop",
+        ),
         "half-lost": Kind(
-            "files", "warning", "part of the image data lost", f"fetch them again, or {_LEAVE_OUT}", treatment="drop"
+            "files",
+            "warning",
+            "a part of the image is lost, and the decoder fills in for it",
+            f"fetch them again; {_LEAVE_OUT}",
+            treatment="drop",
         ),
         "wrong-extension": Kind(
-            "files", "note", "extension of another format", "nothing; the content decides. Rename them for other tools"
+            "files",
+            "note",
+            "the extension names another format",
+            "nothing: the content decides; other tools may need other names",
         ),
         "color-mode": Kind(
             "files",
             "note",
-            "unusual colours",
-            "nothing; they are converted to RGB. Check that all classes have them alike",
+            "the colours are stored in an unusual way",
+            "nothing: all become RGB; see that it is not one class alone",
         ),
         "rotated": Kind(
-            "files", "note", "turned by an orientation tag", "nothing; the tag is applied, which other tools may not do"
+            "files",
+            "note",
+            "an orientation tag turns the image",
+            "nothing: the tag is applied; other tools may ignore it",
         ),
-        "animated": Kind(
-            "files", "note", "several frames", "nothing; the first frame is used. Extract others if they matter"
-        ),
-        "damaged-exif": Kind("files", "note", "damaged metadata", "nothing; the pixels are whole"),
+        "animated": Kind("files", "note", "the file has several frames", "nothing: the first frame is used"),
+        "damaged-exif": Kind("files", "note", "the metadata are damaged", "nothing: the pixels are whole"),
         "large": Kind(
-            "files", "note", "much larger than networks look at", "resize copies of them if reading takes long"
+            "files", "note", "the image is far larger than a network sees it", "resize it if reading takes long"
         ),
         "unportable-name": Kind(
-            "files", "warning", "names that cannot exist on every system", "rename them before the data is moved"
+            "files", "warning", "the name cannot exist on every system", "rename it before the data is moved"
         ),
-        "blank": Kind("photos", "warning", "one brightness all over", _LEAVE_OUT, treatment="drop"),
-        "dark": Kind("photos", "warning", "very dark", f"look at them; {_LEAVE_OUT}", treatment="decide"),
-        "bright": Kind("photos", "warning", "very bright", f"look at them; {_LEAVE_OUT}", treatment="decide"),
-        "blurred": Kind("photos", "warning", "blurred", f"look at them; {_LEAVE_OUT}", treatment="decide"),
-        "low-information": Kind(
-            "photos", "warning", "little to see", f"look at them; {_LEAVE_OUT}", treatment="decide"
-        ),
+        "blank": Kind("photos", "warning", "the image has one brightness everywhere", _LEAVE_OUT, treatment="drop"),
+        "dark": Kind("photos", "warning", "the image is very dark", _LOOK, treatment="decide"),
+        "bright": Kind("photos", "warning", "the image is very bright", _LOOK, treatment="decide"),
+        "blurred": Kind("photos", "warning", "the image is blurred", _LOOK, treatment="decide"),
+        "low-information": Kind("photos", "warning", "the image shows very little", _LOOK, treatment="decide"),
         "aspect-ratio": Kind(
             "photos",
             "warning",
-            "much longer than wide",
-            "crop them, or train with --resize pad; --resize crop keeps the middle only",
+            "the image is much longer than wide",
+            "crop it, or train with --resize pad: --resize crop keeps the middle only",
             treatment="decide",
         ),
-        "tiny": Kind("photos", "warning", "very small", f"look at them; {_LEAVE_OUT}", treatment="decide"),
+        "tiny": Kind("photos", "warning", "the image is very small", _LOOK, treatment="decide"),
         "label-suspect": Kind(
             "labels",
             "warning",
-            "label contradicted by the other images",
-            "look at them, and move those that are wrong to their class",
+            "the other images contradict the label",
+            "look at them (--report), and move those that are wrong to their class",
             treatment="decide",
         ),
         "class-extra": Kind(
-            "classes", "error", "in a split, but not in train", "rename them as in train, or remove them", "class"
+            "classes", "error", "the class is not in train", "give it its name in train, or remove it", "class"
         ),
         "class-missing": Kind(
             "classes",
             "warning",
-            "without images to evaluate with",
-            "add some, or what is said of these classes rests on nothing",
+            "the class has no image to evaluate with",
+            "add some, or nothing is known of it",
             "class",
         ),
-        "class-empty": Kind("classes", "warning", "without images", "add images, or remove the folder", "class"),
+        "class-empty": Kind(
+            "classes", "warning", "the class has no image", "add images, or remove the folder", "class"
+        ),
         "class-tiny": Kind(
-            "classes", "warning", "few images", "add images; with so few, an accuracy says little", "class"
+            "classes", "warning", "the class has few images", "add images, or combine it with another class", "class"
+        ),
+        "class-few-valid": Kind(
+            "classes",
+            "note",
+            "the class is evaluated with few images",
+            "read the intervals, not the recalls alone",
+            "class",
         ),
         "class-imbalance": Kind(
             "classes",
             "warning",
-            "classes of very unequal size",
-            "add images of the small ones; look at macro recall, not at accuracy alone",
+            "the class has far fewer images than the largest one",
+            "add images; look at macro recall beside accuracy; see --balance of carnet train",
             "class",
         ),
         "class-alike": Kind(
-            "classes", "warning", "names that may mean one class", "give them one name if they are one class", "pair"
+            "classes", "warning", "two names may mean one class", "give both one name if they are one class", "pair"
         ),
         "class-no-label": Kind(
             "classes",
             "warning",
-            "names that often mean a missing label",
-            "leave their images out if they have no label",
+            "the name often means a missing label",
+            "leave out its images if they have no label",
             "class",
         ),
-        "untrainable": Kind("classes", "error", "cannot be trained on", "as it says", "reason"),
+        "untrainable": Kind(
+            "classes", "error", "carnet train would refuse the data", "see its own words above", "reason"
+        ),
     }
     for kind, (what, how) in _COPIES.items():
         kinds[f"leak-{kind}"] = Kind(
-            "duplicates", "warning", f"{what} in two splits, {how}", _TRAIN_COPY, "pair", "drop"
+            "duplicates", "warning", f"one photo is in two splits; {what}, compared {how}", _TRAIN_COPY, "pair", "drop"
         )
         kinds[f"conflict-{kind}"] = Kind(
-            "duplicates", "warning", f"{what} under two labels, {how}", _ONE_LABEL, "pair", "decide"
+            "duplicates", "warning", f"one photo has two labels; {what}, compared {how}", _ONE_LABEL, "pair", "decide"
         )
         kinds[f"copy-{kind}"] = Kind(
             "duplicates",
             "note",
-            f"{what} twice in a class, {how}",
-            "leave one of each pair out, or nothing",
+            f"one photo is twice in a class; {what}, compared {how}",
+            "leave out one of them, or do nothing",
             "pair",
             # Photos of a series are alike, and still say more than one of them.
             "drop" if kind in ("bytes", "pixels") else "decide",

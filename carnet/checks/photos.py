@@ -27,9 +27,10 @@ class Limits:
     """When a number is found.
 
     Attributes:
-        what: the number, in words, with the unit.
+        what: the number, in words.
         useless: beyond this an image is found, whatever the others are.
         doubtful: beyond this it is found if it is far from the others as well.
+        unit: of the number, after a blank; may be empty.
         is_lower: whether numbers below are found, not those above.
         decimals: shown of the number.
     """
@@ -37,6 +38,7 @@ class Limits:
     what: str
     useless: float
     doubtful: float
+    unit: str = ""
     is_lower: bool = True
     decimals: int = 0
 
@@ -52,16 +54,22 @@ class Limits:
 
     def rule(self, limit: float) -> str:
         """Return the rule in words."""
-        return f"{self.what} {'below' if self.is_lower else 'above'} {limit:.{self.decimals}f}"
+        return f"{self.what} {'below' if self.is_lower else 'above'} {self.text(limit)}"
+
+    def text(self, value: float) -> str:
+        """Return a number with its unit."""
+        return f"{value:.{self.decimals}f}{self.unit}"
 
 
 LIMITS = {
-    "dark": Limits("brightness, of 255, of the brightest hundredth", 24, 90),
-    "bright": Limits("brightness, of 255, of the darkest hundredth", 240, 170, is_lower=False),
-    "blurred": Limits("strongest edges on a thumbnail of 64 px, as a share of the contrast,", 0.1, 0.3, decimals=2),
-    "low-information": Limits("entropy of the brightness, bits per pixel,", 0.5, 1.5, decimals=2),
-    "aspect-ratio": Limits("long side over short side", 8, 3, is_lower=False, decimals=1),
-    "tiny": Limits("short side in pixels", 16, 64),
+    "dark": Limits("the brightest 1% of the pixels are", 24, 90, " of 255"),
+    "bright": Limits("the darkest 1% of the pixels are", 240, 170, " of 255", is_lower=False),
+    "blurred": Limits("the strongest 1% of the edges, as a share of the contrast, are", 0.1, 0.3, decimals=2),
+    "low-information": Limits("the entropy of the brightness is", 0.5, 1.5, " bits per pixel", decimals=2),
+    "aspect-ratio": Limits(
+        "the long side is, as a multiple of the short one,", 8, 3, " times", is_lower=False, decimals=1
+    ),
+    "tiny": Limits("the short side is", 16, 64, " px"),
 }
 """Id of a finding -> its limits."""
 
@@ -84,7 +92,7 @@ def check_photos(data: CheckedData) -> Iterator[Finding]:
         "tiny": sides.min(axis=1),
     }
     if is_blank.any():
-        rule = f"range of brightness, without a hundredth at either end, of at most {BLANK_CONTRAST} of 255"
+        rule = f"all but 2% of the pixels are within {BLANK_CONTRAST} of 255 levels of brightness"
         yield Finding.of("blank", _examples(data, is_blank, statistics.contrast), rule=rule)
     for kind, values in numbers.items():
         limits = LIMITS[kind]
@@ -93,7 +101,7 @@ def check_photos(data: CheckedData) -> Iterator[Finding]:
         found &= ~is_blank | (kind in ("aspect-ratio", "tiny"))
         if found.any():
             order = values if limits.is_lower else -values
-            examples = _examples(data, found, order, [f"{value:.{limits.decimals}f}" for value in values])
+            examples = _examples(data, found, order, [limits.text(value) for value in values])
             yield Finding.of(kind, examples, rule=limits.rule(limit))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from carnet.cli.main import console, print_json, words
-from carnet.errors import DataError
+from carnet.errors import DataError, OutputError
 from carnet.text import counted, duration
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Command:
     Examples:
       carnet check photos
       carnet check photos --report check.html --write-ignore ignore.txt
-      carnet check photos --only leak conflict labels --model runs/photos-carnet_s
+      carnet check photos --only leak,conflict,labels --model runs/photos-carnet_s
       carnet check photos --fast --strict --json
     """
 
@@ -64,9 +64,14 @@ class Command:
         from carnet.data.samples import read_ignore_file
         from carnet.model import check
 
-        for path, endings in ((self.report, (".html", ".htm")), (self.write_ignore, (".txt",))):
-            if path is not None:
-                files.check_target(path, *endings)
+        if self.report is not None:
+            files.check_target(self.report, ".html", ".htm", flag="--report")
+        if self.write_ignore is not None:
+            files.check_target(self.write_ignore, ".txt", flag="--write-ignore")
+            if self.write_ignore.exists():
+                # It may hold what a person has decided.
+                raise OutputError(f"{self.write_ignore} exists; name another file with --write-ignore, or move it away")
+        ignore = () if self.ignore is None else read_ignore_file(self.ignore)
         try:
             with console(self.json) as progress:
                 report = check(
@@ -76,12 +81,14 @@ class Command:
                     fast=self.fast,
                     model=self.model,
                     layout=self.layout,
-                    ignore=() if self.ignore is None else read_ignore_file(self.ignore),
+                    ignore=ignore,
                     progress=progress,
                 )
                 if not self.json:
                     progress.say("\n".join(lines_of(report)))
-                self._write(report)
+                written = self._write(report)
+                if not self.json:
+                    progress.say("\n".join(written))
         except DataError as error:
             if self.json:
                 # A script can tell data that cannot be used from a wrong flag.
@@ -89,26 +96,34 @@ class Command:
             raise
         if self.json:
             print_json(report.to_json())
-        if not report.is_trainable:
+        if report.is_trainable is False:
             return 2
         return int(self.strict and bool(report.of("warning")))
 
-    def _write(self, report: CheckReport) -> None:
+    def _write(self, report: CheckReport) -> list[str]:
+        """Write the files that were asked for, and return a line about each."""
         from carnet import files
 
+        said = []
         if self.write_ignore is not None:
-            files.write_text(self.write_ignore, report.ignore_list())
+            text = report.ignore_list()
+            files.write_text(self.write_ignore, text)
+            number = sum(bool(line) and not line.startswith("#") for line in text.splitlines())
+            said.append(f"{self.write_ignore} leaves out {counted(number, 'image')}; others are in it as comments.")
         if self.report is not None:
             from carnet.report.check import check_html
 
             files.write_text(self.report, check_html(report))
+            said.append(f"The page is {self.report}.")
+        return said
 
 
 def lines_of(report: CheckReport) -> list[str]:
     """Return a report as lines for a terminal."""
-    sizes = ", ".join(f"{number:,} {split}" for split, number in report.num_images.items())
+    from carnet.checks.check import sizes_of
+
     number = counted(report.num_classes, "class", "classes")
-    lines = [f"{report.name}: {number}, {sizes} images; checked in {duration(report.seconds)}."]
+    lines = [f"{report.name}: {number}, {sizes_of(report)}; checked in {duration(report.seconds)}."]
     for severity, heading in _HEADINGS.items():
         found = [finding for finding in report.findings if finding.kind.severity == severity]
         if found:
@@ -119,13 +134,14 @@ def lines_of(report: CheckReport) -> list[str]:
         lines.append("Nothing was found.")
     if report.skipped:
         lines.append("")
-    return lines + [f"Not checked: {what}: {why}." for what, why in report.skipped.items()]
+    return lines + [f"Not checked: {what} ({why})." for what, why in report.skipped.items()]
 
 
 def _lines_of_finding(finding: Finding) -> list[str]:
-    rule = f" ({finding.rule})" if finding.rule else ""
-    lines = [f"  {finding.id}: {finding.number}: {finding.kind.what}{rule}"]
+    lines = [f"  {finding.id}: {finding.number}: {finding.kind.what}"]
+    lines += [f"    ({finding.rule})"] if finding.rule else []
     lines += [f"    {example}" for example in finding.examples[:_SHOWN]]
     if finding.count > _SHOWN:
-        lines.append(f"    and {finding.count - min(_SHOWN, len(finding.examples)):,} more")
+        left = finding.count - min(_SHOWN, len(finding.examples))
+        lines += [f"    and {left:,} more (--report shows them)"] if len(finding.examples) > _SHOWN else []
     return [*lines, f"    -> {finding.kind.advice}"]

@@ -12,7 +12,7 @@ import shutil
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from carnet import files
-from carnet.data.cache import cache_root, cached_folder, explaining_failure, remove_unused
+from carnet.data.cache import cache_root, cached_folder, remove_unused
 from carnet.data.copies import NearCopies, find_near_copies
 from carnet.data.decoded import CacheMode, inspect_and_cache
 from carnet.data.scanned import ImageFacts
 from carnet.data.thumbnails import Statistics, Thumbnail
-from carnet.errors import RunError
+from carnet.errors import OutputError, RunError
 from carnet.text import Progress, Silent
 
 _KIND, _RESULTS, _SEEN = "appearance", "appearance.npz", "seen"
@@ -62,28 +62,13 @@ class Appearance:
         return {path: of_digest[facts.sha256] for path, facts in self.facts.items() if facts.error is None}
 
     @cached_property
-    def groups(self) -> Mapping[str, str]:
-        """Content -> the content that stands for all its near copies.
-
-        A copy joins the group of the first image that it is like. Copies of copies join no further, so a long series
-        of photos of one scene does not become one group because each photo is like the next.
-        """
-        leader_of = list(range(len(self.digests)))
-        likes: dict[int, list[int]] = defaultdict(list)
+    def near_copies(self) -> Mapping[str, frozenset[str]]:
+        """Content -> the contents that are near copies of it; contents without any are not listed."""
+        near: dict[str, set[str]] = defaultdict(set)
         for first, second in zip(self.copies.first.tolist(), self.copies.second.tolist(), strict=True):
-            likes[second].append(first)
-        for second in sorted(likes):
-            leaders = [first for first in likes[second] if leader_of[first] == first]
-            if leaders:
-                leader_of[second] = leaders[0]
-        return {digest: self.digests[leader] for digest, leader in zip(self.digests, leader_of, strict=True)}
-
-    def near_copies_of(self, digests: Collection[str]) -> set[str]:
-        """Return the contents that are near copies of some of these, and none of them."""
-        known = np.array([digest in digests for digest in self.digests], np.bool_)
-        first, second = self.copies.first, self.copies.second
-        near = {*second[known[first] & ~known[second]].tolist(), *first[known[second] & ~known[first]].tolist()}
-        return {self.digests[index] for index in near}
+            near[self.digests[first]].add(self.digests[second])
+            near[self.digests[second]].add(self.digests[first])
+        return {digest: frozenset(others) for digest, others in near.items()}
 
 
 def look_at(
@@ -149,7 +134,11 @@ def _kept(
         with (folder / _RESULTS).open("wb") as file:
             np.savez(file, **{name: values for part in compute() for name, values in vars(part).items()})
 
-    folder = cached_folder(_KIND, key, fill)
+    try:
+        folder = cached_folder(_KIND, key, fill)
+    except OutputError:
+        # The cache only saves time.
+        return compute()
     remove_unused(folder.parent)
     try:
         with np.load(folder / _RESULTS, allow_pickle=False) as kept:
@@ -166,7 +155,7 @@ def _kept(
 
 
 def _seen_file(place: str) -> Path:
-    return cache_root() / _SEEN / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
+    return cache_root() / _SEEN / f"{hashlib.sha256(place.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
 
 
 def _unchanged(paths: Sequence[Path], place: str | None) -> dict[Path, str]:
@@ -195,6 +184,7 @@ def _remember(facts: Mapping[Path, ImageFacts], place: str, begun: float) -> Non
             if one.sha256 and state.st_mtime < begun - _UNSETTLED_SECONDS:
                 seen[str(path)] = [state.st_size, state.st_mtime_ns, one.sha256]
     file = _seen_file(place)
-    with explaining_failure(file.parent):
+    # The cache only saves time.
+    with suppress(OSError, OutputError):
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, seen)

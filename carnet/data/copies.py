@@ -38,8 +38,10 @@ _RADIUS, _MIRRORED_RADIUS = 2, 1
 """Bits by which one part of two hashes may differ."""
 _MOST_BITS = 14
 """Bits by which two hashes may differ."""
-_CROWD = 64
-"""Of images whose hashes share a part, each is compared with this many that follow it: frames of one scene."""
+_CROWD = 32
+"""Of the many images of one scene, each is compared with so many that follow it and are most like it."""
+_MOST_AT_ONCE = 2**22
+"""Pairs in memory before those of crowds are dropped."""
 _LEAST_BLURRED, _LEAST_ROUGHLY = 0.7, 0.35
 """Similarity of the lowest frequencies, and of the edges before fine alignment, below which a pair is dropped."""
 _LEAST_CONTRAST = 1.0
@@ -47,6 +49,8 @@ _LEAST_CONTRAST = 1.0
 _CHUNK = 2048
 _NUM_UNRELATED, _DEVIATIONS = 256, 6
 """Pairs of unrelated images, and standard deviations above their median from which they are not expected."""
+_BELOW_A_TWELFTH, _BELOW_A_QUARTER = 1.405, 0.674
+"""Standard deviations below the median at which 8% and 25% of a normal distribution are lower."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,22 @@ def _candidates(spectra: Floats, others: Floats, has_content: NDArray[np.bool_],
         for i, j in _joined(keys, wanted_keys, _masks(radius)):
             near = np.bitwise_count(hashes[i] ^ wanted[j]) <= _MOST_BITS
             found.append(np.unique(i[near] * number + j[near]))
-    i, j = np.divmod(np.unique(np.concatenate(found)), number)
+            if sum(map(len, found)) > _MOST_AT_ONCE:
+                found = [_without_crowds(np.concatenate(found), hashes, wanted)]
+    i, j = np.divmod(_without_crowds(np.concatenate(found), hashes, wanted), max(1, number))
     kept = has_content[i] & has_content[j] & (np.einsum("nk,nk->n", spectra[i], others[j]) > _LEAST_BLURRED)
     return i[kept], j[kept]
+
+
+def _without_crowds(pairs: Places, hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> Places:
+    """Return different pairs, numbered i * N + j, in order: of each i those with the most similar hashes."""
+    pairs = np.unique(pairs)
+    i, j = np.divmod(pairs, max(1, len(hashes)))
+    # By image, then by the bits that differ, then by place: frames that follow at once come first.
+    order = np.lexsort((j, np.bitwise_count(hashes[i] ^ wanted[j]), i))
+    _, first = np.unique(i, return_index=True)
+    rank = np.arange(len(pairs)) - np.repeat(first, np.diff(first, append=len(pairs)))
+    return np.sort(pairs[order[rank < _CROWD]])
 
 
 @cache
@@ -249,8 +266,10 @@ def _cut(pages: _Pages, with_content: Places) -> float:
     if len(first) < 2:
         return LEAST_SIMILARITY
     unrelated = similarities(pages.read(first), pages.read(second), all_aligned=True)
-    middle, high = np.quantile(unrelated, [0.5, 0.84])
-    return max(LEAST_SIMILARITY, float(middle + _DEVIATIONS * (high - middle)))
+    # By the lowest quarter, because up to half of the pairs drawn may show one scene.
+    low, high = np.quantile(unrelated, [0.08, 0.25])
+    deviation = (high - low) / (_BELOW_A_TWELFTH - _BELOW_A_QUARTER)
+    return max(LEAST_SIMILARITY, float(high + (_BELOW_A_QUARTER + _DEVIATIONS) * deviation))
 
 
 def similarities(ones: Images, others: Images, *, all_aligned: bool = False) -> Floats:

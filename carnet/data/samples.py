@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -187,40 +187,118 @@ def short_name(source: Path) -> str:
     return name
 
 
+_LARGEST_GROUP = 20
+"""Contents in a group of near copies of near copies; larger ones are divided."""
+
+
+def groups_of(near: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """Return the group of each content that has near copies: the content that stands for it.
+
+    Near copies of near copies are in one group, so that no pair is on two sides. A long series, in which each photo is
+    like the next, would become one group as well: there, a content joins the first one that it is like itself.
+
+    Args:
+        near: content -> its near copies.
+    """
+    leaders: dict[str, str] = {}
+    for start in sorted(near):
+        if start in leaders:
+            continue
+        group, left = {start}, [start]
+        while left:
+            new = near[left.pop()] - group
+            group |= new
+            left += new
+        if len(group) <= _LARGEST_GROUP:
+            leaders |= dict.fromkeys(group, start)
+            continue
+        for digest in sorted(group):
+            like = sorted(other for other in near[digest] if leaders.get(other) == other)
+            leaders[digest] = like[0] if like else digest
+    return leaders
+
+
 def hold_out(
-    samples: Sequence[Sample], digests: Mapping[Path, str], *, fraction: float, seed: int
+    samples: Sequence[Sample],
+    digests: Mapping[Path, str],
+    *,
+    fraction: float,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Divide labelled images into those to train on and those to validate with.
 
     The division is stratified: each class gives `fraction` of its images, at least one if it has two or more. Files
-    of one content, such as copies byte for byte and near copies, stay on one side, whatever their names and classes.
-    Which images are held out follows from `seed` and their content only, so adding or renaming files moves few others.
+    that are equal byte for byte stay on one side, whatever their names and classes, and so do near copies, except in a
+    class that consists of so few groups of them that none can be spared. Which images are held out follows from `seed`
+    and their content only, so adding or renaming files moves few others.
 
     Args:
         samples: the images.
-        digests: content hash of each file; near copies have that of one of them.
+        digests: content hash of each file.
         fraction: fraction to hold out, between 0 and 1.
         seed: chooses one of the possible divisions.
+        groups: content hash -> that of the content which stands for its near copies, as `groups_of` returns it.
 
     Returns:
         (train, valid), each in the order of `samples`.
     """
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[digests[sample.path]].append(sample)
+    group_of = groups or {}
     sizes = Counter(sample.label for sample in samples)
     # Never hold out all images of a class: some must be left to train on.
     room = {label: min(max(1, round(fraction * size)), size - 1) for label, size in sizes.items()}
-    held_out: set[str] = set()
-    for digest in sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest()):
-        wanted = Counter(sample.label for sample in groups[digest])
-        if all(count <= room[label] for label, count in wanted.items()):
-            held_out.add(digest)
-            for label, count in wanted.items():
-                room[label] -= count
-    train = tuple(sample for sample in samples if digests[sample.path] not in held_out)
-    valid = tuple(sample for sample in samples if digests[sample.path] in held_out)
+    division = _Division({label: size // 2 for label, size in sizes.items()}, room)
+    by_group = _by_content(samples, lambda sample: group_of.get(digests[sample.path], digests[sample.path]), seed)
+    for group in by_group:
+        division.take(group, room)
+    without = {label for label, size in sizes.items() if size > 1 and not division.held_out[label]}
+    if without:
+        # The smallest groups of these classes, even if they are larger than wanted; or else contents of a group.
+        for group in sorted(by_group, key=len):
+            if any(sample.label in without and not division.held_out[sample.label] for sample in group):
+                division.take(group, division.most)
+        for group in _by_content(samples, lambda sample: digests[sample.path], seed):
+            if all(sample.label in without and not division.is_held_out(sample) for sample in group):
+                division.take(group, room)
+    train = tuple(sample for sample in samples if not division.is_held_out(sample))
+    valid = tuple(sample for sample in samples if division.is_held_out(sample))
     return train, valid
+
+
+def _by_content(samples: Sequence[Sample], key: Callable[[Sample], str], seed: int) -> list[list[Sample]]:
+    """Return the images of each content together, in an order that follows from the seed and the contents."""
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[key(sample)].append(sample)
+    order = sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
+    return [groups[digest] for digest in order]
+
+
+@dataclass
+class _Division:
+    """The images that are held out.
+
+    Attributes:
+        most: of each class that may be held out if nothing else is possible.
+        room: of each class that is wanted.
+        held_out: of each class that is held out.
+    """
+
+    most: Mapping[int, int]
+    room: Mapping[int, int]
+    held_out: Counter[int] = field(default_factory=Counter)
+    taken: set[Sample] = field(default_factory=set)
+
+    def take(self, group: Sequence[Sample], limits: Mapping[int, int]) -> None:
+        """Hold out some images together, if all their classes have room for them."""
+        wanted = Counter(sample.label for sample in group)
+        if all(self.held_out[label] + count <= limits[label] for label, count in wanted.items()):
+            self.held_out += wanted
+            self.taken.update(group)
+
+    def is_held_out(self, sample: Sample) -> bool:
+        """Return whether an image is held out."""
+        return sample in self.taken
 
 
 def read_ignore_file(path: Path | str) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from carnet.data.samples import LabeledImages, UnlabeledImages, hold_out
+from carnet.data.samples import LabeledImages, UnlabeledImages, groups_of, hold_out
 from carnet.data.scan_notes import about_content, about_names
 from carnet.data.scanned import UNLABELED, ImageFacts, ScannedImages
 from carnet.errors import DataError, ImageError, UnreadableImagesError
@@ -49,7 +49,8 @@ def scan_images(
     valid_fraction: float = 0.2,
     seed: int = 0,
     facts: Mapping[Path, ImageFacts] | None = None,
-    groups: Mapping[str, str] | None = None,
+    near: Mapping[str, frozenset[str]] | None = None,
+    held_out_before: Collection[str] | None = None,
     unlabeled: UnlabeledImages | None = None,
     progress: OnProgress | None = None,
 ) -> ScannedImages:
@@ -62,8 +63,8 @@ def scan_images(
         valid_fraction: fraction to hold out for validation if the data has no split `valid`.
         seed: seed of that division.
         facts: what each file holds, if it is known already.
-        groups: content hash -> that of the image which stands for its near copies; these stay on one side when images
-            are held out.
+        near: content hash -> those of its near copies, which stay on one side when images are held out.
+        held_out_before: content hashes of the images that a resumed run has held out; None: of a new run.
         unlabeled: images without labels.
         progress: called with the number of images inspected and of all images.
 
@@ -85,12 +86,16 @@ def scan_images(
         for split, samples in data.splits.items()
     }
     if held_out := "valid" not in splits:
-        group_of = groups or {}
-        digests = {path: group_of.get(fact.sha256, fact.sha256) for path, fact in facts.items()}
         pool = splits.pop("all" if data.is_flat else "train")
-        train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed)
+        digests = {path: fact.sha256 for path, fact in facts.items()}
+        if held_out_before is None:
+            groups = groups_of(near or {})
+            train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed, groups=groups)
+        else:
+            train = tuple(sample for sample in pool if digests[sample.path] not in held_out_before)
+            valid = tuple(sample for sample in pool if digests[sample.path] in held_out_before)
         splits = {"train": train, "valid": valid, **splits}
-    scanned = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out, groups=groups or {})
+    scanned = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out, near=near)
     if empty := [name for name, count in scanned.data.counts("train").items() if not count]:
         raise DataError(f"no readable training image is left of {', '.join(empty[:5])}; add some, or remove the class")
     if not splits["valid"]:

@@ -82,20 +82,19 @@ def _about_conflicts(scanned: ScannedImages) -> list[str]:
     if conflicts:
         listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in conflicts[:3])
         notes.append(f"{counted(len(conflicts), 'image')} under two classes: {listing}")
-    members: dict[str, list[Sample]] = defaultdict(list)
+    near, first = scanned.near or {}, dict[str, Sample]()
     for sample in data.samples:
-        members[scanned.groups.get(scanned.facts[sample.path].sha256, "")].append(sample)
-    members.pop("", None)
-    near = [
-        group
-        for group in members.values()
-        if len({sample.label for sample in group}) > 1
-        and len({scanned.facts[sample.path].sha256 for sample in group}) > 1
+        first.setdefault(scanned.facts[sample.path].sha256, sample)
+    pairs = [
+        (first[one], first[other])
+        for one in first
+        for other in sorted(near.get(one, ()))
+        if one < other and other in first and first[one].label != first[other].label
     ]
-    if near:
-        listing = "; ".join(" = ".join(data.relative(sample) for sample in group) for group in near[:2])
+    if pairs:
+        listing = "; ".join(" = ".join(data.relative(sample) for sample in pair) for pair in pairs[:2])
         notes.append(
-            f"{counted(len(near), 'photo')} under two classes in near copies: {listing}; carnet check shows them"
+            f"{counted(len(pairs), 'pair')} of near copies under two classes: {listing}; carnet check shows them"
         )
     return notes
 

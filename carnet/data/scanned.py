@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from carnet.data.samples import LabeledImages, Sample, UnlabeledImages
@@ -51,7 +51,7 @@ class ScannedImages:
         warnings: what the user should know.
         unlabeled: images that a teacher names; none of them is a labelled image as well. None: there are none.
         unreadable_unlabeled: those of them that were skipped because they cannot be decoded.
-        groups: content hash -> that of the image which stands for its near copies; empty: near copies are not known.
+        near: content hash -> those of its near copies; None: near copies are not known.
     """
 
     data: LabeledImages
@@ -61,7 +61,7 @@ class ScannedImages:
     warnings: tuple[str, ...] = ()
     unlabeled: UnlabeledImages | None = None
     unreadable_unlabeled: tuple[Path, ...] = ()
-    groups: Mapping[str, str] = field(default_factory=dict)
+    near: Mapping[str, frozenset[str]] | None = None
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -92,9 +92,9 @@ class ScannedImages:
     def near_leaked(self, split: str) -> tuple[Sample, ...]:
         """Return the images of a split that are near copies of images in `train`, but not byte for byte in it."""
         train = {self.facts[sample.path].sha256 for sample in self.data.splits["train"]}
-        groups = {self.groups[digest] for digest in train if digest in self.groups}
+        near = self.near or {}
         others = (s for s in self.data.splits.get(split, ()) if self.facts[s.path].sha256 not in train)
-        return tuple(s for s in others if self.groups.get(self.facts[s.path].sha256) in groups)
+        return tuple(s for s in others if not train.isdisjoint(near.get(self.facts[s.path].sha256, ())))
 
     @property
     def oddities(self) -> dict[str, list[str]]:

@@ -1,8 +1,12 @@
 // Filter what was found by kind and class, and turn ticked images into an ignore list. Nothing leaves this page.
 const $ = id => document.getElementById(id);
 const ticks = [...document.querySelectorAll(".tick")];
-const namesOf = tick => tick.dataset.names ? JSON.parse(tick.dataset.names) : [tick.dataset.name];
-const ticked = () => [...new Set(ticks.filter(tick => tick.checked).flatMap(namesOf))].sort();
+const namesOf = tick => [JSON.parse(tick.dataset.names || tick.dataset.name)].flat();
+// An image with a box of its own is listed by that box, also where another box stands for many.
+const own = new Map(ticks.filter(tick => tick.dataset.name).map(tick => [namesOf(tick)[0], tick]));
+const isLeftOut = (name, tick) => (own.get(name) || tick).checked;
+const ticked = () => [...new Set(ticks.filter(tick => tick.checked)
+  .flatMap(tick => namesOf(tick).filter(name => isLeftOut(name, tick))))].sort();
 
 const count = () => { $("number").textContent = ticked().length.toLocaleString("en"); };
 
@@ -11,7 +15,7 @@ const filter = () => {
   for (const section of document.querySelectorAll("[data-kind]")) {
     const cases = [...section.querySelectorAll("[data-classes]")];
     for (const one of cases) {
-      one.hidden = !!$("class").value && !JSON.parse(one.dataset.classes).includes($("class").value);
+      one.hidden = !!$("class").value && !one.dataset.classes.split(" ").includes($("class").value);
       shown += !one.hidden && (!$("kind").value || section.dataset.kind === $("kind").value);
     }
     const isOther = $("kind").value && section.dataset.kind !== $("kind").value;
@@ -27,7 +31,7 @@ for (const tick of ticks) tick.onchange = () => {
 };
 
 $("download").onclick = () => {
-  const text = "# Images to leave out: carnet train DATA --ignore ignore.txt\n" + ticked().map(name => name + "\n").join("");
+  const text = "# Images to leave out: carnet train DATA --ignore ignore.txt\n" + ticked().map(name => (/^[# ]/.test(name) ? "./" : "") + name + "\n").join("");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "text/plain"}));
   link.download = "ignore.txt";

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from carnet.checks.check import CheckReport
+from carnet.checks.check import CheckReport, sizes_of
 from carnet.checks.findings import Finding
 from carnet.errors import ImageError
 from carnet.machine import each_on_threads
@@ -45,12 +45,19 @@ def check_html(report: CheckReport) -> str:
         script="check.js",
         title=f"{report.name}: what was found",
         report=report,
+        sizes=sizes_of(report),
         summary=_summary(report),
         thumbnails={name: content for name, content in seen.items() if isinstance(content, bytes)},
         problems={name: reason for name, reason in seen.items() if isinstance(reason, str)},
         classes=sorted(labels),
         most=MOST_PICTURED,
-        dropped={name for one in report.findings if one.kind.treatment == "drop" for name in one.dropped},
+        dropped={
+            name
+            for one in report.findings
+            if one.kind.treatment == "drop"
+            for name in one.dropped
+            if name not in one.undecided
+        },
         rest=_rest(report),
     )
 
@@ -58,7 +65,7 @@ def check_html(report: CheckReport) -> str:
 def _summary(report: CheckReport) -> str:
     number = {name: len(report.of(name)) for name in ("error", "warning", "note")}
     said = [counted(count, name) for name, count in number.items() if count]
-    verdict = "" if report.is_trainable else " Training refuses the data as it is."
+    verdict = " Training refuses the data as it is." if report.is_trainable is False else ""
     return f"{', '.join(said)}.{verdict}"
 
 
@@ -67,6 +74,6 @@ def _rest(report: CheckReport) -> Mapping[str, list[str]]:
 
     def not_shown(finding: Finding) -> list[str]:
         shown = {place.name for example in finding.examples[:MOST_PICTURED] for place in example.images}
-        return [name for name in finding.dropped if name not in shown]
+        return [name for name in finding.dropped if name not in shown and name not in finding.undecided]
 
     return {finding.id: not_shown(finding) for finding in report.findings}

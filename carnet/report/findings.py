@@ -59,7 +59,8 @@ def findings(report: EvaluationReport) -> list[str]:
         return [f"The model classified the only image {result}; one image cannot show how good a model is.", *leaks]
     rest = [_about_baseline(report), *_about_classes(report), *_about_confusions(report), _about_confidence(report)]
     # Leaked images change how the accuracy has to be read.
-    return [_about_accuracy(report), *leaks, *rest] if report.num_leaked else [_about_accuracy(report), *rest, *leaks]
+    has_leaks = bool(report.num_leaked or report.num_near_leaked)
+    return [_about_accuracy(report), *leaks, *rest] if has_leaks else [_about_accuracy(report), *rest, *leaks]
 
 
 def most_confused(report: EvaluationReport, limit: int) -> list[ConfusedPair]:
@@ -116,7 +117,8 @@ def _about_accuracy(report: EvaluationReport) -> str:
         share = f"{percent(right / total)}; macro recall {percent(report.macro_recall)}"
         sentence = f"The model classified {right:,} of {total:,} images correctly ({share})."
     # With leaked images this interval would be too optimistic; the sentence about them gives a better one.
-    return sentence if report.num_leaked else f"{sentence} {_likely(right, total, leaks_known=report.leaks_known)}"
+    has_leaks = bool(report.num_leaked or report.num_near_leaked)
+    return sentence if has_leaks else f"{sentence} {_likely(right, total, leaks_known=report.leaks_known)}"
 
 
 def _likely(right: int, total: int, *, leaks_known: bool = True) -> str:
@@ -144,10 +146,9 @@ def _about_leaks(report: EvaluationReport) -> list[str]:
     right, left = int(report.correct[clean].sum()), int(clean.sum())
     are, them = ("is", "it") if leaked == 1 else ("are", "them")
     without = f"Without {them}, the model is right on {right:,} of {left:,} ({percent(right / left)})."
-    return [
-        f"{leaked:,} of these images {are} byte for byte in the training set. {without} {_likely(right, left)}",
-        *near,
-    ]
+    # With near copies as well, the sentence about these gives the interval.
+    interval = "" if near else f" {_likely(right, left)}"
+    return [f"{leaked:,} of these images {are} byte for byte in the training set. {without}{interval}", *near]
 
 
 def _about_near_leaks(report: EvaluationReport) -> list[str]:
@@ -157,10 +158,12 @@ def _about_near_leaks(report: EvaluationReport) -> list[str]:
     right, left = int(report.correct[clean].sum()), int(clean.sum())
     what = f"{number:,} of these images {'is a near copy' if number == 1 else 'are near copies'} of training images"
     more = " as well" if report.num_leaked else ""
-    rest = (
-        f"Without all of these, the model is right on {right:,} of {left:,} ({percent(right / left)})." if left else ""
-    )
-    return [f"{what}{more}: saved again, resized, cropped a little or mirrored. {rest}".strip()]
+    rest = "Nothing is left that says how good the model is on new images."
+    if left:
+        which = "all of these" if report.num_leaked else "them" if number > 1 else "it"
+        share = f"{right:,} of {left:,} ({percent(right / left)})"
+        rest = f"Without {which}, the model is right on {share}. {_likely(right, left)}"
+    return [f"{what}{more}: saved again, resized, cropped a little or mirrored. {rest}"]
 
 
 def _about_baseline(report: EvaluationReport) -> str:

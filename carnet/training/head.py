@@ -153,9 +153,10 @@ def choose_penalty(
         progress: called with the number of fits done, and of all.
     """
     folds = divide(labels, digests, seed)
-    number = int(folds.max()) + 1
+    number, drawn = int(folds.max()) + 1, np.flatnonzero(folds >= 0)
     tell = (lambda done: None) if progress is None else (lambda done: progress(done, number))
-    return _choose_penalty([view.astype(np.float32) for view in views], labels, folds, num_classes, tell)
+    rows = [view[drawn].astype(np.float32) for view in views]
+    return _choose_penalty(rows, labels[drawn], folds[drawn], num_classes, tell)
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,10 @@ def prepare_resumed(
     config = resumed_config(run, requested.with_full_paths(), record, source)
     place, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
     try:
-        together = bool(record["data"].get("near_copies_together"))
-        scan = scan_data(place, config, ignore, progress, keep_near_copies_together=together)
+        # The run says what it held out; another version, or machine, might divide otherwise.
+        digests = run.digests() if record["data"].get("held_out") else None
+        held_out = None if digests is None else digests.get("valid")
+        scan = scan_data(place, config, ignore, progress, held_out=held_out)
     except DataError as error:
         if data or not Path(place).is_absolute() or Path(place).exists():
             raise
@@ -353,7 +355,6 @@ def _record(
             "num_images": images.num_images,
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
-            "near_copies_together": bool(images.groups),
             # Relative to the data, because the paths in a list may be relative to the current folder.
             "ignore": list(images.ignored),
         },

@@ -179,7 +179,7 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
         )
         report = report.with_leaks(
             {sample.path for sample in images.leaked("valid")},
-            {sample.path for sample in images.near_leaked("valid")} if images.groups else None,
+            {sample.path for sample in images.near_leaked("valid")} if images.near is not None else None,
         )
         document = _result(job, state, report)
         title, notes = f"{model.spec.model} on {images.data.name}", describe(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ def scan_data(
     *,
     started: float | None = None,
     init: Path | str | None = None,
-    keep_near_copies_together: bool = True,
+    held_out: Collection[str] | None = None,
 ) -> DataScan:
     """Find and scan the images, and report what was found.
 
@@ -100,8 +100,7 @@ def scan_data(
         progress: receives messages.
         started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
         init: the run that a new one starts from; its images have the side that is usual.
-        keep_near_copies_together: whether near copies stay on one side when images are held out; runs of versions
-            before 0.3 were divided without.
+        held_out: content hashes of the images that a resumed run has held out; None: of a new run.
 
     Raises:
         CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
@@ -145,14 +144,20 @@ def scan_data(
             reading=partial(show, "reading"),
             progress=partial(show, "scanning"),
         )
-        groups = None
-        if keep_near_copies_together:
-            # Where decoded images are not to be kept on the disk, thumbnails are not either.
-            mode: CacheMode = "ram" if config.cache in ("ram", "off") else "auto"
-            looked = look_at([s.path for s in found.samples], mode, facts=inspected.facts, progress=progress)
-            groups = looked.groups
+        # Where decoded images are not to be kept on the disk, thumbnails are not either.
+        mode: CacheMode = "ram" if config.cache in ("ram", "off") else "auto"
+        paths, free = [sample.path for sample in found.samples], free_bytes()
+        looked = look_at(paths, mode, free_memory=free, facts=inspected.facts, progress=progress)
+        # Without room for thumbnails, near copies are not known.
+        near = looked.near_copies if looked.digests else None
         images = scan_images(
-            found, facts=inspected.facts, groups=groups, image_size=image_size, unlabeled=unlabeled, **check
+            found,
+            facts=inspected.facts,
+            near=near,
+            held_out_before=held_out,
+            image_size=image_size,
+            unlabeled=unlabeled,
+            **check,
         )
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
     progress.say("\n".join(describe(images)))

@@ -20,7 +20,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page about photos with blank ones in two classes, a leak, a conflict, and a name full of markup."""
     folder = tmp_path_factory.mktemp("check")
     root = folder / "photos"
-    for number in range(30):
+    for number in range(44):
         split = "train" if number < 24 else "valid"
         save(root / split / ("cat", "dog")[number % 2] / f"{number}.jpg", draw_photo(number))
     for red, label in enumerate(("cat", "dog")):

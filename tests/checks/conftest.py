@@ -15,11 +15,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes of 12 photos to train on and 4 to validate with, with nothing to be found."""
+    """Two classes of 12 photos to train on and 10 to validate with, with nothing to be found."""
     root = tmp_path / "photos"
     for number, (split, label) in enumerate(
         (split, label)
-        for split, count in (("train", 12), ("valid", 4))
+        for split, count in (("train", 12), ("valid", 10))
         for label in ("cat", "dog")
         for _ in range(count)
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import carnet
 from carnet import CheckReport
 from carnet.checks.kinds import KINDS
+from carnet.data.samples import read_ignore_file
 from carnet.errors import ConfigError, DataError
 
 
@@ -32,7 +34,7 @@ def test_nothing_is_found_where_nothing_is_wrong(photos: Path) -> None:
     report = check(photos)
     assert report.findings == ()
     assert report.is_trainable
-    assert report.num_images == {"train": 24, "valid": 8}
+    assert report.num_images == {"train": 24, "valid": 20}
 
 
 def photo(seed: int = 1000) -> Image.Image:
@@ -78,6 +80,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "color-mode": ("grey.jpg", lambda path: save(path, photo().convert("L"))),
     "rotated": ("turned.jpg", rotated),
     "animated": ("moving.gif", animated),
+    "large": ("large.jpg", lambda path: save(path, photo().resize((6000, 4100)))),
     "unportable-name": ("what?.jpg", lambda path: save(path, photo())),
     "blank": ("blank.png", lambda path: save(path, Image.new("RGB", (160, 120), (90, 90, 90)))),
     "dark": ("dark.png", lambda path: save(path, noise_of(0, 18))),
@@ -154,8 +157,16 @@ def test_tiny_classes_and_unequal_ones_are_found(photos: Path) -> None:
     save(photos / "valid" / "rare" / "1.jpg", photo(1001))
     examples = found(photos)
     assert set(examples) == {"class-tiny", "class-imbalance"}
+    assert examples["class-imbalance"] == ["'rare' has 1 image"]
     # The Wilson interval of one image that is right.
     assert "21% and 100%" in examples["class-tiny"][0]
+
+
+def test_few_images_to_evaluate_with_are_told(photos: Path) -> None:
+    for path in sorted((photos / "valid" / "cat").iterdir())[3:]:
+        path.unlink()
+    (example,) = found(photos)["class-few-valid"]
+    assert all(text in example for text in ("1 class", "at most 3 images", "44% and 100%"))
 
 
 @pytest.mark.parametrize(
@@ -282,3 +293,52 @@ def test_the_ignore_list_leaves_out_what_was_found(photos: Path) -> None:
     left = {one.id for one in check(photos, ignore=lines).findings}
     assert "dark" in left
     assert not left & {"blank", "leak-bytes"}
+
+
+def test_the_ignore_list_holds_for_names_of_all_kinds(photos: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("#1.png", " 2.png", "3 4.png", "\N{ZERO WIDTH NON-JOINER}5.png")):
+        save(photos / "train" / "cat" / name, Image.new("RGB", (160, 120), (number, 9, 9)))
+    blank = [example.images[0].name for example in check(photos, only=("blank",)).findings[0].examples]
+    assert len(blank) == 4
+    ignore = tmp_path / "ignore.txt"
+    ignore.write_text(check(photos).ignore_list(), encoding="utf-8")
+    left = found(photos, ignore=read_ignore_file(ignore)).get("blank", [])
+    # No line can name an image whose name is not printable, and the list says so.
+    assert left == [name for name in blank if not name.isprintable()]
+    assert "1 image with a name" in ignore.read_text(encoding="utf-8")
+    assert "train/cat/#1.png" in check(photos, ignore=read_ignore_file(ignore)).ignore_list()
+
+
+def test_the_ignore_list_empties_no_class(photos: Path) -> None:
+    """All of a class in train are near copies of one image in valid: a person has to decide."""
+    for path in (photos / "train" / "cat").iterdir():
+        path.unlink()
+    for number in range(12):
+        save(photos / "train" / "cat" / f"{number}.jpg", photo(), quality=40 + 4 * number)
+    save(photos / "valid" / "cat" / "leak.jpg", photo(), quality=95)
+    lines = check(photos).ignore_list().splitlines()
+    assert "# train/cat/3.jpg" in lines
+    assert "train/cat/3.jpg" not in lines
+
+
+def test_many_equal_files_end_in_time(photos: Path) -> None:
+    content = next((photos / "train" / "cat").iterdir()).read_bytes()
+    for number in range(3000):
+        (photos / "train" / "cat" / f"copy-{number}.jpg").write_bytes(content)
+    started = time.process_time()
+    (finding,) = carnet.check(photos, fast=True, only=("copy-bytes",)).findings
+    assert finding.count == 3000
+    # Quadratic time would take more than a minute; this is no measurement.
+    assert time.process_time() - started < 30
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="there is no folder that even an administrator cannot write into")
+def test_a_cache_that_cannot_be_written_costs_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(photos / "train" / "cat" / "blank.png", Image.new("RGB", (160, 120)))
+    monkeypatch.setenv("CARNET_CACHE", "/sys/carnet")
+    assert "blank" in found(photos)
+
+
+def test_a_run_for_labels_that_are_not_checked_is_refused(photos: Path) -> None:
+    with pytest.raises(ConfigError, match="--model"):
+        carnet.check(photos, fast=True, model="run")

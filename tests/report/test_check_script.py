@@ -29,4 +29,4 @@ def test_filters_and_the_ignore_list() -> None:
     assert (out["together"], out["number"]) == (True, "1")
     text, name = out["files"]
     assert name == "ignore.txt"
-    assert text.splitlines()[1:] == ["a b.jpg", "b.jpg", "z.jpg"]
+    assert text.splitlines()[1:] == ["./#a b.jpg", "b.jpg", "z.jpg"]

@@ -149,7 +149,7 @@ def test_networks_that_are_far_apart_in_time_have_a_logarithmic_axis() -> None:
 
 
 def table_row(label: str, **values: Any) -> dict[str, Any]:
-    shares = ("top1", "top5", "final_top1", "final_top5", "calibration_error")
+    shares = ("top1", "macro_recall", "top5", "final_top1", "final_top5", "calibration_error")
     numbers = ("params", "macs", "weights_bytes", "activations_bytes", "seconds", "seconds_per_epoch")
     unknown = ("peak_memory_bytes", "peak_device_bytes", "top1_spread", "top5_spread")
     return {

@@ -11,6 +11,9 @@ from drawing import draw_photo, save
 from runs import small
 
 from carnet import evaluate, load
+from carnet.data.find import find_images
+from carnet.data.scan import scan_images
+from carnet.data.scanned import ScannedImages
 from carnet.run_folder import RunFolder
 from carnet.text import Silent
 from carnet.training.preparation import scan_data
@@ -34,15 +37,43 @@ def sides(split_of: dict[str, str]) -> list[set[str]]:
     return [{split_of[f"{number}-{quality}.jpg"] for quality in (95, 60)} for number in range(2 * PAIRS)]
 
 
+def split_of(images: ScannedImages) -> dict[str, str]:
+    """Return the split of each file."""
+    return {sample.path.name: split for split, samples in images.data.splits.items() for sample in samples}
+
+
+def divided_by_bytes(series: Path) -> ScannedImages:
+    """Return the images as earlier versions divided them."""
+    return scan_images(find_images(series), image_size=48)
+
+
 def test_near_copies_stay_on_one_side(series: Path) -> None:
     images = scan_data(series, small(), (), Silent()).images
-    split_of = {sample.path.name: split for split, samples in images.data.splits.items() for sample in samples}
-    assert all(len(one) == 1 for one in sides(split_of))
+    assert all(len(one) == 1 for one in sides(split_of(images)))
     assert len(images.data.splits["valid"]) == 12
     assert images.near_leaked("valid") == ()
-    apart = scan_data(series, small(), (), Silent(), keep_near_copies_together=False).images
-    split_of = {sample.path.name: split for split, samples in apart.data.splits.items() for sample in samples}
-    assert any(len(one) == 2 for one in sides(split_of))
+    assert any(len(one) == 2 for one in sides(split_of(divided_by_bytes(series))))
+
+
+def test_a_class_that_is_one_series_is_divided_all_the_same(tmp_path: Path) -> None:
+    """Nothing could be evaluated otherwise; the scan says that these are near copies."""
+    for label, seed in (("a", 0), ("b", 1)):
+        for number in range(20):
+            save(tmp_path / "photos" / label / f"{number}.jpg", draw_photo(seed), quality=50 + 2 * number)
+    images = scan_data(tmp_path / "photos", small(), (), Silent()).images
+    assert images.data.counts("valid") == {"a": 4, "b": 4}
+    assert len(images.near_leaked("valid")) == 8
+    assert any("near copies" in warning for warning in images.warnings)
+
+
+def test_a_class_of_few_series_gives_its_smallest(tmp_path: Path) -> None:
+    for label, seeds in (("a", (0, 1, 2)), ("b", (3, 4, 5))):
+        for seed in seeds:
+            for number in range(10 if seed % 3 else 6):
+                save(tmp_path / "photos" / label / f"{seed}-{number}.jpg", draw_photo(seed), quality=50 + 4 * number)
+    images = scan_data(tmp_path / "photos", small(), (), Silent()).images
+    assert images.data.counts("valid") == {"a": 6, "b": 6}
+    assert images.near_leaked("valid") == ()
 
 
 @pytest.mark.parametrize("cache", ["disk", "ram", "off"])
@@ -55,13 +86,12 @@ def test_the_division_does_not_depend_on_side_or_cache(series: Path, cache: str)
 
 
 def test_a_run_of_an_earlier_version_keeps_its_division(series: Path, tmp_path: Path) -> None:
-    """Before version 0.3, near copies could be on both sides."""
+    """Before version 0.2, near copies could be on both sides."""
     run = tmp_path / "run"
     train(series, small(epochs=1), output=run)
     record = json.loads((run / "config.json").read_text())
-    assert record["data"]["near_copies_together"] is True
-    apart = scan_data(series, small(), (), Silent(), keep_near_copies_together=False).images
-    del record["data"]["near_copies_together"]
+    apart = divided_by_bytes(series)
+    assert apart.content_hash != record["data"]["content_hash"]
     shutil.rmtree(run)
     earlier = RunFolder.new(run)
     record["data"]["content_hash"] = apart.content_hash
