@@ -15,14 +15,13 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from environment import write_result
+from environment import parse_flags, write_as_they_come
 from head_start import draw_subset, means, train
 
 from carnet.text import quoted
@@ -40,16 +39,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the subsets, and of training")
     parser.add_argument("--name", default="distillation", help="of the result's file")
     parser.add_argument("--keep", type=Path, help="folder that the runs stay in")
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end], argparse.Namespace(flags=words[end + 1 :]))
+    options = parse_flags(parser)
     command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
-    runs: list[dict[str, Any]] = []
-    for run in measure(options):
-        runs.append(run)
-        print(json.dumps(run), file=sys.stderr, flush=True)
-        path = write_result(options.name, command, {"data": options.data.name, "runs": runs, "means": means(runs)})
-    print(path)
+    write_as_they_come(options.name, command, options.data.name, measure(options), means)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,26 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
     """Return mean and standard deviation over runs; one run has no spread."""
     spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
     return {"mean": round(statistics.fmean(values), 2), "spread": spread}
+
+
+def parse_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; words after -- become `flags`, for another command."""
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:end], argparse.Namespace(flags=words[end + 1 :]))
+
+
+def write_as_they_come(
+    name: str,
+    command: str,
+    data: str,
+    runs: Iterable[dict[str, Any]],
+    means: Callable[[list[dict[str, Any]]], dict[str, Any]],
+) -> None:
+    """Write the results again after each run, because the next one may take an hour; print where they are."""
+    done: list[dict[str, Any]] = []
+    for run in runs:
+        done.append(run)
+        print(json.dumps(run), file=sys.stderr, flush=True)
+        path = write_result(name, command, {"data": data, "runs": done, "means": means(done)})
+    print(path)

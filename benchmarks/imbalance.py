@@ -12,7 +12,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import write_result
+from environment import parse_flags, write_as_they_come
 
 import carnet
 from carnet.data.find import find_images
@@ -47,16 +46,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--name", default="imbalance", help="of the result's file")
-    words = sys.argv[1:]
-    end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end], argparse.Namespace(flags=words[end + 1 :]))
+    options = parse_flags(parser)
     command = " ".join(["python benchmarks/imbalance.py DATA", *map(quoted, sys.argv[2:])])
-    runs: list[dict[str, Any]] = []
-    for run in measure(options):
-        runs.append(run)
-        print(json.dumps(run), file=sys.stderr, flush=True)
-        path = write_result(options.name, command, {"data": options.data.name, "runs": runs, "means": means(runs)})
-    print(path)
+    write_as_they_come(options.name, command, options.data.name, measure(options), means)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

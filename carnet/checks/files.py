@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from carnet.checks.data import CheckedData
 from carnet.checks.findings import Example, Finding
@@ -17,6 +16,7 @@ LARGE_PIXELS = 24_000_000
 """An image with more pixels takes noticeable time to decode."""
 _KIND_OF = {LOST: "half-lost", ROTATED: "rotated", SEVERAL_FRAMES: "animated", DAMAGED_EXIF: "damaged-exif"}
 _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_DRIVE = re.compile(r"^[A-Za-z]:/")
 _RESERVED_CHARACTERS = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 _MOST_BYTES = 255
 """Of a name, on most file systems."""
@@ -44,14 +44,17 @@ def check_content(data: CheckedData) -> Iterator[Finding]:
 def check_names(data: CheckedData) -> Iterator[Finding]:
     """Find names of files and folders that another system refuses, or takes for one another."""
     examples = []
-    same: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    same: dict[str, list[str]] = defaultdict(list)
+    known: dict[str, str] = {}
     for split, sample in data:
         name = data.images.relative(sample)
         # Files outside of DATA are named by their whole path, on Windows with a drive.
-        parts = tuple(PurePath(name).relative_to(PurePath(name).anchor).parts)
-        if reasons := [reason for part in parts if (reason := _why_unportable(part))]:
+        parts = tuple(_DRIVE.sub("", name).strip("/").split("/"))
+        # Folders come again with each file in them.
+        known |= {part: _why_unportable(part) for part in parts if part not in known}
+        if reasons := [reason for part in parts if (reason := known[part])]:
             examples.append(Example(reasons[0], (data.place(split, sample),)))
-        same[tuple(unicodedata.normalize("NFC", part).casefold() for part in parts)].append(name)
+        same[unicodedata.normalize("NFC", name).casefold()].append(name)
     for names in same.values():
         if len(set(names)) > 1:
             examples.append(Example(f"differ only in case or Unicode form: {first_few(sorted(set(names)))}"))

@@ -38,10 +38,10 @@ _LOOK = f"look at them (--report); {_LEAVE_OUT}"
 _TRAIN_COPY = "leave out the copies in train, so that the result is about new images (--write-ignore lists them)"
 _ONE_LABEL = "decide which label is right, and leave out the other image (--write-ignore lists both in comments)"
 _COPIES = {
-    "bytes": ("equal files", "byte for byte"),
-    "pixels": ("equal pixels in different files", "pixel for pixel"),
-    "near": ("near copies: one photo saved again, resized, brightened or cropped a little", "on its pixels"),
-    "mirrored": ("mirrored copies: one shows the other mirrored", "on its pixels"),
+    "bytes": "in equal files",
+    "pixels": "in different files of equal pixels",
+    "near": "in near copies (saved again, resized, brightened or cropped a little)",
+    "mirrored": "in mirrored copies",
 }
 
 
@@ -154,17 +154,17 @@ def _kinds() -> dict[str, Kind]:
             "classes", "error", "carnet train would refuse the data", "see its own words above", "reason"
         ),
     }
-    for kind, (what, how) in _COPIES.items():
+    for kind, how in _COPIES.items():
         kinds[f"leak-{kind}"] = Kind(
-            "duplicates", "warning", f"one photo is in two splits; {what}, compared {how}", _TRAIN_COPY, "pair", "drop"
+            "duplicates", "warning", f"one photo is in two splits, {how}", _TRAIN_COPY, "pair", "drop"
         )
         kinds[f"conflict-{kind}"] = Kind(
-            "duplicates", "warning", f"one photo has two labels; {what}, compared {how}", _ONE_LABEL, "pair", "decide"
+            "duplicates", "warning", f"one photo has two labels, {how}", _ONE_LABEL, "pair", "decide"
         )
         kinds[f"copy-{kind}"] = Kind(
             "duplicates",
             "note",
-            f"one photo is twice in a class; {what}, compared {how}",
+            f"one photo is twice in a class, {how}",
             "leave out one of them, or do nothing",
             "pair",
             # Photos of a series are alike, and still say more than one of them.

@@ -13,11 +13,11 @@ import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def look_at(
         reading=None if len(digests) == len(paths) else partial(bar, "looking at the images"),
         progress=partial(bar, "looking at the images"),
     )
-    if place is not None:
+    if place is not None and len(digests) < len(paths):
         _remember(inspected.facts, place, begun)
     contents = {one.sha256: path for path in paths if (one := inspected.facts[path]).error is None}
     decoded = inspected.decoded
@@ -116,8 +116,10 @@ def look_at(
     rows = np.array([decoded.row_of[path] for path in contents.values()], np.int64)
 
     def compute() -> tuple[Statistics, NearCopies]:
-        copies = find_near_copies(decoded.pixels[..., 0], rows, partial(bar, "comparing the images"))
-        return Statistics.of(decoded.pixels, rows), copies
+        with ThreadPoolExecutor(1) as beside:
+            statistics = beside.submit(Statistics.of, decoded.pixels, rows)
+            copies = find_near_copies(decoded.pixels[..., 0], rows, partial(bar, "comparing the images"))
+            return statistics.result(), copies
 
     is_kept = isinstance(decoded.pixels, np.memmap)
     statistics, copies = _kept(tuple(contents), compute) if is_kept else compute()
@@ -163,7 +165,7 @@ def _unchanged(paths: Sequence[Path], place: str | None) -> dict[Path, str]:
     if place is None:
         return {}
     try:
-        seen = files.read_json(_seen_file(place), dict[str, list[Any]], max_bytes=2**32)
+        seen = files.read_json(_seen_file(place), max_bytes=2**32)
         digests = {}
         for path in paths:
             if (entry := seen.get(str(path))) is not None:
@@ -171,7 +173,8 @@ def _unchanged(paths: Sequence[Path], place: str | None) -> dict[Path, str]:
                 if entry[:2] == [state.st_size, state.st_mtime_ns]:
                     digests[path] = str(entry[2])
         return digests
-    except (OSError, RunError, IndexError):
+    except (OSError, RunError, IndexError, TypeError, AttributeError):
+        # The file is damaged, or not of this version.
         return {}
 
 

@@ -22,6 +22,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.data.thumbnails import SIDE
 from carnet.preprocess import Images
 from carnet.text import OnProgress
 
@@ -40,14 +41,14 @@ _MOST_BITS = 14
 """Bits by which two hashes may differ."""
 _CROWD = 32
 """Of the many images of one scene, each is compared with so many that follow it and are most like it."""
-_MOST_AT_ONCE = 2**22
+_MOST_AT_ONCE = 2**20
 """Pairs in memory before those of crowds are dropped."""
 _LEAST_BLURRED, _LEAST_ROUGHLY = 0.7, 0.35
 """Similarity of the lowest frequencies, and of the edges before fine alignment, below which a pair is dropped."""
-_LEAST_CONTRAST = 1.0
-"""Root mean square of the differences of neighbours; an image with less is blank, and like all others."""
-_CHUNK = 2048
-_NUM_UNRELATED, _DEVIATIONS = 256, 6
+_LEAST_CONTRAST = 0.7
+"""Root mean square of the differences of neighbours in a row; an image with less is blank, and like all others."""
+_CHUNK = 1024
+_NUM_UNRELATED, _DEVIATIONS = 160, 6
 """Pairs of unrelated images, and standard deviations above their median from which they are not expected."""
 _BELOW_A_TWELFTH, _BELOW_A_QUARTER = 1.405, 0.674
 """Standard deviations below the median at which 8% and 25% of a normal distribution are lower."""
@@ -166,12 +167,13 @@ def _spectra(pages: _Pages) -> tuple[Floats, Floats]:
     cosines = np.cos(np.pi * numbers[0] * numbers[1] / (2 * _COARSE)).astype(np.float32)
     spectra = np.empty((len(pages), _NUM_BITS), np.float32)
     contrasts = np.empty(len(pages), np.float32)
+    # Each pixel of the small copy is a mean of neighbours, and so is each cosine of those that belong to it.
+    cosines = np.repeat(cosines, SIDE // _COARSE, axis=1) / np.float32(SIDE // _COARSE)
     for start in range(0, len(pages), _CHUNK):
         part = slice(start, start + _CHUNK)
-        small = _coarse(pages.read(part))
-        spectra[part] = (cosines @ small @ cosines.T)[:, rows, columns]
-        edges = np.diff(small, axis=1)
-        contrasts[part] = np.sqrt(np.square(edges).mean(axis=(1, 2)) + np.square(np.diff(small)).mean(axis=(1, 2)))
+        images = pages.read(part).astype(np.float32)
+        spectra[part] = (cosines @ images @ cosines.T)[:, rows, columns]
+        contrasts[part] = np.sqrt(np.square(np.diff(images[:, ::4])).mean(axis=(1, 2)))
     return spectra / np.maximum(np.linalg.norm(spectra, axis=1, keepdims=True), 1e-6), contrasts
 
 
@@ -200,7 +202,7 @@ def _candidates(spectra: Floats, others: Floats, has_content: NDArray[np.bool_],
     for part in range(_NUM_PARTS):
         keys, wanted_keys = ((values >> np.uint64(part * _PART_BITS)).astype(np.uint16) for values in (hashes, wanted))
         for i, j in _joined(keys, wanted_keys, _masks(radius)):
-            near = np.bitwise_count(hashes[i] ^ wanted[j]) <= _MOST_BITS
+            near = (np.bitwise_count(hashes[i] ^ wanted[j]) <= _MOST_BITS) & (i < j)
             found.append(np.unique(i[near] * number + j[near]))
             if sum(map(len, found)) > _MOST_AT_ONCE:
                 found = [_without_crowds(np.concatenate(found), hashes, wanted)]
@@ -229,16 +231,19 @@ def _masks(radius: int) -> list[int]:
 
 
 def _joined(keys: NDArray[np.uint16], wanted: NDArray[np.uint16], masks: list[int]) -> Iterator[tuple[Places, Places]]:
-    """Yield pairs i < j such that `wanted[j]` is `keys[i]` with the bits of a mask changed."""
+    """Yield pairs, all i < j among them, such that `wanted[j]` is `keys[i]` with the bits of a mask changed."""
     number = len(keys)
     order = np.argsort(wanted, kind="stable")
     ends = np.searchsorted(wanted[order], np.arange(2**_PART_BITS), side="right")
     # Place of an image among all, sorted by key, then by index.
     place_of = wanted[order].astype(np.int64) * number + order
     images = np.arange(number)
+    starts = np.searchsorted(wanted[order], np.arange(2**_PART_BITS), side="left")
+    has_crowd = (ends - starts).max(initial=0) > _CROWD
     for mask in masks:
         key = (keys ^ np.uint16(mask)).astype(np.int64)
-        begin = np.searchsorted(place_of, key * number + images, side="right")
+        # Where few share a key, all of them are looked at: those that come before an image are dropped faster so.
+        begin = np.searchsorted(place_of, key * number + images, side="right") if has_crowd else starts[key]
         counts = np.minimum(ends[key] - begin, _CROWD)
         total = int(counts.sum())
         offsets = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -34,7 +34,7 @@ from carnet.text import OnProgress, show_bytes
 
 CacheMode = Literal["auto", "disk", "ram", "off"]
 """Where decoded images are kept; auto: where there is room."""
-_FORMAT = 6
+_FORMAT = 7
 """Version of the decoded images; a new number makes every cache anew."""
 _KIND, _PIXELS, _INDEX = "decoded", "images.u8", "index.json"
 _SPARE_DISK_BYTES = 2 * 10**9
@@ -113,7 +113,7 @@ class Inspected:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """An image that was decoded once: its facts, and the row of its pixels (-1: it cannot be decoded) in an array."""
 
@@ -327,26 +327,30 @@ def _inspect_on_disk(
         rows = _Rows(shape, Path(scratch.name) / _PIXELS)
         known: dict[str, _Entry] = {}
         index: dict[str, _Entry] = {}
+        opened: dict[Path, tuple[dict[str, _Entry], Images | None]] = {}
         try:
             # Other data sets may share images. A damaged folder counts as missing.
             for other in parent.glob(f"{transform}-*"):
                 with suppress(OSError, RunError):
-                    known |= _read(other, shape)[0] if is_complete(other) else {}
+                    if is_complete(other):
+                        opened[other] = _read(other, shape)
+                        known |= opened[other][0]
             with explaining_failure(parent):
                 keys, index = _inspect(sources, target, rows, known, reading if known else progress)
             # After days of decoding, the folder must not look as if its process had been killed.
             os.utime(scratch.name)
             content = hashlib.sha256("".join(sorted(index)).encode("utf-8", "surrogateescape")).hexdigest()
             folder = cached_folder(_KIND, f"{transform}-{content}", lambda folder: _fill(folder, index, rows))
+            kept = opened.get(folder)
         finally:
             # Windows renames and removes no file that is open or mapped.
             rows.close()
-            known.clear()
-            index.clear()
+            for entries in (known, index, opened):
+                entries.clear()
     with suppress(OSError):
         os.utime(folder)
     remove_unused(parent)
-    return keys, *_read(folder, shape)
+    return keys, *(kept or _read(folder, shape))
 
 
 def _fill(folder: Path, index: dict[str, _Entry], rows: _Rows) -> None:
@@ -358,11 +362,23 @@ def _fill(folder: Path, index: dict[str, _Entry], rows: _Rows) -> None:
         # The pixels are on the disk before the folder gets its name.
         rows.close()
         files.rename(rows.file, folder / _PIXELS)
-    document = {
-        key: asdict(entry.facts) | {"error": entry.facts.error and entry.facts.error.reason, "row": entry.row}
-        for key, entry in index.items()
+    files.write_json(folder / _INDEX, _columns(index))
+
+
+_COLUMNS = ("sha256", "width", "height", "format", "mode")
+"""Facts that every image has; the others are listed for the images that have any."""
+
+
+def _columns(index: Mapping[str, _Entry]) -> dict[str, Any]:
+    """Return the entries as lists: of very many images, a document of objects would take a gigabyte."""
+    entries = list(index.values())
+    return {
+        "key": list(index),
+        "row": [entry.row for entry in entries],
+        **{name: [getattr(entry.facts, name) for entry in entries] for name in _COLUMNS},
+        "oddities": {key: list(entry.facts.oddities) for key, entry in index.items() if entry.facts.oddities},
+        "error": {key: error.reason for key, entry in index.items() if (error := entry.facts.error) is not None},
     }
-    files.write_json(folder / _INDEX, document)
 
 
 def _read(folder: Path, shape: tuple[int, ...]) -> tuple[dict[str, _Entry], Images | None]:
@@ -372,15 +388,16 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[dict[str, _Entry], Imag
         RunError: if the cache is damaged.
     """
     # Each image takes a few hundred bytes.
-    document = files.read_json(folder / _INDEX, dict[str, dict[str, Any]], max_bytes=2**32)
+    document = files.read_json(folder / _INDEX, dict[str, Any], max_bytes=2**32)
     try:
-        number = 1 + max((values["row"] for values in document.values()), default=-1)
+        number = 1 + max(document["row"], default=-1)
         pixels = np.memmap(folder / _PIXELS, np.uint8, "r", shape=(number, *shape[1:])) if number else None
+        oddities, errors = document["oddities"], document["error"]
         index: dict[str, _Entry] = {}
-        for key, values in document.items():
-            row, reason = values.pop("row"), values.pop("error")
-            values["oddities"] = tuple(values["oddities"])
-            facts = ImageFacts(**values, error=None if reason is None else ImageError(Path(), reason))
+        columns = (document[name] for name in ("key", "row", *_COLUMNS))
+        for key, row, sha256, width, height, format_name, mode in zip(*columns, strict=True):
+            reason = ImageError(Path(), errors[key]) if key in errors else None
+            facts = ImageFacts(sha256, width, height, format_name, mode, tuple(oddities.get(key, ())), reason)
             index[key] = _Entry(facts, row, pixels)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder} is damaged; remove it, and it is made anew") from error

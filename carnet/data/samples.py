@@ -94,6 +94,10 @@ class LabeledImages:
     def relative(self, image: Sample | Path) -> str:
         """Return the path of an image below the root, or in full if it lies elsewhere, with forward slashes."""
         path = image if isinstance(image, Path) else image.path
+        # Of very many files, this is many times as fast as `Path.relative_to`.
+        text, root = str(path), f"{self.root}{os.sep}"
+        if text.startswith(root):
+            return text[len(root) :].replace(os.sep, "/")
         below = path.is_relative_to(self.root)
         return (path.relative_to(self.root) if below else path.absolute()).as_posix()
 

@@ -16,7 +16,7 @@ UNREADABLE, UNLABELED = "unreadable", "unlabeled"
 without labels, whose paths count from their own folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What one file holds.
 

@@ -46,9 +46,8 @@ def test_two_batches_for_each_network_from_prepared_pixels(photos: Path, tmp_pat
     flags = [str(photos), "--batches", "2", "--seeds", "1", "--device", "cpu", "--output", str(tmp_path)]
     before, written = prepared_files(), Written()
     assert reproduce_published.main([*flags, "--prepare"], PAIR, recipe=SMALL, train=untrainable) == 0
-    ((pixels, _),) = prepared_files() - before
-    # Four photos to train on and four to validate, of 48 px in three colours.
-    assert pixels.stat().st_size == 8 * 48 * 48 * 3
+    # Four photos to train on and four to validate, of 48 px in three colours, and their thumbnails.
+    assert {path.stat().st_size for path, _ in prepared_files() - before} == {8 * 48 * 48 * 3, 8 * 64 * 64}
     prepared = prepared_files()
     assert reproduce_published.main(flags, PAIR, recipe=SMALL, write=written) == 0
     assert prepared_files() == prepared
