@@ -1,8 +1,8 @@
 """Measure what `carnet check` costs beyond decoding the images, how fast a second look is, and its memory.
 
 Each round decodes all images with Pillow in a pool of as many threads, then checks them with an empty cache, then
-checks them again; figures are medians over the rounds. With --files, so many small images are drawn, and the peak memory of a
-check of them is measured in a process of its own.
+checks them again; figures are medians over the rounds. With --files, so many small images are drawn, and the peak
+memory of a check of them is measured in a process of its own.
 
 Examples:
   python benchmarks/check_speed.py sports100 trashnet150 weather_messy --rounds 3
@@ -117,9 +117,12 @@ def memory(number: int) -> dict[str, Any]:
 
 
 def draw(data: Path, index: int) -> None:
-    """Draw an image of 48 x 48 pixels."""
-    coarse = np.random.default_rng(index).integers(0, 256, (9, 9, 3), np.uint8)
-    image = Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC)
+    """Draw an image of 48 x 48 pixels whose frequencies are as strong as those of photos: 1/f."""
+    noise = np.fft.rfft2(np.random.default_rng(index).normal(size=(48, 48, 3)), axes=(0, 1))
+    frequency = np.hypot(np.fft.fftfreq(48)[:, None], np.fft.rfftfreq(48)) + 1 / 48
+    pixels = np.fft.irfft2(noise / frequency[:, :, None], axes=(0, 1))
+    pixels = 128 + 48 * pixels / pixels.std()
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     image.save(data / f"class {index % 100:02}" / f"{index:06}.jpg", quality=70)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +41,16 @@ _MOST_BITS = 14
 """Bits by which two hashes may differ."""
 _CROWD = 32
 """Of the many images of one scene, each is compared with so many that follow it and are most like it."""
+_BLOCK = 2**14
+"""Images that are looked up at a time."""
 _MOST_AT_ONCE = 2**20
 """Pairs in memory before those of crowds are dropped."""
 _LEAST_BLURRED, _LEAST_ROUGHLY = 0.7, 0.35
 """Similarity of the lowest frequencies, and of the edges before fine alignment, below which a pair is dropped."""
 _LEAST_CONTRAST = 0.7
 """Root mean square of the differences of neighbours in a row; an image with less is blank, and like all others."""
-_CHUNK = 1024
+_CHUNK, _PAIRS = 256, 128
+"""Images, and pairs, in memory at a time."""
 _NUM_UNRELATED, _DEVIATIONS = 160, 6
 """Pairs of unrelated images, and standard deviations above their median from which they are not expected."""
 _BELOW_A_TWELFTH, _BELOW_A_QUARTER = 1.405, 0.674
@@ -125,8 +128,12 @@ class _Pages:
 
 def perceptual_hashes(spectra: Floats) -> NDArray[np.uint64]:
     """(N, 64) lowest frequencies -> (N,) hashes: which of them are above their median."""
-    bits = spectra > np.median(spectra, axis=1, keepdims=True)
-    return np.packbits(bits, axis=1).view(np.uint64).reshape(len(spectra))
+    hashes = np.empty(len(spectra), np.uint64)
+    for start in range(0, len(spectra), _BLOCK):
+        part = spectra[start : start + _BLOCK]
+        bits = np.packbits(part > np.median(part, axis=1, keepdims=True), axis=1)
+        hashes[start : start + _BLOCK] = bits.view(np.uint64)[:, 0]
+    return hashes
 
 
 def _merged(plain: NearCopies, mirrored: NearCopies, cut: float) -> NearCopies:
@@ -207,7 +214,10 @@ def _candidates(spectra: Floats, others: Floats, has_content: NDArray[np.bool_],
             if sum(map(len, found)) > _MOST_AT_ONCE:
                 found = [_without_crowds(np.concatenate(found), hashes, wanted)]
     i, j = np.divmod(_without_crowds(np.concatenate(found), hashes, wanted), max(1, number))
-    kept = has_content[i] & has_content[j] & (np.einsum("nk,nk->n", spectra[i], others[j]) > _LEAST_BLURRED)
+    kept = has_content[i] & has_content[j]
+    for start in range(0, len(i), _BLOCK):
+        few = slice(start, start + _BLOCK)
+        kept[few] &= np.einsum("nk,nk->n", spectra[i[few]], others[j[few]]) > _LEAST_BLURRED
     return i[kept], j[kept]
 
 
@@ -237,16 +247,15 @@ def _joined(keys: NDArray[np.uint16], wanted: NDArray[np.uint16], masks: list[in
     ends = np.searchsorted(wanted[order], np.arange(2**_PART_BITS), side="right")
     # Place of an image among all, sorted by key, then by index.
     place_of = wanted[order].astype(np.int64) * number + order
-    images = np.arange(number)
     starts = np.searchsorted(wanted[order], np.arange(2**_PART_BITS), side="left")
     has_crowd = (ends - starts).max(initial=0) > _CROWD
-    for mask in masks:
-        key = (keys ^ np.uint16(mask)).astype(np.int64)
+    for mask, block in product(masks, range(0, number, _BLOCK)):
+        images = np.arange(block, min(block + _BLOCK, number))
+        key = (keys[images] ^ np.uint16(mask)).astype(np.int64)
         # Where few share a key, all of them are looked at: those that come before an image are dropped faster so.
         begin = np.searchsorted(place_of, key * number + images, side="right") if has_crowd else starts[key]
         counts = np.minimum(ends[key] - begin, _CROWD)
-        total = int(counts.sum())
-        offsets = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         yield np.repeat(images, counts), order[np.repeat(begin, counts) + offsets]
 
 
@@ -256,8 +265,8 @@ def _joined(keys: NDArray[np.uint16], wanted: NDArray[np.uint16], masks: list[in
 def _confirmed(pages: _Pages, first: Places, second: Places, cut: float, *, is_mirrored: bool) -> NearCopies:
     """Return the pairs whose aligned edges agree."""
     similarity = np.zeros(len(first), np.float32)
-    for start in range(0, len(first), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(first), _PAIRS):
+        part = slice(start, start + _PAIRS)
         ones, others = (pages.read(places[part]) for places in (first, second))
         similarity[part] = similarities(ones, others[:, :, ::-1] if is_mirrored else others)
     kept = similarity >= cut

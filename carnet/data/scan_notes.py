@@ -106,6 +106,6 @@ def _about_sizes(counts: Mapping[str, int]) -> list[str]:
         return []
     ratio = f"{largest!r} has {counts[largest] / max(1, counts[smallest]):.0f} times the images of {smallest!r}"
     return [
-        f"{ratio}: look at macro recall beside accuracy, which large classes decide; --balance gives small classes more "
-        "weight, and is off because it costs accuracy"
+        f"{ratio}: look at macro recall beside accuracy, which large classes decide; --balance gives small classes "
+        "more weight, and is off because it costs accuracy"
     ]

@@ -20,7 +20,7 @@ SIDE = 64
 """Side of a thumbnail, in pixels."""
 _LEAST_DECODED = 96
 """Side down to which a JPEG is decoded at reduced scale."""
-_CHUNK = 1024
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Statistics:
 
 def _statistics(thumbnails: Images) -> Statistics:
     number, num_pixels = len(thumbnails), SIDE * SIDE
-    levels = thumbnails.reshape(number, -1) + 256 * np.arange(number)[:, None]
+    levels = thumbnails.reshape(number, -1) + 256 * np.arange(number, dtype=np.int32)[:, None]
     counts = np.bincount(levels.ravel(), minlength=256 * number).reshape(number, 256)
     below = counts.cumsum(axis=1)
     dark, bright = ((below < share * num_pixels).sum(axis=1) for share in (0.01, 0.99))
