@@ -36,7 +36,18 @@ def resolved(asked: TrainingConfig | None = None, num_train: int = 1000, **chang
     return replace(guess, **changes)
 
 
-NEVER_CHOSEN = {"layout", "cache", "max_memory", "budget", "max_steps", "training_seconds", "mean", "std", *LIMITS}
+NEVER_CHOSEN = {
+    "layout",
+    "cache",
+    "max_memory",
+    "budget",
+    "max_steps",
+    "training_seconds",
+    "mean",
+    "std",
+    "class_weights",
+    *LIMITS,
+}
 """Fields that resolving leaves open where nothing asks for them."""
 SMALL = TrainingConfig(model="carnet_n", image_size=48, epochs=2, batch_size=8)
 

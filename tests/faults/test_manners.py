@@ -168,6 +168,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
         ["predict", str(model), image, str(photos / "gone.jpg")],
         ["train", str(tmp_path / "gone")],
         ["evaluate", str(trained_run), "--output", str(tmp_path / "page.html")],
+        ["check", str(photos), "--skip", "labels"],
         ["verify", str(model)],
         ["benchmark", str(model), "--rounds", "1"],
         ["summary", "carnet_n"],
