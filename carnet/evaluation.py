@@ -179,6 +179,14 @@ class EvaluationReport:
         return float(self.correct[~self.leaked].mean())
 
     @property
+    def top1_without_copies(self) -> float | None:
+        """Top-1 accuracy without training images and near copies of them; None if unknown or if none is left."""
+        if not self.leaks_known or self.near_leaked is None:
+            return None
+        clean = ~(self.leaked | self.near_leaked)
+        return float(self.correct[clean].mean()) if clean.any() else None
+
+    @property
     def per_class(self) -> tuple[ClassResult, ...]:
         """One result per class, in the order of `classes`."""
         columns = (self.confusion.sum(axis=1), self.confusion.sum(axis=0), *metrics.precision_recall_f1(self.confusion))
@@ -194,7 +202,7 @@ class EvaluationReport:
         """Return the metrics over all images, in plain values."""
         names = (
             *("top1", "top5", "loss", "macro_recall", "macro_f1", "top1_ci95"),
-            *("num_leaked", "num_near_leaked", "top1_without_leaked"),
+            *("num_leaked", "num_near_leaked", "top1_without_leaked", "top1_without_copies"),
         )
         return {
             "num_images": self.num_images,

@@ -112,6 +112,8 @@ def test_near_copies_of_training_images_are_counted_apart(series: Path, tmp_path
     assert (result.report.num_images, result.report.num_leaked, result.report.num_near_leaked) == (12, 1, 1)
     report = evaluate(run, data)
     assert (report.num_leaked, report.num_near_leaked) == (1, 1)
+    clean = [sample.path.name not in ("near.jpg", "equal.jpg") for sample in report.samples]
+    assert report.summary()["top1_without_copies"] == report.correct[clean].mean()
     near = [sample.path.name for sample, is_near in zip(report.samples, report.near_leaked, strict=True) if is_near]
     assert near == ["near.jpg"]
     # Elsewhere they are found as well, until the training images are gone.
