@@ -416,7 +416,7 @@ def check(
     from carnet.run_folder import RunFolder
 
     selection = Selection(only, skip, fast)
-    scorer: Callable[[CheckedData], LabelScores] | str = 'pip install "carnet[pretrained]", or name a run (--model)'
+    scorer: Callable[[CheckedData], LabelScores] | str = 'pip install "carnet[pretrained]", or --model RUN'
     is_wanted = selection.needs("labels") and not fast
     if model is not None:
         if not is_wanted:
