@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
@@ -22,7 +20,7 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.data.thumbnails import SIDE
+from carnet.data.thumbnails import SIDE, Pages
 from carnet.preprocess import Images
 from carnet.text import OnProgress
 
@@ -91,7 +89,7 @@ def find_near_copies(thumbnails: Images, rows: Places | None = None, progress: O
         progress: called with the number of steps done, and of all.
     """
     tell = progress or (lambda done, total: None)
-    pages = _Pages(thumbnails, np.arange(len(thumbnails)) if rows is None else rows)
+    pages = Pages(thumbnails, np.arange(len(thumbnails)) if rows is None else rows)
     spectra, contrasts = _spectra(pages)
     has_content = contrasts > _LEAST_CONTRAST
     cut = _cut(pages, np.flatnonzero(has_content))
@@ -103,27 +101,6 @@ def find_near_copies(thumbnails: Images, rows: Places | None = None, progress: O
     mirrored = _confirmed(pages, *pairs, cut, is_mirrored=True)
     tell(3, 3)
     return _merged(plain, mirrored, cut)
-
-
-@dataclass(frozen=True)
-class _Pages:
-    """Some rows of an array of thumbnails, in an order."""
-
-    thumbnails: Images
-    rows: Places
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, places: Places | slice) -> Images:
-        """Return thumbnails, uint8 (M, S, S)."""
-        pixels = self.thumbnails[self.rows[places]]
-        mapped = getattr(self.thumbnails, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Pages of the file that were read would count as memory of this process.
-            with suppress(OSError, ValueError):
-                mapped.madvise(mmap.MADV_DONTNEED)
-        return pixels
 
 
 def perceptual_hashes(spectra: Floats) -> NDArray[np.uint64]:
@@ -167,7 +144,7 @@ def _mirror_signs() -> Floats:
     return np.where(_frequencies()[1] % 2, -1, 1).astype(np.float32)
 
 
-def _spectra(pages: _Pages) -> tuple[Floats, Floats]:
+def _spectra(pages: Pages) -> tuple[Floats, Floats]:
     """Return the lowest frequencies (N, 64) of thumbnails, of length 1, and the contrast (N,) of their edges."""
     rows, columns = _frequencies()
     numbers = np.arange(12)[:, None], 2 * np.arange(_COARSE) + 1
@@ -262,7 +239,7 @@ def _joined(keys: NDArray[np.uint16], wanted: NDArray[np.uint16], masks: list[in
 # Comparison on the pixels.
 
 
-def _confirmed(pages: _Pages, first: Places, second: Places, cut: float, *, is_mirrored: bool) -> NearCopies:
+def _confirmed(pages: Pages, first: Places, second: Places, cut: float, *, is_mirrored: bool) -> NearCopies:
     """Return the pairs whose aligned edges agree."""
     similarity = np.zeros(len(first), np.float32)
     for start in range(0, len(first), _PAIRS):
@@ -273,7 +250,7 @@ def _confirmed(pages: _Pages, first: Places, second: Places, cut: float, *, is_m
     return NearCopies(first[kept], second[kept], similarity[kept], np.full(int(kept.sum()), is_mirrored), cut)
 
 
-def _cut(pages: _Pages, with_content: Places) -> float:
+def _cut(pages: Pages, with_content: Places) -> float:
     """Return the similarity from which a pair is a copy, given how similar unrelated images are."""
     rng = np.random.default_rng(0)
     first, second = rng.permutation(with_content)[: 2 * _NUM_UNRELATED][: len(with_content) // 2 * 2].reshape(2, -1)

@@ -6,7 +6,9 @@ network is trained, so that what is found with it is the same for all networks.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,6 +47,27 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """Some rows of an array of thumbnails, in an order."""
+
+    thumbnails: Images
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, places: NDArray[np.int64] | slice) -> Images:
+        """Return thumbnails, uint8 (M, S, S)."""
+        pixels = self.thumbnails[self.rows[places]]
+        mapped = getattr(self.thumbnails, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            # Pages of the file that were read would count as memory of this process.
+            with suppress(OSError, ValueError):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return pixels
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Numbers about thumbnails, one array (N,) each.
 
@@ -69,8 +92,8 @@ class Statistics:
     @classmethod
     def of(cls, thumbnails: Images, rows: NDArray[np.int64]) -> Statistics:
         """Return the statistics of some rows of thumbnails, uint8 (M, 64, 64, 1)."""
-        parts = [_statistics(thumbnails[rows[at : at + _CHUNK], :, :, 0]) for at in range(0, len(rows), _CHUNK)]
-        return cls.joined(parts)
+        pages = Pages(thumbnails[..., 0], rows)
+        return cls.joined([_statistics(pages.read(slice(at, at + _CHUNK))) for at in range(0, len(rows), _CHUNK)])
 
     @classmethod
     def joined(cls, parts: Sequence[Statistics]) -> Statistics:
