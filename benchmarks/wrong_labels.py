@@ -20,7 +20,6 @@ import numpy as np
 from environment import write_result
 
 import carnet
-from carnet.checks import findings
 from carnet.report.console import Console
 from carnet.text import quoted
 
@@ -33,8 +32,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a run whose features are used, instead of pretrained ones")
     parser.add_argument("--name", default="wrong-labels", help="of the result's file")
     options = parser.parse_args()
-    # All suspects are counted.
-    findings.MAX_EXAMPLES = sys.maxsize
     rows = [{"seed": seed, **measure(options.data, options.share, seed, options.model)} for seed in options.seeds]
     command = " ".join(["python benchmarks/wrong_labels.py DATA", *map(quoted, sys.argv[2:])])
     print(json.dumps(rows, indent=2))

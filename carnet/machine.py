@@ -101,7 +101,7 @@ def each_on_threads(
 ) -> Iterator[Loaded]:
     """Yield `work(item)` of every item, in order, computed on several threads; `progress` is told after some of them.
 
-    A thread gets several items at once, because handing over each one takes a tenth of the time in which a small image
+    A thread gets several items at once, because handing over each one takes a part of the time in which a small image
     is decoded.
     """
     at_once = max(1, min(_MOST_HANDED_OVER, len(items) // (4 * loading_threads())))

@@ -18,6 +18,7 @@ from carnet.checks.findings import Example, Finding
 from carnet.checks.kinds import GROUPS, KINDS, Severity
 from carnet.checks.labels import LabelScores, check_labels
 from carnet.checks.photos import check_photos
+from carnet.config import TrainingConfig
 from carnet.data.appearance import Appearance, look_at
 from carnet.data.find import list_images, own_classes
 from carnet.data.samples import LabeledImages, Layout, Listing, expanded
@@ -149,7 +150,6 @@ def check_data(
     *,
     layout: Layout = "auto",
     ignore: Sequence[str] = (),
-    valid_fraction: float = 0.2,
     score_labels: Callable[[CheckedData], LabelScores] | str = "not asked for",
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -160,7 +160,6 @@ def check_data(
         selection: which findings are wanted; None: all.
         layout: whether the data's folders are classes or splits, where that cannot be told.
         ignore: paths of images to leave out.
-        valid_fraction: fraction that training would hold out if there is no `valid`.
         score_labels: gives out-of-sample probabilities of the classes; or why labels cannot be checked.
         progress: shows how far it is.
 
@@ -173,7 +172,7 @@ def check_data(
     listing = list_images(source, layout=layout, ignore=ignore, progress=partial(display.bar, "unpacking"))
     names = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
     images = listing.labeled(sorted(names), source)
-    findings = [*check_classes(listing, images, valid_fraction), *check_class_names(images)]
+    findings = [*check_classes(listing, images, TrainingConfig.valid_fraction), *check_class_names(images)]
     facts, appearance = _look(images, wanted, display)
     checked = CheckedData(images, facts, appearance)
     findings += check_names(checked)
@@ -196,7 +195,7 @@ def check_data(
             # The other findings must not be lost.
             skipped["labels"] = str(error)
     is_said = any(finding.id == "class-extra" for finding in findings)
-    reasons = [] if is_said else [*_why_untrainable(source, listing, appearance, valid_fraction)]
+    reasons = [] if is_said else [*_why_untrainable(source, listing, appearance)]
     if reasons:
         findings.append(Finding.of("untrainable", [Example(reason) for reason in reasons]))
     return CheckReport(
@@ -242,9 +241,7 @@ def _look(
     return {path: ImageFacts(digests.get(path, "")) for path in paths}, None
 
 
-def _why_untrainable(
-    source: Path, listing: Listing, appearance: Appearance | None, valid_fraction: float
-) -> Iterator[str]:
+def _why_untrainable(source: Path, listing: Listing, appearance: Appearance | None) -> Iterator[str]:
     """Yield what training would say instead of beginning, but for single images, which are findings of their own."""
     try:
         classes = own_classes(source, listing)
@@ -254,7 +251,7 @@ def _why_untrainable(
                 found,
                 image_size=_SIDE,
                 skip_unreadable=True,
-                valid_fraction=valid_fraction,
+                valid_fraction=TrainingConfig.valid_fraction,
                 facts=appearance.facts,
                 near=appearance.near_copies,
             )

@@ -76,14 +76,11 @@ class Finding:
     rule: str = ""
 
     @classmethod
-    def of(
-        cls, kind: str, examples: Sequence[Example], dropped: Sequence[str] | None = None, rule: str = ""
-    ) -> Finding:
-        """Return a finding of these cases; `dropped` is by default every image of theirs."""
-        if dropped is None:
-            dropped = [place.name for example in examples for place in example.images]
-        listed = () if KINDS[kind].treatment == "keep" else tuple(dict.fromkeys(dropped))
-        return cls(kind, len(examples), tuple(examples[:MAX_EXAMPLES]), listed, rule=rule)
+    def of(cls, kind: str, examples: Sequence[Example], rule: str = "") -> Finding:
+        """Return a finding of these cases, of which an ignore list names all images, if any."""
+        names = dict.fromkeys(place.name for example in examples for place in example.images)
+        dropped = () if KINDS[kind].treatment == "keep" else tuple(names)
+        return cls(kind, len(examples), tuple(examples[:MAX_EXAMPLES]), dropped, rule=rule)
 
     @property
     def kind(self) -> Kind:

@@ -20,7 +20,7 @@ from carnet.checks.findings import Example, Finding
 
 LEAST_ODDS = 40
 """How many times as probable as its own another class must be. With 5% of the labels of the sports photos exchanged, 82
-to 89% of the suspects were wrong, and 97% of the wrong ones suspect (`benchmarks/wrong_labels.py`)."""
+to 88% of the suspects were wrong, and 98% of the wrong ones suspect (`benchmarks/wrong_labels.py`)."""
 LEAST_SUPPORT = 4
 """Different photos of a class that a model must have been fitted to; of fewer, it can say nothing about the class."""
 _MANY = 1000

@@ -56,12 +56,6 @@ class Appearance:
     copies: NearCopies
 
     @cached_property
-    def index_of(self) -> Mapping[Path, int]:
-        """Index in `digests` of the content of each file that can be decoded."""
-        of_digest = {digest: index for index, digest in enumerate(self.digests)}
-        return {path: of_digest[facts.sha256] for path, facts in self.facts.items() if facts.error is None}
-
-    @cached_property
     def near_copies(self) -> Mapping[str, frozenset[str]]:
         """Content -> the contents that are near copies of it; contents without any are not listed."""
         near: dict[str, set[str]] = defaultdict(set)

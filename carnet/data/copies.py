@@ -28,8 +28,8 @@ Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 LEAST_SIMILARITY = 0.85
-"""Of the edges of copies, after alignment. Unrelated photos on one background reach 0.84, copies cropped to 90% of
-their sides 0.83 to 0.97 (`benchmarks/near_copies.py`)."""
+"""Of the edges of copies, after alignment: `benchmarks/LOG.md` has what was tried, `benchmarks/near_copies.py` measures
+what it finds."""
 _COARSE = 32
 """Side in pixels at which hashes are computed and images first aligned."""
 _NUM_BITS, _PART_BITS, _NUM_PARTS = 64, 16, 4
@@ -181,7 +181,8 @@ def _candidates(spectra: Floats, others: Floats, has_content: NDArray[np.bool_],
         has_content: (N,) images that are not blank.
         radius: bits by which a part of the hashes may differ.
     """
-    hashes, wanted = perceptual_hashes(spectra), perceptual_hashes(others)
+    hashes = perceptual_hashes(spectra)
+    wanted = hashes if others is spectra else perceptual_hashes(others)
     number, found = len(hashes), [np.empty(0, np.int64)]
     for part in range(_NUM_PARTS):
         keys, wanted_keys = ((values >> np.uint64(part * _PART_BITS)).astype(np.uint16) for values in (hashes, wanted))

@@ -365,7 +365,7 @@ def _fill(folder: Path, index: dict[str, _Entry], rows: _Rows) -> None:
     files.write_json(folder / _INDEX, _columns(index))
 
 
-_COLUMNS = ("sha256", "width", "height", "format", "mode")
+_COLUMNS = ("width", "height", "format", "mode")
 """Facts that every image has; the others are listed for the images that have any."""
 
 
@@ -395,9 +395,10 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[dict[str, _Entry], Imag
         oddities, errors = document["oddities"], document["error"]
         index: dict[str, _Entry] = {}
         columns = (document[name] for name in ("key", "row", *_COLUMNS))
-        for key, row, sha256, width, height, format_name, mode in zip(*columns, strict=True):
+        for key, row, width, height, format_name, mode in zip(*columns, strict=True):
             reason = ImageError(Path(), errors[key]) if key in errors else None
-            facts = ImageFacts(sha256, width, height, format_name, mode, tuple(oddities.get(key, ())), reason)
+            # A key is the hash of the content and the extension.
+            facts = ImageFacts(key[:64], width, height, format_name, mode, tuple(oddities.get(key, ())), reason)
             index[key] = _Entry(facts, row, pixels)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder} is damaged; remove it, and it is made anew") from error

@@ -251,7 +251,7 @@ def hold_out(
     sizes = Counter(sample.label for sample in samples)
     # Never hold out all images of a class: some must be left to train on.
     room = {label: min(max(1, round(fraction * size)), size - 1) for label, size in sizes.items()}
-    division = _Division({label: size // 2 for label, size in sizes.items()}, room)
+    division = _Division()
     by_group = _by_content(samples, lambda sample: group_of.get(digests[sample.path], digests[sample.path]), seed)
     for group in by_group:
         division.take(group, room)
@@ -260,7 +260,7 @@ def hold_out(
         # The smallest groups of these classes, even if they are larger than wanted; or else contents of a group.
         for group in sorted(by_group, key=len):
             if any(sample.label in without and not division.held_out[sample.label] for sample in group):
-                division.take(group, division.most)
+                division.take(group, {label: size // 2 for label, size in sizes.items()})
         for group in _by_content(samples, lambda sample: digests[sample.path], seed):
             if all(sample.label in without and not division.is_held_out(sample) for sample in group):
                 division.take(group, room)
@@ -283,13 +283,10 @@ class _Division:
     """The images that are held out.
 
     Attributes:
-        most: of each class that may be held out if nothing else is possible.
-        room: of each class that is wanted.
-        held_out: of each class that is held out.
+        held_out: how many of each class.
+        taken: the images.
     """
 
-    most: Mapping[int, int]
-    room: Mapping[int, int]
     held_out: Counter[int] = field(default_factory=Counter)
     taken: set[Sample] = field(default_factory=set)
 

@@ -12,7 +12,7 @@ L-BFGS on the features of pretrained networks).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -102,23 +102,25 @@ def fit_head(
     """
     labels, views = labels.astype(np.int64), [view.astype(np.float32) for view in views]
     length = _length(views)
-    folds = divide(labels, digests, seed)
-    number = int(folds.max()) + 1
+    fits = 0
 
-    def tell(done: int) -> None:
+    def tell(done: int, number: int) -> None:
+        nonlocal fits
+        fits = number + 1
         if progress is not None:
-            progress(done, number + 1)
+            progress(done, fits)
 
-    chosen = _choose_penalty(views, labels, folds, num_classes, tell)
+    chosen = choose_penalty(views, labels, digests, num_classes, seed=seed, progress=tell)
     weight = _path(views, labels, num_classes, [chosen.penalty])[chosen.penalty] / (length * chosen.temperature)
-    tell(number + 1)
+    if progress is not None:
+        progress(fits or 1, fits or 1)
     logits = views[0] @ weight.numpy().T
     return LinearHead(
         weight,
         chosen.penalty,
         chosen.temperature,
         chosen.top1,
-        int((folds >= 0).sum()),
+        min(len(labels), _MOST_CROSS_VALIDATED),
         num_fitted=len(labels),
         fitted_loss=float(metrics.cross_entropy(logits, labels).mean()),
         num_fitted_correct=int(metrics.in_top_k(logits, labels, 1).sum()),
@@ -142,21 +144,34 @@ def choose_penalty(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Choice:
-    """Choose the penalty of a head by cross-validation, without fitting one to all images.
+    """Choose the penalty by cross-validation: each fold is predicted by heads that were fitted to the others.
 
-    Args:
-        views: as for `fit_head`, like the other arguments.
-        labels: (N,)
-        digests: of the images' files.
-        num_classes: number of outputs.
-        seed: of the division.
-        progress: called with the number of fits done, and of all.
+    The arguments are those of `fit_head`.
     """
     folds = divide(labels, digests, seed)
     number, drawn = int(folds.max()) + 1, np.flatnonzero(folds >= 0)
-    tell = (lambda done: None) if progress is None else (lambda done: progress(done, number))
-    rows = [view[drawn].astype(np.float32) for view in views]
-    return _choose_penalty(rows, labels[drawn], folds[drawn], num_classes, tell)
+    if number < 2:
+        # Equal images cannot be divided, so that nothing tells what new ones would get.
+        return Choice(PENALTIES[0], 1.0, 0.0)
+    length = _length([views[0].astype(np.float32)])
+    # Two views tell which penalty is the best one; more would only take longer.
+    rows = [view[drawn].astype(np.float32) for view in views[:2]]
+    known, folds = labels[drawn], folds[drawn]
+    logits = {penalty: np.empty((len(known), num_classes), np.float32) for penalty in PENALTIES}
+    for fold in range(number):
+        fitted, tested = folds != fold, folds == fold
+        path = _path([view[fitted] for view in rows], known[fitted], num_classes, PENALTIES)
+        for penalty, weight in path.items():
+            logits[penalty][tested] = rows[0][tested] @ weight.numpy().T / length
+        if progress is not None:
+            progress(fold + 1, number)
+    choices = {}
+    for penalty, values in logits.items():
+        temperature = fit_temperature(values, known)
+        loss = float(metrics.cross_entropy(values / temperature, known).mean())
+        top1 = float(metrics.in_top_k(values, known, 1).mean())
+        choices[penalty] = (loss, Choice(penalty, temperature, top1))
+    return min(choices.values(), key=lambda one: one[0])[1]
 
 
 @dataclass(frozen=True)
@@ -220,37 +235,6 @@ def fit_fold_heads(
 def _length(views: Sequence[NDArray[np.float32]]) -> float:
     """Return the mean length of the features of whole images."""
     return float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
-
-
-def _choose_penalty(
-    views: Sequence[NDArray[np.float32]],
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    num_classes: int,
-    tell: Callable[[int], None],
-) -> Choice:
-    """Choose the penalty by cross-validation: each fold is predicted by heads that were fitted to the others."""
-    number, left_out = int(folds.max()) + 1, folds >= 0
-    # Two views tell which penalty is the best one; more would only take longer.
-    views = views[:2]
-    if number < 2:
-        # Equal images cannot be divided, so that nothing tells what new ones would get.
-        return Choice(PENALTIES[0], 1.0, 0.0)
-    length = float(np.linalg.norm(views[0], axis=1).mean()) or 1.0
-    logits = {penalty: np.empty((len(labels), num_classes), np.float32) for penalty in PENALTIES}
-    for fold in range(number):
-        fitted, tested = left_out & (folds != fold), folds == fold
-        path = _path([view[fitted] for view in views], labels[fitted], num_classes, PENALTIES)
-        for penalty, weight in path.items():
-            logits[penalty][tested] = views[0][tested] @ weight.numpy().T / length
-        tell(fold + 1)
-    known, choices = labels[left_out], {}
-    for penalty, values in logits.items():
-        temperature = fit_temperature(values[left_out], known)
-        loss = float(metrics.cross_entropy(values[left_out] / temperature, known).mean())
-        top1 = float(metrics.in_top_k(values[left_out], known, 1).mean())
-        choices[penalty] = (loss, Choice(penalty, temperature, top1))
-    return min(choices.values(), key=lambda one: one[0])[1]
 
 
 def _path(

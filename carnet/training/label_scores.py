@@ -17,8 +17,7 @@ from carnet.config import LITE0
 from carnet.data.samples import groups_of
 from carnet.errors import DataError
 from carnet.metrics import softmax
-from carnet.preprocess import Images, load_image
-from carnet.spec import ModelSpec
+from carnet.preprocess import load_image
 from carnet.text import Progress, counted, show_bytes
 from carnet.training.augment import Augmentation
 from carnet.training.features import FeatureExtractor, Photo, linear_head
@@ -65,7 +64,7 @@ def score_labels(data: CheckedData, run: Path | None = None, *, progress: Progre
             f"the features of {counted(len(samples), 'image')} take {show_bytes(needed)} of memory, more than the "
             f"{show_bytes(allowed)} that are free"
         )
-    photos = [Photo(data.facts[sample.path].sha256, partial(_load, sample.path, spec)) for sample in samples]
+    photos = [Photo(data.facts[sample.path].sha256, partial(load_image, sample.path, spec)) for sample in samples]
     features = extractor.features(photos, extractor.whole_views, partial(progress.bar, "features for the labels"))
     labels = np.array([sample.label for sample in samples], np.int64)
     contents = [groups.get(photo.digest, photo.digest) for photo in photos]
@@ -86,7 +85,3 @@ def _support(folds: NDArray[np.int64], labels: NDArray[np.int64], contents: Sequ
     in_fold = Counter((label, fold) for (label, _), fold in photos.items())
     places = zip(labels.tolist(), folds.tolist(), strict=True)
     return np.array([of_class[label] - in_fold[label, fold] for label, fold in places], np.int64)
-
-
-def _load(path: Path, spec: ModelSpec) -> Images:
-    return load_image(path, spec)
