@@ -1,8 +1,8 @@
 """Every error that users can meet.
 
 CarnetError
-├── DataError: ImageError, UnreadableImagesError
-├── ModelFileError: GateError
+├── DataError: ImageError (ImageTooLargeError), UnreadableImagesError
+├── ModelFileError: GateError, SelfTestError
 ├── ConfigError, ModelError, RunError, OutputError
 ├── MissingExtraError, NonFiniteLossError, OutOfMemoryError
 └── LostProcessError, StoppedError
@@ -19,9 +19,13 @@ from typing import Any
 
 _PACKAGES = {
     **{"torch": "PyTorch", "lightning_fabric": "Lightning Fabric"},
+    **{"starlette": "Starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"},
+    **{"prometheus_client": "prometheus-client"},
     **{name: name for name in ("torchvision", "safetensors", "matplotlib", "psutil", "rich", "onnx", "onnxscript")},
 }
-"""Names of the packages, by module, that the extras `train` and `export` install."""
+"""Names of the packages, by module, that the extras `train`, `export` and `serve` install."""
+_SERVING = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+"""Those that the extra `serve` installs."""
 _NEEDS_EXPORT = (
     "carnet export",
     "carnet compare",
@@ -68,6 +72,10 @@ class ImageError(DataError):
         super().__init__(f"{source}: {reason}")
 
 
+class ImageTooLargeError(ImageError):
+    """An image has more pixels or bytes than allowed."""
+
+
 class UnreadableImagesError(DataError):
     """Some images cannot be decoded; `errors` has an `ImageError` for each."""
 
@@ -105,6 +113,12 @@ class GateError(ModelFileError):
     exit_code = 1
 
 
+class SelfTestError(ModelFileError):
+    """An exported model does not give the recorded answers for the test images inside it."""
+
+    exit_code = 1
+
+
 class OutputError(CarnetError, OSError):
     """A result cannot be written."""
 
@@ -121,6 +135,8 @@ class MissingExtraError(CarnetError, ImportError):
         module = (error.name or "").partition(".")[0]
         if module not in _PACKAGES:
             return None
+        if module in _SERVING:
+            return cls(what, _PACKAGES[module], "serve")
         return cls(what, _PACKAGES[module], "export" if "onnx" in module or what in _NEEDS_EXPORT else "train")
 
 

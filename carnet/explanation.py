@@ -86,7 +86,7 @@ def explain(model: Explainable, source: ImageSource, label: str | None = None, t
     side, channels = spec.image_size, spec.in_channels
     with open_image(source, model.max_pixels) as opened:
         image = decode(opened, name_of(source), min_side=2 * side, in_channels=channels)
-    pixels = np.array(resize(image, side, spec.resize)).reshape(1, side, side, channels)
+    pixels = np.array(resize(image, side, spec.resize, spec.interpolation)).reshape(1, side, side, channels)
     (probabilities,), (maps,) = model.class_maps(pixels)
     assert centres is not None, "a model with class maps knows where they look"
     prediction = model.to_prediction(probabilities, top_k or spec.num_classes)
@@ -104,7 +104,7 @@ def draw_heat(
     `centres` says where each row, and each column, of the map looks, in pixels of the network's input.
     """
     side = max(FIGURE_SIDE, spec.image_size)
-    resized = resize(image, side, spec.resize)
+    resized = resize(image, side, spec.resize, spec.interpolation)
     if resized.mode == "RGBA":
         resized = Image.alpha_composite(Image.new("RGBA", resized.size, WHITE), resized)
     down, across = (_interpolation(line, spec.image_size, side) for line in centres)

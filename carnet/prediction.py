@@ -65,6 +65,10 @@ class Predictor:
         """uint8 images (N, S, S, C), as `carnet.preprocess.load_image` gives them -> probabilities (N, classes)."""
         raise NotImplementedError
 
+    def load(self, source: ImageSource) -> Images:
+        """Decode an image and resize it -> uint8 (S, S, C), as `carnet.preprocess.load_image`, within `max_pixels`."""
+        return load_image(source, self.spec, max_pixels=self.max_pixels)
+
     def predict(self, source: ImageSource, top_k: int = 5) -> Prediction:
         """Classify one image.
 
@@ -78,7 +82,7 @@ class Predictor:
             ConfigError: if `top_k` is below 1.
         """
         _require_positive("top_k", top_k)
-        return self.to_prediction(self.probabilities(self._load(source)[None])[0], top_k)
+        return self.to_prediction(self.probabilities(self.load(source)[None])[0], top_k)
 
     def predict_many(
         self, sources: Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
@@ -97,16 +101,13 @@ class Predictor:
         _require_positive("top_k", top_k)
         # Images are decoded later, when a reused buffer already holds the next one.
         kept = (bytes(source) if isinstance(source, bytearray | memoryview) else source for source in sources)
-        return self._answers(load_batches(kept, self.spec, batch_size, self._load), top_k)
+        return self._answers(load_batches(kept, self.spec, batch_size, self.load), top_k)
 
     def to_prediction(self, probabilities: NDArray[np.floating[Any]], top_k: int) -> Prediction:
         """Return the `top_k` most probable of all classes, or all if there are fewer: (classes,) -> Prediction."""
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         names, values = tuple(self.spec.classes[k] for k in order), tuple(float(probabilities[k]) for k in order)
         return Prediction(names, values, None if self.threshold is None else values[0] >= self.threshold)
-
-    def _load(self, source: ImageSource) -> Images:
-        return load_image(source, self.spec, max_pixels=self.max_pixels)
 
     def _answers(
         self, batches: Iterable[Sequence[Images | ImageError]], top_k: int

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from carnet.errors import ImageError
+from carnet.errors import ImageError, ImageTooLargeError
 from carnet.files import MAX_IMAGE_BYTES, open_file, read_file
 from carnet.image_files import essence, signature_of
 from carnet.spec import Interpolation, ModelSpec, ResizeRule
@@ -181,7 +181,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         if not content:
             raise ImageError(name, "the file is empty")
         if len(content) > MAX_IMAGE_BYTES:
-            raise ImageError(name, f"larger than {show_bytes(MAX_IMAGE_BYTES)}")
+            raise ImageTooLargeError(name, f"larger than {show_bytes(MAX_IMAGE_BYTES)}")
         given = essence(content)
         image = Image.open(io.BytesIO(given), formats=FORMATS)
         _check_header(image, name, max_pixels)
@@ -193,7 +193,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except UnidentifiedImageError:
         raise ImageError(name, _why_unknown(content)) from None
     except Image.DecompressionBombError:
-        raise ImageError(name, f"more than {max_pixels:,} pixels") from None
+        raise ImageTooLargeError(name, f"more than {max_pixels:,} pixels") from None
     except DECODER_ERRORS as error:
         raise ImageError(name, reason_of(error)) from error
 
@@ -279,7 +279,7 @@ def _why_unknown(content: bytes) -> str:
 def _check_header(image: Image.Image, name: Path | str, max_pixels: int) -> None:
     """Raise an ImageError for too many pixels, or pixels without a defined range."""
     if image.width * image.height > max_pixels:
-        raise ImageError(name, f"more than {max_pixels:,} pixels")
+        raise ImageTooLargeError(name, f"more than {max_pixels:,} pixels")
     if image.mode == "F":
         raise ImageError(name, "floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode == "I" and image.format != "PPM":

@@ -42,6 +42,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line inside this process, and return its exit code, standard output and standard error."""
+
+    from carnet.cli.main import run
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return called
+
+
+@pytest.fixture
 def flat(tmp_path: Path) -> Path:
     """Three classes of ten pictures, in no splits."""
     root = tmp_path / "flat"

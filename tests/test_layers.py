@@ -35,6 +35,8 @@ BASE = {
 ALLOWED = {
     **{room: {*BASE, "data", "report", "checks"} for room in (*BASE, "data", "report", "checks")},
     "edge": {*BASE, "edge"},
+    "web": {*BASE, "data", "report", "edge", "web"},
+    "server": {*BASE, "edge", "web", "server"},
     "models": {*BASE, "data", "report", "models"},
     "training": {*BASE, "data", "report", "checks", "edge", "models", "training"},
     "export": {*BASE, "data", "report", "checks", "edge", "models", "training", "export"},
@@ -72,12 +74,12 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_packages_used_without_pytorch_are_base_dependencies() -> None:
-    """Checks every import of the base layer, the data, the reports and the edge, anywhere in a file."""
+    """Checks every import of the base layer, the data, the reports, the edge and the page, anywhere in a file."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
     rooms = [
         *(PACKAGE / f"{room}.py" for room in BASE),
-        *(PACKAGE / room for room in ("data", "report", "checks", "edge")),
+        *(PACKAGE / room for room in ("data", "report", "checks", "edge", "web")),
     ]
     paths = [path for room in rooms for path in (sorted(room.rglob("*.py")) if room.is_dir() else [room])]
     packages = {module.split(".")[0] for path in paths for module in imports(path)} - set(sys.stdlib_module_names)

@@ -11,7 +11,19 @@ import carnet
 from carnet import errors
 
 FUNCTIONS = {name for name in carnet.__all__ if name.islower()}
-COMMANDS = {"benchmark", "check", "compare", "evaluate", "explain", "export", "predict", "summary", "train", "verify"}
+COMMANDS = {
+    "benchmark",
+    "check",
+    "compare",
+    "evaluate",
+    "explain",
+    "export",
+    "predict",
+    "serve",
+    "summary",
+    "train",
+    "verify",
+}
 """Verbs that are functions of the package, or may become functions: no module may have such a name."""
 
 

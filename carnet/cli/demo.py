@@ -90,4 +90,6 @@ Train on your own photos, with one folder per class:
 Or continue with the model that you have just trained:
   {carnet} evaluate {quoted(run)} {quoted(images)} --split train{" --skip-unreadable" if dirty else ""}
   {carnet} export {quoted(run)}
-  {carnet} predict {quoted(run / "model.onnx")} {quoted(images / "valid")} --explain heat"""
+  {carnet} predict {quoted(run / "model.onnx")} {quoted(images / "valid")} --explain heat
+Or open a page that classifies photos with it:
+  {carnet} serve {quoted(run)} --open"""

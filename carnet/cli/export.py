@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from carnet.cli.main import console, print_json
+from carnet.errors import ConfigError
+from carnet.text import Progress, quoted, show_bytes
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Command:
     Examples:
       carnet export runs/photos-carnet_s
       carnet export runs/photos-carnet_s --int8 --output photos.onnx
+      carnet export runs/photos-carnet_s --web my-app
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -36,12 +39,22 @@ class Command:
     """Largest loss of top-1 accuracy, in percentage points; if it is larger, no file is written."""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     """Runtime in which the file is evaluated."""
+    web: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Write a page into this folder as well, for any web host: the model runs in the visitor's browser."""
+    ort_dist: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder dist of onnxruntime-web, for --web on a machine without npm."""
     json: bool = False
     """Print the results as one JSON document."""
 
     def run(self) -> int:
         from carnet.export.exporter import export_model, sentences
 
+        if self.ort_dist is not None and self.web is None:
+            raise ConfigError("--ort-dist is for --web; name the folder for the page with --web")
+        if self.web is not None:
+            from carnet.web.folder import check_web_folder
+
+            check_web_folder(self.web)
         with console(self.json) as progress:
             result = export_model(
                 self.run_folder,
@@ -55,7 +68,23 @@ class Command:
             if not self.json:
                 end = f"The model is {result.path}, its report {result.report}."
                 progress.say("\n".join([*sentences(result), end]))
+            if self.web is not None:
+                self._write_page(result.path, progress)
         if self.json:
             numbers = result.gate_report.to_json()
-            print_json({"model": str(result.path), "report": str(result.report), **numbers})
+            page = {} if self.web is None else {"web": str(self.web)}
+            print_json({"model": str(result.path), "report": str(result.report), **page, **numbers})
         return 0
+
+    def _write_page(self, model: Path, progress: Progress) -> None:
+        """Write the folder for a web host."""
+        from carnet.edge.classifier import Classifier
+        from carnet.web.folder import write_web_folder
+
+        assert self.web is not None, "--web is given"
+        write_web_folder(Classifier(model, threads=1), self.web, ort_dist=self.ort_dist, progress=progress)
+        size = sum(path.stat().st_size for path in self.web.rglob("*") if path.is_file())
+        progress.say(
+            f"The page is in {self.web} ({show_bytes(size)}). To try it: python -m http.server --directory "
+            f"{quoted(self.web)} 8080, then http://localhost:8080. Any web host with HTTPS takes the folder."
+        )

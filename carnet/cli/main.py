@@ -53,6 +53,7 @@ COMMANDS = {
     "predict": "classify images",
     "compare": "compare networks on your data, with confidence intervals",
     "export": "export a model to one file that runs without PyTorch",
+    "serve": "answer over HTTP, with a page for people",
     "verify": "check that an exported model gives the same results on this machine",
     "benchmark": "measure the latency of networks and exported models",
     "summary": "show the layers, parameters and costs of a network",
@@ -68,6 +69,7 @@ _SMALLER = {
     "predict": "--batch-size",
     "benchmark": "number in --batch-sizes",
     "summary": "--image-size",
+    "serve": "--max-batch",
 }
 """Command -> the flag to lower when memory runs out."""
 _HIDDEN_DEFAULTS = ("None", "none", "False", "''", "")

@@ -73,6 +73,11 @@ class Classifier(Predictor):
         self._run = open_runtime(*self._opened)
 
     @property
+    def content(self) -> bytes:
+        """The whole file."""
+        return self._opened[0].content
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.spec.classes

@@ -170,8 +170,26 @@ def render(template: str, *, script: str = "sort.js", **values: Any) -> str:
 
 @cache
 def _environment(script_name: str) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("carnet.report"),
+    page = environment("carnet.report")
+    page.filters.update(image=_image, percent=percent, shortened=shortened)
+    style, script = (
+        resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in ("style.css", script_name)
+    )
+    # Should a name become markup after all, the browser runs no script but ours.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page.globals.update(
+        counted=counted,
+        style=Markup(style),
+        script=Markup(script),
+        policy=Markup(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"),
+    )
+    return page
+
+
+def environment(package: str) -> Environment:
+    """Return what renders the templates of a package: every value is escaped, and no name is left undefined."""
+    page = Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -180,19 +198,8 @@ def _environment(script_name: str) -> Environment:
         keep_trailing_newline=True,
         auto_reload=False,
     )
-    environment.filters.update(image=_image, percent=percent, shortened=shortened, thousands="{:,}".format)
-    style, script = (
-        resources.files("carnet.report").joinpath(name).read_text("utf-8") for name in ("style.css", script_name)
-    )
-    # Should a name become markup after all, the browser runs no script but ours.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals.update(
-        counted=counted,
-        style=Markup(style),
-        script=Markup(script),
-        policy=Markup(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"),
-    )
-    return environment
+    page.filters["thousands"] = "{:,}".format
+    return page
 
 
 def _finalize(value: Any) -> Any:

@@ -33,9 +33,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(page: Any, report: Path) -> Any:
-    page.goto(report.as_uri())
-    return page
+def opened(visit: Any, report: Path) -> Any:
+    return visit(report.as_uri())
 
 
 def visible(page: Any) -> list[str]:

@@ -1,0 +1,1 @@
+"""An HTTP service for one exported model, without PyTorch."""
