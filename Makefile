@@ -33,10 +33,11 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n auto
 
-# Pages in a real browser: Chromium or Chrome, wherever it is installed, or the one that CARNET_CHROMIUM names.
+# Pages in a real browser: Chromium or Chrome, wherever it is installed, or the one that CARNET_CHROMIUM names. And the
+# service, fuzzed from its own description.
 test-browser: $(INSTALLED)
 	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,browser]"
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/browser tests/server/test_fuzzed.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Measure `carnet serve` under load on this machine, against a service as people write it, in one run.
 
 The other service (serving_baseline.py) is FastAPI with the run's network in PyTorch: `inference_mode`, a pool of
-threads, one image for each call, with the same decoding and the same server (uvicorn, h11). Both get the same photos
+threads (FastAPI's 40, or one for each core), one image for each call, with the same decoding and the same server
+(uvicorn, h11). Both get the same photos
 from clients that each wait for an answer before they ask again. The two take turns; clients and service share the
 cores, and the processor time of each is counted. With --soak, clients send photos and broken requests for minutes, and
 the memory of the service is watched. All traffic stays on the loopback address. Needs fastapi.
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ from carnet.data.folder import images_in
 CLIENTS = (1, 8, 64)
 MOST_SECONDS = 900
 """No load lasts longer than this."""
+LOST, PATIENCE = -1, 90
+"""The status of a request without an answer, and the seconds after which that is so."""
 Request = tuple[str, str, bytes]
 """Path, content type, body."""
 
@@ -48,7 +51,7 @@ class Load:
 
     Attributes:
         milliseconds: of each answer with status 200.
-        statuses: number of answers by status; 0: the connection failed.
+        statuses: number of answers by status; 0: the connection failed; LOST: no answer came.
     """
 
     seconds: float = 0.0
@@ -78,10 +81,16 @@ async def client(port: int, requests: Callable[[], Request], until: float, load:
             assert reader is not None
             lines = f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {kind}", f"Content-Length: {len(body)}"
             writer.write("\r\n".join((*lines, "", "")).encode() + body)
-            answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            status = int(answer.split()[1])
-            await reader.readexactly(int(answer.partition("content-length: ")[2].partition("\r")[0]))
-            if "connection: close" in answer:
+            async with asyncio.timeout(PATIENCE):
+                answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                status = int(answer.split()[1])
+                length = answer.partition("content-length: ")[2].partition("\r")[0]
+                await (reader.readexactly(int(length)) if length else reader.read())
+            if "connection: close" in answer or not length:
+                writer.close()
+        except TimeoutError:
+            status = LOST
+            if writer is not None:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError):
             status = 0
@@ -172,7 +181,7 @@ def mixed_requests(photos: Sequence[bytes]) -> Callable[[], Request]:
 
 
 def measure(
-    services: dict[str, Sequence[str]], photos: Sequence[bytes], seconds: float, rounds: int
+    services: Mapping[str, Sequence[str]], photos: Sequence[bytes], seconds: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of each service and number of clients, in turns, each in a process started for it."""
     for turn in range(rounds):
@@ -194,15 +203,16 @@ def measure(
 
 def soak(command: Sequence[str], photos: Sequence[bytes], minutes: float) -> dict[str, Any]:
     """Let 64 clients send photos and broken requests, and return the statuses, and the memory at each half minute."""
-    memory, statuses, answered = [], Counter[int](), 0
+    memory, statuses = [], Counter[int]()
     with service(command) as (process, port):
         requests = mixed_requests(photos)
         for _ in range(round(2 * minutes)):
             load = put_load(port, requests, 64, 30)
             statuses += load.statuses
-            answered += len(load.milliseconds)
             memory.append(process.memory_info().rss)
             print(f"{memory[-1] / 2**20:.0f} MiB, {dict(statuses)}", flush=True)
+    if bad := {status: number for status, number in statuses.items() if status in (LOST, 0, 500)}:
+        raise SystemExit(f"lost or failed: {bad}")
     return {
         "minutes": minutes,
         "requests": sum(statuses.values()),
@@ -225,9 +235,9 @@ def main() -> None:
     python, here = sys.executable, Path(__file__).parent
     ours = [python, "-m", "carnet", "serve", str(options.run / "model.onnx"), "--port", "0", "--json"]
     services = {"carnet serve": ours}
-    for threads in (1, 2):
-        command = [python, str(here / "serving_baseline.py"), str(options.run), str(threads)]
-        services[f"FastAPI and PyTorch, threads={threads}"] = command
+    for pool, threads in ((40, 1), (2, 1), (2, 2)):
+        command = [python, str(here / "serving_baseline.py"), str(options.run), str(pool), str(threads)]
+        services[f"FastAPI and PyTorch, pool of {pool}, {threads} compute threads"] = command
     numbers: dict[str, Any] = {
         "photos": {"number": len(photos), "mean_bytes": statistics.mean(map(len, photos))},
         "results": list(measure(services, photos, options.seconds, options.rounds)),

@@ -1,7 +1,7 @@
 """A service as people write it, for serving.py: FastAPI, PyTorch in inference mode, threads, one image for each call.
 
 Example:
-  python benchmarks/serving_baseline.py RUN THREADS
+  python benchmarks/serving_baseline.py RUN POOL THREADS
 """
 
 from __future__ import annotations
@@ -10,35 +10,43 @@ import json
 import socket
 import sys
 
-import torch
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
+from carnet.machine import wait_briefly
 
-import carnet
+# As `carnet` does before it imports PyTorch.
+wait_briefly()
+
+import anyio.to_thread  # noqa: E402
+import torch  # noqa: E402
+import uvicorn  # noqa: E402
+from fastapi import FastAPI, Request  # noqa: E402
+from fastapi.concurrency import run_in_threadpool  # noqa: E402
+from fastapi.responses import JSONResponse  # noqa: E402
+
+import carnet  # noqa: E402
 
 
 def main() -> None:
-    run, threads = sys.argv[1:]
+    run, pool, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = carnet.load(run, device="cpu")
     app = FastAPI()
 
-    def classify(content: bytes) -> dict[str, object]:
-        # Its network computes in inference mode, channels last, as for `carnet predict RUN`.
-        prediction = model.predict(content)
-        return {"results": [{"predictions": prediction.to_json()}]}
-
-    @app.post("/v1/predict")
-    async def predict(request: Request) -> dict[str, object]:
+    def classify(content: bytes) -> JSONResponse:
         try:
-            return await run_in_threadpool(classify, await request.body())
+            # Its network computes in inference mode, channels last, as for `carnet predict RUN`.
+            return JSONResponse({"results": [{"predictions": model.predict(content).to_json()}]})
         except carnet.CarnetError as error:
-            raise HTTPException(422, str(error)) from error
+            return JSONResponse({"error": str(error)}, 422)
 
+    async def predict(request: Request) -> JSONResponse:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = int(pool)
+        return await run_in_threadpool(classify, await request.body())
+
+    app.add_api_route("/v1/predict", predict, methods=["POST"], response_model=None)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         print(json.dumps({"url": f"http://127.0.0.1:{listening.getsockname()[1]}/"}), flush=True)
-        uvicorn.Server(uvicorn.Config(app, http="h11", access_log=False, log_level="warning")).run([listening])
+        config = uvicorn.Config(app, http="h11", loop="asyncio", access_log=False, log_level="warning")
+        uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":

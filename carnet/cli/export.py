@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,9 +54,12 @@ class Command:
             raise ConfigError("--ort-dist is for --web; name the folder for the page with --web")
         if self.web is not None:
             from carnet.web.folder import check_web_folder
+            from carnet.web.runtime import runtime_files
 
             check_web_folder(self.web)
         with console(self.json) as progress:
+            # Before long work, since it may fail.
+            runtime = {} if self.web is None else runtime_files(self.ort_dist, progress)
             result = export_model(
                 self.run_folder,
                 self.output,
@@ -69,20 +73,20 @@ class Command:
                 end = f"The model is {result.path}, its report {result.report}."
                 progress.say("\n".join([*sentences(result), end]))
             if self.web is not None:
-                self._write_page(result.path, progress)
+                self._write_page(result.path, runtime, progress)
         if self.json:
             numbers = result.gate_report.to_json()
             page = {} if self.web is None else {"web": str(self.web)}
             print_json({"model": str(result.path), "report": str(result.report), **page, **numbers})
         return 0
 
-    def _write_page(self, model: Path, progress: Progress) -> None:
+    def _write_page(self, model: Path, runtime: Mapping[str, bytes], progress: Progress) -> None:
         """Write the folder for a web host."""
         from carnet.edge.classifier import Classifier
         from carnet.web.folder import write_web_folder
 
         assert self.web is not None, "--web is given"
-        write_web_folder(Classifier(model, threads=1), self.web, ort_dist=self.ort_dist, progress=progress)
+        write_web_folder(Classifier(model, threads=1), self.web, runtime)
         size = sum(path.stat().st_size for path in self.web.rglob("*") if path.is_file())
         progress.say(
             f"The page is in {self.web} ({show_bytes(size)}). To try it: python -m http.server --directory "

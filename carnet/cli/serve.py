@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,17 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from carnet.cli.main import console, print_json, words
 from carnet.errors import ConfigError, RunError
+from carnet.preprocess import MAX_PIXELS
 from carnet.run_folder import RunFolder
 from carnet.text import parse_bytes, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import uvicorn
     from starlette.applications import Starlette
@@ -81,12 +84,7 @@ class Command:
     json: bool = False
     """Print the address and the model as one JSON document when the service is ready."""
 
-    def run(self, started: Callable[[uvicorn.Server], None] = lambda server: None) -> int:
-        """Serve until a signal comes.
-
-        Args:
-            started: is called with the server before it begins.
-        """
+    def run(self) -> int:
         import uvicorn
 
         self._check()
@@ -95,15 +93,16 @@ class Command:
             url = _url(listening)
             app = self._app(url, token)
             # From here on connections wait instead of being refused.
-            listening.listen(_MAX_CONNECTIONS)
+            with self._explained():
+                listening.listen(_MAX_CONNECTIONS)
             if self.json:
                 print_json({"url": url, "model": str(self.model), "classes": list(app.state.classes)})
                 sys.stdout.flush()
             if self.open:
-                webbrowser.open(url)
+                # A browser in the terminal ends only when it is closed.
+                threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
             server = uvicorn.Server(self._settings(app))
-            started(server)
-            with _logging(), _handled_signals():
+            with _logging(), _stopping(server):
                 server.run(sockets=[listening])
         return 0
 
@@ -159,10 +158,17 @@ class Command:
             ("--max-batch", self.max_batch, 1, 1024),
             ("--queue", self.queue, 1, 100_000),
             ("--timeout", self.timeout, 0.1, 3600),
+            ("--max-pixels", self.max_pixels, 1, MAX_PIXELS),
+            ("--threads", self.threads, 0, 1024),
         ):
             if not low <= number <= high:
                 raise ConfigError(f"{flag} must be between {low:,} and {high:,}, got {number:,}")
         parse_bytes(self.max_bytes, "--max-bytes")
+        from carnet.server.guards import host_name
+
+        for name in words(self.allowed_hosts):
+            if host_name(name) != name.lower():
+                raise ConfigError(f"--allowed-hosts takes names such as photos.example.org, got {name}")
 
     def _token(self) -> str:
         if self.token_file is None:
@@ -196,13 +202,22 @@ class Command:
             if os.name == "posix":
                 # A port that was left a moment ago is free; on Windows this would share it.
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-        except OSError as error:
+            with self._explained():
+                listening.bind(address)
+        except ConfigError:
             listening.close()
-            raise ConfigError(
-                f"cannot listen on {self.host}, port {self.port} ({error.strerror}); choose another --port, or 0"
-            ) from error
+            raise
         return listening
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot listen on {self.host}, port {self.port} ({error.strerror})"
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(f"{reason}; --host must be an address of this machine") from error
+            raise ConfigError(f"{reason}; choose another --port, or 0 for a free one") from error
 
 
 def _exported(model: Path) -> Path:
@@ -236,31 +251,40 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Write the service's log, and the server's warnings, as lines of JSON on standard error."""
+    """Write the service's log, and all warnings, as lines of JSON on standard error."""
     from carnet.server.guards import JsonLines, log
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    loggers = {log: logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
-    for logger, level in loggers.items():
-        logger.addHandler(handler)
+    # What a form of a request lacks is told in its answer.
+    levels = {log: logging.INFO, logging.getLogger("python_multipart"): logging.ERROR}
+    before = {logger: logger.level for logger in levels}
+    for logger, level in levels.items():
         logger.setLevel(level)
-        logger.propagate = False
+    logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
+        logging.getLogger().removeHandler(handler)
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 @contextmanager
-def _handled_signals() -> Iterator[None]:
-    """Let the server end by itself: when it has finished, it raises the signal that stopped it once more."""
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
+    """Let a signal end the server, which finishes what it has accepted; the process goes on and ends by itself.
+
+    While the server runs, it has handlers of its own, and raises the signal once more when it has finished.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

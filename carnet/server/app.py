@@ -31,14 +31,24 @@ from starlette.routing import Route
 
 from carnet.edge.classifier import Classifier
 from carnet.edge.selftest import Verification, verify
-from carnet.errors import ConfigError, ImageError, ImageTooLargeError, ModelFileError, OutOfMemoryError, SelfTestError
+from carnet.errors import ConfigError, ImageError, ImageTooLargeError, ModelFileError, SelfTestError
 from carnet.machine import loading_threads
 from carnet.prediction import Prediction
 from carnet.server import openapi
 from carnet.server.batching import Batcher
 from carnet.server.guards import Access, Guard
 from carnet.server.metrics import CONTENT_TYPE, Metrics
-from carnet.server.reading import RETRY_SECONDS, Admission, Limits, images_of, read_body
+from carnet.server.reading import (
+    GONE,
+    MAX_TOP_K,
+    MULTIPART,
+    RETRY_SECONDS,
+    Admission,
+    Held,
+    Limits,
+    images_of,
+    read_body,
+)
 from carnet.web.page import HEADERS, api_html, page_files
 
 MAX_BATCH = 32
@@ -91,7 +101,7 @@ def create_app(
     service = Service(classifier, verification, limits, max_batch, max_wait)
     description = openapi.describe(limits, classifier.spec.num_classes, has_token=bool(access.token))
     files = {
-        **page_files(classifier),
+        **page_files(classifier, says_classes=not access.token),
         "/openapi.json": ("application/json", json.dumps(description).encode()),
         "/api": ("text/html; charset=utf-8", api_html(description).encode()),
     }
@@ -114,7 +124,7 @@ def create_app(
         middleware=[Middleware(Guard, access, service.metrics)],
         exception_handlers={
             HTTPException: _refused,
-            OutOfMemoryError: _out_of_memory,
+            MemoryError: _out_of_memory,
             Exception: _failed,
         },
         lifespan=lifespan,
@@ -150,12 +160,8 @@ class Service:
         started = time.perf_counter()
         top_k = _top_k(request)
         with self.admission.request() as held:
-            body = await read_body(request, held)
-            # A form may be large, and searching it for its parts takes time.
-            images = await run_in_threadpool(images_of, request.headers.get("content-type", ""), body)
-            held.take_images(len(images))
-            request.scope["carnet.images"] = len(images)
-            answers = await self._answers([content for _, content in images], top_k)
+            images = await self._images(request, held)
+            answers = await self._answers(request, [content for _, content in images], top_k)
         errors = [answer for answer in answers if isinstance(answer, ImageError)]
         self.metrics.images.labels("unreadable").inc(len(errors))
         self.metrics.images.labels("classified").inc(len(answers) - len(errors))
@@ -171,14 +177,14 @@ class Service:
             raise HTTPException(501, "the network has no class maps: its head is not a mean and a linear layer")
         label = request.query_params.get("class")
         with self.admission.request() as held:
-            images = images_of(request.headers.get("content-type", ""), await read_body(request, held))
+            images = await self._images(request, held)
             if len(images) > 1:
                 raise HTTPException(413, "send one image to be explained")
-            held.take_images(1)
-            request.scope["carnet.images"] = 1
-            draw = asyncio.get_running_loop().run_in_executor(self.pool, self._figure, images[0][1], label)
+            loop = asyncio.get_running_loop()
             try:
-                figure = await self._in_time(draw)
+                figure = await self._in_time(
+                    request, loop.run_in_executor(self.pool, self._figure, images[0][1], label)
+                )
             except ImageError as error:
                 self.metrics.images.labels("unreadable").inc()
                 _raise_unreadable([error])
@@ -223,10 +229,21 @@ class Service:
             "self_test": {**self.verification.to_json(), "model": self.name},
         }
 
-    async def _answers(self, contents: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
+    async def _images(self, request: Request, held: Held) -> list[tuple[str | None, bytes]]:
+        """Read the images of a request, and count them."""
+        body = await read_body(request, held)
+        kind = request.headers.get("content-type", "")
+        # Searching a large form for its parts takes time.
+        find = partial(images_of, kind, body, self.limits.max_images)
+        images = await run_in_threadpool(find) if kind.startswith(MULTIPART) else find()
+        held.take_images(len(images))
+        request.scope["carnet.images"] = len(images)
+        return images
+
+    async def _answers(self, request: Request, contents: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
         futures = [asyncio.wrap_future(self.batcher.submit(content)) for content in contents]
         # An image that cannot be decoded is one of the answers.
-        rows = await self._in_time(asyncio.gather(*futures, return_exceptions=True))
+        rows = await self._in_time(request, asyncio.gather(*futures, return_exceptions=True))
         answers: list[Prediction | ImageError] = []
         for row in rows:
             if isinstance(row, BaseException) and not isinstance(row, ImageError):
@@ -234,12 +251,21 @@ class Service:
             answers.append(row if isinstance(row, ImageError) else self.classifier.to_prediction(row, top_k))
         return answers
 
-    async def _in_time(self, work: asyncio.Future[Any]) -> Any:
+    async def _in_time(self, request: Request, work: asyncio.Future[Any]) -> Any:
+        """Wait for some work, unless it takes too long or the client goes; then it is cancelled."""
+        gone = asyncio.ensure_future(request.receive())
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                return await work
-        except TimeoutError:
-            raise HTTPException(504, f"no answer within {self.limits.seconds:g} seconds") from None
+            await asyncio.wait({work, gone}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            work.cancel()
+            if gone.done():
+                raise HTTPException(GONE, "the client has gone")
+            raise HTTPException(504, f"no answer within {self.limits.seconds:g} seconds")
+        finally:
+            gone.cancel()
+            # An error of the work refers to this function, and would keep the images.
+            del work
 
     def _figure(self, content: bytes, label: str | None) -> bytes:
         png = io.BytesIO()
@@ -249,8 +275,8 @@ class Service:
 
 def _top_k(request: Request) -> int:
     text = request.query_params.get("top_k", "5")
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
-        raise HTTPException(400, "top_k must be a whole number of at least 1")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_TOP_K):
+        raise HTTPException(400, f"top_k must be a whole number between 1 and {MAX_TOP_K:,}")
     return int(text)
 
 
@@ -276,8 +302,8 @@ async def _refused(_: Request, error: Exception) -> Response:
     return Json({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _out_of_memory(_: Request, error: Exception) -> Response:
-    return Json({"error": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
+async def _out_of_memory(_: Request, __: Exception) -> Response:
+    return Json({"error": "not enough memory; try again"}, 503, {"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _failed(_: Request, error: Exception) -> Response:

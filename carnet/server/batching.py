@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.errors import ImageError
 from carnet.preprocess import Images
 
 Probabilities = NDArray[np.floating[Any]]
@@ -53,7 +54,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, content: bytes) -> Future[Probabilities]:
-        """Return the future probabilities (classes,) of an image file; one that is cancelled in time costs nothing."""
+        """Return the future probabilities (classes,) of an image file; a cancelled one is not computed."""
         answer: Future[Probabilities] = Future()
         with self._changed:
             self._num_loading += 1
@@ -75,10 +76,12 @@ class Batcher:
     def _load(self, content: bytes, answer: Future[Probabilities]) -> None:
         item = None
         try:
-            if answer.set_running_or_notify_cancel():
+            if not answer.cancelled():
                 item = self.load(content), answer
         except BaseException as error:
-            answer.set_exception(error)
+            if answer.set_running_or_notify_cancel():
+                # What could not be decoded is an answer. Its traceback would keep the file in memory.
+                answer.set_exception(error.with_traceback(None) if isinstance(error, ImageError) else error)
         finally:
             self._loaded(item)
 
@@ -90,7 +93,9 @@ class Batcher:
             self._changed.notify_all()
 
     def _compute_batches(self) -> None:
-        while batch := self._next_batch():
+        while (batch := self._next_batch()) is not None:
+            if not batch:
+                continue
             try:
                 self.on_batch(len(batch))
                 rows = self.compute(np.stack([pixels for pixels, _ in batch]))
@@ -101,12 +106,15 @@ class Batcher:
                 for (_, answer), row in zip(batch, rows, strict=True):
                     answer.set_result(row)
 
-    def _next_batch(self) -> list[tuple[Images, Future[Probabilities]]]:
-        """Wait for images and return them; an empty list when there will be no more."""
+    def _next_batch(self) -> list[tuple[Images, Future[Probabilities]]] | None:
+        """Wait for images and return those that somebody still waits for; None when there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._is_closed)
+            if not self._ready:
+                return None
             # Nobody waits for images that nobody sends.
             self._changed.wait_for(
                 lambda: len(self._ready) >= self.max_batch or not self._num_loading, timeout=self.max_wait
             )
-            return [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+            batch = [self._ready.popleft() for _ in range(min(self.max_batch, len(self._ready)))]
+        return [(pixels, answer) for pixels, answer in batch if answer.set_running_or_notify_cancel()]

@@ -21,8 +21,8 @@ from carnet.server.metrics import Metrics
 log = logging.getLogger("carnet.server")
 PROBES = ("/healthz", "/readyz")
 """Paths that tell whether the service works, and nothing else."""
-OPEN_PATHS = ("/", "/page.js", "/style.css", "/icon.png")
-"""Paths that need no token: they tell nothing about images or the model."""
+OPEN_PATHS = ("/", "/page.js", "/style.css", "/icon.png", "/api", "/openapi.json")
+"""Paths that need no token: of the model they tell no more than the number of classes."""
 
 
 class JsonLines(logging.Formatter):

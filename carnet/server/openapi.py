@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import carnet
-from carnet.server.reading import MAX_IMAGES, MULTIPART, Limits
+from carnet.server.reading import MAX_TOP_K, MULTIPART, Limits
 from carnet.text import show_bytes
 
 _TEXT, _NUMBER, _FLAG = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
 _ERRORS = {
     400: "The request cannot be read",
     401: "The token is missing or wrong",
+    403: "A page of another site asks",
     408: "The request did not arrive in time",
     413: "Too many bytes, pixels or images",
     415: "Another content type than that of images",
@@ -21,25 +22,26 @@ _ERRORS = {
     503: "Too much is under way; Retry-After says when to try again",
     504: "The answer was not ready in time",
 }
-_OF_IMAGES, _OF_ALL = tuple(_ERRORS), (401, 421)
+_OF_IMAGES, _OF_ALL = tuple(_ERRORS), (401, 403, 421)
 
 
 def describe(limits: Limits, num_classes: int, *, has_token: bool) -> dict[str, Any]:
     """Return the description."""
-    top_k = _parameter("top_k", "The number of classes to name", {"type": "integer", "minimum": 1, "default": 5})
+    numbers = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": 5}
+    top_k = _parameter("top_k", "The number of classes to name", numbers)
     label = _parameter("class", "The class to show; without it, the most probable one", _TEXT)
     predict = {
         "summary": "Classify images",
-        "description": f"One image as the body, or up to {MAX_IMAGES} as the parts of a form; at most "
+        "description": f"One image as the body, or up to {limits.max_images} as the parts of a form; at most "
         f"{show_bytes(limits.max_bytes)} in all.",
         "parameters": [top_k],
-        "requestBody": _images(several=True),
+        "requestBody": _images(limits.max_images),
         "responses": _answers(_json("Predictions, in the order of the images", "Predictions"), _OF_IMAGES),
     }
     explain = {
         "summary": "Show where in an image a class is seen",
         "parameters": [label],
-        "requestBody": _images(several=False),
+        "requestBody": _images(1),
         "responses": _answers(
             {"description": "The image in grey, with heat where the class is seen", "content": _file("image/png")},
             (*_OF_IMAGES, 501),
@@ -86,9 +88,9 @@ def _file(kind: str) -> dict[str, Any]:
     return {kind: {}}
 
 
-def _images(*, several: bool) -> dict[str, Any]:
+def _images(most: int) -> dict[str, Any]:
     part = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form = {"type": "array", "items": part, "minItems": 1, "maxItems": MAX_IMAGES} if several else part
+    form = {"type": "array", "items": part, "minItems": 1, "maxItems": most}
     kinds = ("application/octet-stream", "image/jpeg", "image/png", "image/webp")
     properties = {"type": "object", "properties": {"image": form}, "required": ["image"]}
     return {"required": True, "content": {**{kind: {} for kind in kinds}, MULTIPART: {"schema": properties}}}
@@ -107,8 +109,7 @@ def _answers(good: Mapping[str, Any], errors: tuple[int, ...]) -> dict[str, Any]
 def _probe(name: str, summary: str, errors: Mapping[int, str]) -> dict[str, Any]:
     state = {"type": "object", "properties": {"status": _TEXT}, "required": ["status"]}
     good = {"description": "Yes", "content": {"application/json": {"schema": state}}}
-    answers = {"200": good, "421": _json(_ERRORS[421], "Error")}
-    answers |= {str(code): _json(text, "Error") for code, text in errors.items()}
+    answers = {"200": good} | {str(code): _json(text, "Error") for code, text in errors.items()}
     return {"operationId": name, "summary": summary, "security": [], "responses": answers}
 
 

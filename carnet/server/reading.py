@@ -22,7 +22,9 @@ MULTIPART = "multipart/form-data"
 _BINARY = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Content types that say nothing about the content; curl claims the last one unless it is told."""
 MAX_IMAGES = 64
-"""Images in one request."""
+"""Images in one request, if so many may wait."""
+MAX_TOP_K = 1000
+"""Classes that are named for each image."""
 GONE = 499
 """The status in the log for a client that has left before its request was complete."""
 RETRY_SECONDS = 1
@@ -42,6 +44,11 @@ class Limits:
     max_bytes: int = 20 * 10**6
     max_waiting: int = 256
     seconds: float = 30.0
+
+    @property
+    def max_images(self) -> int:
+        """Images in one request."""
+        return min(MAX_IMAGES, self.max_waiting)
 
     @property
     def max_held_bytes(self) -> int:
@@ -65,6 +72,8 @@ class Admission:
     @contextmanager
     def request(self) -> Iterator[Held]:
         """Give the account of one request, and release at the end all that it holds."""
+        if self.is_full:
+            raise _busy(f"{counted(self.limits.max_waiting, 'image')} are waiting already")
         held = Held(self)
         try:
             yield held
@@ -128,17 +137,20 @@ async def read_body(request: Request, held: Held) -> bytes:
         # Nobody reads this answer; the log shows it.
         raise HTTPException(GONE, "the client has gone") from None
     except TimeoutError:
-        raise HTTPException(408, f"the request did not arrive within {limits.seconds:g} seconds") from None
+        # What is still on its way would keep the connection.
+        close = {"Connection": "close"}
+        raise HTTPException(408, f"the request did not arrive within {limits.seconds:g} seconds", close) from None
     return bytes(body)
 
 
-def images_of(content_type: str, body: bytes) -> list[tuple[str | None, bytes]]:
+def images_of(content_type: str, body: bytes, most: int = MAX_IMAGES) -> list[tuple[str | None, bytes]]:
     """Return the name, if there is one, and the bytes of each image in a request.
 
     Args:
         content_type: an image's, application/octet-stream or none for a body that is one image; multipart/form-data
             for one that has an image in each part.
         body: the body of the request.
+        most: the largest number of images.
 
     Raises:
         HTTPException: 415 for another content type; 400 if there is no image, or the parts cannot be read; 413 if there
@@ -147,7 +159,7 @@ def images_of(content_type: str, body: bytes) -> list[tuple[str | None, bytes]]:
     kind, options = parse_options_header(content_type)
     name = kind.decode("latin-1")
     if name == MULTIPART:
-        images = _parts(options.get(b"boundary", b""), body)
+        images = _parts(options.get(b"boundary", b""), body, most)
     elif name in _BINARY or name.startswith("image/"):
         images = [(None, body)]
     else:
@@ -157,10 +169,10 @@ def images_of(content_type: str, body: bytes) -> list[tuple[str | None, bytes]]:
     return images
 
 
-def _parts(boundary: bytes, body: bytes) -> list[tuple[str | None, bytes]]:
+def _parts(boundary: bytes, body: bytes, most: int) -> list[tuple[str | None, bytes]]:
     if not boundary:
         raise HTTPException(400, f"{MULTIPART} needs a boundary in Content-Type")
-    form = _Form()
+    form = _Form(most)
     try:
         MultipartParser(boundary, form.callbacks()).write(body)
     except FormParserError as error:
@@ -173,7 +185,8 @@ def _parts(boundary: bytes, body: bytes) -> list[tuple[str | None, bytes]]:
 class _Form:
     """Collects the parts of a form as the parser finds them."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.parts: list[tuple[str, bytearray]] = []
         self.is_complete = False
         self._name = ""
@@ -191,8 +204,8 @@ class _Form:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) == MAX_IMAGES:
-            raise HTTPException(413, f"more than {counted(MAX_IMAGES, 'image')} in one request")
+        if len(self.parts) == self.most:
+            raise HTTPException(413, f"more than {counted(self.most, 'image')} in one request")
         self._name = ""
 
     def _end_header(self) -> None:

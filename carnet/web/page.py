@@ -19,7 +19,7 @@ Engine = Literal["service", "browser"]
 """What computes: the service that gave the page, or the browser itself."""
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 _POLICY = (
-    "default-src 'none'; script-src 'self'{scripts}; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+    "default-src 'none'; script-src 'self'{scripts}; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
 )
 HEADERS = {
@@ -32,7 +32,14 @@ HEADERS = {
 SHOWN_CLASSES = 5
 
 
-def page_html(classifier: Classifier, engine: Engine, *, version: str = "", title: str = "Photo classifier") -> str:
+def page_html(
+    classifier: Classifier,
+    engine: Engine,
+    *,
+    version: str = "",
+    title: str = "Photo classifier",
+    says_classes: bool = True,
+) -> str:
     """Return the page.
 
     Args:
@@ -40,6 +47,7 @@ def page_html(classifier: Classifier, engine: Engine, *, version: str = "", titl
         engine: what computes.
         version: changes with any file of a folder, so that a browser never mixes two versions.
         title: the heading, plain text.
+        says_classes: whether the page itself names the classes and the accuracy; not where a token protects them.
     """
     spec, metrics = classifier.spec, classifier.document.get("metrics") or {}
     facts = [("Network", spec.model), ("Classes", first_few(spec.classes, 40))]
@@ -48,19 +56,17 @@ def page_html(classifier: Classifier, engine: Engine, *, version: str = "", titl
         accuracy = f"{percent(metrics['top1'])} of {number} (95% interval {low:.1%} to {high:.1%})"
         facts.append(("Right on photos it was not trained on", accuracy))
     if classifier.threshold is not None:
-        facts.append(("Confident from", percent(min(1.0, classifier.threshold))))
-    return (
-        environment("carnet.web")
-        .get_template("page.html")
-        .render(
-            title=title,
-            engine=engine,
-            version=version,
-            policy=_POLICY.format(scripts=" 'wasm-unsafe-eval'") if engine == "browser" else "",
-            summary=f"{counted(spec.num_classes, 'class', 'classes')}: {first_few(spec.classes, SHOWN_CLASSES)}.",
-            facts=facts,
-            has_class_maps=classifier.map_centres is not None,
-        )
+        facts.append(("Confident from", percent(classifier.threshold) if classifier.threshold <= 1 else "never"))
+    summary = f"{counted(spec.num_classes, 'class', 'classes')}: {first_few(spec.classes, SHOWN_CLASSES)}."
+    page = environment("carnet.web").get_template("page.html")
+    return page.render(
+        title=title,
+        engine=engine,
+        version=version,
+        policy=_POLICY.format(scripts=" 'wasm-unsafe-eval'") if engine == "browser" else "",
+        summary=summary if says_classes else "",
+        facts=facts if says_classes else [],
+        has_class_maps=classifier.map_centres is not None,
     )
 
 
@@ -69,10 +75,10 @@ def api_html(description: Mapping[str, Any]) -> str:
     return environment("carnet.web").get_template("api.html").render(description=description)
 
 
-def page_files(classifier: Classifier) -> dict[str, tuple[str, bytes]]:
-    """Return what a service serves besides its answers: path -> media type and content."""
+def page_files(classifier: Classifier, *, says_classes: bool) -> dict[str, tuple[str, bytes]]:
+    """Return what a service serves besides its answers: path -> media type and content; as `page_html`."""
     files = {f"/{name}": (_TYPES[name[name.rindex(".") :]], static(name)) for name in ("page.js", "style.css")}
-    page = page_html(classifier, "service").encode()
+    page = page_html(classifier, "service", says_classes=says_classes).encode()
     return {"/": ("text/html; charset=utf-8", page), **files, "/icon.png": ("image/png", icon(192))}
 
 

@@ -26,8 +26,9 @@ Started = tuple[subprocess.Popen[str], Service, dict[str, object]]
 def served(*arguments: object, **environment: str) -> Iterator[Started]:
     """Start `carnet serve` as a shell does, and stop it at the end if it still runs."""
     words = [sys.executable, "-m", "carnet", "serve", *map(str, arguments), "--port", "0", "--json"]
+    inherited = {name: value for name, value in os.environ.items() if name != "CARNET_TOKEN"}
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=inherited | environment
     ) as process:
         assert process.stdout is not None
         try:
@@ -44,6 +45,10 @@ def served(*arguments: object, **environment: str) -> Iterator[Started]:
                 process.communicate(timeout=PATIENCE)
 
 
+on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
+
+
+@on_posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_a_signal(exported: Path, photos: Path, number: signal.Signals) -> None:
     photo = next(photos.rglob("*.jpg")).read_bytes()
@@ -62,6 +67,7 @@ def test_it_serves_until_a_signal(exported: Path, photos: Path, number: signal.S
     assert "Traceback" not in errors
 
 
+@on_posix
 def test_a_run_is_exported_first_by_another_process(trained_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -96,7 +102,9 @@ def test_what_cannot_be_served(call: Call, exported: Path, tmp_path: Path, monke
             (["--port", 70000], "--port"),
             (["--host", "no.such.host.invalid"], "--host"),
             (["--max-bytes", "many"], "--max-bytes"),
-            (["--max-pixels", 0, "--port", 0], "max_pixels"),
+            (["--max-pixels", 0, "--port", 0], "--max-pixels"),
+            (["--allowed-hosts", "https://photos.example"], "--allowed-hosts"),
+            (["--threads", -1], "--threads"),
             (["--queue", 0], "--queue"),
             (["--timeout", 0], "--timeout"),
             (["--max-batch", 0], "--max-batch"),
@@ -130,4 +138,6 @@ def test_threads_runtime_and_open(exported: Path, photos: Path, tmp_path: Path) 
     flags = ("--threads", 2, "--runtime", "openvino", "--open")
     with served(exported, *flags, BROWSER=str(browser)) as (_, service, document):
         assert service.predict(next(photos.rglob("*.jpg")).read_bytes(), host="localhost").status == 200
+        while not opened.exists() or not opened.read_text():
+            pass
         assert opened.read_text().strip() == document["url"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,28 @@ def rewritten(model: Path, **changes: Any) -> bytes:
     file = ModelFile.read(model)
     # The earlier document stays before it, and the last one counts.
     return seal(file.content, {**file.document, **changes})
+
+
+class Slow(Classifier):
+    """Says when it computes, and waits until it may go on, once it is slow."""
+
+    is_slow = False
+
+    def __init__(self, model: Path, computing: threading.Event, go_on: threading.Event) -> None:
+        super().__init__(model, threads=1)
+        self.computing, self.go_on = computing, go_on
+
+    def probabilities(self, images: Images) -> Any:
+        if self.is_slow:
+            self.computing.set()
+            assert self.go_on.wait(60)
+        return super().probabilities(images)
+
+
+def counter(service: Service, name: str) -> float:
+    """The value of a counter without labels."""
+    lines = service.ask("/metrics").body.decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 # Answers
@@ -182,16 +204,7 @@ def test_limits_on_bytes_and_pixels(exported: Path) -> None:
 
 def test_a_slow_request_and_a_slow_answer_end(exported: Path, photo: bytes) -> None:
     go_on = threading.Event()
-
-    class Slow(Classifier):
-        is_slow = False
-
-        def probabilities(self, images: Images) -> Any:
-            if self.is_slow:
-                assert go_on.wait(60)
-            return super().probabilities(images)
-
-    classifier = Slow(exported, threads=1)
+    classifier = Slow(exported, threading.Event(), go_on)
     app = create_app(classifier, limits=Limits(seconds=0.2, max_waiting=2))
     classifier.is_slow = True
     with running(app) as service:
@@ -204,17 +217,7 @@ def test_a_slow_request_and_a_slow_answer_end(exported: Path, photo: bytes) -> N
 
 def test_a_full_queue_asks_to_come_again_and_loses_nothing(exported: Path, photo: bytes) -> None:
     computing, go_on = threading.Event(), threading.Event()
-
-    class Slow(Classifier):
-        is_slow = False
-
-        def probabilities(self, images: Images) -> Any:
-            if self.is_slow:
-                computing.set()
-                assert go_on.wait(60)
-            return super().probabilities(images)
-
-    classifier = Slow(exported, threads=1)
+    classifier = Slow(exported, computing, go_on)
     app = create_app(classifier, limits=Limits(max_waiting=2))
     classifier.is_slow = True
     with running(app) as service, ThreadPoolExecutor(2) as clients:
@@ -225,7 +228,7 @@ def test_a_full_queue_asks_to_come_again_and_loses_nothing(exported: Path, photo
         assert (refused.status, refused.headers["retry-after"]) == (503, "1")
         second = clients.submit(service.predict, photo)
         while service.ask("/readyz").status == 200:
-            pass
+            assert not second.done()
         assert service.predict(photo).status == 503
         go_on.set()
         assert [one.result().status for one in (first, second)] == [200, 200]
@@ -236,14 +239,16 @@ def test_a_token(exported: Path, photo: bytes) -> None:
     from carnet.server.guards import Access
 
     with running(create_app(Classifier(exported, threads=1), access=Access(("pi.example",), "secret"))) as service:
-        for path in ("/v1/model", "/metrics", "/openapi.json"):
+        for path in ("/v1/model", "/metrics"):
             assert service.ask(path).status == 401
         refused = service.predict(photo, authorization="Bearer wrong")
         assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert service.predict(photo, authorization="Basic secret").status == 401
         assert service.predict(photo, authorization="bearer secret").status == 200
-        for path in ("/", "/page.js", "/healthz", "/readyz"):
-            assert service.ask(path).status == 200
+        for path in ("/", "/page.js", "/healthz", "/readyz", "/api", "/openapi.json"):
+            answer = service.ask(path)
+            assert answer.status == 200
+            assert b"green" not in answer.body
         assert service.ask("/", host="pi.example").status == 200
         assert service.ask("/", host="pi.example", origin="https://pi.example").status == 200
 
@@ -257,37 +262,66 @@ def test_a_model_that_answers_otherwise_is_not_served(exported: Path) -> None:
         create_app(Classifier(rewritten(exported, tests=[])))
 
 
+def go_on_when_closed(port: int, go_on: threading.Event) -> None:
+    """Wait until nobody listens any more."""
+    with suppress(OSError):
+        while True:
+            socket.create_connection(("127.0.0.1", port)).close()
+    go_on.set()
+
+
 def test_stopping_finishes_what_was_accepted(exported: Path, photo: bytes) -> None:
     computing, go_on = threading.Event(), threading.Event()
-
-    class Slow(Classifier):
-        is_slow = False
-
-        def probabilities(self, images: Images) -> Any:
-            if self.is_slow:
-                computing.set()
-                assert go_on.wait(60)
-            return super().probabilities(images)
-
-    classifier = Slow(exported, threads=1)
+    classifier = Slow(exported, computing, go_on)
     app = create_app(classifier)
     classifier.is_slow = True
     with ThreadPoolExecutor(1) as clients:
         with running(app) as service:
             answer = clients.submit(service.predict, photo)
             assert computing.wait(60)
-            threading.Timer(0.3, go_on.set).start()
+            threading.Thread(target=go_on_when_closed, args=[service.port, go_on]).start()
         assert answer.result().status == 200
 
 
-def test_requests_at_the_same_time_share_batches(exported: Path, photo: bytes) -> None:
-    app = create_app(Classifier(exported, threads=1), max_wait=0.05)
+def test_requests_that_arrive_together_share_a_batch(exported: Path, photo: bytes) -> None:
+    computing, go_on = threading.Event(), threading.Event()
+    classifier = Slow(exported, computing, go_on)
+    app = create_app(classifier)
+    classifier.is_slow = True
     with running(app) as service, ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(service.predict, [photo] * 64))
-        assert {answer.status for answer in answers} == {200}
-        lines = service.ask("/metrics").body.decode().splitlines()
-        (batches,) = [float(line.split()[1]) for line in lines if line.startswith("carnet_batch_images_count")]
-        assert batches < 64
+        first = clients.submit(service.predict, photo)
+        assert computing.wait(60)
+        others = [clients.submit(service.predict, photo) for _ in range(7)]
+        waiting = 0.0
+        while waiting < 8:
+            waiting = counter(service, "carnet_images_waiting")
+        go_on.set()
+        assert {one.result().status for one in (first, *others)} == {200}
+        # One alone; the others together, or in two batches where one of them was still being decoded.
+        assert counter(service, "carnet_batch_images_count") in (2, 3)
+
+
+def test_a_client_that_goes_is_no_longer_waited_for(exported: Path, photo: bytes) -> None:
+    computing, go_on = threading.Event(), threading.Event()
+    classifier = Slow(exported, computing, go_on)
+    app = create_app(classifier, limits=Limits(max_waiting=1))
+    classifier.is_slow = True
+    with running(app) as service:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(head.encode() + photo)
+            assert computing.wait(60)
+            assert service.ask("/readyz").status == 503
+        while service.ask("/readyz").status == 503:
+            pass
+        go_on.set()
+        assert service.predict(photo).status == 200
+
+
+def test_a_form_with_more_images_than_may_wait_is_not_asked_to_come_again(exported: Path, photo: bytes) -> None:
+    with running(create_app(Classifier(exported, threads=1), limits=Limits(max_waiting=2))) as service:
+        body, kind = form([(str(number), photo) for number in range(3)])
+        assert service.predict(body, content_type=kind).status == 413
 
 
 def test_the_description_describes_what_is_there(service: Service) -> None:
@@ -301,4 +335,3 @@ def test_the_description_describes_what_is_there(service: Service) -> None:
         assert set(schema["required"]) <= set(answer)
     page = service.ask("/api").body.decode()
     assert all(path in page for path in description["paths"])
-    assert json.dumps(description)

@@ -21,9 +21,10 @@ def test_no_request_makes_it_fail(exported: Path) -> None:
 
     with running(create_app(Classifier(exported, threads=1), access=Access((), ""))) as service:
         description = schemathesis.openapi.from_url(f"{service.url}openapi.json")
-        seen = 0
         for found in description.get_all_operations():
             operation = found.ok()
+
+            seen = 0
 
             @given(case=operation.as_strategy())
             @settings(
@@ -36,9 +37,9 @@ def test_no_request_makes_it_fail(exported: Path) -> None:
             def ask(case: object) -> None:
                 nonlocal seen
                 answer = case.call()  # type: ignore[attr-defined]
-                assert answer.status_code < 500 or answer.status_code in (501, 503), answer.text
-                case.validate_response(answer, checks=[schemathesis.checks.not_a_server_error])  # type: ignore[attr-defined]
+                assert answer.status_code < 500, answer.text
                 seen += 1
 
             ask()
-        assert seen > 4 * REQUESTS
+            # Where nothing can be varied, one request is all.
+            assert seen >= (REQUESTS if operation.method == "post" else 1)

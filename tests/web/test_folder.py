@@ -33,6 +33,10 @@ def dist(tmp_path: Path) -> Path:
     return folder
 
 
+def write(model: Path, folder: Path, dist: Path) -> None:
+    write_web_folder(Classifier(model), folder, runtime.runtime_files(dist, Silent()))
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -43,14 +47,15 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_everything_the_page_asks_for_is_there(exported: Path, dist: Path, tmp_path: Path) -> None:
     app = tmp_path / "my-app"
-    write_web_folder(Classifier(exported), app, ort_dist=dist)
+    write(exported, app, dist)
     page = (app / "index.html").read_text()
     version = re.search(r'data-version="(\w+)"', page)[1]  # type: ignore[index]
     asked = set(re.findall(r'(?:href|src)="([^"]+)"', page))
     listed = json.loads((app / "files.json").read_text())
     assert asked <= {*listed}
-    assert {name.partition("?")[0] for name in listed} | {"index.html", "sw.js", "files.json"} == set(contents(app))
-    assert all(name.endswith(f"?v={version}") for name in listed if name != "manifest.webmanifest")
+    kept = {name.partition("?")[0].replace("./", "index.html"): digest for name, digest in listed.items()}
+    assert kept == {name: digest for name, digest in contents(app).items() if name not in ("sw.js", "files.json")}
+    assert {name for name in listed if not name.endswith(f"?v={version}")} == {"manifest.webmanifest", "./"}
     assert {"ort/LICENSE", "ort/ThirdPartyNotices.txt"} <= set(contents(app))
     assert (app / "model.onnx").read_bytes() == exported.read_bytes()
     about = json.loads((app / "model.json").read_text())
@@ -63,7 +68,7 @@ def test_everything_the_page_asks_for_is_there(exported: Path, dist: Path, tmp_p
 
 
 def test_nothing_names_another_host(exported: Path, dist: Path, tmp_path: Path) -> None:
-    write_web_folder(Classifier(exported), tmp_path / "app", ort_dist=dist)
+    write(exported, tmp_path / "app", dist)
     ours = [path for path in (tmp_path / "app").glob("*") if path.suffix in (".html", ".js", ".css", ".webmanifest")]
     assert len(ours) == 7
     # The address that the page tells people to open is no request.
@@ -71,12 +76,12 @@ def test_nothing_names_another_host(exported: Path, dist: Path, tmp_path: Path) 
 
 
 def test_another_model_has_another_version(exported: Path, trained_run: Path, dist: Path, tmp_path: Path) -> None:
-    write_web_folder(Classifier(exported), tmp_path / "a", ort_dist=dist)
+    write(exported, tmp_path / "a", dist)
     before = contents(tmp_path / "a")
-    write_web_folder(Classifier(exported), tmp_path / "a", ort_dist=dist)
+    write(exported, tmp_path / "a", dist)
     assert contents(tmp_path / "a") == before
     (dist / "ort-wasm-simd-threaded.wasm").write_bytes(b"newer")
-    write_web_folder(Classifier(exported), tmp_path / "a", ort_dist=dist)
+    write(exported, tmp_path / "a", dist)
     assert contents(tmp_path / "a")["files.json"] != before["files.json"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -87,30 +92,30 @@ def test_a_folder_with_other_files_is_left_alone(exported: Path, dist: Path, tmp
     save_picture(mine / "cat.png", (1, 2, 3), 0)
     before = contents(mine)
     with pytest.raises(OutputError, match=re.escape("cat.png")):
-        write_web_folder(Classifier(exported), mine, ort_dist=dist)
-    write_web_folder(Classifier(exported), tmp_path / "app", ort_dist=dist)
+        write(exported, mine, dist)
+    write(exported, tmp_path / "app", dist)
     (tmp_path / "app" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=re.escape("notes.txt")):
-        write_web_folder(Classifier(exported), tmp_path / "app", ort_dist=dist)
+        write(exported, tmp_path / "app", dist)
     assert contents(mine) == before
     (tmp_path / "file").write_text("a file")
     with pytest.raises(OutputError):
-        write_web_folder(Classifier(exported), tmp_path / "file", ort_dist=dist)
+        write(exported, tmp_path / "file", dist)
 
 
-def test_a_damaged_listing_is_no_traceback(exported: Path, dist: Path, tmp_path: Path) -> None:
-    for text in ("{", '"text"', "[[1]]", "7"):
-        (tmp_path / "app").mkdir(exist_ok=True)
-        (tmp_path / "app" / "files.json").write_text(text)
-        (tmp_path / "app" / "other.txt").write_text("x")
-        with pytest.raises(OutputError):
-            write_web_folder(Classifier(exported), tmp_path / "app", ort_dist=dist)
+def test_what_a_folder_says_of_itself_makes_no_other_file_ours(exported: Path, dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    save_picture(tmp_path / "mine" / "cat.png", (1, 2, 3), 0)
+    (tmp_path / "mine" / "files.json").write_text('{"cat.png": ""}')
+    with pytest.raises(OutputError):
+        write(exported, tmp_path / "mine", dist)
+    assert (tmp_path / "mine" / "cat.png").exists()
 
 
 def test_an_incomplete_dist_is_named(exported: Path, dist: Path, tmp_path: Path) -> None:
     (dist / "ort-wasm-simd-threaded.wasm").unlink()
     with pytest.raises(OutputError, match=re.escape("ort-wasm-simd-threaded.wasm")):
-        write_web_folder(Classifier(exported), tmp_path / "app", ort_dist=dist)
+        write(exported, tmp_path / "app", dist)
     assert not (tmp_path / "app").exists()
 
 
@@ -118,7 +123,7 @@ def test_a_model_that_takes_opacity_is_refused(exported: Path, dist: Path, tmp_p
     classifier = Classifier(exported)
     object.__setattr__(classifier.spec, "in_channels", 4)
     with pytest.raises(ModelFileError):
-        write_web_folder(classifier, tmp_path / "app", ort_dist=dist)
+        write_web_folder(classifier, tmp_path / "app", runtime.runtime_files(dist, Silent()))
 
 
 def test_only_the_pinned_archive_is_taken(tmp_path: Path) -> None:
@@ -148,6 +153,8 @@ def test_export_writes_the_folder(call: Call, trained_run: Path, dist: Path, tmp
     assert "http.server" in err
     code, _, err = call("export", trained_run, "--output", output, "--ort-dist", dist)
     assert (code, "--web" in err) == (2, True)
+    code, _, err = call("export", trained_run, "--output", output, "--web", app, "--ort-dist", tmp_path / "no")
+    assert (code, "--ort-dist" in err) == (2, True)
     (app / "mine.txt").write_text("x")
     before = output.stat().st_mtime_ns
     code, _, err = call("export", trained_run, "--output", output, "--web", app, "--ort-dist", dist)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from drawing import draw_photo
 from PIL import Image
 
 import carnet
-from carnet.preprocess import decode, resize
+from carnet.preprocess import decode, load_image, resize
+from carnet.spec import Interpolation, ModelSpec, ResizeRule
 
 SCRIPT = Path(carnet.__file__).parent / "web" / "static" / "resize.js"
 RUN = """
 import fs from "fs";
-import {toSquare} from "./resize.mjs";
+import {asDecoded, toSquare} from "./resize.mjs";
 const out = [];
-for (const {file, width, height, size, rule, interpolation, channels} of JSON.parse(fs.readFileSync(0))) {
+for (const {file, width, height, size, rule, interpolation, channels, isJpeg} of JSON.parse(fs.readFileSync(0))) {
   const rgba = fs.readFileSync(file);
   const read = (left, top, wide, tall) => {
     const part = new Uint8Array(4 * wide * tall);
@@ -30,7 +34,8 @@ for (const {file, width, height, size, rule, interpolation, channels} of JSON.pa
     }
     return part;
   };
-  out.push(Buffer.from(toSquare({width, height, read}, size, rule, interpolation, channels)).toString("base64"));
+  const source = isJpeg ? asDecoded({width, height, read}, size) : {width, height, read};
+  out.push(Buffer.from(toSquare(source, size, rule, interpolation, channels)).toString("base64"));
 }
 console.log(JSON.stringify(out));
 """
@@ -41,32 +46,61 @@ SIZES += [(int(w), int(h)) for w, h in np.random.default_rng(1).integers(1, 400,
 ]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js found to run the page's script with")
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js found to run the page's script with")
+
+
+def squares(cases: list[dict[str, Any]], folder: Path) -> list[np.ndarray[Any, Any]]:
+    """What the script makes of images, (size, size, channels) each."""
+    shutil.copy(SCRIPT, folder / "resize.mjs")
+    (folder / "run.mjs").write_text(RUN)
+    ran = subprocess.run(
+        ["node", folder / "run.mjs"], input=json.dumps(cases), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    shapes = [(case["size"], case["size"], case["channels"]) for case in cases]
+    found = [np.frombuffer(base64.b64decode(text), np.uint8) for text in json.loads(ran.stdout)]
+    return [pixels.reshape(shape) for pixels, shape in zip(found, shapes, strict=True)]
+
+
+def write_rgba(pixels: np.ndarray[Any, Any], path: Path) -> dict[str, Any]:
+    """Write pixels (H, W, 3) as a browser has them; return what the script is told of them."""
+    height, width, _ = pixels.shape
+    path.write_bytes(np.concatenate([pixels, np.full((height, width, 1), 255, np.uint8)], axis=2).tobytes())
+    return {"file": str(path), "width": width, "height": height}
+
+
 @pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
-def test_it_is_pillow_bit_for_bit(rule: str, tmp_path: Path) -> None:
-    shutil.copy(SCRIPT, tmp_path / "resize.mjs")
-    (tmp_path / "run.mjs").write_text(RUN)
+def test_it_is_pillow_bit_for_bit(rule: ResizeRule, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     cases, expected = [], []
     for number, (width, height) in enumerate(SIZES):
         # Noise has every edge, and blocks the full range of values beside each other.
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         pixels[: height // 2] = 255 * (pixels[: height // 2] > 127)
-        rgba = np.concatenate([pixels, np.full((height, width, 1), 255, np.uint8)], axis=2)
-        (tmp_path / f"{number}.rgba").write_bytes(rgba.tobytes())
-        for size, interpolation, channels in ((64, "bilinear", 3), (64, "bicubic", 3), (48, "bicubic", 1)):
-            cases.append(
-                {
-                    **{"file": str(tmp_path / f"{number}.rgba"), "width": width, "height": height, "size": size},
-                    **{"rule": rule, "interpolation": interpolation, "channels": channels},
-                }
-            )
+        about = write_rgba(pixels, tmp_path / f"{number}.rgba")
+        filters: list[tuple[int, Interpolation, int]] = [(64, "bilinear", 3), (64, "bicubic", 3), (48, "bicubic", 1)]
+        for size, interpolation, channels in filters:
+            cases.append({**about, "size": size, "rule": rule, "interpolation": interpolation, "channels": channels})
             image = decode(Image.fromarray(pixels), in_channels=channels)
-            expected.append(np.array(resize(image, size, rule, interpolation)))  # type: ignore[arg-type]
-    ran = subprocess.run(
-        ["node", tmp_path / "run.mjs"], input=json.dumps(cases), capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    for case, text, wanted in zip(cases, json.loads(ran.stdout), expected, strict=True):
-        found = np.frombuffer(base64.b64decode(text), np.uint8).reshape(wanted.shape)
+            expected.append(np.array(resize(image, size, rule, interpolation)).reshape(size, size, channels))
+    for case, found, wanted in zip(cases, squares(cases, tmp_path), expected, strict=True):
         assert np.array_equal(found, wanted), case
+
+
+@pytest.mark.parametrize("size", [(131, 131), (400, 300), (301, 611), (797, 530)])
+def test_a_large_jpeg_is_reduced_as_its_decoder_does(size: tuple[int, int], tmp_path: Path) -> None:
+    """Grey, because a browser has no colours before they are enlarged; by 2, 4 and 8."""
+    content = io.BytesIO()
+    draw_photo(5).resize(size, Image.Resampling.BICUBIC).convert("L").save(content, "JPEG", quality=90)
+    with Image.open(content) as opened:
+        pixels = np.array(opened.convert("RGB"))
+    about = write_rgba(pixels, tmp_path / "photo.rgba") | {"rule": "crop", "interpolation": "bilinear", "isJpeg": True}
+    for side in (32, 48):
+        (found,) = squares([about | {"size": side, "channels": 3}], tmp_path)
+        spec = ModelSpec(model="carnet_n", classes=("a", "b"), image_size=side)
+        wanted = load_image(content.getvalue(), spec)
+        full = load_image(pixels, spec)
+        # One level is how a value was rounded; without the reduction it would be many.
+        assert np.abs(found.astype(int) - wanted).max() <= 2
+        if min(size) >= 4 * side:
+            assert np.abs(found.astype(int) - wanted).mean() < np.abs(full.astype(int) - wanted).mean() / 2

@@ -1,5 +1,5 @@
 // The model inside the browser: a worker that decodes a photo, makes it what the network takes, and computes.
-// The page asks {number, what, blob, name} and gets {number, answer} or {number, error}.
+// The page asks {number, what, blob} and gets {number, answer} or {number, error}.
 const suffix = new URL(self.location).search;
 const fetched = async path => {
   const answer = await fetch(path + suffix);
@@ -20,7 +20,7 @@ const load = async () => {
   ]);
   Object.assign(ort.env.wasm, {wasmBinary: runtime, numThreads: 1, proxy: false});
   const session = await ort.InferenceSession.create(model, {executionProviders: ["wasm"]});
-  return {about, session, ort, toSquare: resize.toSquare};
+  return {about, session, ort, ...resize};
 };
 const loaded = load();
 
@@ -44,21 +44,28 @@ const withoutProfile = bytes => {
       if (["iCCP", "gAMA", "cHRM", "sRGB", "cICP"].includes(name)) { parts.push(bytes.subarray(kept, place)); kept = end; }
       place = end;
     }
+  } else if (bytes.length > 12 && view.getUint32(0) === 0x52494646 && view.getUint32(8) === 0x57454250) {
+    // The container states its size, and which parts it has; a part of an unknown name is skipped.
+    for (place = 12; place + 8 <= bytes.length; place += 8 + view.getUint32(place + 4, true) + view.getUint32(place + 4, true) % 2) {
+      if (view.getUint32(place) === 0x49434350) bytes.set([0x58, 0x58, 0x58, 0x58], place);
+    }
   }
   return kept ? new Blob([...parts, bytes.subarray(kept)]) : new Blob([bytes]);
 };
 
 const decode = async blob => {
-  const bytes = new Uint8Array(await blob.arrayBuffer());
-  let bitmap;
+  const {about, asDecoded} = await loaded;
+  let bitmap, isJpeg;
   try {
+    const bytes = new Uint8Array(await blob.arrayBuffer());
+    isJpeg = bytes[0] === 0xff && bytes[1] === 0xd8;
     bitmap = await createImageBitmap(withoutProfile(bytes), {imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none"});
   } catch {
     throw new Error("this browser cannot read it as an image; JPEG, PNG and WebP are read everywhere");
   }
   // A part at a time: phones draw nothing on a canvas of many megapixels.
   let canvas, context;
-  return {
+  const source = {
     width: bitmap.width,
     height: bitmap.height,
     read(left, top, width, height) {
@@ -73,8 +80,8 @@ const decode = async blob => {
       context.drawImage(bitmap, left, top, width, height, 0, 0, width, height);
       return context.getImageData(0, 0, width, height).data;
     },
-    close: () => bitmap.close(),
   };
+  return {...isJpeg ? asDecoded(source, about.image_size) : source, close: () => bitmap.close()};
 };
 
 // ---------------------------------------------------------------- answers
@@ -116,18 +123,19 @@ const verify = async () => {
 };
 
 // Where a class is seen, drawn as `carnet.explanation.draw_heat` does.
-const explain = async (blob, name) => {
+const explain = async blob => {
   const {about, toSquare} = await loaded;
   const {classes, map_centres: centres, image_size: size, resize, interpolation, in_channels: channels} = about;
   const source = await decode(blob);
   try {
-    const {class_maps: maps} = await run(source, ["class_maps"]);
+    const {probabilities: {data: probabilities}, class_maps: maps} = await run(source, ["probabilities", "class_maps"]);
+    const label = probabilities.indexOf(Math.max(...probabilities));
     const [, , height, width] = maps.dims, places = height * width;
     const heat = new Float64Array(places);
     for (let i = 0; i < places; i++) {
       let mean = 0;
       for (let k = 0; k < classes.length; k++) mean += maps.data[k * places + i] / classes.length;
-      heat[i] = maps.data[classes.indexOf(name) * places + i] - mean;
+      heat[i] = maps.data[label * places + i] - mean;
     }
     const side = Math.max(FIGURE_SIDE, size);
     const [down, across] = centres.map(line => interpolationOf(line, size, side));
@@ -170,9 +178,9 @@ const interpolationOf = (places, size, side) => {
   });
 };
 
-const answer = async ({what, blob, name}) => {
+const answer = async ({what, blob}) => {
   if (what === "verify") return verify();
-  if (what === "explain") return explain(blob, name);
+  if (what === "explain") return explain(blob);
   const {about} = await loaded;
   const started = performance.now();
   const probabilities = await probabilitiesOf(blob);

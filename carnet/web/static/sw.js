@@ -1,12 +1,22 @@
 // Keep the page's files, so that it opens without a network. Every version has its own address and its own cache.
 const version = new URL(self.location).searchParams.get("v");
 const OURS = `carnet ${self.registration.scope} `;
+const PATIENCE = 4000;  // milliseconds for a network that does not answer
+const opened = caches.open(OURS + version);
+const kept = async request => (await opened).match(request, {ignoreVary: true});
+
+// While a new version is being uploaded, a host may give some files of the older one: those are refused.
+const keep = async ([path, digest]) => {
+  const answer = await fetch(path, {cache: "no-cache"});
+  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", await answer.clone().arrayBuffer()));
+  const text = [...found].map(byte => byte.toString(16).padStart(2, "0")).join("");
+  if (!answer.ok || text !== digest) throw new Error(`${path} is not that of this version`);
+  await (await opened).put(path, answer);
+};
 
 const fill = async () => {
-  const cache = await caches.open(OURS + version);
-  const fresh = path => new Request(path, {cache: "reload"});
-  const files = await (await fetch(fresh("files.json?v=" + version))).json();
-  await cache.addAll([fresh("./"), ...files.map(fresh)]);
+  const files = await (await fetch("files.json?v=" + version, {cache: "no-cache"})).json();
+  await Promise.all(Object.entries(files).map(keep));
   await self.skipWaiting();
 };
 
@@ -18,9 +28,10 @@ const removeOlder = async () => {
 // The page itself comes from the network where there is one, so that a new version is seen at once.
 const page = async request => {
   try {
-    return await fetch(request);
+    const answer = await fetch(request, {signal: AbortSignal.timeout(PATIENCE)});
+    return answer.status < 500 ? answer : await kept("./") || answer;
   } catch {
-    return await caches.match("./") || Response.error();
+    return await kept("./") || Response.error();
   }
 };
 
@@ -29,5 +40,5 @@ self.addEventListener("activate", event => event.waitUntil(removeOlder()));
 self.addEventListener("fetch", event => {
   const {request} = event;
   if (request.method !== "GET" || !request.url.startsWith(self.registration.scope)) return;
-  event.respondWith(request.mode === "navigate" ? page(request) : caches.match(request).then(kept => kept || fetch(request)));
+  event.respondWith(request.mode === "navigate" ? page(request) : kept(request).then(found => found || fetch(request)));
 });
