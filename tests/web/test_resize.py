@@ -95,12 +95,10 @@ def test_a_large_jpeg_is_reduced_as_its_decoder_does(size: tuple[int, int], tmp_
     with Image.open(content) as opened:
         pixels = np.array(opened.convert("RGB"))
     about = write_rgba(pixels, tmp_path / "photo.rgba") | {"rule": "crop", "interpolation": "bilinear", "isJpeg": True}
-    for side in (32, 48):
-        (found,) = squares([about | {"size": side, "channels": 3}], tmp_path)
-        spec = ModelSpec(model="carnet_n", classes=("a", "b"), image_size=side)
-        wanted = load_image(content.getvalue(), spec)
-        full = load_image(pixels, spec)
-        # One level is how a value was rounded; without the reduction it would be many.
-        assert np.abs(found.astype(int) - wanted).max() <= 2
-        if min(size) >= 4 * side:
-            assert np.abs(found.astype(int) - wanted).mean() < np.abs(full.astype(int) - wanted).mean() / 2
+    (found,) = squares([about | {"size": 32, "channels": 3}], tmp_path)
+    spec = ModelSpec(model="carnet_n", classes=("a", "b"), image_size=32)
+    wanted = load_image(content.getvalue(), spec)
+    # One level is how a value was rounded.
+    differences = [np.abs(one.astype(int) - wanted) for one in (found, load_image(pixels, spec))]
+    assert differences[0].max() <= 2
+    assert differences[0].mean() < differences[1].mean() / 2
