@@ -59,7 +59,7 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
-        p50, p95, p99 = np.percentile(self.milliseconds, (50, 95, 99))
+        p50, p95, p99 = np.percentile(self.milliseconds, (50, 95, 99)).tolist()
         return {
             "requests_per_second": len(self.milliseconds) / self.seconds,
             "p50_ms": p50,

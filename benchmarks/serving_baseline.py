@@ -43,7 +43,10 @@ def main() -> None:
         return await run_in_threadpool(classify, await request.body())
 
     app.add_api_route("/v1/predict", predict, methods=["POST"], response_model=None)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    # With the protocol, as uvicorn's own sockets have it; otherwise every answer takes 40 ms longer.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(2048)
         print(json.dumps({"url": f"http://127.0.0.1:{listening.getsockname()[1]}/"}), flush=True)
         config = uvicorn.Config(app, http="h11", loop="asyncio", access_log=False, log_level="warning")
         uvicorn.Server(config).run([listening])
