@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +16,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 import uvicorn
+from children import PATIENCE
 from starlette.applications import Starlette
 
 
@@ -66,6 +71,32 @@ def running(app: Starlette, **settings: Any) -> Iterator[Service]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+Started = tuple[subprocess.Popen[str], Service, dict[str, Any]]
+
+
+@contextmanager
+def served(*arguments: object, **environment: str) -> Iterator[Started]:
+    """Start `carnet serve` as a shell does, and stop it at the end if it still runs."""
+    words = [sys.executable, "-m", "carnet", "serve", *map(str, arguments), "--port", "0", "--json"]
+    inherited = {name: value for name, value in os.environ.items() if name != "CARNET_TOKEN"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=inherited | environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            text = ""
+            while not text.endswith("}\n"):
+                line = process.stdout.readline()
+                assert line, process.communicate()[1]
+                text += line
+            document = json.loads(text)
+            yield process, Service(int(re.search(r":(\d+)/$", document["url"])[1])), document  # type: ignore[index]
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=PATIENCE)
 
 
 def form(parts: Sequence[tuple[str, bytes]], boundary: str = "edge") -> tuple[bytes, str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from pictures import save_picture
+from serving import served
 
 from carnet.cli.main import run
+from carnet.web.runtime import FILES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -42,11 +44,21 @@ def test_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_commands(here: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("carnet ")]
-    assert {line.split()[1] for line in lines} == {"train", "evaluate", "export", "predict"}
+    assert {line.split()[1] for line in lines} == {"train", "evaluate", "export", "predict", "serve"}
+    for name in FILES:
+        # Stand-ins for what npm would bring.
+        (here / name).write_bytes(b"")
     for line in lines:
+        command, *words = shlex.split(line, comments=True)[1:]
+        if command == "serve":
+            # No browser is opened here.
+            with served(*(word for word in words if word != "--open")) as (_, service, _):
+                assert service.ask("/", host="localhost").status == 200
+            continue
         # By itself, training would take 200 epochs for so few images.
-        short = ["--epochs", "5"] if line.startswith("carnet train") and "--freeze" not in line else []
-        assert run([*shlex.split(line)[1:], *short]) == 0, line
+        more = ["--epochs", "5"] if command == "train" and "--freeze" not in line else []
+        more += ["--ort-dist", str(here)] if "--web" in words else []
+        assert run([command, *words, *more]) == 0, line
 
 
 def test_make_targets_exist_and_ci_runs_the_test_command() -> None:

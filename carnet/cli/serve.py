@@ -51,7 +51,7 @@ class Command:
     Examples:
       carnet serve model.onnx
       carnet serve runs/photos-carnet_s --open
-      CARNET_TOKEN=secret carnet serve model.onnx --host 0.0.0.0 --allowed-hosts pi.example.org
+      CARNET_TOKEN=secret carnet serve model.onnx --host 0.0.0.0
       curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/predict
     """
 

@@ -6,8 +6,6 @@ what only the text describes (fewer groups than channels, a residual connection)
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,6 +83,6 @@ class GroupConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'); H' = (H - 3) // stride + 1, or ceil(H / stride) with `residual`."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out: Tensor = F.relu(self.bn1(self.conv1(x)))
         out = self.conv2(self.attn(out))
-        return cast(Tensor, out if self.shortcut is None else out + self.shortcut(x))
+        return out if self.shortcut is None else out + self.shortcut(x)

@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'); H' = ceil(H / stride)"""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out: Tensor = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(self.attn(out)))
         if self.stride > 1:
             # An odd side keeps its last row: the mean there is over fewer pixels.
@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
         if self.repeats > 1:
             x = torch.cat([x] * self.repeats, dim=1)
         out += x
-        return cast(Tensor, out)
+        return out
 
 
 class ResidualCARNet(nn.Module):
@@ -121,16 +121,24 @@ class ResidualCARNet(nn.Module):
         return cast(Tensor, self.linear(features))
 
 
+SIZES = {
+    "carnet_n": ((32, 64, 128, 256), (2, 2, 2, 2)),
+    "carnet_s": ((64, 128, 256, 512), (2, 2, 2, 2)),
+    "carnet_m": ((112, 224, 448, 896), (2, 3, 3, 2)),
+}
+"""Channels and blocks of each stage."""
+
+
 def carnet_n(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
     """For the smallest devices: 0.18 M parameters at 100 classes, 10 M MACs at 128 px."""
-    return ResidualCARNet((32, 64, 128, 256), (2, 2, 2, 2), num_classes, in_channels)
+    return ResidualCARNet(*SIZES["carnet_n"], num_classes, in_channels)
 
 
 def carnet_s(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
     """The default: 0.64 M parameters at 100 classes, 33 M MACs at 128 px."""
-    return ResidualCARNet((64, 128, 256, 512), (2, 2, 2, 2), num_classes, in_channels)
+    return ResidualCARNet(*SIZES["carnet_s"], num_classes, in_channels)
 
 
 def carnet_m(num_classes: int = 100, in_channels: int = 3) -> ResidualCARNet:
     """Where accuracy counts more than size: 2.1 M parameters at 100 classes, 121 M MACs at 128 px."""
-    return ResidualCARNet((112, 224, 448, 896), (2, 3, 3, 2), num_classes, in_channels)
+    return ResidualCARNet(*SIZES["carnet_m"], num_classes, in_channels)

@@ -36,11 +36,11 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))"""
-        out = F.relu(self.bn1(x))
+        out: Tensor = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        return cast(Tensor, out + shortcut)
+        return out + shortcut
 
 
 class BasicBlock(nn.Module):
@@ -147,13 +147,23 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
+SIZES: dict[str, tuple[type[PreActBlock | BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (PreActBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+"""Blocks, and their number in each stage."""
+
+
 def resnet18(num_classes: int = 100, in_channels: int = 3) -> ResNet:
     """The published baseline, pre-activation: 11,217,444 parameters at 100 classes, 32.6 G MACs at 244 px."""
-    return ResNet(PreActBlock, (2, 2, 2, 2), num_classes, in_channels)
+    return ResNet(*SIZES["resnet18"], num_classes, in_channels)
 
 
-resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
-resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
-resnet101 = partial(ResNet, Bottleneck, (3, 4, 23, 3))
-resnet152 = partial(ResNet, Bottleneck, (3, 8, 36, 3))
+resnet34 = partial(ResNet, *SIZES["resnet34"])
+resnet50 = partial(ResNet, *SIZES["resnet50"])
+resnet101 = partial(ResNet, *SIZES["resnet101"])
+resnet152 = partial(ResNet, *SIZES["resnet152"])
 """Post-activation networks, defined beside the published baseline and unused there."""

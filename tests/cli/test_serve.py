@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from children import PATIENCE
-from serving import Service
+from serving import served
+
+from carnet.cli.serve import Command
 
 Call = Callable[..., tuple[int, str, str]]
-Started = tuple[subprocess.Popen[str], Service, dict[str, object]]
-
-
-@contextmanager
-def served(*arguments: object, **environment: str) -> Iterator[Started]:
-    """Start `carnet serve` as a shell does, and stop it at the end if it still runs."""
-    words = [sys.executable, "-m", "carnet", "serve", *map(str, arguments), "--port", "0", "--json"]
-    inherited = {name: value for name, value in os.environ.items() if name != "CARNET_TOKEN"}
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=inherited | environment
-    ) as process:
-        assert process.stdout is not None
-        try:
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, process.communicate()[1]
-                text += line
-            document = json.loads(text)
-            yield process, Service(int(re.search(r":(\d+)/$", document["url"])[1])), document  # type: ignore[index]
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.communicate(timeout=PATIENCE)
 
 
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals for other processes")
@@ -141,3 +115,9 @@ def test_threads_runtime_and_open(exported: Path, photos: Path, tmp_path: Path) 
         while not opened.exists() or not opened.read_text():
             pass
         assert opened.read_text().strip() == document["url"]
+
+
+def test_answers_are_sent_at_once(exported: Path) -> None:
+    """asyncio lets the body of an answer wait for the client, 40 ms, unless the socket names its protocol."""
+    with Command(exported, port=0)._bound() as listening:
+        assert listening.proto == socket.IPPROTO_TCP
