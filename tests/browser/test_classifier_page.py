@@ -8,16 +8,13 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser_agreement import hosting
 from drawing import draw_photo, save
 from PIL import Image
 from serving import running
@@ -44,24 +41,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         image = draw_photo(number).resize(sizes[number % len(sizes)], Image.Resampling.BICUBIC)
         save(folder / f"{number:02}.{('jpg', 'png', 'webp')[number % 3]}", image)
     return sorted(folder.iterdir())
-
-
-@contextmanager
-def hosting(folder: Path) -> Iterator[str]:
-    """Serve a folder as any web host does, and give its address."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://localhost:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
