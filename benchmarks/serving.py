@@ -153,8 +153,8 @@ def mixed_requests(photos: Sequence[bytes]) -> Callable[[], Request]:
     draw = random.Random(1)
 
     def form(*contents: bytes) -> bytes:
-        parts = (b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n%s\r\n' % content for content in contents)
-        return b"".join(parts) + b"--b--\r\n"
+        head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        return b"".join(head + content + b"\r\n" for content in contents) + b"--b--\r\n"
 
     def next_request() -> Request:
         photo = draw.choice(photos)

@@ -367,8 +367,8 @@ def check_target(path: Path, *endings: str, flag: str = "--output") -> None:
         )
 
 
-def check_folder(path: Path) -> None:
-    """Check, before long work, that a folder may be made, or written into.
+def check_folder(path: Path, flag: str = "--output") -> None:
+    """Check, before long work, that a folder, which a flag names, may be made, or written into.
 
     Raises:
         OutputError: if a file has its name, or that of a folder above it, or nothing may be written there.
@@ -376,9 +376,9 @@ def check_folder(path: Path) -> None:
     absolute = path.absolute()
     there = next((one for one in (absolute, *absolute.parents) if one.exists()), Path(absolute.anchor))
     if not there.is_dir():
-        raise OutputError(f"cannot create the folder {path}: {there} is not a folder; choose another --output")
+        raise OutputError(f"cannot create the folder {path}: {there} is not a folder; choose another {flag}")
     if not os.access(there, os.W_OK):
-        raise OutputError(f"nothing may be written into {there}; change its permissions, or choose another --output")
+        raise OutputError(f"nothing may be written into {there}; change its permissions, or choose another {flag}")
 
 
 def make_folder(path: Path) -> None:

@@ -43,7 +43,7 @@ class Command:
     web: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write a page into this folder as well, for any web host: the model runs in the visitor's browser."""
     ort_dist: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Folder dist of onnxruntime-web, for --web on a machine without npm."""
+    """Folder of onnxruntime-web, for --web on a machine without npm; its files are taken as they are."""
     json: bool = False
     """Print the results as one JSON document."""
 
@@ -89,6 +89,6 @@ class Command:
         write_web_folder(Classifier(model, threads=1), self.web, runtime)
         size = sum(path.stat().st_size for path in self.web.rglob("*") if path.is_file())
         progress.say(
-            f"The page is in {self.web} ({show_bytes(size)}). To try it: python -m http.server --directory "
-            f"{quoted(self.web)} 8080, then http://localhost:8080. Any web host with HTTPS takes the folder."
+            f"The page is in {self.web} ({show_bytes(size)}). To try it: python -m http.server --bind 127.0.0.1 "
+            f"--directory {quoted(self.web)} 8080, then http://localhost:8080. Any host with HTTPS takes the folder."
         )

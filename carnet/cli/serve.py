@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from carnet.cli.main import console, print_json, words
-from carnet.errors import ConfigError, RunError
+from carnet.errors import ConfigError, RunError, StoppedError
 from carnet.preprocess import MAX_PIXELS
 from carnet.run_folder import RunFolder
 from carnet.text import parse_bytes, quoted
@@ -64,7 +64,7 @@ class Command:
     open: bool = False
     """Open the page in this machine's browser."""
     token_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """File whose first line is the token that requests must bear (or set CARNET_TOKEN)."""
+    """File whose first line is the token that requests must bear; CARNET_TOKEN is used without it."""
     allowed_hosts: Annotated[str, tyro.conf.arg(metavar="NAME,...")] = ""
     """Further names of this machine, as requests and pages of other sites may use them."""
     threads: int = 1
@@ -114,9 +114,11 @@ class Command:
         from carnet.server.reading import Limits
 
         with console(self.json) as progress:
-            if self.model.is_dir():
-                progress.say(f"Exports {self.model} through the gate first …")
-            model = _exported(self.model)
+            model = self.model
+            if model.is_dir():
+                RunFolder.open(model)
+                progress.say(f"Exports {model} through the gate first (a .onnx file starts at once) …")
+                model = _exported(model)
             app = create_app(
                 Classifier(model, threads=self.threads, runtime=self.runtime, max_pixels=self.max_pixels),
                 limits=Limits(parse_bytes(self.max_bytes, "--max-bytes"), self.queue, self.timeout),
@@ -185,7 +187,9 @@ class Command:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
         token = token.strip()
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if not token:
+            raise ConfigError(f"{source} is empty; leave it out, or give a token")
+        if not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError(f"{source} must be a token of letters, digits and signs, without blanks")
         return token
 
@@ -198,7 +202,9 @@ class Command:
             # With the protocol, asyncio sends an answer's head and body at once; otherwise the body waits for 40 ms.
             listening = socket.socket(family, kind, protocol)
         except (OSError, UnicodeError) as error:
-            raise ConfigError(f"--host {self.host} is no address of this machine ({error})") from error
+            raise ConfigError(
+                f"--host {self.host} is no address of this machine; write it without http:// and port"
+            ) from error
         try:
             if os.name == "posix":
                 # A port that was left a moment ago is free; on Windows this would share it.
@@ -222,18 +228,31 @@ class Command:
 
 
 def _exported(model: Path) -> Path:
-    """Return the model file; a run is exported by a process of its own, so that this one stays free of PyTorch."""
-    if not model.is_dir():
-        return model
-    RunFolder.open(model)
+    """Export a run by a process of its own, so that this one stays free of PyTorch, and return the file."""
     # What it says goes to standard error, because standard output may hold one JSON document.
     command = [sys.executable, "-m", "carnet", "export", str(model)]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False)
-    if ended.returncode:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2) as exporting, _stopped_with(exporting):
+        code = exporting.wait()
+    if code == -signal.SIGTERM:
+        raise StoppedError("stopped", signal.SIGTERM)
+    if code:
         error = RunError(f"{model} is not served: its export failed; see above, and carnet export {quoted(model)}")
-        error.exit_code = ended.returncode if ended.returncode in (1, 2) else 2
+        error.exit_code = code if code in (1, 2) else 2
         raise error
     return model / "model.onnx"
+
+
+@contextmanager
+def _stopped_with(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let SIGTERM end a process that this one waits for, instead of this one alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _url(listening: socket.socket) -> str:

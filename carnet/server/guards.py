@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from carnet.server.metrics import Metrics
 
 log = logging.getLogger("carnet.server")
+_LONGEST_PATH = 200
+"""Characters of a path in the log, which anybody may make up."""
 PROBES = ("/healthz", "/readyz")
 """Paths that tell whether the service works, and nothing else."""
 OPEN_PATHS = ("/", "/page.js", "/style.css", "/icon.png", "/api", "/openapi.json")
@@ -74,9 +76,8 @@ class Access:
             # Digests have one length, and comparing them takes one time.
             digests = (hashlib.sha256(text.encode()).digest() for text in (given.strip(), self.token))
             if not hmac.compare_digest(*digests) or kind.lower() != "bearer":
-                return JSONResponse(
-                    {"error": "a token is needed: Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
-                )
+                reason = "the token is wrong" if given else "a token is needed: Authorization: Bearer TOKEN"
+                return JSONResponse({"error": reason}, 401, {"WWW-Authenticate": "Bearer"})
         return None
 
 
@@ -135,7 +136,7 @@ class Guard:
             facts = {
                 "client": (scope.get("client") or ["unknown"])[0],
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["path"][:_LONGEST_PATH],
                 "status": status,
                 "milliseconds": round(1000 * seconds, 2),
                 "images": scope.get("carnet.images", 0),

@@ -189,7 +189,7 @@ class _Form:
         self.most = most
         self.parts: list[tuple[str, bytearray]] = []
         self.is_complete = False
-        self._name = ""
+        self._name, self._is_file = "", False
         self._field, self._value = bytearray(), bytearray()
 
     def callbacks(self) -> MultipartCallbacks:
@@ -198,7 +198,7 @@ class _Form:
             "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._end_header,
-            "on_headers_finished": lambda: self.parts.append((self._name, bytearray())),
+            "on_headers_finished": self._begin_content,
             "on_part_data": lambda data, start, end: self.parts[-1][1].extend(data[start:end]),
             "on_end": self._end,
         }
@@ -206,14 +206,20 @@ class _Form:
     def _begin(self) -> None:
         if len(self.parts) == self.most:
             raise HTTPException(413, f"more than {counted(self.most, 'image')} in one request")
-        self._name = ""
+        self._name, self._is_file = "", False
 
     def _end_header(self) -> None:
         if self._field.lower() == b"content-disposition":
             _, options = parse_options_header(self._value.decode("latin-1"))
-            self._name = (options.get(b"filename") or options.get(b"name") or b"").decode("utf-8", "replace")
+            self._is_file = b"filename" in options
+            self._name = options.get(b"filename", options.get(b"name", b"")).decode("utf-8", "replace")
         self._field.clear()
         self._value.clear()
+
+    def _begin_content(self) -> None:
+        if not self._is_file:
+            raise HTTPException(400, f"the part {self._name!r} is no file; top_k and class belong to the query")
+        self.parts.append((self._name, bytearray()))
 
     def _end(self) -> None:
         self.is_complete = True

@@ -54,7 +54,7 @@ def page_html(
     if "top1" in metrics:
         number, (low, high) = counted(metrics["num_images"], "photo"), metrics["top1_ci95"]
         accuracy = f"{percent(metrics['top1'])} of {number} (95% interval {low:.1%} to {high:.1%})"
-        facts.append(("Right on photos it was not trained on", accuracy))
+        facts.append(("Right on unseen photos", accuracy))
     if classifier.threshold is not None:
         facts.append(("Confident from", percent(classifier.threshold) if classifier.threshold <= 1 else "never"))
     summary = f"{counted(spec.num_classes, 'class', 'classes')}: {first_few(spec.classes, SHOWN_CLASSES)}."

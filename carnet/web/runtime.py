@@ -13,7 +13,7 @@ from pathlib import Path
 
 from carnet import files
 from carnet.data.cache import cached_folder
-from carnet.errors import OutputError
+from carnet.errors import ConfigError
 from carnet.text import Progress, quoted
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -32,12 +32,14 @@ def runtime_files(
     """Return the runtime's files and their licences: name -> content.
 
     Args:
-        dist: the folder `dist` of the package, for machines without npm; None: the pinned archive, which is kept.
+        dist: the package's folder, or `dist` in it, for machines without npm, and not checked; None: the pinned
+            archive, which is kept.
         progress: is told when the archive is fetched.
         download: puts the archive into a folder; None: `npm pack`, by the user's own settings.
 
     Raises:
-        OutputError: if the files are not there, npm is missing or fails, or the archive is not the pinned one.
+        ConfigError: if the files are not there, npm is missing or fails, or the archive is not the pinned one.
+        OutputError: if the cache cannot be written.
     """
     found = _from_folder(dist) if dist is not None else _from_archive(progress, download or _npm_pack)
     licences = {name: resources.files("onnxruntime").joinpath(name).read_bytes() for name in LICENCES}
@@ -45,10 +47,12 @@ def runtime_files(
 
 
 def _from_folder(dist: Path) -> dict[str, bytes]:
+    if (dist / "dist").is_dir():
+        dist = dist / "dist"
     try:
         return {ours: files.read_file(dist / name, MAX_BYTES) for name, ours in FILES.items()}
     except OSError as error:
-        raise OutputError(
+        raise ConfigError(
             f"{dist} lacks the runtime ({error.strerror}: {Path(error.filename or '').name}); "
             f"--ort-dist takes the folder dist of {PACKAGE} {VERSION}"
         ) from error
@@ -61,7 +65,7 @@ def _from_archive(progress: Progress, download: Callable[[Path], None]) -> dict[
         download(folder)
         content = files.read_file(archive, MAX_BYTES)
         if not _is_pinned(content):
-            raise OutputError(f"{archive.name} has another checksum than the archive that was tested; use --ort-dist")
+            raise ConfigError(f"{archive.name} has another checksum than the archive that was tested; use --ort-dist")
         with tarfile.open(archive, "r:gz") as opened:
             for name in FILES:
                 member = opened.extractfile(f"package/dist/{name}")
@@ -80,12 +84,12 @@ def _npm_pack(folder: Path) -> None:
     npm = shutil.which("npm")
     way_out = f"download {PACKAGE} {VERSION} elsewhere, and name its folder dist with --ort-dist"
     if npm is None:
-        raise OutputError(f"npm is not installed; install Node.js, or {way_out}")
+        raise ConfigError(f"npm is not installed; install Node.js, or {way_out}")
     words = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", str(folder)]
     try:
         ended = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise OutputError(f"npm pack failed ({error}); {way_out}") from error
+        raise ConfigError(f"npm pack failed ({error}); {way_out}") from error
     if ended.returncode:
         reason = next((line for line in ended.stderr.splitlines() if line.strip()), f"exit code {ended.returncode}")
-        raise OutputError(f"{quoted(npm)} pack failed ({reason}); {way_out}")
+        raise ConfigError(f"{quoted(npm)} pack failed ({reason}); {way_out}")

@@ -340,13 +340,15 @@ def test_a_browser_that_computes_otherwise_is_named(visit: Any, site: Path, tmp_
 
 def test_a_token_is_asked_for(visit: Any, exported: Path, pictures: list[Path]) -> None:
     with running(create_app(carnet.Classifier(exported), access=Access((), "secret"))) as service:
-        page = ready(visit(f"http://localhost:{service.port}/", refusals=4))
-        page.set_input_files("#files", pictures[:2])
+        page = visit(f"http://localhost:{service.port}/", refusals=2)
         page.get_by_label("Token").fill("wrong")
         page.get_by_role("button", name="Use it").click()
-        page.wait_for_selector("#token-form:not([hidden])")
+        page.locator("#token-state", has_text="not accepted").wait_for(timeout=WAIT)
         page.get_by_label("Token").fill("secret")
         page.get_by_role("button", name="Use it").click()
+        ready(page)
+        assert "green" in page.locator("#summary").inner_text()
+        page.set_input_files("#files", pictures[:2])
         answers(page, 2)
 
 

@@ -159,6 +159,7 @@ def test_names_of_classes_that_are_no_text(exported: Path, photo: bytes) -> None
         ("/v1/predict", b"--edge\r\nno colon", {"content_type": "multipart/form-data; boundary=edge"}, 400),
         ("/v1/predict", form([("a", b"x")])[0][:-8], {"content_type": form([])[1]}, 400),
         ("/v1/predict", form([])[0], {"content_type": form([])[1]}, 400),
+        ("/v1/predict", form([("", b"5")])[0].replace(b'; filename=""', b""), {"content_type": form([])[1]}, 400),
         ("/v1/predict", b"x", {"content_type": f"multipart/form-data; boundary={'b' * 300}"}, 400),
         ("/v1/predict", form([(str(k), b"x") for k in range(MAX_IMAGES + 1)])[0], {"content_type": form([])[1]}, 413),
         ("/v1/predict?top_k=0", b"x", {}, 400),

@@ -15,7 +15,7 @@ from pictures import save_picture
 from runs import Listening
 
 from carnet import Classifier
-from carnet.errors import ModelFileError, OutputError
+from carnet.errors import ConfigError, ModelFileError, OutputError
 from carnet.text import Silent
 from carnet.web import runtime
 from carnet.web.folder import write_web_folder
@@ -112,9 +112,19 @@ def test_what_a_folder_says_of_itself_makes_no_other_file_ours(exported: Path, d
     assert (tmp_path / "mine" / "cat.png").exists()
 
 
+@pytest.mark.parametrize("names", [("index.html",), ("index.html", "style.css", "files.json"), (".git/config",)])
+def test_a_page_of_ones_own_is_left_alone(exported: Path, dist: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("mine")
+    with pytest.raises(OutputError, match="--web"):
+        write(exported, tmp_path / "mine", dist)
+    assert all((tmp_path / "mine" / name).read_text() == "mine" for name in names)
+
+
 def test_an_incomplete_dist_is_named(exported: Path, dist: Path, tmp_path: Path) -> None:
     (dist / "ort-wasm-simd-threaded.wasm").unlink()
-    with pytest.raises(OutputError, match=re.escape("ort-wasm-simd-threaded.wasm")):
+    with pytest.raises(ConfigError, match=re.escape("ort-wasm-simd-threaded.wasm")):
         write(exported, tmp_path / "app", dist)
     assert not (tmp_path / "app").exists()
 
@@ -133,14 +143,14 @@ def test_only_the_pinned_archive_is_taken(tmp_path: Path) -> None:
                 archive.addfile(tarfile.TarInfo(f"package/dist/{name}"), io.BytesIO())
 
     said = Listening()
-    with pytest.raises(OutputError, match="--ort-dist"):
+    with pytest.raises(ConfigError, match="--ort-dist"):
         runtime.runtime_files(None, said, other)
     assert len(said.said) == 1
 
 
 def test_without_npm_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OutputError, match="--ort-dist"):
+    with pytest.raises(ConfigError, match="--ort-dist"):
         runtime.runtime_files(None, Silent())
 
 

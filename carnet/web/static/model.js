@@ -22,7 +22,7 @@ const load = async () => {
   const session = await ort.InferenceSession.create(model, {executionProviders: ["wasm"]});
   return {about, session, ort, ...resize};
 };
-const loaded = load();
+const loaded = load().catch(error => { throw new Error(`the model cannot be loaded: ${error.message}`); });
 
 // ---------------------------------------------------------------- decoding
 

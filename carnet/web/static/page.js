@@ -3,7 +3,7 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const {engine: kind, version} = document.documentElement.dataset;
-const hasMaps = "maps" in document.documentElement.dataset;
+const hasMaps = "maps" in document.documentElement.dataset, isLocked = "locked" in document.documentElement.dataset;
 const suffix = version ? "?v=" + version : "";
 const TOP = 5, RETRIES = 5, THUMBNAIL = 320, FRAME = 640;
 const FEW = 3;  // photos whose answers are read out one by one
@@ -39,12 +39,13 @@ const service = () => {
   };
 
   const ask = async (path, blob) => {
-    const body = await blob.arrayBuffer().catch(() => { throw new Failure("This file cannot be read."); });
+    const body = blob && await blob.arrayBuffer().catch(() => { throw new Failure("This file cannot be read."); });
     for (let tries = 0; ; tries++) {
       const used = token, started = performance.now();
       let answer;
       try {
-        answer = await fetch(path, {method: "POST", body, headers: {"Content-Type": "application/octet-stream", ...used && {Authorization: "Bearer " + used}}});
+        const headers = {"Content-Type": "application/octet-stream", ...used && {Authorization: "Bearer " + used}};
+        answer = await fetch(path, blob ? {method: "POST", body, headers} : {headers});
       } catch {
         throw new Failure("The service does not answer. Is it still running?");
       }
@@ -63,7 +64,11 @@ const service = () => {
   };
   return {
     parallel: 2,
-    ready: Promise.resolve(""),
+    // Where a token protects the classes, the page asks for it at once, and names them then.
+    ready: isLocked ? ask("v1/model").then(({answer}) => answer.json()).then(({classes}) => {
+      $("summary").textContent = `${classes.length.toLocaleString("en")} classes: ${classes.slice(0, TOP).join(", ")}${classes.length > TOP ? " …" : ""}. `;
+      return "";
+    }) : Promise.resolve(""),
     async classify(blob) {
       const {answer, milliseconds} = await ask("v1/predict?top_k=" + TOP, blob);
       return {...(await answer.json()).results[0], milliseconds};
@@ -97,7 +102,7 @@ const browser = () => {
       const failed = checks.filter(check => !check.passed);
       return !failed.length ? "" : "This browser does not give the recorded answers for the model's own test pictures ("
         + failed.map(one => one.problem || `${one.picture}: differs by ${one.difference.toPrecision(2)}, allowed ${one.tolerance}`).join("; ")
-        + "), so its answers may be wrong. Protection against fingerprinting changes the pixels that a page reads; try without it, or another browser.";
+        + "), so its answers may be wrong. The model may have been damaged on its way here; or this browser changes the pixels that a page reads, to protect against fingerprinting. Another browser shows which.";
     }),
     classify: blob => ask("classify", blob),
     explain: blob => ask("explain", blob),
@@ -319,7 +324,7 @@ const warn = text => {
 
 const start = async () => {
   if (location.protocol === "file:") {
-    return warn("Browsers run no model from a file. Serve this folder: python -m http.server, then open http://localhost:8000.");
+    return warn("Browsers run no model from a file. Serve this folder: python -m http.server, then open http://localhost:8000, or any web host.");
   }
   $("state").textContent = "Loading the model …";
   try {

@@ -28,7 +28,7 @@ const removeOlder = async () => {
 // The page itself comes from the network where there is one, so that a new version is seen at once.
 const page = async request => {
   try {
-    const answer = await fetch(request, {signal: AbortSignal.timeout(PATIENCE)});
+    const answer = await fetch(request, {cache: "no-cache", signal: AbortSignal.timeout(PATIENCE)});
     return answer.status < 500 ? answer : await kept("./") || answer;
   } catch {
     return await kept("./") || Response.error();
