@@ -4,7 +4,7 @@ CarnetError
 ├── DataError: ImageError (ImageTooLargeError), UnreadableImagesError
 ├── ModelFileError: GateError, SelfTestError
 ├── ConfigError, ModelError, RunError, OutputError
-├── MissingExtraError, NonFiniteLossError, OutOfMemoryError
+├── HubError, MissingExtraError, NonFiniteLossError, OutOfMemoryError
 └── LostProcessError, StoppedError
 """
 
@@ -121,6 +121,10 @@ class SelfTestError(ModelFileError):
 
 class OutputError(CarnetError, OSError):
     """A result cannot be written."""
+
+
+class HubError(CarnetError, OSError):
+    """A model of the Hugging Face Hub is not there, may not be read or written, or the Hub does not answer."""
 
 
 class MissingExtraError(CarnetError, ImportError):

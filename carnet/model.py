@@ -27,6 +27,7 @@ from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import is_model_file
 from carnet.errors import ConfigError, ImageError, RunError, explaining_missing_extra
 from carnet.explanation import Explanation
+from carnet.hub_models import fetch, is_hub_model
 from carnet.prediction import Prediction
 from carnet.preprocess import MAX_PIXELS, ImageSource
 from carnet.spec import ModelSpec
@@ -290,7 +291,7 @@ def load(
     No code from a file is executed.
 
     Args:
-        source: the folder, the `.onnx` file, or the bytes of such a file.
+        source: the folder, the `.onnx` file, the bytes of such a file, or a model of the Hub, hf:OWNER/NAME.
         device: where PyTorch computes a run: cpu, cuda or mps; None: on a GPU if there is one.
         threads: compute threads of an exported file; None: the runtime chooses, and takes all cores.
         runtime: what computes an exported file: onnxruntime, or openvino (`pip install "carnet[openvino]"`).
@@ -301,7 +302,10 @@ def load(
         ModelFileError: if the file is missing, damaged, newer than this version, or not written by `carnet export`.
         ConfigError: if there is no such device or runtime, or an option is for the other kind of model.
         MissingExtraError: if a run is loaded without PyTorch, or OpenVINO is not installed.
+        HubError: if the Hub has no such model, or does not answer.
     """
+    if not isinstance(source, bytes) and is_hub_model(source):
+        source = fetch(Path(source), "model.onnx")
     path = None if isinstance(source, bytes) else Path(source)
     if path is None or is_model_file(path):
         if device not in (None, "auto", "cpu"):

@@ -31,6 +31,7 @@ BASE = {
     "documents",
     "files",
     "run_folder",
+    "hub_models",
 }
 ALLOWED = {
     **{room: {*BASE, "data", "report", "checks"} for room in (*BASE, "data", "report", "checks")},

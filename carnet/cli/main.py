@@ -54,6 +54,7 @@ COMMANDS = {
     "compare": "compare networks on your data, with confidence intervals",
     "export": "export a model to one file that runs without PyTorch",
     "serve": "answer over HTTP, with a page for people",
+    "push": "upload a run to the Hugging Face Hub, with a model card",
     "card": "write a run as a folder for timm and the Hub, with a model card",
     "verify": "check that an exported model gives the same results on this machine",
     "benchmark": "measure the latency of networks and exported models",

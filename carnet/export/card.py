@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carnet import __version__, files
+import carnet
+from carnet import files
 from carnet.config import LITE0
 from carnet.errors import ConfigError
 from carnet.export.exporter import ExportResult, export_model
@@ -118,7 +119,7 @@ class Card:
             "label_names": [displayable(label) for label in spec.classes],
             "model_args": {"in_chans": channels},
             "pretrained_cfg": pretrained | ({"license": self.license_name} if self.license_name else {}),
-            "carnet": {**spec.to_json(), "version": __version__},
+            "carnet": {**spec.to_json(), "version": carnet.__version__},
         }
 
     def text(self) -> str:
@@ -128,7 +129,7 @@ class Card:
             self._front(),
             f"# {_markdown(self.name)}",
             f"An image classifier with {counted(self.spec.num_classes, 'class', 'classes')}, trained with "
-            f"CARNet {__version__}: `{self.spec.model}`, {gate.to_json()['size_bytes'] / 1e6:.2f} MB, "
+            f"CARNet {carnet.__version__}: `{self.spec.model}`, {gate.to_json()['size_bytes'] / 1e6:.2f} MB, "
             f"images of {self.spec.image_size} px.",
             f"Classes: {_markdown(first_few(self.spec.classes, _SHOWN_CLASSES))}.",
             "## How good it is",

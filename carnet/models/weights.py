@@ -21,6 +21,7 @@ from carnet.config import Device
 from carnet.documents import CHECKSUM, DocumentError, unsealed
 from carnet.errors import ConfigError, ModelError, RunError, is_out_of_memory
 from carnet.explanation import Explanation, explain
+from carnet.hub_models import fetch, is_hub_model
 from carnet.machine import processor_name
 from carnet.models.class_maps import Centres, Features, map_centres, mean_and_linear_head
 from carnet.models.registry import create_model, head_names, preprocessing_of
@@ -165,7 +166,7 @@ def load(run: Path | str, *, device: str | None = "cpu") -> TrainedModel:
     spec, info = _read_description(folder)
     network = create_model(spec.model, num_classes=spec.num_classes, in_channels=spec.in_channels)
     try:
-        network.load_state_dict(_read_weights(folder))
+        network.load_state_dict(_read_weights(folder.weights))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -203,13 +204,13 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
         RunError: if the run holds another model.
     """
     source = check_start(spec.model, spec.in_channels, run)
-    folder = RunFolder.open(run)
-    weights = _read_weights(folder)
+    file = _start_file(run, "model.safetensors")
+    weights = _read_weights(file)
     same_classes = source.classes == spec.classes
     if not same_classes:
         heads = tuple(f"{name}." for name in head_names(network))
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(heads)}
-    unfit = RunError(f"{folder.weights} does not fit {source.model}")
+    unfit = RunError(f"{file} does not fit {source.model}")
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -223,20 +224,41 @@ def start_from(network: nn.Module, spec: ModelSpec, run: Path | str) -> str:
 
 
 def check_start(model: str, in_channels: int, run: Path | str) -> ModelSpec:
-    """Return the spec of a run to start from.
+    """Return the spec of a run to start from; a model of the Hub and a folder of `carnet card` count as runs.
 
     Raises:
         RunError: if it has no model, or another one, or one for images with other channels.
+        HubError: as `carnet.hub_models.fetch`.
     """
-    folder = RunFolder.open(run)
-    if not folder.weights.exists():
-        raise RunError(f"{run} has no model yet to start from")
-    source, _ = _read_description(folder)
+    if is_hub_model(run) or _is_card(run):
+        source = _described_by_card(_start_file(run, "config.json"))
+    else:
+        folder = RunFolder.open(run)
+        if not folder.weights.exists():
+            raise RunError(f"{run} has no model yet to start from")
+        source, _ = _read_description(folder)
     if source.model != model:
         raise RunError(f"{run} is a {source.model}, not a {model}; add --model {source.model}")
     if source.in_channels != in_channels:
         raise RunError(f"{run} takes images of {source.in_channels} channels; add --in-channels {source.in_channels}")
     return source
+
+
+def _is_card(run: Path | str) -> bool:
+    """Return whether a folder is one that `carnet card` has written, and no run."""
+    return (Path(run) / "config.json").is_file() and not (Path(run) / "data.csv").exists()
+
+
+def _start_file(run: Path | str, name: str) -> Path:
+    return fetch(run, name) if is_hub_model(run) else Path(run) / name
+
+
+def _described_by_card(path: Path) -> ModelSpec:
+    """Read the spec in the `config.json` of a card."""
+    document = files.read_json(path, dict[str, Any])
+    if not isinstance(document.get("carnet"), dict):
+        raise RunError(f"{path} was not written by carnet card or carnet push, and describes no model of ours")
+    return ModelSpec.from_json(document["carnet"])
 
 
 def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
@@ -254,8 +276,8 @@ def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
     return spec, info
 
 
-def _read_weights(run: RunFolder) -> dict[str, Tensor]:
-    content = files.read_whole(run.weights, _MAX_WEIGHTS_BYTES)
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    content = files.read_whole(path, _MAX_WEIGHTS_BYTES)
     try:
         metadata = read_metadata(content)
         if CHECKSUM not in metadata and metadata not in ({}, _WEIGHTS_METADATA):
@@ -263,7 +285,7 @@ def _read_weights(run: RunFolder) -> dict[str, Tensor]:
             raise DocumentError("it has unknown metadata")
         return unpack(content)
     except DocumentError as error:
-        raise RunError(f"cannot read {run.weights}: {error}; {_COPY_AGAIN}") from error
+        raise RunError(f"cannot read {path}: {error}; {_COPY_AGAIN}") from error
 
 
 def choose_device(wish: str | None) -> Device:

@@ -18,6 +18,7 @@ from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
 from carnet.data.scanned import ScannedImages
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
+from carnet.hub_models import is_hub_model
 from carnet.machine import versions
 from carnet.models.registry import create_model, default_image_size
 from carnet.models.summary import check_image_size, check_single_image
@@ -342,7 +343,7 @@ def _record(
         # `compare` groups runs by what was requested, whatever it was resolved to.
         "requested": requested.to_json(),
         "resolved": config.to_json(),
-        "init": None if init is None else str(Path(init).resolve()),
+        "init": None if init is None else str(init if is_hub_model(init) else Path(init).resolve()),
         "head": head,
         "teacher": teacher,
         "weights_sha256": None if requested.weights is None else files.digest_of(Path(requested.weights)),

@@ -176,6 +176,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
         ["compare", str(tmp_path / "gone"), str(tmp_path / "gone")],
         ["demo", "--output", str(tmp_path), "--seed", "-1"],
         ["serve", str(model), "--port", "-1"],
+        ["push", str(tmp_path / "gone"), "owner/name"],
         ["card", str(tmp_path / "gone"), str(tmp_path / "card")],
     ]
     assert {command[0] for command in commands} == set(COMMANDS)
@@ -183,7 +184,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
     command = [sys.executable, "-c", CLOSED, json.dumps(commands), answers, "again"]
     assert finished(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]).returncode == 0
     ends, opened = json.loads(answers.read_text())
-    expected = {"predict": 1, "train": 2, "export": 2, "compare": 2, "demo": 2, "serve": 2, "card": 2}
+    expected = {"predict": 1, "train": 2, "export": 2, "compare": 2, "demo": 2, "serve": 2, "card": 2, "push": 2}
     assert ends == {name: expected.get(name, 0) for name in COMMANDS}
     # Libraries write their messages to these numbers, so no file of ours may have them.
     assert opened == [os.devnull, os.devnull]
