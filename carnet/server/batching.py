@@ -25,7 +25,7 @@ class Batcher:
     """Decode images and compute their probabilities, in batches of what is there.
 
     Args:
-        load: the bytes of an image file -> uint8 (S, S, C); raises what the future of that image shall raise.
+        load: the bytes of an image file -> uint8 (S, S, C); an error it raises is that of the image's future.
         compute: uint8 (N, S, S, C) -> (N, classes).
         max_batch: the largest number of images that are computed together.
         max_wait: the longest time in seconds that decoded images wait for others that are being decoded.
