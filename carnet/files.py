@@ -19,7 +19,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -379,6 +379,32 @@ def check_folder(path: Path, flag: str = "--output") -> None:
         raise OutputError(f"cannot create the folder {path}: {there} is not a folder; choose another {flag}")
     if not os.access(there, os.W_OK):
         raise OutputError(f"nothing may be written into {there}; change its permissions, or choose another {flag}")
+
+
+def check_replaceable(path: Path, names: Collection[str], mark: tuple[str, bytes], flag: str) -> None:
+    """Check, before long work, that a folder is new, empty, or an earlier one of ours, which may be replaced.
+
+    Args:
+        path: the folder.
+        names: every file and folder that ours has.
+        mark: a file that ours has, and bytes in it that another's would not have.
+        flag: names the folder.
+
+    Raises:
+        OutputError: if it holds anything else, or as `check_folder`.
+    """
+    check_folder(path, flag)
+    there = {one.relative_to(path).as_posix() for one in path.rglob("*")}
+    if strange := sorted(there - {*names}):
+        raise OutputError(f"{path} holds other files, such as {strange[0]}; name a new folder with {flag}")
+    if not there:
+        return
+    try:
+        is_ours = mark[1] in read_file(path / mark[0], MAX_BYTES)
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise OutputError(f"{path} holds files of the same names that are not ours; name a new folder with {flag}")
 
 
 def make_folder(path: Path) -> None:

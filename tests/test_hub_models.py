@@ -4,49 +4,33 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import sys
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
-from runs import small
+from children import finished
+from stand_in import StandIn, listening
 
 import carnet
-from carnet.errors import ConfigError, HubError, RunError
+from carnet.errors import ConfigError
 from carnet.export.card import write_card
-from carnet.hub_models import fetch, parse_name
-from carnet.training.run import train
+from carnet.hub_models import parse_name
 
-Call = Callable[..., tuple[int, str, str]]
 SHA = "1" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(StandIn):
     """Models are folders `root/OWNER/NAME`; nothing may be written for `closed`."""
 
     root: Path
     asked: list[str]
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-    def answer(self, content: Any, status: int = 200, **headers: str) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         path = unquote(urlparse(self.path).path)
-        self.asked.append(path)
+        self.asked.append(f"{self.command} {path}")
         if match := re.fullmatch(r"/(\w+/[\w-]+)/resolve/([^/]+)/(.+)", path):
             name, revision, file = match.groups()
             code = ""
@@ -67,10 +51,10 @@ class Hub(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlparse(self.path).path)
-        self.asked.append(path)
+        self.asked.append(f"{self.command} {path}")
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
@@ -97,99 +81,124 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer({}, 404)
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A hub on this machine; gives the folder of its models."""
-    Hub.root, Hub.asked = tmp_path / "hub", []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_TOKEN", "hf_token")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield Hub.root
-    server.shutdown()
-    server.server_close()
+# The library reads its settings when it is imported, so a process starts with them.
+SCRIPT = """
+import contextlib, io, json, sys
+from carnet.cli.main import run
+
+ends = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    ends.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(ends))
+"""
+End = tuple[int, str, str]
 
 
-@pytest.fixture
-def pushed(hub: Path, trained_run: Path) -> Path:
-    """A run that is on the hub."""
-    write_card(trained_run, hub / "owner" / "colours")
-    return hub
+def ended(address: str, cache: Path, *commands: list[object]) -> list[End]:
+    """Run commands in one process whose Hub is at this address: exit code, standard output, standard error of each."""
+    settings = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(cache), "HF_TOKEN": "hf_token"}
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    process = finished([sys.executable, "-c", SCRIPT, words], check=True, env=os.environ | settings)
+    return [tuple(end) for end in json.loads(process.stdout.splitlines()[-1])]
 
 
-def test_push_and_predict(call: Call, hub: Path, trained_run: Path, photos: Path) -> None:
-    code, out, err = call("push", trained_run, "owner/drawn-colours", "--private", "--license", "mit", "--json")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def ends(folder: Path, trained_run: Path, photos: Path) -> dict[str, End]:
+    """How the commands of all tests ended, with a stand-in for the Hub."""
+    Hub.root, Hub.asked = folder / "hub", []
+    (Hub.root / "owner" / "empty").mkdir(parents=True)
+    write_card(trained_run, Hub.root / "owner" / "colours")
+    photo, card = next(photos.rglob("*.jpg")), Hub.root / "owner" / "colours"
+    small = ["--epochs", 1, "--batch-size", 8, "--lr", 1e-9, "--image-size", 48, "--compile", "off", "--model"]
+    pinned = f"hf:owner/colours@{SHA}"
+    commands: dict[str, list[object]] = {
+        "push": ["push", trained_run, "owner/drawn-colours", "--private", "--license", "mit", "--json"],
+        "predict": ["predict", "hf:owner/drawn-colours", photo, "--json"],
+        "pinned": ["predict", pinned, photo],
+        "again": ["predict", pinned, photo],
+        "evaluate": ["evaluate", "hf:owner/colours", photos, "--output", folder / "page.html", "--json"],
+        "init hub": ["train", photos, "--init", "hf:owner/colours", "--output", folder / "hub-run", *small, "carnet_n"],
+        "init folder": ["train", photos, "--init", card, "--output", folder / "folder-run", *small, "carnet_n"],
+        "init other": ["train", photos, "--init", "hf:owner/colours", "--output", folder / "no", *small, "carnet_s"],
+        "nothing": ["predict", "hf:owner/nothing", photo],
+        "no revision": ["predict", f"hf:owner/colours@{'2' * 40}", photo],
+        "empty": ["predict", "hf:owner/empty", photo],
+        "closed": ["push", trained_run, "closed/name"],
+        "no name": ["push", trained_run, "no-owner"],
+    }
+    with listening(Hub) as address:
+        return dict(zip(commands, ended(address, folder / "cache", *commands.values()), strict=True))
+
+
+def test_push_and_predict(ends: dict[str, End], photos: Path) -> None:
+    code, out, err = ends["push"]
     assert code == 0, err
     assert json.loads(out)["address"].endswith("/owner/drawn-colours")
-    folder = hub / "owner" / "drawn-colours"
+    folder = Hub.root / "owner" / "drawn-colours"
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.onnx", "model.safetensors"}
     assert "license: mit" in (folder / "README.md").read_text()
-    photo = next(photos.rglob("*.jpg"))
-    code, out, err = call("predict", "hf:owner/drawn-colours", photo, "--json")
+    code, out, err = ends["predict"]
     assert code == 0, err
     (answer,) = json.loads(out)
+    photo = next(photos.rglob("*.jpg"))
     assert answer["predictions"][0]["class"] == carnet.load(folder / "model.onnx").predict(photo).label
 
 
-def test_a_model_of_the_hub_is_evaluated_and_kept(pushed: Path, photos: Path) -> None:
-    model = carnet.load(f"hf:owner/colours@{SHA}")
-    assert model.evaluate(photos).num_images == 12
-    asked = len(Hub.asked)
-    assert carnet.load(f"hf:owner/colours@{SHA}").classes == model.classes
-    # A revision that was named does not change, so it is not even asked for.
-    assert len(Hub.asked) == asked
+def test_a_model_of_the_hub_is_evaluated_and_kept(ends: dict[str, End]) -> None:
+    code, out, err = ends["evaluate"]
+    assert code == 0, err
+    assert json.loads(out)["num_images"] == 12
+    assert ends["pinned"][:2] == ends["again"][:2]
+    # A revision that was named does not change, so it is asked for once.
+    path = f"/owner/colours/resolve/{SHA}/model.onnx"
+    assert (Hub.asked.count(f"HEAD {path}"), Hub.asked.count(f"GET {path}")) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["hub", "folder"])
-def test_training_starts_from_it(pushed: Path, photos: Path, tmp_path: Path, kind: str) -> None:
-    source = "hf:owner/colours" if kind == "hub" else str(pushed / "owner" / "colours")
-    model = carnet.train(photos, small(epochs=1, lr=1e-9), init=source, output=tmp_path / "run")
-    assert model.result.top1 > 0.9
-    record = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert record["init"] == (source if kind == "hub" else str(Path(source).resolve()))
-    with pytest.raises(RunError, match="--model carnet_n"):
-        train(photos, small(model="carnet_s"), init=source, output=tmp_path / "other")
+def test_training_starts_from_it(ends: dict[str, End], folder: Path, kind: str) -> None:
+    code, _, err = ends[f"init {kind}"]
+    assert code == 0, err
+    result = json.loads((folder / f"{kind}-run" / "result.json").read_text())
+    assert result["best"]["valid_top1"] > 0.9
+    record = json.loads((folder / f"{kind}-run" / "config.json").read_text())
+    card = str((Hub.root / "owner" / "colours").resolve())
+    assert record["init"] == ("hf:owner/colours" if kind == "hub" else card)
+    code, _, err = ends["init other"]
+    assert (code, "--model carnet_n" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("hf:owner/nothing", "hf auth login"),
-        (f"hf:owner/colours@{'2' * 40}", "revision"),
-        ("hf:owner/empty", "model.onnx"),
-    ],
+    ("command", "words"),
+    [("nothing", "hf auth login"), ("no revision", "revision"), ("empty", "model.onnx"), ("no name", "OWNER/NAME")],
 )
-def test_what_is_not_there(pushed: Path, name: str, words: str, call: Call, photos: Path) -> None:
-    (pushed / "owner" / "empty").mkdir()
-    with pytest.raises(HubError, match=re.escape(words)):
-        carnet.load(name)
-    code, _, err = call("predict", name, next(photos.rglob("*.jpg")))
-    assert (code, len(err.splitlines())) == (2, 1)
+def test_what_is_not_there(ends: dict[str, End], command: str, words: str) -> None:
+    code, _, err = ends[command]
+    assert (code, len(err.splitlines()), words in err) == (2, 1, True)
 
 
-def test_a_hub_that_is_not_reached(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    with pytest.raises(HubError):
-        fetch("hf:owner/name", "model.onnx")
+def test_a_hub_that_is_not_reached(tmp_path: Path, photos: Path) -> None:
+    photo = next(photos.rglob("*.jpg"))
+    ((code, _, err),) = ended("http://127.0.0.1:9", tmp_path, ["predict", "hf:owner/name", photo])
+    assert (code, len(err.splitlines()), "hf:owner/name cannot be reached" in err) == (2, 1, True)
 
 
-def test_names(call: Call, trained_run: Path) -> None:
+def test_names() -> None:
     assert parse_name(Path("hf:owner/name")) == ("owner/name", None)
     assert parse_name("hf:owner\\name@v1") == ("owner/name", "v1")
     for name in ("hf:name", "hf:a/b/c", "hf:", "hf:../x/y", "hf:a b/c"):
         with pytest.raises(ConfigError, match="OWNER/NAME"):
             parse_name(name)
-    code, _, err = call("push", trained_run, "no-owner")
-    assert (code, "OWNER/NAME" in err) == (2, True)
 
 
-def test_a_repository_that_may_not_be_written(call: Call, hub: Path, trained_run: Path) -> None:
-    code, _, err = call("push", trained_run, "closed/name")
+def test_a_repository_that_may_not_be_written(ends: dict[str, End]) -> None:
+    code, _, err = ends["closed"]
     assert code == 2
     assert "token" in err.splitlines()[-1]

@@ -28,6 +28,7 @@ from carnet.data.folder import is_hidden
 from carnet.data.samples import SPLIT_NAMES, expanded
 from carnet.errors import CarnetError, DataError, MissingExtraError, is_out_of_memory
 from carnet.files import MAX_IMAGE_BYTES, digest_of, open_file, read_file, state_of
+from carnet.hub_models import meaning_of, quiet_library
 from carnet.preprocess import EXTENSIONS
 from carnet.text import OnProgress, counted, first_few
 
@@ -213,11 +214,9 @@ def explained(source: Source) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())[:300]
-        told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)}: {text}"
-        found, reason = next((found, reason) for p, reason in _REASONS if (found := re.search(p, told)))
+        found, reason, text = meaning_of(error, _REASONS)
         line = reason.format(
-            text=text or type(error).__name__,
+            text=text,
             name=f"hf:{source.place}",
             page=f"https://huggingface.co/datasets/{source.place}",
             revision=source.revision,
@@ -235,13 +234,11 @@ def import_datasets() -> Any:
     """
     try:
         import datasets
-        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise MissingExtraError("DATA of this form", "Hugging Face datasets", "datasets") from error
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    disable_progress_bars()
+    quiet_library()
     return datasets
 
 

@@ -22,15 +22,14 @@ from carnet import files
 from carnet.config import LITE0
 from carnet.errors import ConfigError
 from carnet.export.exporter import ExportResult, export_model
-from carnet.files import check_folder, make_folder, to_json
-from carnet.models.weights import TrainedModel, load
-from carnet.report.findings import displayable, findings, most_confused, percent, shortened
+from carnet.files import check_replaceable, make_folder, to_json
+from carnet.models.weights import MAX_WEIGHTS_BYTES, TrainedModel, load
+from carnet.report.findings import displayable, findings, percent
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import Progress, Silent, counted, first_few
 
-_MAX_WEIGHTS_BYTES = 16 * 2**30
-_SHOWN_CLASSES, _SHOWN_PAIRS = 40, 5
+_SHOWN_CLASSES = 40
 _NAMES = ("README.md", "config.json", "model.safetensors", "model.onnx")
 """Every file of such a folder."""
 
@@ -55,13 +54,11 @@ def write_card(
         progress: shows what happens; None: nothing is shown.
 
     Raises:
-        OutputError: if the folder holds other files, or cannot be written.
+        OutputError: if the folder is neither new, nor empty, nor an earlier one of ours, or cannot be written.
+        ConfigError: if the licence is no name.
         Exception: whatever `carnet.export_model` raises; then the folder is left as it was.
     """
-    check_folder(folder)
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    if strange := sorted(there - {*_NAMES}):
-        raise ConfigError(f"{folder} holds other files, such as {strange[0]}; name a new folder")
+    check_replaceable(folder, _NAMES, ("config.json", b'"carnet": {'), "FOLDER")
     if any(sign in license_name for sign in ' \n\r\t:"'):
         raise ConfigError(f"--license must be a name such as apache-2.0 or cc-by-4.0, got {license_name!r}")
     source = RunFolder.open(run)
@@ -71,7 +68,7 @@ def write_card(
         onnx = result.path.read_bytes()
     card = Card(name or folder.absolute().name, license_name, trained, result, source.read_config())
     make_folder(folder)
-    files.write_bytes(folder / "model.safetensors", files.read_whole(source.weights, _MAX_WEIGHTS_BYTES))
+    files.write_bytes(folder / "model.safetensors", files.read_whole(source.weights, MAX_WEIGHTS_BYTES))
     files.write_bytes(folder / "model.onnx", onnx)
     files.write_text(folder / "config.json", to_json(card.config(), ascii_only=True) + "\n")
     files.write_text(folder / "README.md", card.text())
@@ -194,13 +191,7 @@ class Card:
 
     def _limits(self) -> str:
         report = self.result.gate_report.edge
-        pairs = [pair for pair in most_confused(report, _SHOWN_PAIRS) if pair.count]
         lines = [f"- {_markdown(sentence)}" for sentence in findings(report)[1:]]
-        lines += [
-            f"- Of {counted(pair.num_true, 'image')} of {_markdown(shortened(pair.true))}, {pair.count:,} "
-            f"{'was' if pair.count == 1 else 'were'} taken for {_markdown(shortened(pair.predicted))}."
-            for pair in pairs
-        ]
         lines += [
             "- It names one of its classes for every image, also for one that shows none of them.",
             "- It was evaluated on images of the kind that it was trained on; on others it may be worse.",

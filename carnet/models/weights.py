@@ -36,7 +36,7 @@ from carnet.text import quoted
 _WEIGHTS_METADATA = {"format": "pt"}
 _INFO = {"params", "epoch", "metrics"}
 """Entries of `model.json` besides the spec."""
-_MAX_WEIGHTS_BYTES = 16 * 2**30
+MAX_WEIGHTS_BYTES = 16 * 2**30
 _COPY_AGAIN = "copy it again from where the run was made"
 
 
@@ -277,7 +277,7 @@ def _read_description(run: RunFolder) -> tuple[ModelSpec, dict[str, Any]]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    content = files.read_whole(path, _MAX_WEIGHTS_BYTES)
+    content = files.read_whole(path, MAX_WEIGHTS_BYTES)
     try:
         metadata = read_metadata(content)
         if CHECKSUM not in metadata and metadata not in ({}, _WEIGHTS_METADATA):

@@ -72,7 +72,6 @@ def create_app(
     limits: Limits | None = None,
     access: Access | None = None,
     max_batch: int = MAX_BATCH,
-    max_wait: float = MAX_WAIT,
 ) -> Starlette:
     """Return the service as an ASGI application.
 
@@ -81,7 +80,6 @@ def create_app(
         limits: what clients may ask for; None: the defaults of `Limits`.
         access: who may use it; None: whoever reaches it under a name of this machine or an IP address.
         max_batch: the largest number of images that are computed together.
-        max_wait: the longest time in seconds that decoded images wait for others that are being decoded.
 
     Raises:
         SelfTestError: if the model does not reproduce the recorded answers for its own test images.
@@ -98,7 +96,7 @@ def create_app(
     limits, access = limits or Limits(), access or Access()
     limits = replace(limits, max_waiting=min(limits.max_waiting, max(1, _MAX_WAITING_BYTES // image_bytes)))
     max_batch = min(max_batch, max(1, _MAX_BATCH_BYTES // image_bytes))
-    service = Service(classifier, verification, limits, max_batch, max_wait)
+    service = Service(classifier, verification, limits, max_batch)
     description = openapi.describe(limits, classifier.spec.num_classes, has_token=bool(access.token))
     files = {
         **page_files(classifier, says_classes=not access.token),
@@ -137,9 +135,7 @@ def create_app(
 class Service:
     """What the routes share."""
 
-    def __init__(
-        self, classifier: Classifier, verification: Verification, limits: Limits, max_batch: int, max_wait: float
-    ) -> None:
+    def __init__(self, classifier: Classifier, verification: Verification, limits: Limits, max_batch: int) -> None:
         self.classifier, self.verification, self.limits = classifier, verification, limits
         self.name, self.digest = Path(classifier.name).name, hashlib.sha256(classifier.content).hexdigest()
         self.metrics = Metrics()
@@ -150,7 +146,7 @@ class Service:
             classifier.load,
             classifier.probabilities,
             max_batch=max_batch,
-            max_wait=max_wait,
+            max_wait=MAX_WAIT,
             pool=self.pool,
             on_batch=self.metrics.batches.observe,
         )

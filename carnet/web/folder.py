@@ -19,7 +19,6 @@ from carnet.web.runtime import FILES, LICENCES
 _LISTING = "files.json"
 _SCRIPTS = ("page.js", "model.js", "resize.js", "style.css")
 _ICON_SIDES = (192, 512)
-_MAX_PAGE_BYTES = 10**7
 _NAMES = (
     *(*_SCRIPTS, "index.html", "sw.js", "model.json", "model.onnx", "manifest.webmanifest", _LISTING),
     *(f"icon-{side}.png" for side in _ICON_SIDES),
@@ -73,19 +72,7 @@ def check_web_folder(folder: Path) -> None:
     Raises:
         OutputError: otherwise.
     """
-    files.check_folder(folder, flag="--web")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - {"ort"}
-    if strange := sorted(there - {*_NAMES}):
-        raise OutputError(f"{folder} holds other files, such as {strange[0]}; name a new folder with --web")
-    if there and not _is_ours(folder / "index.html"):
-        raise OutputError(f"{folder} holds another page; name a new folder with --web")
-
-
-def _is_ours(page: Path) -> bool:
-    try:
-        return b'data-engine="browser"' in files.read_file(page, _MAX_PAGE_BYTES)[:500]
-    except OSError:
-        return False
+    files.check_replaceable(folder, (*_NAMES, "ort"), ("index.html", b'data-engine="browser"'), "--web")
 
 
 def _contents(classifier: Classifier, title: str, runtime: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -9,15 +9,14 @@ import re
 import sys
 import tarfile
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
 from pictures import save_picture
+from stand_in import StandIn, listening
 
 from carnet.data.hub import HubUnreachableError, find_source, is_dataset
 from carnet.data.stream import ImageStream, store
@@ -89,25 +88,12 @@ def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(StandIn):
     """Data sets are folders `root/OWNER/NAME`; `OWNERS` fail."""
 
     root: Path
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-    def answer(self, content: Any, status: int = 200, **headers: str) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         pattern = r"/(?:api/)?datasets/(\w+(?:/\w+)??)(?:/(revision|tree|paths-info|resolve)/([^/]+)/?(.*))?"
         match = re.fullmatch(pattern, unquote(urlparse(self.path).path))
@@ -146,18 +132,14 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A hub on this machine; gives the folder of its data sets."""
     Hub.root = tmp_path / "hub"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    set_offline(monkeypatch, False)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    __import__("huggingface_hub").HfFileSystem.clear_instance_cache()
-    yield Hub.root
-    server.shutdown()
-    server.server_close()
+    with listening(Hub) as address:
+        set_offline(monkeypatch, False)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        __import__("huggingface_hub").HfFileSystem.clear_instance_cache()
+        yield Hub.root
 
 
 @pytest.mark.parametrize(

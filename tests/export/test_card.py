@@ -14,7 +14,7 @@ from runs import small
 
 import carnet
 import carnet.timm
-from carnet.errors import ConfigError
+from carnet.errors import OutputError
 from carnet.export.card import write_card
 from carnet.training.run import train
 
@@ -86,9 +86,15 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
 
 def test_other_files_are_left_alone(trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(ConfigError, match=re.escape("mine.txt")):
+    with pytest.raises(OutputError, match=re.escape("mine.txt")):
         write_card(trained_run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "mine.txt").unlink()
+    for name in ("README.md", "config.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputError):
+        write_card(trained_run, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "{}"
 
 
 def test_the_command(call: Call, trained_run: Path, tmp_path: Path) -> None:
