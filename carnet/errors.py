@@ -128,10 +128,10 @@ class HubError(CarnetError, OSError):
 
 
 class MissingExtraError(CarnetError, ImportError):
-    """A command needs a package of an extra that is not installed."""
+    """A command needs a package that is not installed: one of an extra of ours, or, with `install`, another."""
 
-    def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f'{what} needs {package}: pip install "carnet[{extra}]"')
+    def __init__(self, what: str, package: str, extra: str = "", *, install: str = "") -> None:
+        super().__init__(f"{what} needs {package}: pip install " + (install or f'"carnet[{extra}]"'))
 
     @classmethod
     def explaining(cls, error: ModuleNotFoundError, what: str) -> MissingExtraError | None:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import sys
 import time
@@ -405,6 +406,33 @@ def check_replaceable(path: Path, names: Collection[str], mark: tuple[str, bytes
         is_ours = False
     if not is_ours:
         raise OutputError(f"{path} holds files of the same names that are not ours; name a new folder with {flag}")
+
+
+def replace_folder(folder: Path, content: Mapping[str, bytes]) -> None:
+    """Write a folder, whole or not at all, in place of the one of its name; `content` is by paths inside it.
+
+    Raises:
+        OutputError: if it cannot be written; then the folder that was there stays.
+    """
+    folder = folder.resolve()
+    temporary, earlier = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        for name, data in content.items():
+            make_folder((temporary / name).parent)
+            write_bytes(temporary / name, data)
+        if folder.exists():
+            rename(folder, earlier)
+        try:
+            rename(temporary, folder)
+        except OSError:
+            if earlier.exists():
+                rename(earlier, folder)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        for left in (temporary, earlier):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from carnet.edge.runtimes import Runtime
     from carnet.evaluation import EvaluationReport
     from carnet.export.exporter import ExportResult
+    from carnet.export.formats import FormatName
     from carnet.models.weights import TrainedModel
     from carnet.run_folder import RunFolder
     from carnet.training.loop import Callback
@@ -231,6 +232,7 @@ class Model:
         self,
         output: Path | str | None = None,
         *,
+        format: FormatName = "onnx",
         int8: bool = False,
         data: Path | str | None = None,
         max_drop: float = 1.0,
@@ -239,14 +241,18 @@ class Model:
     ) -> ExportResult:
         """Write one `.onnx` file that runs without PyTorch, if it answers as the model does on held-out images.
 
+        Or a folder for another runtime: `format` openvino or ncnn, which must be installed.
+
         Of several processes that train together, only the first one may export.
 
         Args:
-            output: the file; None: `model.onnx` in the run's folder, or `model-int8.onnx` with `int8`.
+            output: the file, or the folder; None: `model.onnx` in the run's folder, `model-int8.onnx` with `int8`,
+                or `model-FORMAT`.
+            format: onnx, openvino or ncnn.
             int8: compute in eight bits where that keeps the accuracy.
             data: the run's images, if they are no longer where they were.
             max_drop: percentage points of top-1 accuracy that may be lost.
-            runtime: what computes the file when it is evaluated.
+            runtime: what computes an `.onnx` file when it is evaluated.
             progress: as `evaluate` takes it.
 
         Returns:
@@ -269,7 +275,16 @@ class Model:
             from carnet.export.exporter import export_model
         run = self._run().path
         with shown(progress) as display:
-            return export_model(run, output, int8=int8, data=data, max_drop=max_drop, runtime=runtime, progress=display)
+            return export_model(
+                run,
+                output,
+                format=format,
+                int8=int8,
+                data=data,
+                max_drop=max_drop,
+                runtime=runtime,
+                progress=display,
+            )
 
     def _run(self) -> RunFolder:
         from carnet.run_folder import RunFolder

@@ -20,18 +20,21 @@ class Command:
 
     The file takes the pixels of an image as they are, and holds the class names and all other metadata. It is written
     only if its predictions agree with those of the trained model; exit code 1 means that they do not. A page beside it
-    shows the results.
+    shows the results. With --format, the model becomes a folder for another runtime, which evaluates it.
 
     Examples:
       carnet export runs/photos-carnet_s
       carnet export runs/photos-carnet_s --int8 --output photos.onnx
       carnet export runs/photos-carnet_s --web my-app
+      carnet export runs/photos-carnet_s --format ncnn
     """
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a training run."""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="ONNX")] = None
-    """Output file (default: model.onnx or model-int8.onnx in the folder of the run)."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Output file or folder (default: model.onnx, model-int8.onnx or model-FORMAT in the folder of the run)."""
+    format: Literal["onnx", "openvino", "ncnn"] = "onnx"
+    """One .onnx file, or a folder for OpenVINO (the extra openvino) or ncnn (pip install pnnx ncnn)."""
     int8: bool = False
     """Quantize layers to int8 where accuracy allows it: a third of the size, and faster on some processors."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
@@ -39,7 +42,7 @@ class Command:
     max_drop: float = 1.0
     """Largest loss of top-1 accuracy, in percentage points; if it is larger, no file is written."""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """Runtime in which the file is evaluated."""
+    """Runtime in which an .onnx file is evaluated."""
     web: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write a page into this folder as well, for any web host: the model runs in the visitor's browser."""
     ort_dist: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -52,6 +55,8 @@ class Command:
 
         if self.ort_dist is not None and self.web is None:
             raise ConfigError("--ort-dist is for --web; name the folder for the page with --web")
+        if self.web is not None and self.format != "onnx":
+            raise ConfigError("--web takes a model of the format onnx; leave --format out")
         if self.web is not None:
             from carnet.web.folder import check_web_folder
             from carnet.web.runtime import runtime_files
@@ -63,6 +68,7 @@ class Command:
             result = export_model(
                 self.run_folder,
                 self.output,
+                format=self.format,
                 int8=self.int8,
                 data=self.data,
                 max_drop=self.max_drop,

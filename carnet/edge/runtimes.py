@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -50,7 +51,7 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
         case "onnxruntime":
             run = _open_onnxruntime(file, threads)
         case "openvino":
-            run = _open_openvino(file, threads)
+            run = open_openvino(file, threads)
         case _:
             raise ConfigError(f"--runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
     shapes = _output_shapes(file)
@@ -140,7 +141,12 @@ def start_session(content: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def _open_openvino(file: ModelFile, threads: int) -> Run:
+def open_openvino(file: ModelFile, threads: int, source: Path | None = None) -> Run:
+    """Open a checked model in OpenVINO, or what was converted from it: a file of OpenVINO's own format.
+
+    Raises:
+        MissingExtraError, ModelFileError: as `open_runtime`.
+    """
     try:
         import openvino
     except ModuleNotFoundError:
@@ -153,7 +159,7 @@ def _open_openvino(file: ModelFile, threads: int) -> Run:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     try:
-        compiled = core.compile_model(core.read_model(io.BytesIO(file.content)), "CPU", settings)
+        compiled = core.compile_model(core.read_model(source or io.BytesIO(file.content)), "CPU", settings)
     except Exception as error:
         raise _refused(file, f"OpenVINO {openvino.__version__}", error) from error
     outputs = _openvino_ports(compiled.outputs, OUTPUTS)

@@ -22,7 +22,7 @@ from carnet import files
 from carnet.config import LITE0
 from carnet.errors import ConfigError
 from carnet.export.exporter import ExportResult, export_model
-from carnet.files import check_replaceable, make_folder, to_json
+from carnet.files import check_replaceable, replace_folder, to_json
 from carnet.models.weights import MAX_WEIGHTS_BYTES, TrainedModel, load
 from carnet.report.findings import displayable, findings, percent
 from carnet.run_folder import RunFolder
@@ -67,11 +67,10 @@ def write_card(
         result = export_model(source.path, Path(scratch) / "model.onnx", data=data, progress=progress or Silent())
         onnx = result.path.read_bytes()
     card = Card(name or folder.absolute().name, license_name, trained, result, source.read_config())
-    make_folder(folder)
-    files.write_bytes(folder / "model.safetensors", files.read_whole(source.weights, MAX_WEIGHTS_BYTES))
-    files.write_bytes(folder / "model.onnx", onnx)
-    files.write_text(folder / "config.json", to_json(card.config(), ascii_only=True) + "\n")
-    files.write_text(folder / "README.md", card.text())
+    config, text = to_json(card.config(), ascii_only=True) + "\n", card.text()
+    weights = files.read_whole(source.weights, MAX_WEIGHTS_BYTES)
+    content = {"model.safetensors": weights, "model.onnx": onnx}
+    replace_folder(folder, content | {"config.json": config.encode(), "README.md": text.encode()})
     return result
 
 

@@ -21,6 +21,7 @@ from carnet.edge.runtimes import Runtime
 from carnet.edge.selftest import record_tests, verify
 from carnet.errors import ConfigError, DataError, GateError, RunError
 from carnet.evaluation import EvaluationReport, PredictFn, Selection, select_of_run
+from carnet.export.formats import FileFormat, FormatName, format_named
 from carnet.export.graph import Graph, to_graph
 from carnet.export.quantize import Quantized, quantize
 from carnet.machine import take_turns, versions
@@ -121,7 +122,7 @@ class ExportResult:
     """The outcome of an export.
 
     Attributes:
-        path: the model file.
+        path: the model file, or the folder of another format.
         report: the page beside it.
         gate_report: how it compares with the run's own weights.
         calibration: temperature and threshold in the file.
@@ -143,6 +144,7 @@ def export_model(
     run: Path | str,
     output: Path | str | None = None,
     *,
+    format: FormatName = "onnx",
     int8: bool = False,
     data: Path | str | None = None,
     max_drop: float = 1.0,
@@ -151,23 +153,24 @@ def export_model(
     to_graph: Callable[[TrainedModel], Graph] = to_graph,
     quantize: Callable[..., Quantized] = quantize,
 ) -> ExportResult:
-    """Write a run's model as one file that runs without PyTorch, if it passes the gate.
+    """Write a run's model as one file that runs without PyTorch, or a folder of another format, if it passes the gate.
 
-    `NAME.export.json` and `NAME.export.html` beside `NAME.onnx` say how it was evaluated, also of a refused model.
+    `NAME.export.json` and `NAME.export.html` beside it say how it was evaluated, also of a refused model.
 
     Args:
         run: the run folder.
-        output: the file; None: model.onnx in the run folder, model-int8.onnx with `int8`.
+        output: the file, or the folder; None: model.onnx in the run folder, model-int8.onnx with `int8`, model-FORMAT.
+        format: onnx, or openvino or ncnn, whose own runtime then evaluates the model.
         int8: compute in eight bits where that keeps accuracy.
         data: the run's images, if they are no longer where they were.
         max_drop: largest acceptable loss of top-1, in points.
-        runtime: the runtime that evaluates the file.
+        runtime: the runtime that evaluates an .onnx file.
         progress: shows what happens; None: nothing is shown.
         to_graph: writes the network as ONNX.
         quantize: finds the best way to eight bits.
 
     Raises:
-        ConfigError: if `max_drop` is no number of points.
+        ConfigError: if `max_drop` is no number of points, or the format is unknown or allows no `int8`.
         GateError: if the file does not pass; then it is not written.
         MissingExtraError: without the packages of the extra, or the runtime.
         RunError: if the run has no model, or its images are not found.
@@ -176,11 +179,14 @@ def export_model(
         OutputError: if a file cannot be written.
     """
     folder = RunFolder.open(run)
-    path = Path(output) if output is not None else folder.path / ("model-int8.onnx" if int8 else "model.onnx")
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"--max-drop must be between 0 and 100 points, got {max_drop:g}")
-    files.check_target(path, ".onnx")
-    export = _Export(folder, path, data, max_drop, runtime, progress or Silent(), load(folder.path))
+    target = format_named(format, runtime)
+    if int8 and format == "ncnn":
+        raise ConfigError("--int8 is for the formats onnx and openvino; ncnn has a quantiser of its own, ncnn2int8")
+    path = Path(output) if output is not None else folder.path / target.default_name(is_quantized=int8)
+    target.check(path)
+    export = _Export(folder, path, data, max_drop, target, progress or Silent(), load(folder.path))
     return export.write(to_graph, quantize if int8 else None)
 
 
@@ -192,7 +198,7 @@ class _Export:
     path: Path
     data: Path | str | None
     max_drop: float
-    runtime: Runtime
+    format: FileFormat
     progress: Progress
     model: TrainedModel
 
@@ -216,7 +222,7 @@ class _Export:
         graph = graph if quantized is None else quantized.chosen.graph
 
         # Opened as users open a file, but from memory: a refused file must not be left behind, nor one after a kill.
-        opened = partial(Classifier, threads=1, runtime=self.runtime)
+        opened = self.format.open
         edge = self._evaluate("the exported model", opened(graph.sealed(spec.to_json())).logits, held_out)
         unseen = edge.without(bench.leaked)
         calibration = calibrate(unseen.logits, unseen.labels)
@@ -224,17 +230,22 @@ class _Export:
         document = self._document(graph, calibration, quantized)
         classifier = opened(graph.sealed(document))
         document["tests"] = record_tests(classifier, is_quantized=quantized is not None)
-        size_bytes = len(graph.sealed(document))
+        size_bytes = self.format.size_bytes(classifier)
         gate_report = self._compare(bench, edge, classifier, size_bytes, is_quantized=quantized is not None)
         document["metrics"] = gate_report.to_json()
         content = graph.sealed(document)
-        if not verify(opened(content)).passed:
+        final = opened(content)
+        if not verify(final).passed:
             raise GateError(f"{self.path} is not written: its predictions are not reproducible on this machine")
         if not gate_report.problem:
-            files.write_bytes(self.path, content)
-        result = ExportResult(self.path, self.path.with_suffix(".export.html"), gate_report, calibration, quantized)
+            self.format.write(final, self.path)
+        result = ExportResult(self.path, self._beside(".export.html"), gate_report, calibration, quantized)
         self._report(result, document)
         return result
+
+    def _beside(self, ending: str) -> Path:
+        """Return the path of a file beside the model, such as model.export.json."""
+        return self.path.with_name(self.path.name.removesuffix(".onnx") + ending)
 
     def _images(self, split: str) -> Selection:
         """Return the run's images of a split."""
@@ -278,8 +289,8 @@ class _Export:
                 "epoch": self.model.info.get("epoch"),
                 "teacher": teacher and {key: teacher[key] for key in ("name", "digest")},
             },
-            "evaluated_with": self.runtime,
-            "versions": versions("onnx", self.runtime),
+            "evaluated_with": self.format.runtime,
+            "versions": versions("onnx", *self.format.packages),
         }
 
     def _compare(
@@ -329,7 +340,7 @@ class _Export:
             quantization=numbers.get("quantization"),
             document=document,
         )
-        files.write_json(self.path.with_suffix(".export.json"), numbers)
+        files.write_json(self._beside(".export.json"), numbers)
         files.write_text(result.report, page)
         if problem:
             raise GateError(f"{self.path} is not written: {problem}{most_sensitive}; see {result.report}")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from carnet import files
 from carnet.edge.classifier import Classifier
-from carnet.errors import ModelFileError, OutputError
+from carnet.errors import ModelFileError
 from carnet.files import to_json
 from carnet.web.page import icon, page_html, static
 from carnet.web.runtime import FILES, LICENCES
@@ -45,25 +43,7 @@ def write_web_folder(classifier: Classifier, folder: Path, runtime: Mapping[str,
         raise ModelFileError(f"{classifier.name} has no test images; export it again")
     if classifier.spec.in_channels == 4:
         raise ModelFileError(f"{classifier.name} takes opacity (RGBA), which browsers do not give exactly")
-    content = _contents(classifier, folder.name, runtime)
-    temporary, earlier = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        for name, data in content.items():
-            files.make_folder((temporary / name).parent)
-            files.write_bytes(temporary / name, data)
-        if folder.exists():
-            files.rename(folder, earlier)
-        try:
-            files.rename(temporary, folder)
-        except OSError:
-            if earlier.exists():
-                files.rename(earlier, folder)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        for left in (temporary, earlier):
-            shutil.rmtree(left, ignore_errors=True)
+    files.replace_folder(folder, _contents(classifier, folder.name, runtime))
 
 
 def check_web_folder(folder: Path) -> None:
