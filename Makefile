@@ -22,7 +22,7 @@ INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 # PyTorch's own files, compiled by Python anew at each start, take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-browser test-formats lint requirements clean
+.PHONY: demo test test-all test-browser test-formats docs lint requirements clean
 
 demo: $(INSTALLED)
 	$(BIN)/carnet demo
@@ -38,6 +38,11 @@ test-all: lint
 test-browser: $(INSTALLED)
 	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,browser]"
 	$(BIN)/python -m pytest tests/browser tests/server/test_fuzzed.py
+
+# The documentation site, strictly: a warning, or a link that leads nowhere, is an error.
+docs: $(INSTALLED)
+	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,docs]"
+	$(BIN)/python docs/site/build.py build/site
 
 # Every converter of docs/deploy.md, each in an environment of its own under .formats: gigabytes, and minutes.
 test-formats: $(INSTALLED) .formats/demo/run/model.json

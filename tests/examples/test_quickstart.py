@@ -1,0 +1,47 @@
+"""The notebook runs from top to bottom, and shows what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
+    """The notebook, after it was run in a folder of its own, with two epochs instead of twenty."""
+    folder = tmp_path_factory.mktemp("notebook")
+    document = nbformat.read(NOTEBOOK, as_version=4)
+    (training,) = (cell for cell in document.cells if "carnet.train(" in cell.source)
+    assert "epochs=20" in training.source
+    training.source = training.source.replace("epochs=20", "epochs=2")
+    NotebookClient(document, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return document
+
+
+def shown(document: NotebookNode, code: str) -> str:
+    """What the cell with this code has printed."""
+    (cell,) = (cell for cell in document.cells if cell.cell_type == "code" and code in cell.source)
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_what_it_shows(notebook: NotebookNode) -> None:
+    assert "200 images: top-1 " in shown(notebook, "model.evaluate()")
+    assert " -> " in shown(notebook, "model.predict(photo)")
+    assert "%" in shown(notebook, "carnet.load(exported)")
+    (explained,) = (cell for cell in notebook.cells if "model.explain" in cell.source)
+    assert "image/png" in explained.outputs[0]["data"]
+
+
+def test_it_is_stored_without_results() -> None:
+    document = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(document)
+    for cell in document.cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
