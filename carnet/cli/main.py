@@ -11,6 +11,7 @@ With --json, a command prints one JSON document on standard output and everythin
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -59,6 +60,7 @@ COMMANDS = {
     "verify": "check that an exported model gives the same results on this machine",
     "benchmark": "measure the latency of networks and exported models",
     "summary": "show the layers, parameters and costs of a network",
+    "completion": "write the script with which a shell completes commands and flags",
 }
 """Command -> its one-line help; each is a file in this folder."""
 
@@ -74,6 +76,12 @@ _SMALLER = {
     "serve": "--max-batch",
 }
 """Command -> the flag to lower when memory runs out."""
+_PATHS = {
+    "bash": (r"(?m)^complete -F", "complete -o default -F"),
+    "zsh": (r"(?m)^( *_describe .*)$", r'\1\n  (( CURRENT == 2 )) || [[ "${words[CURRENT]}" == -* ]] || _files'),
+    "fish": (r"(?m)^( *complete) --no-files", r"\1"),
+}
+"""Shell -> what to change in tyro's script, which completes paths only after flags that take them."""
 _HIDDEN_DEFAULTS = ("None", "none", "False", "''", "")
 """Defaults that the help does not show."""
 
@@ -178,8 +186,6 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
 
     for old, new in _RENAMED_FLAGS.items():
         arguments = [re.sub(f"^{old}(?==|$)", new, word) for word in arguments]
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_value_or_auto)
     # Wrap and indent the text, because tyro joins lines that are not indented.
     width = min(100, shutil.get_terminal_size().columns) - 4
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
@@ -190,24 +196,67 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
         description=textwrap.indent("\n\n".join(wrapped), "  "),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=registry,
+        registry=_registry(),
     )
-    own = [member for member in fields(command) if member.name != "recipe"]
     if not hasattr(command, "initial_recipe"):
-        return command(**vars(read(_flags_of(command, own))))
+        return command(**vars(read(_flags_of_command(command))))
     from carnet import config
 
-    groups = config.GROUPS
-
     def read_with_recipe(recipe: config.TrainingConfig) -> Any:
-        inner = {name: _flags_of(kind, fields(kind), recipe) for name, kind in groups.items()}
-        values = vars(read(_flags_of(command, own, groups=inner)))
-        recipe_values = {name: value for group in groups for name, value in vars(values.pop(f"{group}_flags")).items()}
+        values = vars(read(_flags_of_command(command, recipe)))
+        recipe_values = {
+            name: value for group in config.GROUPS for name, value in vars(values.pop(f"{group}_flags")).items()
+        }
         return command(**values, recipe=config.TrainingConfig(**recipe_values))
 
     parsed = read_with_recipe(config.TrainingConfig())
     recipe = parsed.initial_recipe()
     return parsed if recipe == config.TrainingConfig() else read_with_recipe(recipe)
+
+
+def completion(shell: Literal["bash", "zsh", "fish"]) -> str:
+    """Return the script with which a shell completes every command and flag, and the values of flags that have few.
+
+    Whatever it does not know is a path.
+    """
+    import tyro
+
+    app = tyro.extras.SubcommandApp()
+    for name, about in COMMANDS.items():
+        command = importlib.import_module(f"carnet.cli.{name}").Command
+        flags = _flags_of_command(command)
+        flags.__doc__ = about
+        app.command(name=name)(flags)
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        app.cli(
+            prog="carnet",
+            args=["--tyro-write-completion", shell, "-"],
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=_registry(),
+        )
+    return re.sub(*_PATHS[shell], script.getvalue())
+
+
+def _registry() -> Any:
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_value_or_auto)
+    return registry
+
+
+def _flags_of_command(command: type[Any], recipe: TrainingConfig | None = None) -> type[Any]:
+    """Build the dataclass of all flags of a command; one with an initial recipe has those of a recipe, in groups."""
+    own = [member for member in fields(command) if member.name != "recipe"]
+    if not hasattr(command, "initial_recipe"):
+        return _flags_of(command, own)
+    from carnet.config import GROUPS, TrainingConfig
+
+    recipe = recipe or TrainingConfig()
+    return _flags_of(
+        command, own, groups={name: _flags_of(kind, fields(kind), recipe) for name, kind in GROUPS.items()}
+    )
 
 
 def _flags_of(

@@ -178,6 +178,7 @@ def test_closed_output_ends_no_command(trained_run: Path, exported: Path, photos
         ["serve", str(model), "--port", "-1"],
         ["push", str(tmp_path / "gone"), "owner/name"],
         ["card", str(tmp_path / "gone"), str(tmp_path / "card")],
+        ["completion", "bash"],
     ]
     assert {command[0] for command in commands} == set(COMMANDS)
     answers = tmp_path / "answers.json"
