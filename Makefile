@@ -22,7 +22,7 @@ INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 # PyTorch's own files, compiled by Python anew at each start, take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-browser test-formats docs lint requirements clean
+.PHONY: demo test test-all test-browser test-formats test-examples docs release-check lint requirements clean
 
 demo: $(INSTALLED)
 	$(BIN)/carnet demo
@@ -38,6 +38,15 @@ test-all: lint
 test-browser: $(INSTALLED)
 	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,browser]"
 	$(BIN)/python -m pytest tests/browser tests/server/test_fuzzed.py
+
+# Examples for Weights & Biases, MLflow and Ray, offline and on this machine.
+test-examples: $(INSTALLED)
+	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,examples]"
+	$(BIN)/python -m pytest tests/examples
+
+# What is uploaded, used in clean environments.
+release-check: $(INSTALLED)
+	$(BIN)/python tools/release_check.py $(if $(TORCH),--torch-backend $(TORCH))
 
 # The documentation site, strictly: a warning, or a link that leads nowhere, is an error.
 docs: $(INSTALLED)
