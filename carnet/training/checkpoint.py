@@ -255,6 +255,8 @@ class _Epoch(TypedDict):
     valid_loss: _Ordinary
     valid_top1: Share
     valid_top5: Share
+    valid_macro_recall: NotRequired[Share]
+    """Runs of version 0.1 have none."""
     lr: _Ordinary
     image_size: Count
     images_per_second: _Ordinary
@@ -331,6 +333,7 @@ class TrainingState:
             "valid_loss": valid.loss,
             "valid_top1": valid.top1,
             "valid_top5": valid.top5,
+            "valid_macro_recall": valid.macro_recall,
             "lr": lr,
             "image_size": image_size,
             "images_per_second": round(self.num_images / self.step_seconds, 3),

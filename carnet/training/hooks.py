@@ -75,7 +75,8 @@ class ProgressLines(Callback):
         run.progress.say(
             f"epoch {epoch['epoch']:.0f}/{run.num_epochs}: "
             f"train loss {epoch['train_loss']:.3f}, top-1 {100 * epoch['train_top1']:.1f}%; "
-            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f}%{best}; "
+            f"valid loss {epoch['valid_loss']:.3f}, top-1 {100 * epoch['valid_top1']:.1f}%, "
+            f"macro recall {100 * epoch['valid_macro_recall']:.1f}%{best}; "
             f"{side}{epoch['images_per_second']:.1f} images/s, {duration(epoch['seconds'])} so far{left}"
         )
 

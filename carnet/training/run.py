@@ -199,7 +199,7 @@ def _finish(job: Job, state: TrainingState, progress: Progress) -> TrainingResul
 
 def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[str, Any]:
     """Return the content of `result.json`."""
-    keys = ("epoch", "valid_top1", "valid_top5", "valid_loss", "train_top1", "train_loss")
+    keys = ("epoch", "valid_top1", "valid_top5", "valid_macro_recall", "valid_loss", "train_top1", "train_loss")
     final, best = state.history[-1], state.best or state.history[-1]
     return {
         "run": job.run.path.resolve().name,
@@ -211,8 +211,8 @@ def _result(job: Job, state: TrainingState, report: EvaluationReport) -> dict[st
         "stopped_early": state.num_steps < job.config.num_steps,
         "notes": state.notes,
         "kept": "best" if job.config.patience else "final",
-        "final": {key: final[key] for key in keys},
-        "best": {key: best[key] for key in keys},
+        "final": {key: final[key] for key in keys if key in final},
+        "best": {key: best[key] for key in keys if key in best},
         "seconds": round(state.seconds, 1),
         "peak_memory_bytes": state.peak_memory_bytes or None,
         "peak_device_bytes": state.peak_device_bytes or None,
