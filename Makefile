@@ -46,18 +46,22 @@ test-examples: $(INSTALLED)
 
 # What is uploaded, used in clean environments.
 release-check: $(INSTALLED)
-	$(BIN)/python tools/release_check.py $(if $(TORCH),--torch-backend $(TORCH))
+	$(BIN)/python tools/release_check.py $(if $(TORCH),--torch-backend $(TORCH)) $(RELEASE)
 
 # The documentation site, strictly: a warning, or a link that leads nowhere, is an error.
 docs: $(INSTALLED)
 	$(UV) pip install --python $(BIN)/python --quiet --constraint requirements.txt --editable ".[dev,docs]"
 	$(BIN)/python docs/site/build.py build/site
+	$(BIN)/python -m pytest tests/site
 
 # Every converter of docs/deploy.md, each in an environment of its own under .formats: gigabytes, and minutes.
-test-formats: $(INSTALLED) .formats/demo/run/model.json
+test-formats: $(INSTALLED) .formats/demo/run/result.json
 	$(BIN)/python benchmarks/formats.py .formats/demo/run $(if $(TORCH),--torch-backend $(TORCH))
+	$(UV) pip install --quiet --python .formats/ncnn/$(notdir $(BIN))/python pytest pytest-xdist hypothesis scipy
+	.formats/ncnn/$(notdir $(BIN))/python -m pytest tests/export/test_formats.py
 
-.formats/demo/run/model.json:
+.formats/demo/run/result.json: | $(INSTALLED)
+	$(PYTHON) -c "import shutil; shutil.rmtree('.formats/demo', ignore_errors=True)"
 	$(BIN)/carnet demo --output .formats/demo
 
 lint: $(INSTALLED)
@@ -79,4 +83,4 @@ requirements: $(INSTALLED)
 		pyproject.toml --output-file requirements.txt
 
 clean:
-	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"
+	$(PYTHON) -c "import shutil; [shutil.rmtree(folder, ignore_errors=True) for folder in ('.venv', '.formats', 'build', 'dist')]"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any
 from environment import write_result
 
 ROOT = Path(__file__).parent.parent
-BIN = "Scripts" if os.name == "nt" else "bin"
+BIN, EXE = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
         command = [sys.executable, "-m", "carnet", "export", str(options.run), "--output", str(exported), *data]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for name in options.formats:
             python = made(options.environments / name, WAYS[name].packages, options.torch_backend)
             found[name] = tried(name, python, options.run, exported, data)
@@ -95,8 +96,8 @@ def main() -> None:
 
 def made(environment: Path, packages: Sequence[str], backend: str) -> Path:
     """Make an environment with carnet and a converter, and return its Python."""
-    python = environment / BIN / "python"
-    uv = Path(sys.executable).parent / "uv"
+    python = environment / BIN / f"python{EXE}"
+    uv = Path(sys.executable).parent / f"uv{EXE}"
     if not python.exists():
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
     torch = [f"--torch-backend={backend}"] if backend else []
@@ -113,18 +114,15 @@ def tried(name: str, python: Path, run: Path, exported: Path, data: Sequence[str
         output = Path(folder) / f"model{way.ending}"
         if way.example:
             # The example takes the file in the run's folder.
-            copy = Path(folder) / "run"
-            copy.mkdir()
-            for file in run.iterdir():
-                (copy / file.name).symlink_to(file.resolve())
-            (copy / "model.onnx").unlink(missing_ok=True)
-            (copy / "model.onnx").symlink_to(exported)
+            copy = Path(shutil.copytree(run, Path(folder) / "run", ignore=shutil.ignore_patterns("*.ckpt")))
+            shutil.copy(exported, copy / "model.onnx")
             words = [str(ROOT / "examples" / "convert" / way.example), str(copy), str(output), *data]
         else:
             words = ["-m", "carnet", "export", str(run), "--format", name, "--output", str(output), "--json", *data]
         done = subprocess.run([python, *words], capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"versions": versions(python, way), "error": done.stderr.strip().splitlines()[-1]}
+            said = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
+            return {"versions": versions(python, way), "error": said[-1]}
         size = sum(file.stat().st_size for file in [output, *output.rglob("*")] if file.is_file())
         numbers: dict[str, Any] = {"versions": versions(python, way), "size_bytes": size}
         if way.example:

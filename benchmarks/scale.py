@@ -2,8 +2,8 @@
 
 Images are drawn: a colour for the class, random blobs for the image. For each number of images, `carnet train` runs on
 a folder of files and streams the same images from WebDataset shards, each in a process of its own, for one epoch at 32
-px; noted are seconds by stage, peak memory, and the size of every file of the run. Then both pipelines alone, with an
-empty disk cache where the system lets it be emptied: images/s without a network.
+px; noted are seconds, the peak memory of the largest process, and the size of every file of the run. Then both
+pipelines alone, with an empty disk cache where the system lets it be emptied: images/s without a network.
 
 Example:
   python benchmarks/scale.py --images 50000 200000 --classes 1000
@@ -93,7 +93,7 @@ def measured(folder: Path, per_class: int, classes: int) -> Iterator[dict[str, A
             "epoch_images_per_second": round(float(epoch["images_per_second"])),
             "peak_memory_mb": round(kibibytes * 1024 / 1e6),
             "bytes": {file.name: file.stat().st_size for file in sorted(run.iterdir())},
-            "pipeline_images_per_second": round(pipeline_speed(data, form, classes)),
+            **pipeline_speed(data, form, classes),
         }
         print(found, file=sys.stderr, flush=True)
         yield found
@@ -141,7 +141,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def pipeline_speed(data: Path, form: str, classes: int, limit: int = 30_000) -> float:
+def pipeline_speed(data: Path, form: str, classes: int, limit: int = 30_000) -> dict[str, Any]:
     """Return the images per second that a pipeline prepares, without a network, from a disk that is not cached."""
     names = tuple(f"class_{label:04}" for label in range(classes))
     spec = ModelSpec(model="carnet_n", classes=names, image_size=32)
@@ -155,15 +155,18 @@ def pipeline_speed(data: Path, form: str, classes: int, limit: int = 30_000) -> 
         images = StreamedImages(stream.source, samples, stream.classes, seed=0)
     pipeline = Pipeline(images, pixel_loader(None, spec), Augmentation(0.35, 0.5, 0), 0, 128)
     os.sync()
+    is_empty = False
     # Only root may; elsewhere the disk's cache stays warm.
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+        is_empty = True
     started, done = time.perf_counter(), 0
     for batch in pipeline.batches(0, 0, lambda _: View(32), threads=loading_threads()):
         done += len(batch)
         if done >= limit:
             break
-    return done / (time.perf_counter() - started)
+    speed = round(done / (time.perf_counter() - started))
+    return {"pipeline_images_per_second": speed, "disk_cache_was_emptied": is_empty}
 
 
 if __name__ == "__main__":

@@ -383,18 +383,18 @@ def check_folder(path: Path, flag: str = "--output") -> None:
 
 
 def check_replaceable(path: Path, names: Collection[str], mark: tuple[str, bytes], flag: str) -> None:
-    """Check, before long work, that a folder is new, empty, or an earlier one of ours, which may be replaced.
+    """Check, before long work, that a folder, which a flag names, is new, empty, or an earlier one of ours.
 
-    Args:
-        path: the folder.
-        names: every file and folder that ours has.
-        mark: a file that ours has, and bytes in it that another's would not have.
-        flag: names the folder.
+    Ours has only files and folders of these `names`, and in one of them bytes that another's would not have: `mark`.
 
     Raises:
         OutputError: if it holds anything else, or as `check_folder`.
     """
     check_folder(path, flag)
+    if not path.name or path.name == ".." or os.path.ismount(path):
+        raise OutputError(f"{path} cannot be replaced as a whole; name a folder in it with {flag}")
+    if path.exists() and not os.access(path.resolve().parent, os.W_OK):
+        raise OutputError(f"nothing may be written beside {path}; name another folder with {flag}")
     there = {one.relative_to(path).as_posix() for one in path.rglob("*")}
     if strange := sorted(there - {*names}):
         raise OutputError(f"{path} holds other files, such as {strange[0]}; name a new folder with {flag}")
@@ -422,17 +422,20 @@ def replace_folder(folder: Path, content: Mapping[str, bytes]) -> None:
             write_bytes(temporary / name, data)
         if folder.exists():
             rename(folder, earlier)
-        try:
-            rename(temporary, folder)
-        except OSError:
-            if earlier.exists():
+        rename(temporary, folder)
+    except BaseException as error:
+        # Ctrl-C as well. If even this fails, the earlier folder stays beside it under its other name.
+        if earlier.exists() and not folder.exists():
+            with contextlib.suppress(OSError):
                 rename(earlier, folder)
+        if not isinstance(error, OSError):
             raise
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        kept = f"; the earlier one is {earlier}" if earlier.exists() else ""
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}{kept}") from error
+    else:
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
-        for left in (temporary, earlier):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Classify a folder of any number of photos with Ray Data: on the cores of this machine, or on a cluster's.
+"""Classify a folder of photos with Ray Data: on the cores of this machine, or on a cluster's.
 
   pip install carnet "ray[data]"
   python examples/ray_predict.py model.onnx photos answers --workers 2
 
 ANSWERS gets CSV files: the path of each photo, its class and probability, or why it cannot be read. A photo is read and
-decoded where it is classified; only its path and its answer travel. With a cluster, MODEL, PHOTOS and ANSWERS are on
-storage that every machine sees.
+decoded where it is classified; only its path and its answer travel, and this process holds the list of paths. With a
+cluster, MODEL, PHOTOS and ANSWERS are on storage that every machine sees.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     paths = [str(path.resolve()) for path in images_in(options.photos)]
-    photos = ray.data.from_items(paths, override_num_blocks=max(1, len(paths) // 2000))
+    photos = ray.data.from_items(
+        paths, override_num_blocks=min(len(paths), max(4 * options.workers, len(paths) // 2000))
+    )
     classified = photos.map_batches(
         Classify,
         fn_constructor_args=[str(options.model.resolve())],

@@ -11,7 +11,6 @@ With --json, a command prints one JSON document on standard output and everythin
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import importlib
 import inspect
@@ -76,12 +75,6 @@ _SMALLER = {
     "serve": "--max-batch",
 }
 """Command -> the flag to lower when memory runs out."""
-_PATHS = {
-    "bash": (r"(?m)^complete -F", "complete -o default -F"),
-    "zsh": (r"(?m)^( *_describe .*)$", r'\1\n  (( CURRENT == 2 )) || [[ "${words[CURRENT]}" == -* ]] || _files'),
-    "fish": (r"(?m)^( *complete) --no-files", r"\1"),
-}
-"""Shell -> what to change in tyro's script, which completes paths only after flags that take them."""
 _HIDDEN_DEFAULTS = ("None", "none", "False", "''", "")
 """Defaults that the help does not show."""
 
@@ -196,14 +189,14 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
         description=textwrap.indent("\n\n".join(wrapped), "  "),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_registry(),
+        registry=registry(),
     )
     if not hasattr(command, "initial_recipe"):
-        return command(**vars(read(_flags_of_command(command))))
+        return command(**vars(read(flags_of_command(command))))
     from carnet import config
 
     def read_with_recipe(recipe: config.TrainingConfig) -> Any:
-        values = vars(read(_flags_of_command(command, recipe)))
+        values = vars(read(flags_of_command(command, recipe)))
         recipe_values = {
             name: value for group in config.GROUPS for name, value in vars(values.pop(f"{group}_flags")).items()
         }
@@ -214,39 +207,16 @@ def parse(command: type[Any], name: str, arguments: Sequence[str]) -> Any:
     return parsed if recipe == config.TrainingConfig() else read_with_recipe(recipe)
 
 
-def completion(shell: Literal["bash", "zsh", "fish"]) -> str:
-    """Return the script with which a shell completes every command and flag, and the values of flags that have few.
-
-    Whatever it does not know is a path.
-    """
+def registry() -> Any:
+    """Return how tyro reads values that may be `auto`."""
     import tyro
 
-    app = tyro.extras.SubcommandApp()
-    for name, about in COMMANDS.items():
-        command = importlib.import_module(f"carnet.cli.{name}").Command
-        flags = _flags_of_command(command)
-        flags.__doc__ = about
-        app.command(name=name)(flags)
-    script = io.StringIO()
-    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
-        app.cli(
-            prog="carnet",
-            args=["--tyro-write-completion", shell, "-"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-            registry=_registry(),
-        )
-    return re.sub(*_PATHS[shell], script.getvalue())
+    rules = tyro.constructors.ConstructorRegistry()
+    rules.primitive_rule(_value_or_auto)
+    return rules
 
 
-def _registry() -> Any:
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_value_or_auto)
-    return registry
-
-
-def _flags_of_command(command: type[Any], recipe: TrainingConfig | None = None) -> type[Any]:
+def flags_of_command(command: type[Any], recipe: TrainingConfig | None = None) -> type[Any]:
     """Build the dataclass of all flags of a command; one with an initial recipe has those of a recipe, in groups."""
     own = [member for member in fields(command) if member.name != "recipe"]
     if not hasattr(command, "initial_recipe"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -54,6 +53,11 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
             run = open_openvino(file, threads)
         case _:
             raise ConfigError(f"--runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
+    return checked(file, run, runtime)
+
+
+def checked(file: ModelFile, run: Run, runtime: str) -> Run:
+    """Return a function that runs a model, turns what the runtime raises into our errors, and checks the shapes."""
     shapes = _output_shapes(file)
 
     def run_checked(images: Images) -> Outputs:
@@ -67,8 +71,9 @@ def open_runtime(file: ModelFile, runtime: Runtime, threads: int) -> Run:
             raise _refused(file, runtime, error) from error
         for name, shape in shapes.items():
             # The graph may have left a length open.
-            if outputs[name].shape != (len(images), *shape):
-                raise ModelFileError(f"{file.name} returns {name} {outputs[name].shape}; export it again")
+            if name not in outputs or outputs[name].shape != (len(images), *shape):
+                found = outputs[name].shape if name in outputs else "nowhere"
+                raise ModelFileError(f"{file.name} returns {name} {found}; export it again")
         return outputs
 
     return run_checked
@@ -141,8 +146,8 @@ def start_session(content: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def open_openvino(file: ModelFile, threads: int, source: Path | None = None) -> Run:
-    """Open a checked model in OpenVINO, or what was converted from it: a file of OpenVINO's own format.
+def open_openvino(file: ModelFile, threads: int, source: tuple[bytes, bytes] | None = None) -> Run:
+    """Open a checked model in OpenVINO, or what was converted from it: network and weights in OpenVINO's own format.
 
     Raises:
         MissingExtraError, ModelFileError: as `open_runtime`.
@@ -159,7 +164,8 @@ def open_openvino(file: ModelFile, threads: int, source: Path | None = None) -> 
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     try:
-        compiled = core.compile_model(core.read_model(source or io.BytesIO(file.content)), "CPU", settings)
+        model = core.read_model(io.BytesIO(file.content)) if source is None else core.read_model(*source)
+        compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise _refused(file, f"OpenVINO {openvino.__version__}", error) from error
     outputs = _openvino_ports(compiled.outputs, OUTPUTS)

@@ -170,7 +170,7 @@ def export_model(
         quantize: finds the best way to eight bits.
 
     Raises:
-        ConfigError: if `max_drop` is no number of points, or the format is unknown or allows no `int8`.
+        ConfigError: if `max_drop` is no number of points, or the format is unknown or contradicts another option.
         GateError: if the file does not pass; then it is not written.
         MissingExtraError: without the packages of the extra, or the runtime.
         RunError: if the run has no model, or its images are not found.
@@ -182,9 +182,9 @@ def export_model(
     if not 0 <= max_drop <= 100:
         raise ConfigError(f"--max-drop must be between 0 and 100 points, got {max_drop:g}")
     target = format_named(format, runtime)
-    if int8 and format == "ncnn":
-        raise ConfigError("--int8 is for the formats onnx and openvino; ncnn has a quantiser of its own, ncnn2int8")
-    path = Path(output) if output is not None else folder.path / target.default_name(is_quantized=int8)
+    if int8 and format != "onnx":
+        raise ConfigError(f"--int8 is for the format onnx; leave it, or --format {format}, out")
+    path = Path(output) if output is not None else folder.path / target.default_name(int8)
     target.check(path)
     export = _Export(folder, path, data, max_drop, target, progress or Silent(), load(folder.path))
     return export.write(to_graph, quantize if int8 else None)
@@ -230,7 +230,7 @@ class _Export:
         document = self._document(graph, calibration, quantized)
         classifier = opened(graph.sealed(document))
         document["tests"] = record_tests(classifier, is_quantized=quantized is not None)
-        size_bytes = self.format.size_bytes(classifier)
+        size_bytes = self.format.size_bytes(classifier, graph.sealed(document))
         gate_report = self._compare(bench, edge, classifier, size_bytes, is_quantized=quantized is not None)
         document["metrics"] = gate_report.to_json()
         content = graph.sealed(document)
@@ -340,6 +340,7 @@ class _Export:
             quantization=numbers.get("quantization"),
             document=document,
         )
+        files.make_folder(self.path.absolute().parent)
         files.write_json(self._beside(".export.json"), numbers)
         files.write_text(result.report, page)
         if problem:

@@ -6,6 +6,7 @@ A folder is opened as on the device, so that the gate evaluates what is written.
 
 from __future__ import annotations
 
+import io
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
@@ -21,8 +22,8 @@ from onnx import TensorProto, helper
 from carnet import files
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import ModelFile
-from carnet.edge.runtimes import OUTPUTS, PIXELS, Outputs, Run, Runtime, open_openvino
-from carnet.errors import ConfigError, MissingExtraError, ModelError
+from carnet.edge.runtimes import OUTPUTS, PIXELS, Outputs, Run, Runtime, checked, open_openvino
+from carnet.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 
@@ -31,6 +32,8 @@ Contents = dict[str, bytes]
 """Files of a folder: name -> content."""
 DOCUMENT = "model.json"
 """What a folder says about itself: the document that an .onnx file holds inside."""
+_SAME = 0.01
+"""Largest difference of an output's value between two runtimes, as a share of the largest value."""
 _CONVERTER_SECONDS = 600
 """A converter that has not ended by then never will."""
 
@@ -47,7 +50,7 @@ class FileFormat(ABC):
     packages: tuple[str, ...]
 
     @abstractmethod
-    def default_name(self, *, is_quantized: bool) -> str:
+    def default_name(self, is_quantized: bool) -> str:
         """Return the name of the file or folder in a run's folder."""
 
     @abstractmethod
@@ -64,8 +67,8 @@ class FileFormat(ABC):
         """Open the content of a model file, converted where this format is another."""
 
     @abstractmethod
-    def size_bytes(self, classifier: Classifier) -> int:
-        """Return the size of what `open` has opened."""
+    def size_bytes(self, classifier: Classifier, content: bytes) -> int:
+        """Return the size of what `write` writes: of a file with this content, or of what `open` has opened."""
 
     @abstractmethod
     def write(self, classifier: Classifier, path: Path) -> None:
@@ -98,7 +101,7 @@ class Onnx(FileFormat):
         """Return the runtime alone: nothing converts."""
         return (self.runtime,)
 
-    def default_name(self, *, is_quantized: bool) -> str:
+    def default_name(self, is_quantized: bool) -> str:
         """Return model.onnx or model-int8.onnx."""
         return "model-int8.onnx" if is_quantized else "model.onnx"
 
@@ -110,9 +113,9 @@ class Onnx(FileFormat):
         """Open it as users open a file, but from memory."""
         return Classifier(content, threads=1, runtime=self.runtime)  # type: ignore[arg-type]
 
-    def size_bytes(self, classifier: Classifier) -> int:
+    def size_bytes(self, classifier: Classifier, content: bytes) -> int:
         """Return the size of the file."""
-        return len(classifier.content)
+        return len(content)
 
     def write(self, classifier: Classifier, path: Path) -> None:
         """Write the file."""
@@ -124,9 +127,19 @@ class _Converted(Classifier):
 
     def __init__(self, content: bytes, of: FolderFormat) -> None:
         super().__init__(content, threads=1)
-        file = self._opened[0]
+        file, original = self._opened[0], self._run
         self.files = of.convert(file)
-        self._run = of.run_of(file, self.files)
+        self._run = checked(file, of.run_of(file, self.files), of.runtime)
+        shape = (2, self.spec.image_size, self.spec.image_size, self.spec.in_channels)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        found = self._run(images)
+        # The gate compares logits; the other outputs are compared here.
+        for name, expected in original(images).items():
+            if np.abs(found[name] - expected).max() > _SAME * np.abs(expected).max():
+                raise ModelError(f"{of.runtime} computes other {name} than ONNX Runtime for {self.spec.model}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a converted model cannot be pickled; its runtime belongs to this process")
 
 
 class FolderFormat(FileFormat):
@@ -154,12 +167,16 @@ class FolderFormat(FileFormat):
     def run_of(self, file: ModelFile, contents: Mapping[str, bytes]) -> Run:
         """Open what `convert` has returned, on one thread."""
 
-    def default_name(self, *, is_quantized: bool) -> str:
-        """Return model-NAME or model-int8-NAME."""
-        return f"model-int8-{self.runtime}" if is_quantized else f"model-{self.runtime}"
+    def default_name(self, is_quantized: bool) -> str:
+        """Return model-NAME."""
+        return f"model-{self.runtime}"
 
     def check(self, path: Path) -> None:
         """Check that the folder is new, empty, or an earlier one of this format."""
+        if path.suffix == ".onnx":
+            raise OutputError(
+                f"--format {self.runtime} writes a folder, and {path} ends in .onnx; choose another --output"
+            )
         mark = f'"evaluated_with": "{self.runtime}"'.encode()
         files.check_replaceable(path, (*self.names, DOCUMENT), (DOCUMENT, mark), "--output")
         self.check_installed()
@@ -168,7 +185,7 @@ class FolderFormat(FileFormat):
         """Convert, and open the result."""
         return _Converted(content, self)
 
-    def size_bytes(self, classifier: Classifier) -> int:
+    def size_bytes(self, classifier: Classifier, content: bytes) -> int:
         """Return the size of the files that the runtime reads."""
         assert isinstance(classifier, _Converted)
         return sum(map(len, classifier.files.values()))
@@ -199,21 +216,24 @@ class OpenVino(FolderFormat):
             raise MissingExtraError("--format openvino", "OpenVINO", "openvino") from None
 
     def convert(self, file: ModelFile) -> Contents:
-        """Convert with OpenVINO's own converter."""
+        """Convert by reading and saving, which, unlike OpenVINO's converter, sends no usage statistics."""
         import openvino
 
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "model.onnx"
-            source.write_bytes(_graph_of(file).SerializeToString())
-            # Weights in 16 bits would halve the file, and be another network than the one that was trained.
-            openvino.save_model(openvino.convert_model(source), Path(folder) / "model.xml", compress_to_fp16=False)
+            try:
+                model = openvino.Core().read_model(io.BytesIO(_graph_of(file).SerializeToString()))
+                # Weights in 16 bits would halve the file, and be another network than the one that was trained.
+                openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
+            # Whatever OpenVINO raises.
+            except Exception as error:
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ModelError(f"OpenVINO cannot convert {file.spec.model}: {said}") from error
             return self._read(Path(folder))
 
     def run_of(self, file: ModelFile, contents: Mapping[str, bytes]) -> Run:
         """Open the files as `--runtime openvino` opens an .onnx file."""
-        with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), contents)
-            return open_openvino(file, 1, Path(folder) / "model.xml")
+        network, weights = (contents[name] for name in self.names)
+        return open_openvino(file, 1, (network, weights))
 
 
 class Ncnn(FolderFormat):
@@ -255,16 +275,20 @@ class Ncnn(FolderFormat):
         return contents | {"model.ncnn.param": with_names(contents["model.ncnn.param"])}
 
     def run_of(self, file: ModelFile, contents: Mapping[str, bytes]) -> Run:
-        """Open the files with ncnn's own settings, but for one thread."""
+        """Open the files on one thread, in float32; by default ncnn computes in 16 bits on many processors."""
         import ncnn
 
         net = ncnn.Net()
         net.opt.num_threads = 1
+        for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
+            setattr(net.opt, option, False)
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), contents)
             param, weights = (str(Path(folder) / name) for name in self.names)
             if net.load_param(param) or net.load_model(weights):
-                raise ModelError(f"ncnn cannot open {file.spec.model}: it lacks one of its layers")
+                raise ModelError(
+                    f"ncnn cannot open {file.spec.model}: it lacks one of its layers; export it without --format"
+                )
         there = [name for name in OUTPUTS if name in contents["model.ncnn.param"].decode().split()]
 
         def run(images: Images) -> Outputs:
@@ -303,10 +327,11 @@ def _from_floats(file: ModelFile) -> onnx.ModelProto:
     """Return the graph for one image of floats with channels first, which its first two nodes make of its input."""
     model = _graph_of(file)
     graph, spec = model.graph, file.spec
-    readers = {node.input[0]: node for node in reversed(graph.node) if node.input}
-    transpose = readers[PIXELS]
-    cast = readers[transpose.output[0]]
-    assert (transpose.op_type, cast.op_type) == ("Transpose", "Cast"), "carnet.export.graph writes them"
+    readers = {node.input[0]: node for node in graph.node if node.input and node.op_type in ("Transpose", "Cast")}
+    transpose = readers.get(PIXELS)
+    cast = transpose and readers.get(transpose.output[0])
+    if transpose is None or cast is None:
+        raise ModelError(f"{spec.model} uses its input in a way that the format ncnn does not allow")
     for node in graph.node:
         for number, name in enumerate(node.input):
             if name == cast.output[0]:

@@ -117,8 +117,9 @@ class _FromPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(N, S, S, C) -> (N, classes), (N, classes), (N, classes, h, w)"""
-        # Contiguous; otherwise the exporter spells out how means of channels-last tensors are laid out.
-        images = pixels.permute(0, 3, 1, 2).contiguous().float()
+        # Contiguous; otherwise the exporter spells out how means of channels-last tensors are laid out, and, for one
+        # channel, how the pixels are.
+        images = pixels.permute(0, 3, 1, 2).float().clone(memory_format=torch.contiguous_format)
         if not self.is_folded:
             images = images * self.scale + self.shift
         if self.head is None:
@@ -182,11 +183,14 @@ def _clean(model: ModelProto, spec: ModelSpec) -> None:
         if hasattr(part, "metadata_props"):
             del part.metadata_props[:]
     del graph.value_info[:]
+    names: set[str] = set()
     for number, node in enumerate(graph.node):
-        # Name a layer as in the network, and everything else by a number.
+        # Name a layer as in the network, and everything else by a number: also what a layer's weight enters again.
         weight = next((name for name in node.input if name.endswith(".weight")), "")
         layer = weight.removeprefix("network.").removesuffix(".weight")
-        node.name = layer or (CLASS_MAPS if CLASS_MAPS in node.output else f"{node.op_type}_{number}")
+        name = layer or (CLASS_MAPS if CLASS_MAPS in node.output else "")
+        node.name = name if name and name not in names else f"{node.op_type}_{number}"
+        names.add(node.name)
     graph.name = spec.model
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = PRODUCER, ""

@@ -1,7 +1,8 @@
 """Build the documentation site: the README, the guides, the Python reference, every command's --help, results.
 
 The pages stay ordinary Markdown, readable where the repository is. They are copied beside settings and `api.md`, with
-their links changed to pages of the site. A warning of Sphinx, or a link that leads nowhere, ends the build.
+their links changed to pages of the site. A warning of Sphinx, or a link within the site that leads nowhere, ends the
+build; links to other sites are not followed.
 
 Example:
   python docs/site/build.py site
@@ -37,6 +38,7 @@ SECTIONS = {
         "serve": "Show it",
         "hub": "timm and the Hub",
         "speed": "Speed and limits",
+        "scale": "Scale",
     },
     "Reference": {"api": "Python", "commands": "Commands", "carnet_s": "The networks carnet_n, s, m"},
     "Results": {"benchmarks": "Measured results", "reproduction": "The published CARNet", "log": "Laboratory log"},
@@ -65,15 +67,22 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the site")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder)
+        source, site = Path(folder) / "source", Path(folder) / "site"
+        source.mkdir()
         write_sources(source)
-        sphinx = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-E", "-j", "auto"]
-        done = subprocess.run([*sphinx, str(source), str(options.output)], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-    if dead := dead_links(options.output):
-        sys.exit("build.py: links that lead nowhere:\n  " + "\n  ".join(dead))
+        if code := built(source, site, Path(folder) / "doctrees"):
+            sys.exit(code)
+        if dead := dead_links(site):
+            sys.exit("build.py: links that lead nowhere:\n  " + "\n  ".join(dead))
+        shutil.rmtree(options.output, ignore_errors=True)
+        shutil.copytree(site, options.output)
     print(f"The site is {options.output / 'index.html'}.")
+
+
+def built(source: Path, site: Path, doctrees: Path) -> int:
+    """Let Sphinx build the site, and return its exit code, which is not 0 after a warning."""
+    sphinx = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-d", str(doctrees)]
+    return subprocess.run([*sphinx, str(source), str(site)], check=False).returncode
 
 
 def write_sources(folder: Path) -> None:
@@ -172,7 +181,8 @@ def dead_links(site: Path) -> list[str]:
             file = page if not address.path else Path(os.path.normpath(page.parent / unquote(address.path)))
             file = file / "index.html" if file.is_dir() else file
             anchor = unquote(address.fragment)
-            if not file.exists() or (anchor and file in pages and anchor not in pages[file].anchors):
+            is_inside = file.is_relative_to(site)
+            if not is_inside or not file.exists() or (anchor and file in pages and anchor not in pages[file].anchors):
                 dead.append(f"{page.relative_to(site)}: {target}")
     return dead
 

@@ -62,8 +62,12 @@ class Job:
         parser.add_argument("--data", type=Path, help="images of the run, if they have moved")
         self._words = parser.parse_args()
         self.output: Path = self._words.output
+        if not (self._words.run / "model.onnx").is_file():
+            parser.error(f"{self._words.run} has no model.onnx; run carnet export {self._words.run} first")
         self.exported = Classifier(self._words.run / "model.onnx", threads=1)
         spec = self.exported.spec
+        if spec.in_channels != 3:
+            parser.error(f"{self._words.run} takes images of {spec.in_channels} channels; these recipes are for three")
         self.network = FromPixels(load(self._words.run), self.exported.document["temperature"]).eval()
         self.example = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)
 

@@ -25,6 +25,7 @@ if __name__ == "__main__":
         program,
         inputs=[coremltools.ImageType("image", shape=tuple(job.example.shape))],
         classifier_config=coremltools.ClassifierConfig(list(job.exported.classes)),
+        compute_units=coremltools.ComputeUnit.CPU_ONLY,
         minimum_deployment_target=coremltools.target.iOS16,
     )
     model.save(str(job.output))

@@ -12,6 +12,7 @@ Input: float32 (1, 3, S, S), pixels from 0 to 255, red first. Output: calibrated
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 from executorch.runtime import Runtime
 from network import Job
 
@@ -21,6 +22,8 @@ if __name__ == "__main__":
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     job.output.write_bytes(lowered.to_executorch().buffer)
 
+    # One thread, as the exported model beside it.
+    _unsafe_reset_threadpool(1)
     method = Runtime.get().load_program(str(job.output)).load_method("forward")
 
     def answer(image):

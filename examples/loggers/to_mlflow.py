@@ -1,4 +1,4 @@
-"""Log a training run to MLflow: `pip install mlflow-skinny`; MLFLOW_TRACKING_URI names the server or folder."""
+"""Log a training run to MLflow: `pip install mlflow`, or mlflow-skinny with MLFLOW_TRACKING_URI=http://SERVER."""
 
 import sys
 from dataclasses import asdict
@@ -12,6 +12,7 @@ class MlflowLogger(carnet.Callback):
     """Sends the settings once and the metrics of every epoch."""
 
     def on_fit_start(self, run):
+        mlflow.end_run("KILLED")  # One that has ended in an error may be open.
         mlflow.start_run(run_name=run.folder.path.name)
         mlflow.log_params({name: str(value) for name, value in asdict(run.config).items()})
 

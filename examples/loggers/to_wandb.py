@@ -18,6 +18,9 @@ class WandbLogger(carnet.Callback):
         metrics = run.state.history[-1]
         self.log.log(metrics, step=metrics["epoch"])
 
+    def on_interrupt(self, run):
+        self.log.finish(exit_code=1)
+
     def on_fit_end(self, run):
         self.log.finish()
 

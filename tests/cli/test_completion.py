@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from children import finished
 
-from carnet.cli.main import COMMANDS, completion
+from carnet.cli.completion import completion
+from carnet.cli.main import COMMANDS
 
 BASH = r"""
 source "$1"
@@ -18,6 +19,7 @@ shift
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
 _tyro_carnet
+echo "${#COMPREPLY[@]}"
 printf '%s\n' "${COMPREPLY[@]}"
 """
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -31,7 +33,10 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def completed(script: Path, *words: str) -> list[str]:
-    return finished(["bash", "-c", BASH, "bash", script, *words], check=True).stdout.split()
+    number, *found = finished(["bash", "-c", BASH, "bash", script, *words], check=True).stdout.split()
+    # An empty match would keep bash from completing a path.
+    assert int(number) == len(found)
+    return found
 
 
 @needs_bash
@@ -45,6 +50,8 @@ def test_commands_flags_and_values(script: Path) -> None:
 @needs_bash
 def test_anything_else_is_a_path(script: Path) -> None:
     assert completed(script, "carnet", "train", "pho") == []
+    assert completed(script, "carnet", "train", "") == []
+    assert completed(script, "carnet", "train", "photos", "--output", "my") == []
     shown = finished(["bash", "-c", 'source "$1"; complete -p carnet', "bash", script], check=True).stdout
     assert "-o default" in shown
 

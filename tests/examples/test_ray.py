@@ -1,4 +1,4 @@
-"""The example for Ray Data classifies a folder on a local Ray of two cores; `make test-examples` installs it."""
+"""The example for Ray Data classifies a folder on a local Ray with two workers; `make test-examples` installs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_folder(exported: Path, photos: Path, tmp_path: Path) -> None:
     (images / "broken.jpg").write_bytes(b"no image")
     # Little memory, no dashboard, and nothing sent anywhere.
     bounds = {"RAY_DEFAULT_OBJECT_STORE_MEMORY_MAX_BYTES": str(10**8), "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, EXAMPLE, exported, images, tmp_path / "answers", "--workers", "1", "--batch-size", "5"]
+    command = [sys.executable, EXAMPLE, exported, images, tmp_path / "answers", "--workers", "2", "--batch-size", "2"]
     done = finished(command, env=os.environ | bounds)
     assert done.returncode == 0, done.stderr
     texts = [file.read_text(encoding="utf-8") for file in (tmp_path / "answers").glob("*.csv")]

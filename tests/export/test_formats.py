@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from carnet import Classifier, export_model
 from carnet.cli.main import run
 from carnet.data.find import find_images
 from carnet.edge.selftest import draw_tests
-from carnet.errors import ConfigError, GateError, OutputError
-from carnet.export.formats import with_names
+from carnet.errors import ConfigError, GateError, ModelError, OutputError
+from carnet.export.formats import format_named, with_names
 from carnet.export.graph import Graph, to_graph
+from carnet.models.registry import create_model
 from carnet.models.weights import TrainedModel
 from carnet.preprocess import load_image
+from carnet.spec import ModelSpec
 
 PACKAGES = {"openvino": ("openvino",), "ncnn": ("ncnn", "pnnx")}
 
@@ -82,7 +85,7 @@ def test_what_it_leaves(folder: Path, format_name: str, exported: Path) -> None:
     for file in folder.iterdir():
         content = file.read_bytes().decode("utf-8", "replace")
         assert str(folder.parent) not in content
-        assert "tmp" not in content
+        assert tempfile.gettempdir() not in content
 
 
 def test_the_test_images_give_the_recorded_answers(folder: Path, exported: Path) -> None:
@@ -96,8 +99,12 @@ def test_the_test_images_give_the_recorded_answers(folder: Path, exported: Path)
 def test_an_earlier_folder_is_replaced_and_any_other_is_not(
     folder: Path, format_name: str, trained_run: Path, tmp_path: Path
 ) -> None:
-    for name in ("a", "a"):
-        export_model(trained_run, tmp_path / name, format=format_name)  # type: ignore[arg-type]
+    export_model(trained_run, tmp_path / "a", format=format_name)  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    next(path for path in (tmp_path / "a").iterdir() if path.name != "model.json").write_bytes(b"spoiled")
+    export_model(trained_run, tmp_path / "a", format=format_name)  # type: ignore[arg-type]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == before.keys()
+    assert b"spoiled" not in [path.read_bytes() for path in (tmp_path / "a").iterdir()]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"precious\.txt.*--output"):
@@ -120,17 +127,41 @@ def test_a_spoiled_network_is_refused(format_name: str, trained_run: Path, tmp_p
     assert {file.name for file in tmp_path.iterdir()} == {"m.export.html", "m.export.json"}
 
 
-def test_eight_bits_in_openvino(trained_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    result = export_model(trained_run, tmp_path / "m", format="openvino", int8=True, max_drop=30)
-    assert result.gate_report.is_quantized
-    assert result.gate_report.agreement > 0.6
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels(format_name: str, channels: int) -> None:
+    model = untrained("carnet_n", in_channels=channels)
+    converted = format_named(format_name, "onnxruntime").open(model)  # type: ignore[arg-type]
+    assert converted.spec.in_channels == channels
+
+
+@pytest.mark.parametrize(
+    ("name", "refused_by"), [("timm/mobilenetv3_small_050", ""), ("timm/vit_tiny_patch16_224", "ncnn")]
+)
+def test_other_networks(format_name: str, name: str, refused_by: str) -> None:
+    pytest.importorskip("timm")
+    converter, content = format_named(format_name, "onnxruntime"), untrained(name, image_size=224)  # type: ignore[arg-type]
+    if format_name == refused_by:
+        with pytest.raises(ModelError, match=name):
+            converter.open(content)
+    else:
+        assert converter.open(content).spec.model == name
+
+
+def untrained(name: str, *, in_channels: int = 3, image_size: int = 48) -> bytes:
+    """A model file of a network with random weights."""
+    statistics = {"mean": (0.5,) * in_channels, "std": (0.25,) * in_channels}
+    spec = ModelSpec(model=name, classes=("a", "b"), image_size=image_size, in_channels=in_channels, **statistics)
+    network = create_model(name, num_classes=2, in_channels=in_channels)
+    return to_graph(TrainedModel(network, spec)).sealed(spec.to_json())
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--format", "ncnn", "--int8"], "--int8"),
+        (["--format", "openvino", "--int8"], "--int8"),
+        (["--format", "openvino", "--output", "m.onnx"], "--output"),
+        (["--format", "openvino", "--output", "."], "--output"),
         (["--format", "ncnn", "--runtime", "openvino"], "--runtime"),
         (["--format", "openvino", "--web", "app"], "--web"),
     ],

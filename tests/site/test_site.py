@@ -85,9 +85,29 @@ def test_dead_links_are_found(build: Any, tmp_path: Path) -> None:
     assert build.dead_links(tmp_path) == []
 
 
+needs_sphinx = pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed; make docs installs it")
+
+
+@needs_sphinx
+@pytest.mark.parametrize(("page", "passes"), [("# A\n\n[b](b.md)\n", True), ("# A\n\n[b](c.md)\n", False)])
+def test_a_warning_ends_the_build(build: Any, tmp_path: Path, page: str, passes: bool) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "conf.py").write_text("extensions = ['myst_nb']\n")
+    (source / "index.md").write_text(page + "\n```{toctree}\nb\n```\n")
+    (source / "b.md").write_text("# B\n")
+    assert (build.built(source, tmp_path / "site", tmp_path / "trees") == 0) is passes
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed; make docs builds the site")
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@needs_sphinx
+def test_the_site_is_built(tmp_path: Path) -> None:
     done = finished([sys.executable, str(SITE / "build.py"), str(tmp_path / "site")])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "index.html").exists()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_no_page_has_gaps(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if re.fullmatch(r"[A-Z]{4,}", line)]
