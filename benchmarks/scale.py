@@ -126,7 +126,7 @@ def shard(files: Path, shards: Path) -> None:
         for part, chosen in enumerate(parts(paths)):
             with tarfile.open(shards / f"{split}-{part:04}.tar", "w") as tar:
                 for number, path in enumerate(chosen):
-                    add(tar, f"{part:04}{number:05}.cls", path.parent.name.encode())
+                    add(tar, f"{part:04}{number:05}.txt", path.parent.name.encode())
                     add(tar, f"{part:04}{number:05}.jpg", path.read_bytes())
 
 

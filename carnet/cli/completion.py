@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from carnet.cli.main import COMMANDS, flags_of_command, print_json, registry
+from carnet.errors import MissingExtraError
 
 Shell = Literal["bash", "zsh", "fish"]
 _PATHS = {
@@ -61,20 +62,30 @@ class Command:
 
 
 def completion(shell: Shell) -> str:
-    """Return the script for a shell; what it does not know is a path."""
+    """Return the script for a shell; what it does not know is a path.
+
+    Raises:
+        MissingExtraError: with a version of tyro that writes other scripts.
+    """
     app = tyro.extras.SubcommandApp()
     for name in COMMANDS:
         app.command(name=name)(flags_of_command(importlib.import_module(f"carnet.cli.{name}").Command))
     written = io.StringIO()
-    with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
-        app.cli(
-            prog="carnet",
-            args=["--tyro-write-completion", shell, "-"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-            registry=registry(),
-        )
+    try:
+        with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
+            app.cli(
+                prog="carnet",
+                args=["--tyro-write-completion", shell, "-"],
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=registry(),
+            )
+    except AssertionError:
+        # So earlier versions of tyro refuse a shell.
+        written = io.StringIO()
     script = written.getvalue()
     for before, after in _PATHS[shell].items():
-        assert before in script, f"this version of tyro writes another script for {shell}"
+        if before not in script:
+            needed = "tyro 1.0.14 or later, whose scripts it changes"
+            raise MissingExtraError(f"carnet completion {shell}", needed, install="--upgrade carnet tyro")
         script = script.replace(before, after)
     return script
