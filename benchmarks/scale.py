@@ -56,13 +56,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[50_000, 200_000], help="training images")
     parser.add_argument("--classes", type=int, default=1000)
     options = parser.parse_args()
-    runs: list[dict[str, Any]] = []
     for number in options.images:
         with tempfile.TemporaryDirectory() as folder:
-            runs += measured(Path(folder), number // options.classes, options.classes)
-    images = " ".join(map(str, options.images))
-    command = f"python benchmarks/scale.py --images {images} --classes {options.classes}"
-    print(write_result("scale", command, {"image_side": SIDE, "runs": runs}))
+            runs = list(measured(Path(folder), number // options.classes, options.classes))
+        command = f"python benchmarks/scale.py --images {number} --classes {options.classes}"
+        print(write_result(f"scale-{number}", command, {"image_side": SIDE, "runs": runs}))
 
 
 def measured(folder: Path, per_class: int, classes: int) -> Iterator[dict[str, Any]]:
