@@ -83,8 +83,11 @@ def main() -> None:
         command = [sys.executable, "-m", "carnet", "export", str(options.run), "--output", str(exported), *data]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for name in options.formats:
-            python = made(options.environments / name, WAYS[name].packages, options.torch_backend)
-            found[name] = tried(name, python, options.run, exported, data)
+            try:
+                python = made(options.environments / name, WAYS[name].packages, options.torch_backend)
+                found[name] = tried(name, python, options.run, exported, data)
+            except subprocess.CalledProcessError as error:
+                found[name] = {"error": f"{error.cmd[:4]} ended with exit code {error.returncode}"}
             print(f"{name}: {json.dumps(found[name])}", flush=True)
     if options.write:
         words = f"python benchmarks/formats.py RUN --data DATA/{options.data.name if options.data else ''} --write"
@@ -102,8 +105,10 @@ def made(environment: Path, packages: Sequence[str], backend: str) -> Path:
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
     torch = [f"--torch-backend={backend}"] if backend else []
     install = [str(uv), "pip", "install", "--quiet", "--reinstall-package", "carnet", "--python", str(python), *torch]
-    # No constraint: converters ask for versions of their own.
-    subprocess.run([*install, f"{ROOT}[export]", *packages], check=True)
+    # No constraint: converters ask for versions of their own. One after the other, because xdsl, which comes with that
+    # of LiteRT, pins an older typing-extensions than tyro needs, and works with the newer one all the same.
+    subprocess.run([*install, *packages], check=True)
+    subprocess.run([*install, f"{ROOT}[export]"], check=True)
     return python
 
 

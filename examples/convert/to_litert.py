@@ -3,7 +3,8 @@
 The converter pins a version of PyTorch, so give it an environment of its own:
 
   python -m venv litert
-  litert/bin/pip install "carnet[train]" litert-torch
+  litert/bin/pip install litert-torch
+  litert/bin/pip install "carnet[train]"     # warns that xdsl wants an older typing-extensions; it works all the same
   litert/bin/python examples/convert/to_litert.py runs/photos-carnet_s photos.tflite
 
 Input: float32 (1, S, S, 3), pixels from 0 to 255, red first. Output: calibrated probabilities (1, classes).
