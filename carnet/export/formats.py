@@ -1,7 +1,7 @@
 """The formats of exported models: one .onnx file, or a folder for another runtime, converted from the ONNX graph.
 
-A folder is opened as on the device, so that the gate evaluates what is written. OpenVINO comes with the extra
-`openvino`. ncnn and its converter are in no extra of ours: `pip install pnnx ncnn`.
+A folder is opened in its own runtime, which the gate evaluates. OpenVINO comes with the extra `openvino`. ncnn and its
+converter are in no extra of ours: `pip install pnnx ncnn`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -90,16 +90,12 @@ def format_named(name: FormatName, runtime: Runtime) -> FileFormat:
     return OpenVino() if name == "openvino" else Ncnn()
 
 
-@dataclass(frozen=True)
 class Onnx(FileFormat):
-    """One self-describing .onnx file."""
+    """One self-describing .onnx file, computed by a runtime that reads it."""
 
-    runtime: str
-
-    @property
-    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Return the runtime alone: nothing converts."""
-        return (self.runtime,)
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime, self.packages = runtime, (runtime,)
+        self._open = partial(Classifier, threads=1, runtime=runtime)
 
     def default_name(self, is_quantized: bool) -> str:
         """Return model.onnx or model-int8.onnx."""
@@ -111,7 +107,7 @@ class Onnx(FileFormat):
 
     def open(self, content: bytes) -> Classifier:
         """Open it as users open a file, but from memory."""
-        return Classifier(content, threads=1, runtime=self.runtime)  # type: ignore[arg-type]
+        return self._open(content)
 
     def size_bytes(self, classifier: Classifier, content: bytes) -> int:
         """Return the size of the file."""
