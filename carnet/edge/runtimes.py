@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -162,7 +163,7 @@ def open_openvino(file: ModelFile, threads: int, source: tuple[bytes, bytes] | N
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
+    core = openvino_core()
     try:
         model = core.read_model(io.BytesIO(file.content)) if source is None else core.read_model(*source)
         compiled = core.compile_model(model, "CPU", settings)
@@ -177,6 +178,21 @@ def open_openvino(file: ModelFile, threads: int, source: tuple[bytes, bytes] | N
         return {name: np.array(answer[output]) for (name, _), output in zip(outputs, compiled.outputs, strict=True)}
 
     return run
+
+
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the whole process.
+
+    The last core that goes takes with it the stack on which the main thread handles signals. If another thread collects
+    it, the main thread keeps a pointer to that stack, and the next Ctrl-C ends the process (OpenVINO 2026.4).
+
+    Raises:
+        ModuleNotFoundError: where OpenVINO is not installed.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _openvino_ports(tensors: Sequence[Any], known: Sequence[str]) -> list[tuple[str, _Port]]:

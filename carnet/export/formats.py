@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from carnet import files
 from carnet.edge.classifier import Classifier
 from carnet.edge.model_file import ModelFile
-from carnet.edge.runtimes import OUTPUTS, PIXELS, Outputs, Run, Runtime, checked, open_openvino
+from carnet.edge.runtimes import OUTPUTS, PIXELS, Outputs, Run, Runtime, checked, open_openvino, openvino_core
 from carnet.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
@@ -217,7 +217,7 @@ class OpenVino(FolderFormat):
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                model = openvino.Core().read_model(io.BytesIO(_graph_of(file).SerializeToString()))
+                model = openvino_core().read_model(io.BytesIO(_graph_of(file).SerializeToString()))
                 # Weights in 16 bits would halve the file, and be another network than the one that was trained.
                 openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
             # Whatever OpenVINO raises.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import finished
 
 from carnet import Classifier, export_model
 from carnet.edge.selftest import verify
@@ -40,6 +41,25 @@ def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
     result = export_model(trained_run, tmp_path / "m.onnx", runtime="openvino")
     assert result.gate_report.agreement == 1
     assert Classifier(result.path).document["evaluated_with"] == "openvino"
+
+
+SIGNAL_AFTER_ANOTHER_THREAD_HAS_COLLECTED_IT = """
+import signal, sys, threading
+from carnet import Classifier
+models = [Classifier(sys.argv[1], runtime="openvino")]
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_ctrl_c_after_another_thread_has_collected_a_model(exported: Path) -> None:
+    done = finished([sys.executable, "-c", SIGNAL_AFTER_ANOTHER_THREAD_HAS_COLLECTED_IT, exported])
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped")
 
 
 def test_where_it_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
