@@ -57,7 +57,7 @@ docs: $(INSTALLED)
 # Every converter of docs/deploy.md, each in an environment of its own under .formats: gigabytes, and minutes.
 test-formats: $(INSTALLED) .formats/demo/run/result.json
 	$(BIN)/python benchmarks/formats.py .formats/demo/run $(if $(TORCH),--torch-backend $(TORCH))
-	$(UV) pip install --quiet --python .formats/ncnn/$(notdir $(BIN))/python pytest pytest-xdist hypothesis scipy
+	$(UV) pip install --quiet --python .formats/ncnn/$(notdir $(BIN))/python pytest pytest-xdist hypothesis scipy timm
 	.formats/ncnn/$(notdir $(BIN))/python -m pytest tests/export/test_formats.py
 
 .formats/demo/run/result.json: | $(INSTALLED)
