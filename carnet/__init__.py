@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from carnet.comparison.verdict import compare as compare
     from carnet.config import TrainingConfig as TrainingConfig
     from carnet.config import published as published
+    from carnet.data_check import check as check
     from carnet.edge.classifier import Classifier as Classifier
     from carnet.edge.selftest import verify as verify
     from carnet.errors import CarnetError as CarnetError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from carnet.export.exporter import ExportResult as ExportResult
     from carnet.export.exporter import export_model as export_model
     from carnet.model import Model as Model
-    from carnet.model import check as check
     from carnet.model import evaluate as evaluate
     from carnet.model import load as load
     from carnet.model import train as train
@@ -60,7 +60,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "TrainingResult": "training.run",
     "benchmark": "comparison.latency",
-    "check": "model",
+    "check": "data_check",
     "compare": "comparison.verdict",
     "create_model": "models.registry",
     "evaluate": "model",

