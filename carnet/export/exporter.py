@@ -237,6 +237,7 @@ class _Export:
         final = opened(content)
         if not verify(final).passed:
             raise GateError(f"{self.path} is not written: its predictions are not reproducible on this machine")
+        files.make_folder(self.path.absolute().parent)
         if not gate_report.problem:
             self.format.write(final, self.path)
         result = ExportResult(self.path, self._beside(".export.html"), gate_report, calibration, quantized)
@@ -340,7 +341,6 @@ class _Export:
             quantization=numbers.get("quantization"),
             document=document,
         )
-        files.make_folder(self.path.absolute().parent)
         files.write_json(self._beside(".export.json"), numbers)
         files.write_text(result.report, page)
         if problem:

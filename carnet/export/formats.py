@@ -190,7 +190,6 @@ class FolderFormat(FileFormat):
         """Write the folder, with the document beside the files."""
         assert isinstance(classifier, _Converted)
         document = files.to_json(classifier.document) + "\n"
-        files.make_folder(path.absolute().parent)
         files.replace_folder(path, classifier.files | {DOCUMENT: document.encode()})
 
     def _read(self, folder: Path) -> Contents:
