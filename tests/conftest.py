@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     # Each worker and the processes it starts have one core, and so one thread: threads that share cores wait long.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# The libraries of the Hugging Face Hub read these when they are imported: nothing is fetched, or kept at home.
+hub_home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": hub_home.name}
 
 # PyTorch compiled anew at each start takes seconds.
 sys.dont_write_bytecode = False

@@ -99,7 +99,7 @@ End = tuple[int, str, str]
 
 def ended(address: str, cache: Path, *commands: list[object]) -> list[End]:
     """Run commands in one process whose Hub is at this address: exit code, standard output, standard error of each."""
-    settings = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(cache), "HF_TOKEN": "hf_token"}
+    settings = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "HF_TOKEN": "hf_token"}
     words = json.dumps([[str(word) for word in command] for command in commands])
     process = finished([sys.executable, "-c", SCRIPT, words], check=True, env=os.environ | settings)
     return [tuple(end) for end in json.loads(process.stdout.splitlines()[-1])]

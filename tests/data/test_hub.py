@@ -1,22 +1,15 @@
-"""The names that DATA may have, and what becomes of mistakes; the hub is a server on this machine."""
+"""The names that DATA may have, what becomes of mistakes in files, and a hub that is not reached."""
 
 from __future__ import annotations
 
-import functools
-import io
-import json
 import re
 import sys
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
+from data_sets import Make, encoded, parquet, rows, samples, shard
 from pictures import save_picture
-from stand_in import StandIn, listening
 
 from carnet.data.hub import HubUnreachableError, find_source, is_dataset
 from carnet.data.stream import ImageStream, store
@@ -25,121 +18,6 @@ from carnet.errors import DataError, MissingExtraError
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-OWNERS = {"gated": (403, "GatedRepo"), "locked": (401, "GatedRepo"), "down": (503, "Down")}
-"""On our hub, names that stand for what can go wrong."""
-
-
-@functools.cache
-def encoded(seed: int, kind: str = "jpg") -> bytes:
-    """The bytes of an image."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"1.{kind}"
-        save_picture(path, ((200, 60, 50), (50, 80, 200))[seed % 2], seed, (24, 20))
-        return path.read_bytes()
-
-
-def rows(number: int = 6, **columns: Callable[[int], Any] | None) -> list[dict[str, Any]]:
-    """Rows of an image and a label; other columns take their place or are added, None takes one away."""
-    plain = {"image": lambda i: {"bytes": encoded(i), "path": None}, "label": lambda i: ("cat", "dog")[i % 2]}
-    return [{name: make(i) for name, make in (plain | columns).items() if make} for i in range(number)]
-
-
-def parquet(path: Path, table: list[dict[str, Any]], features: Any = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if features is None:
-        pq.write_table(pa.Table.from_pylist(table), path)
-    else:
-        datasets.Dataset.from_list(table, features=features).to_parquet(path)
-    return path
-
-
-def shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def samples(number: int = 6, label: str = "cls") -> list[tuple[str, bytes]]:
-    content = {
-        "cls": lambda i: b"%d" % (i % 2),
-        "txt": lambda i: (b"cat\n", b"dog\n")[i % 2],
-        "json": lambda i: json.dumps({"label": ("cat", "dog")[i % 2], "width": 24}).encode(),
-    }
-    pairs = [((f"{i:04d}.jpg", encoded(i)), (f"{i:04d}.{label}", content[label](i))) for i in range(number)]
-    return [member for pair in pairs for member in pair]
-
-
-@pytest.fixture(autouse=True)
-def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is kept, and nothing uses the network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
-    set_offline(monkeypatch, True)
-
-
-def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-
-
-class Hub(StandIn):
-    """Data sets are folders `root/OWNER/NAME`; `OWNERS` fail."""
-
-    root: Path
-
-    def do_GET(self) -> None:  # noqa: N802
-        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        pattern = r"/(?:api/)?datasets/(\w+(?:/\w+)??)(?:/(revision|tree|paths-info|resolve)/([^/]+)/?(.*))?"
-        match = re.fullmatch(pattern, unquote(urlparse(self.path).path))
-        if match is None:
-            return self.answer({}, 404)
-        repo, what, revision, below = self.root / match[1], match[2] or "revision", match[3] or "main", match[4] or ""
-        status, code = OWNERS.get(match[1].split("/")[0], (0, ""))
-        if not status and not repo.is_dir():
-            status, code = 401, "RepoNotFound"
-        elif not status and revision not in ("main", SHA):
-            status, code = 404, "RevisionNotFound"
-        elif not status and what != "paths-info" and not (repo / below).exists():
-            status, code = 404, "EntryNotFound"
-        if status:
-            return self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
-        if what == "revision":
-            return self.answer({"id": match[1], "sha": SHA, "tags": [], "downloads": 0, "likes": 0, "private": False})
-        if what == "resolve":
-            content = (repo / below).read_bytes()
-            start, end = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")
-            part = content[int(start) : int(end or len(content)) + 1]
-            return self.answer(part, 206 if self.headers.get("Range") else 200, ETag='"1"', X_Repo_Commit=SHA)
-        paths = (repo / below).rglob("*") if "recursive=true" in self.path.lower() else (repo / below).glob("*")
-        paths = [repo / path for path in parse_qs(asked)["paths"]] if what == "paths-info" else sorted(paths)
-        return self.answer([self.entry(path) for path in paths if path.exists()])
-
-    do_HEAD = do_POST = do_GET  # noqa: N815
-
-    def entry(self, path: Path) -> dict[str, Any]:
-        name = "/".join(path.relative_to(self.root).parts[2:])
-        kind = "directory" if path.is_dir() else "file"
-        return {"type": kind, "oid": "0" * 40, "size": path.stat().st_size, "path": name}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A hub on this machine; gives the folder of its data sets."""
-    Hub.root = tmp_path / "hub"
-    with listening(Hub) as address:
-        set_offline(monkeypatch, False)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        __import__("huggingface_hub").HfFileSystem.clear_instance_cache()
-        yield Hub.root
 
 
 @pytest.mark.parametrize(
@@ -217,57 +95,6 @@ def test_files_and_their_splits(names: str, data: str, found: dict[str, str], tm
 def test_a_pattern_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\*\*\.tar"):
         find_source(f"{tmp_path}/**.tar")
-
-
-Make = Callable[[Path], Any]
-"""Given a folder, makes what somebody could have there; returns DATA, or something else for the folder itself."""
-
-
-def birds(folder: Path, table: list[dict[str, Any]], features: Any = None, name: str = "train.parquet") -> str:
-    parquet(folder / "me" / "birds" / name, table, features)
-    return "hf:me/birds"
-
-
-def two_configurations(folder: Path, data: str) -> str:
-    configs = []
-    for name in ("large", "small"):
-        birds(folder, rows(), name=f"{name}/train.parquet")
-        configs.append(f"- config_name: {name}\n  data_files: {name}/*.parquet")
-    (folder / "me/birds/README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]))
-    return data
-
-
-def own_splits(folder: Path) -> str:
-    birds(folder, rows(), name="data/one-00000-of-00001.parquet")
-    return birds(folder, rows(), name="data/two-00000-of-00001.parquet")
-
-
-def no_file(i: int) -> dict[str, Any]:
-    return {"bytes": None, "path": "/etc/hostname"}
-
-
-HUB_MISTAKES: list[tuple[str, Make, str]] = [
-    ("mistyped name", lambda _: "hf:me/brids", r"hf:me/brids .*https://huggingface.co/datasets,"),
-    ("gated, not asked for", lambda _: "hf:gated/birds", r"https://huggingface.co/datasets/gated/birds"),
-    (
-        "gated, not logged in",
-        lambda _: "hf:locked/birds",
-        r"https://huggingface.co/datasets/locked/birds, .*hf auth login",
-    ),
-    ("the hub is down", lambda _: "hf:down/birds", r"hf:down/birds .*503"),
-    ("one part too many", lambda _: "hf:me/birds/train", r"hf:me/birds/train .*hf:OWNER/NAME"),
-    ("a folder without ./", lambda _: "hf:photos", r"hf:photos .*hf:\./FOLDER"),
-    ("no such folder", lambda _: "hf:./photos", r"hf:\./photos: .*/photos;"),
-    ("mistyped option", lambda d: birds(d, rows()) + "?lable=kind", r"lable=kind: .*image=, label=, train=,"),
-    ("unknown revision", lambda d: birds(d, rows()) + "@v9", r"'v9'; .*/me/birds/commits/main"),
-    ("a script", lambda d: birds(d, rows(), name="birds.py"), r"birds@refs/convert/parquet"),
-    ("no data", lambda d: birds(d, rows(), name="notes.xyz"), r"hf:me/birds .*data files"),
-    ("no configuration", lambda d: two_configurations(d, "hf:me/birds"), r"'large', 'small', hf:NAME:CONFIGURATION"),
-    ("unknown configuration", lambda d: two_configurations(d, "hf:me/birds:tiny"), r"birds:tiny .*'large', 'small'"),
-    ("no such column", lambda d: birds(d, rows()) + "?label=kind", r" kind; .*\?label=COLUMN .* image \(members\)"),
-    ("splits of its own", own_splits, r" one, two; .*hf:…\?train=SPLIT"),
-    ("paths of no use here", lambda d: birds(d, rows(image=no_file)), r"image 0 of train .*\(/etc/hostname\)"),
-]
 
 
 def table(*tables: list[dict[str, Any]], names: str = "1 2", features: Any = None) -> Make:
@@ -371,11 +198,6 @@ WEBDATASET_MISTAKES: list[tuple[str, Make, str]] = [
 FILE_MISTAKES = [("parquet", row) for row in PARQUET_MISTAKES] + [("webdataset", row) for row in WEBDATASET_MISTAKES]
 
 
-@pytest.mark.parametrize(("make", "message"), [pytest.param(*row[1:], id=row[0]) for row in HUB_MISTAKES])
-def test_mistakes_with_the_hub(make: Make, message: str, hub: Path) -> None:
-    check_refused(make(hub), message)
-
-
 @pytest.mark.parametrize(
     ("make", "message"), [pytest.param(*row[1:], id=f"{form}: {row[0]}") for form, row in FILE_MISTAKES]
 )
@@ -406,35 +228,3 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for data in ("hf:beans", str(not_parquet(tmp_path))):
         with pytest.raises(MissingExtraError, match=r'pip install "carnet\[datasets\]"'):
             store(data)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "shards", "folder"])
-def test_a_data_set_of_the_hub(kind: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind == "parquet":
-        data = birds(hub, rows(12), name="data/train-00000-of-00001.parquet")
-        birds(hub, rows(4), name="data/validation-00000-of-00001.parquet")
-    for split, number in (("train", 12), ("validation", 4)) if kind != "parquet" else ():
-        data = "hf:me/birds"
-        for i in range(number) if kind == "folder" else ():
-            save_picture(hub / f"me/birds/{split}/{('cat', 'dog')[i % 2]}/{i:02d}.jpg", (9, 90, 9), i)
-        if kind == "shards":
-            shard(hub / f"me/birds/{split}-0.tar", samples(number, "txt"))
-    stream = ImageStream(data)
-    assert (stream.classes, stream.num_images) == (("cat", "dog"), {"train": 12, "valid": 4})
-    assert stream.source.revision == SHA
-    streamed = {image.name: (image.label, image.content) for image in stream.read("train", order=3)}
-    table = store(data)
-    assert f"me--birds@{SHA}" in str(table)
-    stored = [row.split(",") for row in table.read_text().splitlines()[1:]]
-    read = {
-        path.removeprefix("images/").partition(".")[0]: (label, (table.parent / path).read_bytes())
-        for path, label, split in stored
-        if split == "train"
-    }
-    assert streamed == read
-    # Once stored, it serves where there is no network.
-    set_offline(monkeypatch, True)
-    warnings: list[str] = []
-    assert store(data, warnings=warnings) == table
-    assert len(warnings) == 1
-    assert re.search(rf"{data} .*{SHA}", warnings[0])

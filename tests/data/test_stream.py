@@ -1,20 +1,17 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import re
 import shutil
-import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pictures import save_picture
+from data_sets import encoded, parquet, shard
 from PIL import Image
 
 from carnet.data.find import find_images
@@ -27,47 +24,17 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 
-@pytest.fixture(autouse=True)
-def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is kept, and nothing uses the network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-@functools.cache
-def encoded(seed: int, kind: str = "jpg") -> bytes:
-    """The bytes of an image."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"1.{kind}"
-        save_picture(path, ((200, 60, 50), (50, 80, 200))[seed % 2], seed, (24, 20))
-        return path.read_bytes()
-
-
-def parquet(path: Path, rows: list[dict[str, Any]], classes: list[str] | None = None) -> Path:
+def write(path: Path, rows: list[dict[str, Any]], classes: list[str] | None = None) -> Path:
     """Rows of an image and a label; with classes, as `datasets` writes them, and else as anybody would."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if classes is None:
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
-    else:
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
-        datasets.Dataset.from_list(rows, features=features).to_parquet(path, batch_size=5)
-    return path
+        return parquet(path, rows, group=5)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    return parquet(path, rows, features, group=5)
 
 
 def images(number: int, label: Callable[[int], Any], first: int = 0) -> list[dict[str, Any]]:
     numbers = range(first, first + number)
     return [{"image": {"bytes": encoded(i), "path": f"{i}.jpg"}, "label": label(i)} for i in numbers]
-
-
-def shard(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def read_table(table: Path) -> list[tuple[str, str, bytes]]:
@@ -82,9 +49,9 @@ NAMES = ["b/c", "..", "CON", "Cat", "cat", "co:lon", "x, y", 'say "q"', "ünï",
 
 def test_stored_bytes_and_classes_are_the_data_sets_own(tmp_path: Path) -> None:
     train, valid = images(100, lambda i: i % 10), images(20, lambda i: i % 10, first=100)
-    parquet(tmp_path / "data" / "train-0.parquet", train[:60], NAMES)
-    parquet(tmp_path / "data" / "train-1.parquet", train[60:], NAMES)
-    parquet(tmp_path / "data" / "validation.parquet", valid, NAMES)
+    write(tmp_path / "data" / "train-0.parquet", train[:60], NAMES)
+    write(tmp_path / "data" / "train-1.parquet", train[60:], NAMES)
+    write(tmp_path / "data" / "validation.parquet", valid, NAMES)
     steps: list[tuple[int, int]] = []
     table = store(str(tmp_path / "data"), lambda *step: steps.append(step))
     expected = [("train", NAMES[row["label"]], row["image"]["bytes"]) for row in train]
@@ -114,7 +81,7 @@ def test_plain_columns(
 ) -> None:
     rows = [{"size": 3, "img": image(i), "extra": {"bytes": 5}, "class": label(i)} for i in range(24)]
     rows = [{name: value for name, value in row.items() if name != "extra"} for row in rows]
-    data = str(parquet(tmp_path / "birds.parquet", rows))
+    data = str(write(tmp_path / "birds.parquet", rows))
     assert ImageStream(data).classes == classes
     table = store(data)
     assert table.read_text().startswith("filepath,label\nimages/train/0000000.jpg,")
@@ -135,8 +102,8 @@ def test_webdataset(kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.
                 json.dumps({"label": text, "n": i}) if kind == "json" else text
             ).encode()
         half = len(members) // 2 // 2 * 2
-        shard(tmp_path / f"{split}-0.{ending}", dict(list(members.items())[:half]))
-        shard(tmp_path / f"{split}-1.{ending}", dict(list(members.items())[half:]))
+        shard(tmp_path / f"{split}-0.{ending}", list(members.items())[:half])
+        shard(tmp_path / f"{split}-1.{ending}", list(members.items())[half:])
     # `datasets` by itself would take this file for the first image.
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds" / "00000.JPG").write_bytes(b"another")
@@ -151,7 +118,7 @@ def test_webdataset(kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.
 def test_arrays_become_images_without_loss(shape: tuple[int, ...], tmp_path: Path) -> None:
     arrays = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
     rows = [{"image": array.tolist(), "label": "ab"[i % 2]} for i, array in enumerate(arrays)]
-    table = store(str(parquet(tmp_path / "birds.parquet", rows)))
+    table = store(str(write(tmp_path / "birds.parquet", rows)))
     for (_, _, content), array in zip(read_table(table), arrays):
         read = Image.open(io.BytesIO(content))
         assert read.format == "PNG"
@@ -173,7 +140,7 @@ def sorted_by_class(tmp_path: Path) -> Path:
     """Three files of four classes of 25 images, one class after the other."""
     rows = images(100, lambda i: "abcd"[i // 25])
     for number in range(3):
-        parquet(tmp_path / "data" / f"train-{number}.parquet", rows[number * 35 : number * 35 + 35])
+        write(tmp_path / "data" / f"train-{number}.parquet", rows[number * 35 : number * 35 + 35])
     return tmp_path / "data"
 
 
@@ -211,7 +178,7 @@ def test_a_file_of_many_row_groups(tmp_path: Path) -> None:
 def test_classes_are_mixed_though_they_are_stored_one_after_the_other(
     files: int, sorted_by_class: Path, tmp_path: Path
 ) -> None:
-    one = parquet(tmp_path / "one.parquet", images(100, lambda i: "abcd"[i // 25]))
+    one = write(tmp_path / "one.parquet", images(100, lambda i: "abcd"[i // 25]))
     mixed = ImageStream(str(one if files == 1 else sorted_by_class), buffer_bytes=8_000).read("train", order=0)
     labels = [image.label for image in mixed]
     assert all(len(set(labels[start : start + 25])) >= 3 for start in range(0, 100, 25))
@@ -230,9 +197,9 @@ def test_reading_may_stop_at_any_time(sorted_by_class: Path) -> None:
 
 
 def test_splits_without_labels_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
-    parquet(tmp_path / "birds" / "data" / "train-00000-of-00001.parquet", images(6, lambda i: i % 2), ["b", "a"])
-    parquet(tmp_path / "birds" / "data" / "test-00000-of-00001.parquet", images(6, lambda i: -1), ["b", "a"])
-    parquet(tmp_path / "birds" / "data" / "extra-00000-of-00001.parquet", images(4, lambda i: i % 2), ["b", "a"])
+    write(tmp_path / "birds" / "data" / "train-00000-of-00001.parquet", images(6, lambda i: i % 2), ["b", "a"])
+    write(tmp_path / "birds" / "data" / "test-00000-of-00001.parquet", images(6, lambda i: -1), ["b", "a"])
+    write(tmp_path / "birds" / "data" / "extra-00000-of-00001.parquet", images(4, lambda i: i % 2), ["b", "a"])
     stream = ImageStream(f"hf:{tmp_path / 'birds'}")
     assert (stream.splits, stream.classes) == (("train",), ("a", "b"))
     warnings: list[str] = []
@@ -249,7 +216,7 @@ def test_splits_without_labels_and_unknown_ones_are_left_out(tmp_path: Path) -> 
 def test_a_column_can_be_chosen(tmp_path: Path) -> None:
     rows = images(6, lambda i: i % 2)
     rows = [{**row, "fine_label": "xy"[i % 2], "left": {"bytes": encoded(50 + i)}} for i, row in enumerate(rows)]
-    parquet(tmp_path / "birds" / "data" / "train.parquet", rows)
+    write(tmp_path / "birds" / "data" / "train.parquet", rows)
     stream = ImageStream(f"hf:{tmp_path / 'birds'}?label=fine_label,image=left")
     assert [(i.label, i.content) for i in stream.read("train")] == [("xy"[i % 2], encoded(50 + i)) for i in range(6)]
 
@@ -261,7 +228,7 @@ def test_stored_once_for_the_same_bytes(sorted_by_class: Path) -> None:
     shutil.move(sorted_by_class, moved)
     assert store(str(moved)) == table
     assert (table.stat().st_ino, table.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
-    parquet(moved / "train-2.parquet", images(5, lambda i: "abcd"[i % 4]))
+    write(moved / "train-2.parquet", images(5, lambda i: "abcd"[i % 4]))
     assert store(str(moved)) != table
 
 
@@ -269,7 +236,7 @@ def test_content_hash_follows_the_data(sorted_by_class: Path) -> None:
     first = ImageStream(str(sorted_by_class)).content_hash
     moved = shutil.copytree(sorted_by_class, sorted_by_class.with_name("moved"))
     assert ImageStream(str(moved)).content_hash == first
-    parquet(moved / "train-2.parquet", images(30, lambda i: "abcd"[i % 4]))
+    write(moved / "train-2.parquet", images(30, lambda i: "abcd"[i % 4]))
     assert ImageStream(str(moved)).content_hash != first
 
 
@@ -277,7 +244,7 @@ def test_what_is_no_image_is_left_for_the_check(tmp_path: Path) -> None:
     rows = images(12, lambda i: "ab"[i % 2])
     rows[3]["image"] = {"bytes": b"no image", "path": "3.jpg"}
     rows[4]["image"] = {"bytes": encoded(4, "png"), "path": "4.jpg"}
-    table = store(str(parquet(tmp_path / "birds.parquet", rows)))
+    table = store(str(write(tmp_path / "birds.parquet", rows)))
     assert (table.parent / "images/train/0000004.png").read_bytes() == encoded(4, "png")
     with pytest.raises(UnreadableImagesError, match=r"1 of 12 .*\n.*/0000003\.jpg"):
         scan_images(find_images(table), image_size=24)
