@@ -10,26 +10,34 @@ Examples:
   python benchmarks/distillation.py DATA --photos all --teacher efficientnet_lite0 --model carnet_n -- --budget 1h
   python benchmarks/distillation.py DATA --photos all --model carnet18 --teacher none efficientnet_lite0 \\
       -- --preset published --image-size 128 --epochs 20
+  python benchmarks/distillation.py --draw benchmarks/results/2026-11-30-distillation*.json --figure distillation.png
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from environment import parse_flags, write_as_they_come
 from head_start import draw_subset, means, train
 
+from carnet import files
+from carnet.config import LITE0
+from carnet.export.choice import Candidate, deploy
 from carnet.text import quoted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="a folder with train and valid")
+    parser.add_argument("data", type=Path, nargs="?", help="a folder with train and valid")
     parser.add_argument("--model", default="carnet_s")
     parser.add_argument(
         "--teacher", nargs="+", default=["efficientnet_lite0"], help="of a run each; none: labels alone"
@@ -39,7 +47,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the subsets, and of training")
     parser.add_argument("--name", default="distillation", help="of the result's file")
     parser.add_argument("--keep", type=Path, help="folder that the runs stay in")
+    parser.add_argument("--draw", nargs="+", type=Path, help="results to draw, instead of measuring")
+    parser.add_argument("--figure", type=Path, default=Path("distillation.png"))
     options = parse_flags(parser)
+    if options.draw:
+        files.write_bytes(options.figure, draw([json.loads(path.read_text(encoding="utf-8")) for path in options.draw]))
+        return
     command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
     write_as_they_come(options.name, command, options.data.name, measure(options), means)
 
@@ -63,6 +76,66 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 way = options.model if teacher == "none" else f"{options.model}, taught by {Path(teacher).stem}"
                 about = {"way": way, "photos": options.photos, "seed": seed, "unlabeled": is_unlabeled}
                 yield about | train(subset, flags, run)
+
+
+class Point(NamedTuple):
+    """What the figure shows of runs that differ in their seeds alone."""
+
+    labels: str
+    """For each class."""
+    way: str
+    network: Candidate
+
+
+WAYS = {"pretrained": "s", "taught": "o", "labels alone": "x"}
+"""How a network was trained -> its mark."""
+NUM_CLASSES = 100
+
+
+def draw(results: Sequence[dict[str, Any]]) -> bytes:
+    """Draw accuracy over latency, a colour for each number of labels and a mark for each way to train; return a PNG.
+
+    Latency is that of the exported file on one thread, and measured now, of all networks on this machine.
+    """
+    from matplotlib.figure import Figure
+
+    accuracy: dict[Point, list[float]] = defaultdict(list)
+    for result in results:
+        for run in result["runs"]:
+            if (point := _point(run)) is not None:
+                accuracy[point].append(100 * run["top1"])
+    networks = sorted({point.network for point in accuracy}, key=str)
+    latency = {network: deploy(network, NUM_CLASSES, 3).latency_ms for network in networks}
+    print("\n".join(f"{network}: {milliseconds:.2f} ms" for network, milliseconds in latency.items()))
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    colours = {labels: f"C{place}" for place, labels in enumerate(("all", "50", "10"))}
+    for point, values in sorted(accuracy.items(), key=lambda one: one[0].labels):
+        mean, x = statistics.fmean(values), latency[point.network]
+        spread = [[mean - min(values)], [max(values) - mean]]
+        axes.errorbar(x, mean, spread, color=colours[point.labels], marker=WAYS[point.way], capsize=3)
+        axes.annotate(point.network.model, (x, mean), textcoords="offset points", xytext=(7, -3), fontsize=7)
+    for way, mark in WAYS.items():
+        axes.plot([], [], mark, color="grey", label=way)
+    for labels, colour in colours.items():
+        axes.plot([], [], "s", color=colour, label=f"{labels} labels" + ("" if labels == "all" else " per class"))
+    axes.set_xscale("log")
+    axes.set(xlabel="ms per image, exported, one thread", ylabel="top-1 accuracy, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right", ncols=2, fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=160)
+    return stream.getvalue()
+
+
+def _point(run: dict[str, Any]) -> Point | None:
+    """Return where a run belongs; None for one that the figure leaves out: CARNet-18, whose run is far from its end."""
+    if run["way"] == "frozen":
+        return Point(run["photos"], "pretrained", Candidate(LITE0, run["image_size"]))
+    model, _, teacher = run["way"].partition(", ")
+    if model == "carnet18":
+        return None
+    return Point(run["photos"], "taught" if teacher else "labels alone", Candidate(model, run["image_size"]))
 
 
 if __name__ == "__main__":

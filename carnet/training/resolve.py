@@ -50,8 +50,9 @@ SIDES_BY_STEPS = ((500, 64), (1300, 96), (8500, 128), (math.inf, 160))
 `docs/recipe.md` has the experiments."""
 SIDES_OF_FEATURES, MOST_OF_BUDGET = (224, 192, 160, 128), 0.4
 """Sides of a pretrained network, and the share of a budget that features of all images may take."""
-TEACHER_SHARE = 0.25
-"""Share of the rest of a budget that a teacher may take, unless one look at each image takes more."""
+TEACHER_SHARE = 0.1
+"""Share of the rest of a budget that a teacher may take, unless one look at each image takes more: answers for crops
+gain nothing that more steps would not, see `benchmarks/LOG.md`."""
 _DECODED_TO_TIME = 32
 """Images."""
 
