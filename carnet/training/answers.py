@@ -22,6 +22,9 @@ TEMPERATURE = 2.0
 """Scores of teacher and student are divided by it; `benchmarks/LOG.md` has the experiments."""
 
 
+_TENSORS = ("scores", "boxes", "features")
+
+
 class Box(NamedTuple):
     """A part of an image, in shares of its side."""
 
@@ -31,6 +34,20 @@ class Box(NamedTuple):
     height: float
 
 
+class Answer(NamedTuple):
+    """What a student learns about an image in one step.
+
+    Attributes:
+        box: the part that is shown; None: any part that is allowed.
+        probabilities: (classes,)
+        features: (channels,), the teacher's of the whole image.
+    """
+
+    box: Box | None
+    probabilities: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Answers:
     """A teacher's answers for the training images, the whole image first and then crops.
@@ -38,11 +55,13 @@ class Answers:
     Attributes:
         scores: float16 (views, N, classes), logits.
         boxes: float32 (views, N, 4), what each view shows.
+        features: float16 (N, channels), the teacher's of the whole images, centred and of length 1.
         min_crop: smallest share of the area that a crop shows.
     """
 
     scores: NDArray[np.float16]
     boxes: NDArray[np.float32]
+    features: NDArray[np.float16]
     min_crop: float
 
     @property
@@ -52,7 +71,7 @@ class Answers:
 
     def pack(self) -> bytes:
         """Return the content of a file, the inverse of `unpack`."""
-        tensors = {"scores": torch.from_numpy(self.scores), "boxes": torch.from_numpy(self.boxes)}
+        tensors = {name: torch.from_numpy(getattr(self, name)) for name in _TENSORS}
         return tensors_of.pack(tensors, {"min_crop": repr(self.min_crop)})
 
     @classmethod
@@ -63,25 +82,26 @@ class Answers:
             DocumentError: if it is no such file, or about other images or classes.
         """
         values, metadata = tensors_of.unpack(content), tensors_of.read_metadata(content)
-        scores, boxes = (values.get(name, torch.empty(0)) for name in ("scores", "boxes"))
-        views = len(scores)
-        shapes = (views, num_images, num_classes), (views, num_images, 4)
-        if (tuple(scores.shape), tuple(boxes.shape)) != shapes or not views:
+        scores, boxes, features = (values.get(name, torch.empty(0)) for name in _TENSORS)
+        views, channels = len(scores), features.shape[-1]
+        shapes = (views, num_images, num_classes), (views, num_images, 4), (num_images, channels)
+        if (tuple(scores.shape), tuple(boxes.shape), tuple(features.shape)) != shapes or not views:
             raise DocumentError("it is about other images or classes")
-        if (scores.dtype, boxes.dtype) != (torch.float16, torch.float32):
+        if (scores.dtype, boxes.dtype, features.dtype) != (torch.float16, torch.float32, torch.float16):
             raise DocumentError("its numbers have another precision")
         is_inside = (boxes >= 0).all() and (boxes[..., :2] + boxes[..., 2:] <= 1 + 1e-5).all()
-        if not (scores.isfinite().all() and is_inside and (boxes[..., 2:] > 0).all()):
+        is_finite = scores.isfinite().all() and features.isfinite().all()
+        if not (is_finite and is_inside and (boxes[..., 2:] > 0).all()):
             raise DocumentError("its numbers are out of range")
         min_crop = conform(parse(metadata.get("min_crop", "")), Share, "min_crop")
-        return cls(scores.numpy(), boxes.numpy(), min_crop)
+        return cls(scores.numpy(), boxes.numpy(), features.numpy(), min_crop)
 
     def labels(self, start: int) -> NDArray[np.int64]:
         """Return the classes that the teacher sees in the images from a place on."""
         return np.asarray(self.scores[0, start:].argmax(axis=1))
 
-    def for_image(self, place: int, epoch: int, min_crop: float) -> tuple[Box | None, NDArray[np.float32]]:
-        """Return the part of an image to show, and the probabilities of the classes; None: any part that is allowed.
+    def for_image(self, place: int, epoch: int, min_crop: float) -> Answer:
+        """Return what is learned about an image.
 
         Args:
             place: of the image.
@@ -92,4 +112,4 @@ class Answers:
         view = 0 if not self.num_crops or min_crop > self.min_crop else 1 + (place + epoch) % self.num_crops
         shares = metrics.softmax(self.scores[view, place].astype(np.float32)[None] / TEMPERATURE)[0]
         box = Box(*self.boxes[view, place].tolist()) if view else None
-        return box, shares.astype(np.float32)
+        return Answer(box, shares.astype(np.float32), self.features[place].astype(np.float32))

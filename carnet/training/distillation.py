@@ -228,7 +228,10 @@ def _fitted_views(num_views: int, num_labeled: int) -> int:
 def _answers(
     answering: _Answering, features: Sequence[NDArray[np.float16]], views: Sequence[int], photos: Sequence[Photo]
 ) -> Answers:
-    """Return the answers for the whole images, the mean over those and their mirror images, and for the crops."""
+    """Return the answers for the whole images, the mean over those and their mirror images, and for the crops.
+
+    The features of the whole images are centred, and scaled to length 1 so that no image outweighs the others.
+    """
     extractor = answering.teacher.extractor
     num_whole = len(set(views) & set(extractor.whole_views))
     whole = np.mean([answering.scores(view) for view in features[:num_whole]], axis=0, dtype=np.float32)
@@ -237,7 +240,10 @@ def _answers(
     boxes[0] = (0, 0, 1, 1)
     for place, view in enumerate(views[num_whole:], start=1):
         boxes[place] = [extractor.change(photo.digest, view)[:4] for photo in photos]
-    return Answers(np.stack(scores), boxes, extractor.min_crop)
+    rows = np.mean(features[:num_whole], axis=0, dtype=np.float32)
+    rows -= rows.mean(axis=0)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return Answers(np.stack(scores), boxes, rows.astype(np.float16), extractor.min_crop)
 
 
 def _num_views(
@@ -263,7 +269,7 @@ def _num_views(
     allowed = parse_bytes(config.max_memory) if config.max_memory else free_bytes()
     # Half precision; scores twice, because they are packed into a file.
     of_view = len(photos) * (2 * channels + 4 * num_classes)
-    once = 4 * len(photos) * (channels + num_classes)
+    once = 4 * len(photos) * (2 * channels + num_classes)
     while number and (needed := _needed_bytes(number, of_view, once, num_labeled * channels, num_labeled)) > allowed:
         number -= 1
     if not number:

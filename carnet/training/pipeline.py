@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from carnet.config import steps_per_epoch
@@ -29,7 +28,7 @@ from carnet.errors import DataError
 from carnet.machine import load_ahead
 from carnet.preprocess import Images, load_image
 from carnet.spec import ModelSpec
-from carnet.training.answers import Answers
+from carnet.training.answers import Answer, Answers
 from carnet.training.augment import Augmentation, Change
 from carnet.training.balance import balanced_order
 from carnet.training.schedule import View
@@ -49,6 +48,7 @@ class Batch:
         other_labels: (N,), of the images that CutMix took boxes from; None: nothing was mixed.
         label_share: share of each image that is its own.
         answers: (N, classes), probabilities by a teacher, mixed as the images are; None: labels are learned.
+        features: (N, channels), of the teacher, mixed in the same way.
     """
 
     images: Tensor
@@ -58,6 +58,7 @@ class Batch:
     other_labels: Tensor | None = None
     label_share: float = 1.0
     answers: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +68,7 @@ class Batch:
         on_gpu = device.type == "cuda"
         moved = {
             name: (tensor.pin_memory() if on_gpu else tensor).to(device, non_blocking=on_gpu)
-            for name in ("images", "labels", "answers")
+            for name in ("images", "labels", "answers", "features")
             if (tensor := getattr(self, name)) is not None
         }
         return replace(self, **moved)
@@ -77,7 +78,7 @@ class Batch:
         number = max(1, -(-(len(self) - 1) // size))
         split = {
             name: [None] * number if (tensor := getattr(self, name)) is None else tensor.tensor_split(number)
-            for name in ("images", "labels", "other_labels", "answers")
+            for name in ("images", "labels", "other_labels", "answers", "features")
         }
         for values in zip(*split.values(), strict=True):
             yield Batch(**dict(zip(split, values, strict=True)), label_share=self.label_share)
@@ -261,9 +262,9 @@ class Pipeline:
         rng = np.random.default_rng([self.seed, _AUGMENT, epoch, image.place, *again])
         change, answer = self.augmentation.draw(rng, view.min_crop), None
         if self.answers is not None:
-            box, answer = self.answers.for_image(image.place, epoch + image.turn, view.min_crop)
+            answer = self.answers.for_image(image.place, epoch + image.turn, view.min_crop)
             # The student sees the crop that the teacher has answered for.
-            change = change if box is None else change._replace(**box._asdict())
+            change = change if answer.box is None else change._replace(**answer.box._asdict())
         if not augment:
             return _Prepared(image.pixels, image.label, change, view.side, answer)
         return _Prepared(self.augmentation.apply(image.pixels, change, view.side), image.label, None, view.side, answer)
@@ -276,14 +277,17 @@ class _Prepared(NamedTuple):
     label: int
     change: Change | None
     side: int
-    answer: NDArray[np.float32] | None
+    answer: Answer | None
 
 
 def _batch(images: Sequence[_Prepared]) -> Batch:
     pixels, labels, changes, (side, *_), answers = zip(*images, strict=True)
     wanted = None if None in changes else torch.tensor(changes, dtype=torch.float64)
-    given = None if answers[0] is None else torch.from_numpy(np.stack(answers))
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, side, answers=given)
+    batch = Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), wanted, side)
+    if answers[0] is None:
+        return batch
+    shares, features = (torch.from_numpy(np.stack(rows)) for rows in list(zip(*answers, strict=True))[1:])
+    return replace(batch, answers=shares, features=features)
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -316,7 +320,9 @@ def cut_mix(batch: Batch, probability: float, rng: np.random.Generator) -> Batch
     images = batch.images.clone()
     images[:, top:bottom, left:right] = batch.images.roll(1, 0)[:, top:bottom, left:right]
     share = 1 - (bottom - top) * (right - left) / size**2
-    answers = batch.answers
-    if answers is not None:
-        answers = share * answers + (1 - share) * answers.roll(1, 0)
-    return replace(batch, images=images, other_labels=batch.labels.roll(1, 0), label_share=share, answers=answers)
+    mixed = {
+        name: share * values + (1 - share) * values.roll(1, 0)
+        for name in ("answers", "features")
+        if (values := getattr(batch, name)) is not None
+    }
+    return replace(batch, images=images, other_labels=batch.labels.roll(1, 0), label_share=share, **mixed)

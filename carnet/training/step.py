@@ -21,6 +21,7 @@ from carnet.errors import explaining_lack_of_memory
 from carnet.models.summary import summarize
 from carnet.models.weights import normalize_on
 from carnet.spec import ModelSpec
+from carnet.training import similarity
 from carnet.training.answers import TEMPERATURE
 from carnet.training.augment import Augmentation
 from carnet.training.batch_norm import sum_batch_norms
@@ -38,7 +39,7 @@ class StepResult:
     """The result of a step, computed before its update."""
 
     loss: float
-    """Mean over the images of all processes, with CutMix and label smoothing."""
+    """Mean cross-entropy over the images of all processes, with CutMix and label smoothing."""
     num_correct: int
     num_images: int
 
@@ -68,6 +69,7 @@ class TrainingStep:
         weights = config.class_weights
         self._weights = None if weights is None else torch.tensor(weights, device=self.fabric.device)
         self._sides: set[int] = set()
+        self._head = similarity.keep_features(network, config.model, wanted=config.teacher is not None)
         self.forward, self.optimizer = self.fabric.setup(_Forward(network, config), make_optimizer(network, config))
 
     def begin(self) -> None:
@@ -130,11 +132,19 @@ class TrainingStep:
             with self.processes.detecting_lost_process(), no_sync:
                 logits = self.forward(normalize_on(device, part.images, self.spec))
                 loss = cross_entropy(logits.float(), part, self.config.label_smoothing, self._weights)
+                minimized = loss + self._similarity_loss(part)
                 # Gradients are averaged over processes, which may hold unequal numbers of images.
-                self.fabric.backward(loss * (len(part) * self.processes.size / num_images))
+                self.fabric.backward(minimized * (len(part) * self.processes.size / num_images))
             num_correct = (logits.argmax(dim=1) == part.labels).sum()
             sums += torch.stack([loss.detach() * len(part), num_correct.float()])
         return sums
+
+    def _similarity_loss(self, part: Batch) -> Tensor | float:
+        """Return the weighted loss of the features that the forward pass has left, if a teacher gave some."""
+        features = None if self._head is None else self._head.take()
+        if features is None or part.features is None:
+            return 0.0
+        return similarity.WEIGHT * similarity.similarity_loss(features, part.features)
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
         """Halve the micro-batch if `error` says that a GPU has run out of memory.
@@ -148,6 +158,8 @@ class TrainingStep:
         is_out_of_memory = is_mps or isinstance(error, torch.OutOfMemoryError)
         if not is_out_of_memory or self.processes.size > 1 or self.micro_batch < 4:
             raise error
+        if self._head is not None:
+            self._head.take()
         self.micro_batch = -(-self.micro_batch // 2)
         self.optimizer.zero_grad()
         (torch.mps if is_mps else torch.cuda).empty_cache()

@@ -83,7 +83,8 @@ def test_the_pipeline_shows_images_without_labels_as_the_teacher_names_them(
     assert sum(item.label == int(item.source.name[0]) for item in named) >= 10
     (batch,) = [batch for batch in pipeline.batches(0, 0, lambda _: View(48, 0.25)) if len(batch) == 4]
     assert batch.answers is not None
-    assert batch.answers.shape == (4, 3)
+    assert batch.features is not None
+    assert (batch.answers.shape, batch.features.shape) == ((4, 3), (4, taught.answers.features.shape[1]))
 
 
 def test_images_without_labels_that_have_one_are_left_out_and_said(photos: Path, unlabeled: Path) -> None:

@@ -184,6 +184,16 @@ def test_teacher_and_student_see_the_same_crops(photos: Path, trained_run: Path)
     assert np.allclose(features, extractor.compute(expected[None]), atol=1e-2)
 
 
+def test_features_are_those_of_whole_images_centred_and_of_length_one(photos: Path, trained_run: Path) -> None:
+    images, answers = scanned(photos), taught_by(trained_run, photos).answers
+    config = resolved(small(teacher=str(trained_run)), num_train=24, min_crop=0.25)
+    extractor = open_teacher(config, images.data.classes, threads=1).extractor
+    pixels = np.stack([load_image(sample.path, extractor.spec) for sample in images.data.splits["train"]])
+    rows = extractor.compute(pixels) + extractor.compute(np.ascontiguousarray(pixels[:, :, ::-1]))
+    rows -= rows.mean(0)
+    assert np.allclose(answers.features, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-2)
+
+
 def test_new_images_are_answered_for_by_the_run_itself(flat: Path, trained_run: Path) -> None:
     for number, path in enumerate(sorted(flat.glob("*/*.png"))):
         save_picture(path, COLOURS[path.parent.name], seed=5000 + number)
