@@ -114,16 +114,22 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     for point, values in sorted(accuracy.items(), key=lambda one: one[0].labels):
         mean, x = statistics.fmean(values), latency[point.network]
         spread = [[mean - min(values)], [max(values) - mean]]
-        axes.errorbar(x, mean, spread, color=colours[point.labels], marker=WAYS[point.way], capsize=3)
-        axes.annotate(point.network.model, (x, mean), textcoords="offset points", xytext=(7, -3), fontsize=7)
+        # Open, so that an equal point stays visible inside.
+        shape = {"fillstyle": "none", "markersize": 11} if point.labels == "10" else {}
+        axes.errorbar(x, mean, spread, color=colours[point.labels], marker=WAYS[point.way], capsize=3, **shape)
+        axes.annotate(point.network.model, (x, mean), textcoords="offset points", xytext=(8, -3), fontsize=7)
     for way, mark in WAYS.items():
         axes.plot([], [], mark, color="grey", label=way)
     for labels, colour in colours.items():
         axes.plot([], [], "s", color=colour, label=f"{labels} labels" + ("" if labels == "all" else " per class"))
     axes.set_xscale("log")
+    ticks = [0.2, 0.5, 1, 2, 5, 10, 20]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set(xlabel="ms per image, exported, one thread", ylabel="top-1 accuracy, %")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right", ncols=2, fontsize=8)
+    axes.set_xlim(min(latency.values()) / 1.5, max(latency.values()) * 2.5)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", ncols=2, fontsize=8)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160)
     return stream.getvalue()

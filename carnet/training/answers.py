@@ -20,8 +20,6 @@ from carnet.models import tensors as tensors_of
 
 TEMPERATURE = 2.0
 """Scores of teacher and student are divided by it; `benchmarks/LOG.md` has the experiments."""
-
-
 _TENSORS = ("scores", "boxes", "features")
 
 

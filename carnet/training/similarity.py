@@ -1,4 +1,4 @@
-"""A loss for students: how much less alike than its teacher a network finds images that are alike.
+"""A loss for students: whether a network finds the same images similar as its teacher does.
 
 It compares the features of the two networks, the input of their last layers, by the products of all pairs of images in
 a micro-batch. It needs no layer between features of different lengths, which would be trained and dropped.
