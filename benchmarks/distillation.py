@@ -115,7 +115,7 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         mean, x = statistics.fmean(values), latency[point.network]
         spread = [[mean - min(values)], [max(values) - mean]]
         # Open, so that an equal point stays visible inside.
-        shape = {"fillstyle": "none", "markersize": 11} if point.labels == "10" else {}
+        shape: dict[str, Any] = {"fillstyle": "none", "markersize": 11} if point.labels == "10" else {}
         axes.errorbar(x, mean, spread, color=colours[point.labels], marker=WAYS[point.way], capsize=3, **shape)
         axes.annotate(point.network.model, (x, mean), textcoords="offset points", xytext=(8, -3), fontsize=7)
     for way, mark in WAYS.items():
