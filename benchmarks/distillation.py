@@ -10,7 +10,9 @@ Examples:
   python benchmarks/distillation.py DATA --photos all --teacher efficientnet_lite0 --model carnet_n -- --budget 1h
   python benchmarks/distillation.py DATA --photos all --model carnet18 --teacher none efficientnet_lite0 \\
       -- --preset published --image-size 128 --epochs 20
-  python benchmarks/distillation.py --draw benchmarks/results/2026-11-30-distillation*.json --figure distillation.png
+  cd benchmarks/results && python ../distillation.py --figure ../../docs/images/distillation.png \\
+      --draw 2026-11-30-{distillation-{10,50,50-seed-1,all-s,all-n},head-start-{10,50,all}}.json \\
+      2026-11-26-seeds-sports100-50-minutes-160px.json
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ def main() -> None:
     if options.draw:
         files.write_bytes(options.figure, draw([json.loads(path.read_text(encoding="utf-8")) for path in options.draw]))
         return
+    if options.data is None:
+        parser.error("name a folder with train and valid, or results to --draw")
     command = " ".join(["python benchmarks/distillation.py DATA", *map(quoted, sys.argv[2:])])
     write_as_they_come(options.name, command, options.data.name, measure(options), means)
 

@@ -31,6 +31,7 @@ from carnet.training.memory import trim_memory
 from carnet.training.optim import make_optimizer, set_lr
 from carnet.training.pipeline import Batch, cut_mix
 
+Compiler = Callable[..., Callable[[Tensor], Tensor]]
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -52,10 +53,18 @@ class TrainingStep:
         optimizer: its optimizer.
         fabric: places both on the device.
         micro_batch: images that go through the network at a time; halved when a GPU runs out of memory.
+
+    Where the config asks for it, `compiler` compiles the network; None: `torch.compile`.
     """
 
     def __init__(
-        self, network: nn.Module, spec: ModelSpec, config: ResolvedConfig, processes: Processes | None = None
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        config: ResolvedConfig,
+        processes: Processes | None = None,
+        *,
+        compiler: Compiler | None = None,
     ) -> None:
         self.spec, self.config, self.processes = spec, config, processes or Processes()
         self.fabric = self.processes.fabric(config)
@@ -70,7 +79,8 @@ class TrainingStep:
         self._weights = None if weights is None else torch.tensor(weights, device=self.fabric.device)
         self._sides: set[int] = set()
         self._head = similarity.keep_features(network, config.model, wanted=config.teacher is not None)
-        self.forward, self.optimizer = self.fabric.setup(_Forward(network, config), make_optimizer(network, config))
+        forward = _Forward(network, config, compiler or torch.compile)
+        self.forward, self.optimizer = self.fabric.setup(forward, make_optimizer(network, config))
 
     def begin(self) -> None:
         """Put the network into training mode; batch norms of trained weights keep their statistics.
@@ -141,9 +151,12 @@ class TrainingStep:
 
     def _similarity_loss(self, part: Batch) -> Tensor | float:
         """Return the weighted loss of the features that the forward pass has left, if a teacher gave some."""
-        features = None if self._head is None else self._head.take()
-        if features is None or part.features is None:
+        if self._head is None:
             return 0.0
+        features = self._head.take()
+        if part.features is None:
+            return 0.0
+        assert features is not None, "the last layer was not computed by its own class"
         return similarity.WEIGHT * similarity.similarity_loss(features, part.features)
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
@@ -231,14 +244,14 @@ class _Forward(nn.Module):
     shape would take too long.
     """
 
-    def __init__(self, network: nn.Module, config: ResolvedConfig) -> None:
+    def __init__(self, network: nn.Module, config: ResolvedConfig, compiler: Compiler) -> None:
         super().__init__()
         self.network = network
         self._shape, self._recompute = (config.micro_batch, config.image_size), config.recompute
         # It warns that no CUDA runtime is found wherever there is a CUDA folder, also on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         # `network.forward` instead of `network`, whose parameters would be registered twice.
-        self._compiled = torch.compile(network.forward, dynamic=False) if config.compile else None
+        self._compiled = compiler(network.forward, dynamic=False) if config.compile else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, S, S) -> (N, classes)"""
@@ -248,7 +261,7 @@ class _Forward(nn.Module):
 
         # The first call compiles the backward pass, which reads this setting.
         with torch._functorch.config.patch(activation_memory_budget=self._recompute):
-            return cast(Tensor, self._compiled(images))
+            return self._compiled(images)
 
 
 def compiler_problem(device: str) -> str:

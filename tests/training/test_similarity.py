@@ -16,7 +16,7 @@ from carnet.models.registry import create_model
 from carnet.spec import ModelSpec
 from carnet.training.pipeline import Batch
 from carnet.training.similarity import KeepingLinear, keep_features, similarity_loss
-from carnet.training.step import TrainingStep
+from carnet.training.step import Compiler, TrainingStep
 
 
 def test_similarities_do_not_depend_on_channels_scale_or_rotation() -> None:
@@ -42,11 +42,13 @@ def test_images_without_differences_have_small_gradients(rows: torch.Tensor) -> 
     assert (features.grad.abs() / 65536).max() < 10
 
 
-def student(teacher: str | None, *, compiled: bool = False, **changes: Any) -> TrainingStep:
+def student(teacher: str | None, *, compiler: Compiler | None = None, **changes: Any) -> TrainingStep:
     torch.manual_seed(0)
-    config = resolved(small(teacher=teacher), num_train=24, compile=compiled, micro_batch=8, ema=0.0, **changes)
+    config = resolved(
+        small(teacher=teacher), num_train=24, compile=compiler is not None, micro_batch=8, ema=0.0, **changes
+    )
     spec = ModelSpec(model="carnet_n", classes=("a", "b", "c"), image_size=48)
-    step = TrainingStep(create_model("carnet_n", num_classes=3), spec, config)
+    step = TrainingStep(create_model("carnet_n", num_classes=3), spec, config, compiler=compiler)
     step.begin()
     return step
 
@@ -57,11 +59,12 @@ def head_of(step: TrainingStep) -> nn.Linear:
     return head
 
 
-def test_compiled_code_of_labels_does_not_lose_the_features_of_a_student(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+def test_compiled_code_of_labels_does_not_lose_the_features_of_a_student() -> None:
+    # It traces the network, which is where a layer could be missed; generating code takes minutes.
+    compiler = functools.partial(torch.compile, backend="eager", fullgraph=True)
     images = torch.randn(8, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     for teacher in (None, "a-run", None):
-        step = student(teacher, compiled=True)
+        step = student(teacher, compiler=compiler)
         logits, head = step.forward(images), head_of(step)
         assert isinstance(head, KeepingLinear) == (teacher is not None)
         if isinstance(head, KeepingLinear):
