@@ -399,7 +399,7 @@ def published() -> TrainingConfig:
 
 
 def default() -> TrainingConfig:
-    """The recommended recipe; `docs/design-of-carnet-s.md` tells how it was found and what it reaches.
+    """The recommended recipe; `docs/carnet_s.md` tells how it was found and what it reaches.
 
     Command: `carnet train DATA` (the same as `--preset default`); with `--budget 10m` the time decides the epochs.
     """

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from carnet import metrics
 from carnet.data.appearance import look_at
 from carnet.data.find import find_images, form_of
-from carnet.data.samples import LabeledImages, Layout, Sample, expanded
+from carnet.data.samples import LabeledImages, Sample, expanded
 from carnet.data.scan import hash_files
 from carnet.data.scanned import UNLABELED
 from carnet.errors import CarnetError, DataError, ImageError, RunError, UnreadableImagesError
 from carnet.metrics import Labels
 from carnet.prediction import load_batches
 from carnet.preprocess import Images
-from carnet.run_folder import RunFolder
+from carnet.run_folder import DataPlace, RunFolder
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, Silent, counted
 
@@ -305,13 +305,14 @@ class Selection:
             return self
         known = digests.get("train", set())
         try:
-            place, layout, ignore = run.recorded_data()
-            if form_of(expanded(place)) not in ("folder", "table"):
+            place = run.recorded_data()
+            if form_of(expanded(place.path)) not in ("folder", "table"):
                 # It would have to be unpacked or fetched.
                 return self
-            trained = find_images(place, layout=layout, ignore=ignore).samples
+            rules: dict[str, Any] = {"layout": place.layout, "ignore": place.ignore, "unlabeled": place.unlabeled}
+            trained = find_images(place.path, **rules).samples
             paths = list(dict.fromkeys(sample.path for sample in (*trained, *self.samples)))
-            looked = look_at(paths, "auto", place=place, progress=progress)
+            looked = look_at(paths, "auto", place=str(place.path), progress=progress)
         except (DataError, RunError):
             return self
         except CarnetError as error:
@@ -328,13 +329,11 @@ class Selection:
 
 
 def select_samples(
-    data: Path | str,
+    place: DataPlace,
     split: str,
     classes: Sequence[str],
     run_digests: Mapping[str, set[str]] | None,
     *,
-    layout: Layout = "auto",
-    ignore: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Selection:
     """Find the images of a split, and which of them a model was trained on.
@@ -343,12 +342,10 @@ def select_samples(
     run's record says which they are. Classes that were added to such data later are left out, with a warning.
 
     Args:
-        data: the folder, table or archive.
+        place: where the images are, and how they are found.
         split: train, valid, test, or all.
         classes: the model's, which give the labels.
         run_digests: content hashes of the images of the model's run, by split; None where there is no record.
-        layout: whether the data's folders are classes or splits, where that cannot be told.
-        ignore: paths of images to leave out.
         progress: shows how far listing and reading the images is; None shows nothing.
 
     Raises:
@@ -356,11 +353,19 @@ def select_samples(
     """
     bar = (progress or Silent()).bar
     has_record, recorded = run_digests is not None, run_digests or {}
-    rules: dict[str, Any] = {"layout": layout, "ignore": ignore, "leave_out_new": has_record and split != "all"}
-    found = find_images(data, classes, **rules, progress=partial(bar, "unpacking"))
-    places, by_record = _places(data, split, found, has_record)
-    samples = tuple(sample for place in places for sample in found.splits[place])
-    ignored = [path for place in places for path in found.left_out.get(place, ())]
+    data = place.path
+    found = find_images(
+        data,
+        classes,
+        layout=place.layout,
+        ignore=place.ignore,
+        unlabeled=place.unlabeled,
+        leave_out_new=has_record and split != "all",
+        progress=partial(bar, "unpacking"),
+    )
+    splits, by_record = _places(data, split, found, has_record)
+    samples = tuple(sample for one in splits for sample in found.splits[one])
+    ignored = [path for one in splits for path in found.left_out.get(one, ())]
     paths = [*(sample.path for sample in samples), *ignored]
     digests = hash_files(paths, partial(bar, "reading the images")) if has_record else {}
     wanted, warnings = recorded.get(split, set()), found.warnings
@@ -428,5 +433,6 @@ def select_of_run(
         DataError: as `select_samples`.
         RunError: if the run's record is missing or damaged.
     """
-    path, layout, ignore = run.recorded_data()
-    return select_samples(data or path, split, classes, run.digests(), layout=layout, ignore=ignore, progress=progress)
+    place = run.recorded_data()
+    place = place if data is None else place.moved_to(data)
+    return select_samples(place, split, classes, run.digests(), progress=progress)

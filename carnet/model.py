@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from carnet.export.exporter import ExportResult
     from carnet.export.formats import FormatName
     from carnet.models.weights import TrainedModel
-    from carnet.run_folder import RunFolder
+    from carnet.run_folder import DataPlace, RunFolder
     from carnet.training.loop import Callback
     from carnet.training.run import TrainingResult
 
@@ -188,13 +188,19 @@ class Model:
         # Imported here, because predicting on a small device needs none of it.
         from carnet.evaluation import select_samples
         from carnet.report.console import shown
+        from carnet.run_folder import DataPlace
 
         digests = self._run().digests() if self.kind == "run" else None
         if data is None:
-            data, layout, ignore = self.recorded_data(layout, ignore)
+            place = self.recorded_data(layout, ignore)
+        else:
+            # A run that was published may have no record.
+            has_record = self.kind == "run" and self._run().config.exists()
+            unlabeled = self._run().recorded_data().moved_to(data).unlabeled if has_record else None
+            place = DataPlace(data, layout, ignore, unlabeled)
         logits = self.predictor.calibrated_logits if isinstance(self.predictor, Classifier) else self.predictor.logits
         with shown(progress) as display:
-            chosen = select_samples(data, split, self.classes, digests, layout=layout, ignore=ignore, progress=display)
+            chosen = select_samples(place, split, self.classes, digests, progress=display)
             if self.kind == "run":
                 chosen = chosen.with_near_leaks(self._run(), display)
             return chosen.evaluate(
@@ -205,10 +211,8 @@ class Model:
                 progress=lambda done, total: display.bar("evaluating", done, total),
             )
 
-    def recorded_data(
-        self, layout: Layout = "auto", ignore: Sequence[str] = ()
-    ) -> tuple[Path | str, Layout, Sequence[str]]:
-        """Return where the images of the run are, how their folders are read, and which of them are left out.
+    def recorded_data(self, layout: Layout = "auto", ignore: Sequence[str] = ()) -> DataPlace:
+        """Return where the images of the run are, and how they are found again.
 
         Args:
             layout: takes the place of the recorded one, unless it is auto.
@@ -220,8 +224,9 @@ class Model:
         """
         if self.kind == "file":
             raise ConfigError(f"DATA is missing; name the images: carnet evaluate {quoted(self.path or 'MODEL')} DATA")
-        path, layout_then, ignored_then = self._run().recorded_data()
-        return path, layout_then if layout == "auto" else layout, ignore or ignored_then
+        then = self._run().recorded_data()
+        layout = then.layout if layout == "auto" else layout
+        return then._replace(layout=layout, ignore=ignore or then.ignore)
 
     def export(
         self,
@@ -401,4 +406,6 @@ def _with_settings(config: TrainingConfig, settings: dict[str, Any]) -> Training
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             raise ConfigError(f"train has no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    return replace(config, **settings)
+    return replace(
+        config, **{name: fspath(value) if isinstance(value, PathLike) else value for name, value in settings.items()}
+    )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 from carnet import files
 from carnet.config import FORMAT
 from carnet.data.samples import Layout
-from carnet.documents import MAX_BYTES, Count, DocumentError, Range, Seconds, conform
+from carnet.documents import MAX_BYTES, Count, DocumentError, Range, Seconds, Share, conform
 from carnet.errors import OutputError, RunError
 from carnet.older_records import from_format_1
 from carnet.text import first_few, quoted
@@ -38,6 +39,8 @@ class RecordedData(TypedDict):
     num_unreadable: Count
     ignore: NotRequired[list[str]]
     """Images to leave out; early runs lack the entry."""
+    ignore_unlabeled: NotRequired[list[str]]
+    """Images without labels to leave out, by their paths inside their folder."""
 
 
 class RecordedConfig(TypedDict):
@@ -45,12 +48,41 @@ class RecordedConfig(TypedDict):
 
     seed: int
     layout: NotRequired[Layout | None]
+    unlabeled: NotRequired[str | None]
+
+
+class DataPlace(NamedTuple):
+    """Where the images of a run are, and how they are found again.
+
+    Attributes:
+        path: DATA.
+        layout: what its folders are.
+        ignore: images that are left out.
+        unlabeled: the folder of images without labels, which may be inside DATA; None: there is none.
+    """
+
+    path: Path | str
+    layout: Layout
+    ignore: Sequence[str]
+    unlabeled: str | None
+
+    def moved_to(self, path: Path | str) -> DataPlace:
+        """Return the place where DATA is now, with the folder of images without labels if that is inside it."""
+        unlabeled = self.unlabeled
+        if unlabeled is not None:
+            real = Path(os.path.realpath(unlabeled))
+            inside = real.relative_to(self.path) if real.is_relative_to(self.path) else None
+            unlabeled = unlabeled if inside is None else str(Path(path) / inside)
+        return self._replace(path=path, unlabeled=unlabeled)
 
 
 class RecordedHead(TypedDict):
     """The part of a fitted head's record that is needed to fit it again, and to finish a run with --freeze."""
 
     num_views: Annotated[int, Range(1, 64)]
+    penalty: Annotated[float, Range(0, above=True)]
+    temperature: Annotated[float, Range(0, above=True)]
+    top1: Share
     threads: Annotated[int, Range(1, 1024)]
     fitted_loss: Annotated[float, Range(0, 1e30)]
     num_fitted: Annotated[int, Range(1)]
@@ -296,14 +328,16 @@ class RunFolder:
         except DocumentError as error:
             raise RunError(f"{self.config} does not describe a run: {error}") from error
 
-    def recorded_data(self) -> tuple[str, Layout, Sequence[str]]:
-        """Return where the images are, what their folders are, and which images are left out.
+    def recorded_data(self) -> DataPlace:
+        """Return where the images are, and how they are found again.
 
         Raises:
             RunError: if the record is missing or damaged.
         """
         config = self.read_config()
-        return config["data"]["path"], config["requested"].get("layout") or "auto", config["data"].get("ignore", ())
+        data, requested = config["data"], config["requested"]
+        layout: Layout = requested.get("layout") or "auto"
+        return DataPlace(data["path"], layout, data.get("ignore", ()), requested.get("unlabeled"))
 
     def digests(self) -> dict[str, set[str]] | None:
         """Return the content hashes of the run's images by split, or None where the run has no `data.csv`.

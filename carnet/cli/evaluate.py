@@ -75,7 +75,7 @@ class Command:
                 ignore=ignore,
                 progress=progress,
             )
-            data = short_name(Path(self.data or model.recorded_data()[0]))
+            data = short_name(Path(self.data or model.recorded_data().path))
             title = f"{self.model.resolve().name} on {data}"
             facts = [
                 ("model" if model.kind == "file" else "run", f"{self.model.resolve().name}, a {model.spec.model}"),

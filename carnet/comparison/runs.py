@@ -16,10 +16,11 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from carnet import files
 from carnet.config import ResolvedConfig, TrainingConfig, change
-from carnet.data.find import find_images, find_unlabeled
+from carnet.data.find import find_images
 from carnet.data.samples import LabeledImages
 from carnet.data.scan import hash_files
 from carnet.data.scanned import UNLABELED, UNREADABLE
+from carnet.data.unlabeled import find_unlabeled
 from carnet.documents import MAX_BYTES, Count, Range, Seconds, Share, conform
 from carnet.errors import (
     CarnetError,
@@ -318,7 +319,7 @@ def _finished(wanted: Mapping[Path, TrainingConfig], images: LabeledImages) -> s
 def _check_unlabeled(path: Path, listed: Sequence[Mapping[str, str]], wanted: TrainingConfig) -> None:
     """Raise a RunError for a finished run whose images without labels are others now."""
     then, known = ({row["sha256"] for row in listed if row["split"] == UNLABELED}, {row["sha256"] for row in listed})
-    paths = () if wanted.unlabeled is None else find_unlabeled(wanted.unlabeled)[0].paths
+    paths = () if wanted.unlabeled is None else find_unlabeled(wanted.unlabeled).paths
     now = set(hash_files(paths).values())
     if not then <= now <= known:
         raise RunError(f"{path} was trained with other images without labels; choose another --output")

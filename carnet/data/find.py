@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
 from carnet.data.archive import ARCHIVE_EXTENSIONS, is_packed_data, is_zip, num_hidden, unpack
-from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, list_folder, visible
+from carnet.data.folder import TABLE_EXTENSIONS, check_classes, images_in, is_unlabeled, list_folder, visible
 from carnet.data.hub import is_dataset
 from carnet.data.samples import (
     SPLIT_NAMES,
@@ -23,10 +23,8 @@ from carnet.data.samples import (
     LabeledImages,
     Layout,
     Listing,
-    UnlabeledImages,
     expanded,
     leave_out,
-    named_images,
 )
 from carnet.data.shards import is_packed, is_tar
 from carnet.data.table import fits, labels_of, list_table
@@ -69,6 +67,7 @@ def find_images(
     ignore: Sequence[str] = (),
     leave_out_new: bool = False,
     unlabeled: Path | str | None = None,
+    ignored_elsewhere: Collection[str] = (),
     progress: OnProgress | None = None,
 ) -> LabeledImages:
     """List the labelled images in DATA.
@@ -79,7 +78,9 @@ def find_images(
         layout: whether the folders are classes or splits, if their names and contents do not tell.
         ignore: paths of images to leave out, as `carnet.data.samples.read_ignore_file` returns them.
         leave_out_new: in data without `valid`, leave out classes that are not in `classes` instead of raising an error.
-        unlabeled: a folder of images without labels; if it is beside the classes, it is none.
+        unlabeled: a folder of images without labels, which is no class and no part of one, wherever in DATA it is; the
+            images of a split keep their labels.
+        ignored_elsewhere: lines of `ignore` that name images without labels.
         progress: called with how much of an archive or a data set is unpacked, and its total.
 
     Raises:
@@ -89,7 +90,15 @@ def find_images(
         OutputError: if an archive cannot be unpacked into the cache.
     """
     source = expanded(data)
-    listing = list_images(source, classes or (), layout=layout, ignore=ignore, unlabeled=unlabeled, progress=progress)
+    listing = list_images(
+        source,
+        classes or (),
+        layout=layout,
+        ignore=ignore,
+        unlabeled=unlabeled,
+        ignored_elsewhere=ignored_elsewhere,
+        progress=progress,
+    )
     if classes is None:
         classes = own_classes(source, listing)
     else:
@@ -106,6 +115,7 @@ def list_images(
     layout: Layout = "auto",
     ignore: Sequence[str] = (),
     unlabeled: Path | str | None = None,
+    ignored_elsewhere: Collection[str] = (),
     progress: OnProgress | None = None,
 ) -> Listing:
     """List the images in DATA by split and class, whether or not a classifier can be trained on them.
@@ -116,6 +126,7 @@ def list_images(
         layout: whether the folders are classes or splits.
         ignore: paths of images to leave out.
         unlabeled: a folder of images without labels.
+        ignored_elsewhere: lines of `ignore` that name such images.
         progress: called with how much is unpacked.
 
     Raises:
@@ -124,51 +135,22 @@ def list_images(
         OutputError: if an archive cannot be unpacked into the cache.
     """
     source = expanded(data)
-    listing = _list(source, known_classes, layout, progress)
-    if unlabeled is not None:
-        _leave_out_folder(listing, expanded(unlabeled))
-    leave_out(listing, ignore)
+    apart = None if unlabeled is None else expanded(unlabeled)
+    listing = _list(source, known_classes, layout, progress, apart)
+    leave_out(listing, ignore, elsewhere=ignored_elsewhere)
     is_empty = not any(paths for by_class in listing.splits.values() for paths in by_class.values())
     if is_empty and not any(listing.left_out.values()):
         raise DataError(_no_images(str(source), listing))
     return listing
 
 
-def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> tuple[UnlabeledImages, tuple[str, ...]]:
-    """List the images in a folder, whatever folders inside it they are in.
-
-    Args:
-        folder: the folder.
-        ignore: lines of an ignore list; those that name its images are absolute, or from the current folder.
-
-    Returns:
-        The images, and the lines that name none of them.
-
-    Raises:
-        DataError: if it is no folder, cannot be opened, or holds no images.
-    """
-    root = expanded(folder)
-    if not root.is_dir():
-        raise DataError(f"--unlabeled {folder} is not a folder; name one that holds images")
-    listing = Listing(root, {})
-    paths = images_in(root, listing)
-    named, rest = named_images(paths, ignore, ())
-    if not (kept := tuple(path for path in paths if path not in named)):
-        raise DataError(f"--unlabeled {folder} holds no images; name a folder that holds some, or leave it out")
-    ignored = tuple(str(path.absolute()) for path in paths if path in named)
-    return UnlabeledImages(
-        root, kept, ignored, listing.num_hidden, listing.num_other_files, tuple(listing.warnings)
-    ), tuple(rest)
-
-
-def _leave_out_folder(listing: Listing, folder: Path) -> None:
-    """Leave out a folder that was taken for a class."""
-    by_class = listing.splits.get("all", {})
-    if folder.absolute().parent == listing.root.absolute() and by_class.pop(folder.name, None) is not None:
-        listing.warnings.append(f"folder {folder.name} holds the images without labels, and is no class")
-
-
-def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: OnProgress | None) -> Listing:
+def _list(
+    source: Path,
+    known_classes: Sequence[str],
+    layout: Layout,
+    progress: OnProgress | None,
+    unlabeled: Path | None = None,
+) -> Listing:
     if layout not in get_args(Layout):
         raise ConfigError(f"--layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     form = form_of(source)
@@ -181,7 +163,7 @@ def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: 
     elif form == "table":
         listing = list_table(source)
     elif form == "folder":
-        listing = _list_folder(source, source, known_classes, layout)
+        listing = _list_folder(source, source, known_classes, layout, unlabeled)
     else:
         folder = unpack(source, progress)
         listing = _list_folder(folder, source, known_classes, layout)
@@ -190,9 +172,11 @@ def _list(source: Path, known_classes: Sequence[str], layout: Layout, progress: 
     return listing
 
 
-def _list_folder(folder: Path, shown: Path, known_classes: Sequence[str], layout: Layout) -> Listing:
+def _list_folder(
+    folder: Path, shown: Path, known_classes: Sequence[str], layout: Layout, unlabeled: Path | None = None
+) -> Listing:
     """List images by class folders, or else by the table beside the images or in each split."""
-    listing = list_folder(folder, shown, known_classes, layout)
+    listing = list_folder(folder, shown, known_classes, layout, unlabeled=unlabeled)
     classes = {name for by_class in listing.splits.values() for name, paths in by_class.items() if paths}
     in_splits = _tables(listing.root)
     here = in_splits.pop(listing.root)
@@ -249,7 +233,7 @@ def _tables(root: Path) -> dict[Path, list[Path]]:
 
 def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder: Path, shown: Path) -> Listing:
     """List the images that a table in each split's folder names, as in image folders of Hugging Face."""
-    by_tables = Listing(listing.root, {}, top=listing.top, num_hidden=listing.num_hidden)
+    by_tables = Listing(listing.root, {}, top=listing.top, num_hidden=listing.num_hidden, unlabeled=listing.unlabeled)
     for split_folder, found in tables.items():
         readable = [path for path in found if path.suffix.lower() in TABLE_EXTENSIONS]
         usable = [path for path in readable if fits(path)] or readable[:1]
@@ -266,7 +250,9 @@ def _list_split_tables(listing: Listing, tables: dict[Path, list[Path]], folder:
         inside = usable[0].relative_to(listing.root).as_posix()
         by_tables.warnings += [f"{inside} defines the classes of {split}", *part.warnings]
     for path in visible(listing.root):
-        if path.is_dir() and path not in tables and (number := len(images_in(path))):
+        if path in tables or not path.is_dir() or is_unlabeled(path, by_tables):
+            continue
+        if number := len(images_in(path)):
             left_out = f"{counted(number, 'image')} in {path.name} left out, unless another table names them"
             by_tables.warnings.append(f"{path.name} has no table: {left_out}")
     return by_tables

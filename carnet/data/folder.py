@@ -14,6 +14,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,7 +40,14 @@ _ABOUT_IMAGES = re.compile(
 """Names of folders that hold the images of a data set, and of folders that hold annotations, which may be images."""
 
 
-def list_folder(root: Path, shown: Path, known_classes: Collection[str] = (), layout: Layout = "auto") -> Listing:
+def list_folder(
+    root: Path,
+    shown: Path,
+    known_classes: Collection[str] = (),
+    layout: Layout = "auto",
+    *,
+    unlabeled: Path | None = None,
+) -> Listing:
     """List the images in a folder, in either layout.
 
     Args:
@@ -47,12 +55,13 @@ def list_folder(root: Path, shown: Path, known_classes: Collection[str] = (), la
         shown: its name in messages; images from an archive have the archive's name.
         known_classes: a folder with one of these names is a class, even if it is the only folder.
         layout: the layout, if the user has chosen one.
+        unlabeled: a folder of images without labels, which is neither a class nor a part of one.
 
     Raises:
         DataError: if two folders are the same split, folders could be splits or classes, a folder cannot be opened, or
             a link is broken.
     """
-    listing = Listing(root, {}, top=root)
+    listing = Listing(root, {}, top=root, unlabeled=_state(unlabeled))
     folders, files = _look_into(root, listing, shown)
     entered = {root.resolve()}
     while _holds_everything(folders, files, known_classes) and folders[0].resolve() not in entered:
@@ -171,7 +180,12 @@ def is_folder(path: Path) -> bool:
 def _look_into(folder: Path, listing: Listing, shown: Path) -> tuple[list[Path], list[Path]]:
     """Return the folders in a folder, and its files, which have no class; count and warn of what is skipped."""
     paths = visible(folder, listing)
-    folders = [path for path in paths if is_folder(path)]
+    # Whether a folder with the name of a split is one, is decided later.
+    folders = [
+        path
+        for path in paths
+        if is_folder(path) and (path.name.lower() in SPLIT_NAMES or not is_unlabeled(path, listing))
+    ]
     files = [path for path in paths if path.is_file()]
     listing.num_other_files += len(files)
     if images := [path.name for path in files if looks_like_image(path)]:
@@ -179,6 +193,25 @@ def _look_into(folder: Path, listing: Listing, shown: Path) -> tuple[list[Path],
         number = counted(len(images), "image")
         listing.warnings.append(f"{number} directly in {shown}, in no class folder, left out: {first_few(images)}")
     return folders, files
+
+
+def _state(folder: Path | None) -> os.stat_result | None:
+    """Return what identifies a folder, however its path is written; None if there is none."""
+    with suppress(OSError):
+        return None if folder is None else folder.stat()
+    return None
+
+
+def is_unlabeled(folder: Path, listing: Listing) -> bool:
+    """Return whether a folder is the one with the images without labels, and warn that it is passed over."""
+    if listing.unlabeled is None or (state := _state(folder)) is None:
+        return False
+    if not os.path.samestat(state, listing.unlabeled):
+        return False
+    warning = f"folder {folder.relative_to(listing.root).as_posix()} holds the images without labels, and is no class"
+    if warning not in listing.warnings:
+        listing.warnings.append(warning)
+    return True
 
 
 def _holds_everything(folders: list[Path], files: list[Path], known_classes: Collection[str]) -> bool:
@@ -264,6 +297,8 @@ def _split_in(name: str) -> str:
 def _list_classes(folders: list[Path], listing: Listing) -> ByClass:
     by_class: ByClass = {}
     for folder in folders:
+        if is_unlabeled(folder, listing):
+            continue
         # macOS may write an accented letter as two characters, where other systems use one.
         name = unicodedata.normalize("NFC", folder.name)
         if name in by_class:
@@ -290,7 +325,8 @@ def _images(folder: Path, listing: Listing) -> Iterator[Path]:
         seen.add(real)
         hidden = [name for name in (*folders, *names) if is_hidden(name)]
         listing.num_hidden += len(hidden)
-        folders[:] = sorted(name for name in folders if name not in hidden)
+        shown = (name for name in folders if name not in hidden)
+        folders[:] = sorted(name for name in shown if not is_unlabeled(here / name, listing))
         for name in sorted(set(names) - set(hidden)):
             # A broken link with an image's name counts as an image that cannot be read.
             if looks_like_image(here / name):

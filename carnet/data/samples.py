@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -107,27 +107,6 @@ class LabeledImages:
         return {name: numbers[label] for label, name in enumerate(self.classes)}
 
 
-@dataclass(frozen=True)
-class UnlabeledImages:
-    """Images without labels: all that a folder holds, in the folders inside it as well.
-
-    Attributes:
-        root: the folder.
-        paths: the images.
-        ignored: images that the ignore list names, with their whole paths.
-        num_hidden: how many hidden files and folders were skipped.
-        num_other_files: how many files are not images.
-        warnings: what the user should know.
-    """
-
-    root: Path
-    paths: tuple[Path, ...]
-    ignored: tuple[str, ...] = ()
-    num_hidden: int = 0
-    num_other_files: int = 0
-    warnings: tuple[str, ...] = ()
-
-
 @dataclass
 class Listing:
     """What one form of data holds, before its classes are numbered.
@@ -137,6 +116,7 @@ class Listing:
     Attributes:
         top: the folder that was given, if `root` is inside it.
         num_loose_images: how many of the other files are images.
+        unlabeled: the folder of images without labels, which is passed over; None: there is none.
     """
 
     root: Path
@@ -145,6 +125,7 @@ class Listing:
     num_hidden: int = 0
     num_other_files: int = 0
     num_loose_images: int = 0
+    unlabeled: os.stat_result | None = None
     left_out: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -220,6 +201,17 @@ def groups_of(near: Mapping[str, frozenset[str]]) -> dict[str, str]:
             like = sorted(other for other in near[digest] if leaders.get(other) == other)
             leaders[digest] = like[0] if like else digest
     return leaders
+
+
+def representatives(digests: Sequence[str], near: Mapping[str, frozenset[str]] | None) -> list[str]:
+    """Return for each content the one that stands for it and its near copies, as `groups_of` chooses it.
+
+    Args:
+        digests: the contents.
+        near: content -> its near copies; None: they are not known, and each content stands for itself.
+    """
+    groups = groups_of(near or {})
+    return [groups.get(digest, digest) for digest in digests]
 
 
 def hold_out(
@@ -353,8 +345,14 @@ def named_images(images: Iterable[Path], lines: Sequence[str], roots: Iterable[P
     return named, unmatched
 
 
-def leave_out(listing: Listing, ignore: Sequence[str]) -> None:
-    """Move the images that an ignore list names to `left_out`, and warn of lines that name none."""
+def leave_out(listing: Listing, ignore: Sequence[str], *, elsewhere: Collection[str] = ()) -> None:
+    """Move the images that an ignore list names to `left_out`, and warn of lines that name none.
+
+    Args:
+        listing: the images.
+        ignore: lines of the list.
+        elsewhere: lines that name images without labels.
+    """
     if not ignore:
         return
     images = [path for by_class in listing.splits.values() for paths in by_class.values() for path in paths]
@@ -364,7 +362,7 @@ def leave_out(listing: Listing, ignore: Sequence[str]) -> None:
         listing.left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
         for name, paths in by_class.items():
             by_class[name] = [path for path in paths if path not in named]
-    if unmatched:
+    if unmatched := [line for line in unmatched if line not in elsewhere]:
         listing.warnings.append(describe_unmatched(unmatched))
 
 

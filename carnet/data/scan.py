@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from carnet.data.samples import LabeledImages, UnlabeledImages, groups_of, hold_out
+from carnet.data.samples import LabeledImages, groups_of, hold_out
 from carnet.data.scan_notes import about_content, about_names
-from carnet.data.scanned import UNLABELED, ImageFacts, ScannedImages
+from carnet.data.scanned import ImageFacts, ScannedImages
+from carnet.data.unlabeled import UnlabeledImages
 from carnet.errors import DataError, ImageError, UnreadableImagesError
 from carnet.files import MAX_IMAGE_BYTES, digest_of, read_file
 from carnet.image_files import find_losses
@@ -41,6 +42,22 @@ _MODES = {"1": "black and white", "L": "grey", "P": "palette", "CMYK": "CMYK"} |
 )
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """How a run that is resumed divided its images, which another version or machine might do otherwise.
+
+    Attributes:
+        held_out: content hashes of the images that it held out; None: it held out none.
+        left_out: of the images without labels that it left out as near copies.
+        ignored: paths of the images without labels that it ignored, inside their folder; None: another ignore list is
+            given now.
+    """
+
+    held_out: Collection[str] | None = None
+    left_out: Collection[str] = ()
+    ignored: Sequence[str] | None = None
+
+
 def scan_images(
     data: LabeledImages,
     *,
@@ -50,8 +67,9 @@ def scan_images(
     seed: int = 0,
     facts: Mapping[Path, ImageFacts] | None = None,
     near: Mapping[str, frozenset[str]] | None = None,
-    held_out_before: Collection[str] | None = None,
+    earlier: Earlier | None = None,
     unlabeled: UnlabeledImages | None = None,
+    near_unlabeled: Mapping[str, frozenset[str]] | None = None,
     progress: OnProgress | None = None,
 ) -> ScannedImages:
     """Decode every image once, hold out validation images if there are none, and note what is unusual.
@@ -63,9 +81,12 @@ def scan_images(
         valid_fraction: fraction to hold out for validation if the data has no split `valid`.
         seed: seed of that division.
         facts: what each file holds, if it is known already.
-        near: content hash -> those of its near copies, which stay on one side when images are held out.
-        held_out_before: content hashes of the images that a resumed run has held out; None: of a new run.
+        near: content hash of a labelled image -> those of its near copies, which stay on one side when images are held
+            out; None: they are not known.
+        earlier: how a run that is resumed divided them; None: it is a new run.
         unlabeled: images without labels.
+        near_unlabeled: content hash -> those of its near copies, also among images without labels, which are left out
+            if they are near copies of an image that is evaluated; None: they are not known.
         progress: called with the number of images inspected and of all images.
 
     Raises:
@@ -88,12 +109,12 @@ def scan_images(
     if held_out := "valid" not in splits:
         pool = splits.pop("all" if data.is_flat else "train")
         digests = {path: fact.sha256 for path, fact in facts.items()}
-        if held_out_before is None:
+        if earlier is None or earlier.held_out is None:
             groups = groups_of(near or {})
             train, valid = hold_out(pool, digests, fraction=valid_fraction, seed=seed, groups=groups)
         else:
-            train = tuple(sample for sample in pool if digests[sample.path] not in held_out_before)
-            valid = tuple(sample for sample in pool if digests[sample.path] in held_out_before)
+            train = tuple(sample for sample in pool if digests[sample.path] not in earlier.held_out)
+            valid = tuple(sample for sample in pool if digests[sample.path] in earlier.held_out)
         splits = {"train": train, "valid": valid, **splits}
     scanned = ScannedImages(replace(data, splits=splits), facts, unreadable, held_out, near=near)
     if empty := [name for name, count in scanned.data.counts("train").items() if not count]:
@@ -105,12 +126,30 @@ def scan_images(
         number = counted(len(valid), "image")
         warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held out for validation")
     if unlabeled is not None:
-        scanned = _with_unlabeled(scanned, unlabeled, warnings)
+        if earlier is not None:
+            copies = set(earlier.left_out)
+        elif near_unlabeled is not None:
+            copies = _copies_of_evaluated(scanned, near_unlabeled)
+        else:
+            copies = set()
+            warnings.append("images without labels may be near copies of others; to tell, thumbnails need room")
+        scanned = _with_unlabeled(scanned, unlabeled, copies, warnings)
     return replace(scanned, warnings=tuple(warnings))
 
 
-def _with_unlabeled(scanned: ScannedImages, unlabeled: UnlabeledImages, warnings: list[str]) -> ScannedImages:
+def _copies_of_evaluated(scanned: ScannedImages, near: Mapping[str, frozenset[str]]) -> set[str]:
+    """Return the contents that are near copies of images which are evaluated."""
+    splits = scanned.data.splits
+    evaluated = {scanned.facts[one.path].sha256 for name in splits if name != "train" for one in splits[name]}
+    return {content for content, others in near.items() if not evaluated.isdisjoint(others)}
+
+
+def _with_unlabeled(
+    scanned: ScannedImages, unlabeled: UnlabeledImages, copies: Collection[str], warnings: list[str]
+) -> ScannedImages:
     """Add the images without labels that are no labelled images as well; add to `warnings` which are left out.
+
+    So are near copies of images that are evaluated, whose content hashes are `copies`.
 
     Raises:
         DataError: if none is left.
@@ -122,25 +161,32 @@ def _with_unlabeled(scanned: ScannedImages, unlabeled: UnlabeledImages, warnings
     }
     unreadable = tuple(path for path in unlabeled.paths if facts[path].error is not None)
     kept: dict[str, Path] = {}
+    near_copies: list[Path] = []
     left_out: dict[str, list[Path]] = defaultdict(list)
     for path in unlabeled.paths:
         if facts[path].error is not None:
             continue
         digest = facts[path].sha256
-        if split := in_split.get(digest, UNLABELED if digest in kept else ""):
-            left_out[split].append(path)
+        if split := in_split.get(digest):
+            left_out[f"byte for byte in {split} as well"].append(path)
+        elif digest in kept:
+            left_out["byte for byte among them already"].append(path)
+        elif digest in copies:
+            near_copies.append(path)
         else:
             kept[digest] = path
-    for split, paths in left_out.items():
-        where = "among them already" if split == UNLABELED else f"in {split} as well"
+    if near_copies:
+        left_out["near copies of images that are evaluated (saved again, cropped or mirrored)"] = near_copies
+    for why, paths in left_out.items():
         names = first_few([path.relative_to(unlabeled.root).as_posix() for path in paths])
-        warnings.append(f"{counted(len(paths), 'image')} without label left out, byte for byte {where}: {names}")
+        warnings.append(f"{counted(len(paths), 'image')} without label left out, {why}: {names}")
     if not kept:
         raise DataError(f"no image of --unlabeled {unlabeled.root} is left; name other images, or leave it out")
     return replace(
         scanned,
         unlabeled=replace(unlabeled, paths=tuple(kept.values())),
         unreadable_unlabeled=unreadable,
+        near_copies_unlabeled=tuple(near_copies),
     )
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from carnet.data.samples import LabeledImages, Sample, UnlabeledImages
+from carnet.data.samples import LabeledImages, Sample
+from carnet.data.unlabeled import UnlabeledImages
 from carnet.errors import ImageError
 
-UNREADABLE, UNLABELED = "unreadable", "unlabeled"
-"""The splits that `data.csv` of a run gives to images that were skipped because they cannot be decoded, and to images
-without labels, whose paths count from their own folder."""
+UNREADABLE, UNLABELED, LEFT_OUT = "unreadable", "unlabeled", "left out"
+"""The splits that `data.csv` of a run gives to images that were skipped because they cannot be decoded, to images
+without labels, whose paths count from their own folder, and to those of them that are near copies of evaluated ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class ScannedImages:
         warnings: what the user should know.
         unlabeled: images that a teacher names; none of them is a labelled image as well. None: there are none.
         unreadable_unlabeled: those of them that were skipped because they cannot be decoded.
-        near: content hash -> those of its near copies; None: near copies are not known.
+        near_copies_unlabeled: those that were left out because they are near copies of images that are evaluated.
+        near: content hash of a labelled image -> those of its near copies; None: near copies are not known.
     """
 
     data: LabeledImages
@@ -61,6 +63,7 @@ class ScannedImages:
     warnings: tuple[str, ...] = ()
     unlabeled: UnlabeledImages | None = None
     unreadable_unlabeled: tuple[Path, ...] = ()
+    near_copies_unlabeled: tuple[Path, ...] = ()
     near: Mapping[str, frozenset[str]] | None = None
 
     @property
@@ -129,7 +132,11 @@ class ScannedImages:
             for sample in samples:
                 yield self._row(split, self.data.classes[sample.label], self.data.relative(sample), sample.path)
         if self.unlabeled is not None:
-            for split, paths in ((UNLABELED, self.unlabeled.paths), (UNREADABLE, self.unreadable_unlabeled)):
+            for split, paths in (
+                (UNLABELED, self.unlabeled.paths),
+                (UNREADABLE, self.unreadable_unlabeled),
+                (LEFT_OUT, self.near_copies_unlabeled),
+            ):
                 for path in paths:
                     yield self._row(split, "", path.relative_to(self.unlabeled.root).as_posix(), path)
 

@@ -139,7 +139,8 @@ def within_limits(
     if output is not None:
         RunFolder.new(Path(output))
     bar = partial(progress.bar, "unpacking")
-    images = find_images(data, layout=requested.layout or "auto", ignore=ignore, progress=bar)
+    layout = requested.layout or "auto"
+    images = find_images(data, layout=layout, ignore=ignore, unlabeled=requested.unlabeled, progress=bar)
     train = images.splits.get("train", images.samples)
     kept = 1.0 if "valid" in images.splits else 1 - requested.valid_fraction
     per_class = max(1.0, kept * len(train) / len(images.classes))

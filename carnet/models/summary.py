@@ -44,7 +44,7 @@ class ModelSummary:
     input_shape: tuple[int, ...]
     params: int
     macs: int = 0
-    """Strict multiply-accumulates of all convolutions and linear layers."""
+    """Strict multiply-adds (MACs) of all convolutions and linear layers."""
     published_mult_adds: int = 0
     """Multiply-adds as the published tables count them."""
     weights_bytes: int = 0

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from carnet import files
 from carnet.config import ResolvedConfig
+from carnet.data.samples import representatives
 from carnet.data.scanned import ScannedImages
 from carnet.documents import DocumentError
 from carnet.errors import CarnetError, ConfigError, RunError
@@ -31,11 +32,11 @@ from carnet.machine import loading_threads
 from carnet.models.weights import compute_exactly, on_threads
 from carnet.preprocess import load_image
 from carnet.run_folder import RunFolder
-from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds, show_bytes
+from carnet.text import Progress, counted, duration, parse_seconds, show_bytes
 from carnet.training.answers import Answers
-from carnet.training.features import BATCH, FeatureExtractor, Photo
+from carnet.training.features import BATCH, FeatureExtractor, Photo, num_within
 from carnet.training.head import MOST_VIEWS, VIEWED_IMAGES, Choice, FoldHeads, LinearHead, fit_fold_heads, fit_head
-from carnet.training.memory import free_bytes, keep_freed_memory
+from carnet.training.memory import allowed_bytes, keep_freed_memory, peak_anonymous_bytes
 from carnet.training.resolve import TEACHER_SHARE
 from carnet.training.teacher import Teacher, open_teacher
 
@@ -45,6 +46,8 @@ the same few crops over and over teach less than new ones: see `benchmarks/LOG.m
 _MOST_OF_BUDGET = 0.5
 """Share of the rest of a budget that one look at each image may take at most."""
 _MAX_BYTES = 32 * 2**30
+_ROW_BYTES = 200
+"""Of the Python objects that hold the features of a view of one image."""
 _FIT_COPIES = 16
 """Bytes for each number that a head is fitted to: rows in single precision, joined, scaled, and their gradients."""
 
@@ -73,6 +76,7 @@ def ask_teacher(
     progress: Progress,
     started: float | None = None,
     recorded: Mapping[str, Any] | None = None,
+    left_bytes: int | None = None,
 ) -> Taught:
     """Let the config's teacher answer for the training images.
 
@@ -82,6 +86,7 @@ def ask_teacher(
         progress: shows what happens.
         started: when the budget began, by `time.monotonic`; None: of a resumed run.
         recorded: the record of a resumed run, whose teacher answers for the same views again.
+        left_bytes: memory that may be taken; None: what the config and the system leave.
 
     Raises:
         CarnetError: if the teacher cannot be opened, or its answers fit neither into memory nor into the budget.
@@ -97,7 +102,11 @@ def ask_teacher(
     with on_threads(threads):
         teacher = open_teacher(config, images.data.classes, threads=threads)
         photos = _photos(images, teacher.extractor)
-        number = recorded["num_views"] if recorded else _num_views(teacher.extractor, photos, images, config, started)
+        if recorded:
+            number = recorded["num_views"]
+        else:
+            left_bytes = _left_bytes(teacher.extractor, photos, config) if left_bytes is None else left_bytes
+            number = _num_views(teacher.extractor, photos, images, config, started=started, allowed=left_bytes)
         views = teacher.extractor.views(number)
         progress.say(
             f"Asks the teacher, {teacher.name}, for {counted(len(views), 'view')} of {counted(len(photos), 'image')} …"
@@ -124,7 +133,7 @@ def ask_teacher(
         "head": None if answering.head is None else answering.head.to_json(),
         "seconds": round(max(0.001, time.monotonic() - begun), 3),
     }
-    return Taught(answers, content, record, tuple(_notes(teacher, images)))
+    return Taught(answers, content, record, tuple(_notes(teacher, images, answering)))
 
 
 def restored_answers(
@@ -136,13 +145,10 @@ def restored_answers(
         CarnetError: if the file is gone or damaged, and the teacher cannot be asked or answers otherwise.
     """
     num_images = len(images.data.splits["train"]) + images.num_unlabeled
-    with suppress(RunError):
+    with suppress(RunError, DocumentError):
         content = files.read_whole(run.answers, _MAX_BYTES)
         if hashlib.sha256(content).hexdigest() == record["sha256"]:
-            try:
-                return Answers.unpack(content, num_images=num_images, num_classes=len(images.data.classes))
-            except DocumentError as error:
-                raise RunError(f"cannot read {run.answers}: {error}") from error
+            return Answers.unpack(content, num_images=num_images, num_classes=len(images.data.classes))
     missing = f"{run.answers} is missing or damaged, and {record['name']}"
     way_out = "copy the file again from where the run was made"
     try:
@@ -168,15 +174,18 @@ class _Answering:
 
     Attributes:
         teacher: whose own scores count for images that it was not trained on, if it has a head.
-        head: fitted to the labelled images; None: the teacher has one, and was trained on none of them.
+        head: fitted to the labelled images; None: the teacher has one, and was trained on none of the images.
         fold_heads: the heads that were fitted without a part of the labelled images.
-        known: (labelled images,), which of them the teacher, or its head, was fitted to.
+        known: (images,), which of them the teacher was trained on, or may have been.
+        is_alone: (labelled images,), whether those with its label are all in its own part, so that the head which was
+            fitted without them does not know the class.
     """
 
     teacher: Teacher
     head: LinearHead | None
     fold_heads: FoldHeads | None
     known: NDArray[np.bool_]
+    is_alone: NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -189,34 +198,34 @@ class _Answering:
         seed: int,
         progress: Progress,
     ) -> _Answering:
-        """Fit heads to the labelled images, which are the first, if the teacher was fitted to any of them."""
+        """Fit heads to the labelled images, which are the first, if the teacher was trained on any of the images."""
         labels = np.array([sample.label for sample in images.data.splits["train"]])
         number, num_classes = len(labels), len(images.data.classes)
-        known = np.array([teacher.knows(digest) for digest in digests[:number]])
+        known = np.array([teacher.knows(digest) for digest in digests])
         if not known.any():
-            return cls(teacher, None, None, known)
+            return cls(teacher, None, None, known, np.zeros(number, bool))
         views = [view[:number] for view in features[: _fitted_views(len(features), number)]]
-        contents = list(digests[:number])
+        contents = representatives(digests[:number], images.near)
         bar = partial(progress.bar, "fitting the teacher's head")
         head = fit_head(views, labels, contents, num_classes, seed=seed, progress=bar)
         head = replace(head, num_views=len(views))
         choice = Choice(head.penalty, head.temperature, head.top1)
         bar = partial(progress.bar, "fitting heads without a part of the images")
-        return cls(
-            teacher, head, fit_fold_heads(views, labels, contents, choice, num_classes, seed=seed, progress=bar), known
-        )
+        folds = fit_fold_heads(views, labels, contents, choice, num_classes, seed=seed, progress=bar)
+        return cls(teacher, head, folds, known, known[:number] & (folds.support(labels, contents) == 0))
 
     def scores(self, features: NDArray[np.float16]) -> NDArray[np.float16]:
         """(N, channels) -> (N, classes)"""
         rows = features.astype(np.float32)
+        if self.head is None or self.fold_heads is None:
+            assert self.teacher.score is not None
+            return self.teacher.score(rows).astype(np.float16)
+        scores: NDArray[np.float32] = rows @ self.head.weight.numpy().T
         if self.teacher.score is not None:
-            scores = self.teacher.score(rows)
-        else:
-            assert self.head is not None
-            scores = rows @ self.head.weight.numpy().T
-        if self.fold_heads is not None:
-            number = len(self.known)
-            scores[:number][self.known] = self.fold_heads.scores(rows[:number])[self.known]
+            scores[~self.known] = self.teacher.score(rows[~self.known])
+        number = len(self.is_alone)
+        by_folds = self.known[:number] & ~self.is_alone
+        scores[:number][by_folds] = self.fold_heads.scores(rows[:number])[by_folds]
         return scores.astype(np.float16)
 
 
@@ -246,14 +255,23 @@ def _answers(
     return Answers(np.stack(scores), boxes, rows.astype(np.float16), extractor.min_crop)
 
 
+def _left_bytes(extractor: FeatureExtractor, photos: Sequence[Photo], config: ResolvedConfig) -> int:
+    """Return the memory that is left for features while the teacher looks at images."""
+    peak = peak_anonymous_bytes(lambda: extractor.compute(np.stack([photo.load() for photo in photos[:BATCH]])))
+    now = peak_anonymous_bytes(lambda: None)
+    return max(0, allowed_bytes(config.max_memory, config.device) - (peak - now))
+
+
 def _num_views(
     extractor: FeatureExtractor,
     photos: Sequence[Photo],
     images: ScannedImages,
     config: ResolvedConfig,
+    *,
     started: float | None,
+    allowed: int,
 ) -> int:
-    """Return how many views of each image memory and budget allow.
+    """Return how many views of each image a budget and so many bytes of memory allow.
 
     Raises:
         ConfigError: if not even the whole images do.
@@ -266,10 +284,9 @@ def _num_views(
     channels = extractor.compute(np.stack(pixels)).shape[1]
     num_whole = len(extractor.whole_views)
     number = num_whole + (NUM_CROPS if config.min_crop < 1 else 0)
-    allowed = parse_bytes(config.max_memory) if config.max_memory else free_bytes()
-    # Half precision; scores twice, because they are packed into a file.
-    of_view = len(photos) * (2 * channels + 4 * num_classes)
-    once = 4 * len(photos) * (2 * channels + num_classes)
+    # Half precision; scores twice, because they are packed into a file, and the features of one view while joined.
+    of_view = len(photos) * (2 * channels + _ROW_BYTES + 4 * num_classes)
+    once = len(photos) * (10 * channels + 4 * num_classes)
     while number and (needed := _needed_bytes(number, of_view, once, num_labeled * channels, num_labeled)) > allowed:
         number -= 1
     if not number:
@@ -279,13 +296,13 @@ def _num_views(
         )
     if config.budget is not None and started is not None:
         seconds_left = parse_seconds(config.budget) - (time.monotonic() - started)
-        seconds = (loading + extractor.seconds_per_image()) * len(photos)
-        if seconds > _MOST_OF_BUDGET * seconds_left:
+        seconds = extractor.seconds_of(photos, extractor.views(number), loading + extractor.seconds_per_image())
+        if seconds[0] > _MOST_OF_BUDGET * seconds_left:
             raise ConfigError(
-                f"the teacher takes about {duration(seconds)} to look at each image once, and --budget "
+                f"the teacher takes about {duration(seconds[0])} to look at each image once, and --budget "
                 f"{config.budget} leaves {duration(max(0.0, seconds_left))}; give more, or take a faster teacher"
             )
-        number = min(number, max(1, int(TEACHER_SHARE * seconds_left / seconds)))
+        number = num_within(seconds, TEACHER_SHARE * seconds_left)
     return number if number >= num_whole + FEWEST_CROPS else min(number, num_whole)
 
 
@@ -314,7 +331,7 @@ class _Limited:
             )
 
 
-def _notes(teacher: Teacher, images: ScannedImages) -> list[str]:
+def _notes(teacher: Teacher, images: ScannedImages, answering: _Answering) -> list[str]:
     """Return what makes an accuracy, or the answers, worth less than they seem."""
     notes = []
     if teacher.is_file:
@@ -327,6 +344,17 @@ def _notes(teacher: Teacher, images: ScannedImages) -> list[str]:
         notes.append(
             f"{counted(len(seen), 'image')} of valid trained {teacher.name}, so that the accuracy may be too high"
         )
+    if teacher.score is not None and (number := int(answering.known[len(answering.is_alone) :].sum())):
+        trained = "trained" if teacher.trained_on is not None else "may have trained"
+        notes.append(
+            f"{counted(number, 'image')} without label {trained} {teacher.name}; a head that is fitted to the labelled "
+            "images answers for them"
+        )
+    if number := int(answering.is_alone.sum()):
+        notes.append(
+            f"{counted(number, 'training image')} cannot be answered for by a head that has not seen their labels, "
+            "because no image of the class would be left to fit it to; a head that has seen them answers"
+        )
     return notes
 
 
@@ -334,12 +362,12 @@ def about_teacher(record: Mapping[str, Any] | None) -> str:
     """Return a phrase about the teacher of a run; empty without one."""
     if record is None:
         return ""
-    crops = f" and {counted(record['num_crops'], 'crop')} of it" if record["num_crops"] else ""
+    seen = f"image and {counted(record['num_crops'], 'crop')} of it" if record["num_crops"] else "whole image"
     head = record["head"]
-    fitted = "" if head is None else f", {100 * head['top1']:.1f}% right by heads that were fitted without the image"
+    fitted = "" if head is None else f" (a head on its features is right for {100 * head['top1']:.1f}% of new images)"
     return (
-        f"learns from the answers of {record['name']} for each image{crops}{fitted}, in {duration(record['seconds'])}, "
-        "and not from labels"
+        f"learns from the answers of {record['name']}{fitted} for each {seen}, in {duration(record['seconds'])}, and "
+        "not from labels"
     )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import __version__
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from carnet import files
@@ -204,7 +205,14 @@ class FeatureExtractor:
                     values = np.concatenate(rows[view])
                     _write_chunk(folders[view], digests, values)
                     known[view] |= dict(zip(digests, values, strict=True))
-        return [np.stack([known[view][photo.digest] for photo in photos]) for view in views]
+        # A view's rows are let go as soon as they are joined, so that no more than one view is held twice.
+        return [_joined(known.pop(view), photos) for view in views]
+
+    def seconds_of(self, photos: Sequence[Photo], views: Sequence[int], seconds_per_image: float) -> list[float]:
+        """Return how long each view of all photos takes; those that are in the cache take no time."""
+        wanted = {photo.digest for photo in photos}
+        folders = (cache_root() / "features" / self._key(view) for view in views)
+        return [seconds_per_image * len(wanted - _kept(folder)) for folder in folders]
 
     def change(self, digest: str, view: int) -> Change:
         """Return how a crop is cut out of an image, and changed."""
@@ -247,6 +255,15 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def num_within(seconds_of_views: Sequence[float], seconds: float) -> int:
+    """Return how many of the first views take at most so long together, one at least."""
+    return max(1, int((np.cumsum(seconds_of_views) <= seconds).sum()))
+
+
+def _joined(rows: Mapping[str, NDArray[np.float16]], photos: Sequence[Photo]) -> NDArray[np.float16]:
+    return np.stack([rows[photo.digest] for photo in photos])
+
+
 def batched(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
     """Yield the values in lists of `size`; the last one may be shorter."""
     left = iter(values)
@@ -278,6 +295,16 @@ def _read_chunks(folder: Path, wanted: set[str]) -> dict[str, NDArray[np.float16
                 if found:
                     path.touch()
     return known
+
+
+def _kept(folder: Path) -> set[str]:
+    """Return the digests of the images whose features are kept; whether they are whole is not checked."""
+    kept: set[str] = set()
+    with suppress(OSError):
+        for path in folder.glob("*.safetensors"):
+            with suppress(OSError, SafetensorError), safe_open(path, framework="np") as file:
+                kept.update((file.metadata() or {}).get("digests", "").split())
+    return kept
 
 
 def _remove_unused(root: Path) -> None:

@@ -11,7 +11,7 @@ L-BFGS on the features of pretrained networks).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from carnet import metrics
 from carnet.calibration import fit_temperature
+from carnet.data.samples import representatives
 from carnet.data.scanned import ScannedImages
 from carnet.errors import ConfigError
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress, Progress, counted, duration, show_bytes
-from carnet.training.features import FeatureExtractor, Photo, linear_head
+from carnet.training.features import FeatureExtractor, Photo, linear_head, num_within
 from carnet.training.memory import free_bytes
 from carnet.training.pipeline import Pipeline
 
@@ -88,6 +89,7 @@ def fit_head(
     num_classes: int,
     *,
     seed: int = 0,
+    chosen: Choice | None = None,
     progress: OnProgress | None = None,
 ) -> LinearHead:
     """Fit a head to the features of images, the same images in each view; the first is the whole image.
@@ -95,9 +97,11 @@ def fit_head(
     Args:
         views: (N, channels) each.
         labels: (N,)
-        digests: of the images' files; those that are equal are never on both sides of a division.
+        digests: of the images' files, or those that stand for near copies; those that are equal are never on both
+            sides of a division.
         num_classes: number of outputs.
         seed: of the divisions.
+        chosen: penalty and temperature; None: they are chosen by cross-validation.
         progress: called with the number of fits done, and of all.
     """
     labels, views = labels.astype(np.int64), [view.astype(np.float32) for view in views]
@@ -110,7 +114,8 @@ def fit_head(
         if progress is not None:
             progress(done, fits)
 
-    chosen = choose_penalty(views, labels, digests, num_classes, seed=seed, progress=tell)
+    if chosen is None:
+        chosen = choose_penalty(views, labels, digests, num_classes, seed=seed, progress=tell)
     weight = _path(views, labels, num_classes, [chosen.penalty])[chosen.penalty] / (length * chosen.temperature)
     if progress is not None:
         progress(fits or 1, fits or 1)
@@ -186,6 +191,17 @@ class FoldHeads:
     folds: NDArray[np.int64]
     weights: Sequence[NDArray[np.float32]]
 
+    def support(self, labels: NDArray[np.int64], digests: Sequence[str]) -> NDArray[np.int64]:
+        """Return of how many different images with its label each image's head knows: (N,).
+
+        The arguments are those of `fit_fold_heads`.
+        """
+        images = dict(zip(zip(labels.tolist(), digests, strict=True), self.folds.tolist(), strict=True))
+        of_class = Counter(label for label, _ in images)
+        in_fold = Counter((label, fold) for (label, _), fold in images.items())
+        places = zip(labels.tolist(), self.folds.tolist(), strict=True)
+        return np.array([of_class[label] - in_fold[label, fold] for label, fold in places], np.int64)
+
     def scores(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """(N, channels) -> (N, classes), each image's by the head that was fitted without it."""
         scores = np.zeros((len(features), len(self.weights[0])), np.float32)
@@ -209,7 +225,7 @@ def fit_fold_heads(
     Args:
         views: (N, channels) each.
         labels: (N,)
-        digests: of the images' files; those that are equal are in the same part.
+        digests: of the images' files, or those that stand for near copies; those that are equal are in the same part.
         choice: penalty and temperature of the heads.
         num_classes: number of outputs.
         seed: of the division.
@@ -313,8 +329,8 @@ def start_head(
     seed: int,
     progress: Progress,
     seconds_left: float | None = None,
-    max_memory: int | None = None,
-    num_views: int | None = None,
+    left_bytes: int | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> LinearHead:
     """Fit the last layer of a network to the features that its other weights give the training images.
 
@@ -327,8 +343,8 @@ def start_head(
         seed: of the cross-validation.
         progress: shows what happens.
         seconds_left: of the budget; None: there is none.
-        max_memory: that may be taken, in bytes; None: what is free.
-        num_views: of each image; None: chosen by their number and the budget.
+        left_bytes: memory that may be taken; None: what is free.
+        recorded: the head of a resumed run, which is fitted again; None: views and penalty are chosen.
 
     Raises:
         ModelError: if the network does not end in one linear layer.
@@ -339,41 +355,45 @@ def start_head(
     photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
     layer = linear_head(network, spec.model)
     extractor = FeatureExtractor.of_network(network.to(device), spec, pipeline.augmentation)
-    allowed = max_memory or free_bytes()
+    allowed = free_bytes() if left_bytes is None else left_bytes
     needed = _COPIES * 4 * len(samples) * layer.in_features
     if needed > allowed:
         raise ConfigError(
             f"the features of {counted(len(samples), 'image')} take {show_bytes(needed)} of memory, more than the "
             f"{show_bytes(allowed)} allowed; train with fewer images, or a network from random weights"
         )
-    if num_views is None:
+    if recorded is not None:
+        num_views = recorded["num_views"]
+    else:
         num_views = min(max(2, min(MOST_VIEWS, VIEWED_IMAGES // len(samples))), allowed // needed)
         if seconds_left is not None:
-            num_views = _views_within(seconds_left, extractor.seconds_per_image() * len(samples), num_views)
+            seconds = extractor.seconds_of(photos, extractor.views(num_views), extractor.seconds_per_image())
+            num_views = _views_within(seconds_left, seconds)
     bar = partial(progress.bar, f"features of {counted(num_views, 'view')}")
     views = extractor.features(photos, extractor.views(num_views), bar)
     network.to("cpu")
     head = fit_head(
         views,
         np.array([sample.label for sample in samples]),
-        [photo.digest for photo in photos],
+        representatives([photo.digest for photo in photos], images.near),
         spec.num_classes,
         seed=seed,
+        chosen=None if recorded is None else Choice(*(recorded[name] for name in Choice._fields)),
         progress=partial(progress.bar, "fitting the head"),
     )
     head.copy_to(layer)
     return replace(head, num_views=num_views)
 
 
-def _views_within(seconds_left: float, seconds_of_view: float, most: int) -> int:
-    """Return how many views of all images fit into a budget.
+def _views_within(seconds_left: float, seconds_of_views: Sequence[float]) -> int:
+    """Return how many of the first views of all images fit into a budget.
 
     Raises:
         ConfigError: if not even one fits.
     """
-    if seconds_of_view > _MOST_OF_BUDGET * seconds_left:
+    if seconds_of_views[0] > _MOST_OF_BUDGET * seconds_left:
         raise ConfigError(
-            f"the features of all images take about {duration(seconds_of_view)}, and --budget leaves "
+            f"the features of all images take about {duration(seconds_of_views[0])}, and --budget leaves "
             f"{duration(max(0.0, seconds_left))}; give more, or take a smaller --image-size"
         )
-    return max(1, min(most, int(_FEATURES_SHARE * seconds_left / seconds_of_view)))
+    return num_within(seconds_of_views, _FEATURES_SHARE * seconds_left)

@@ -19,10 +19,10 @@ from carnet.files import digest_of
 from carnet.models.registry import Preprocessing, create_model, preprocessing_of
 from carnet.models.weights import check_start, compute_exactly, on_threads, start_from
 from carnet.spec import ModelSpec
-from carnet.text import Progress, counted, duration, parse_bytes, parse_seconds
+from carnet.text import Progress, counted, duration, parse_seconds
 from carnet.training.features import linear_head, network_features
 from carnet.training.head import start_head
-from carnet.training.memory import keep_freed_memory
+from carnet.training.memory import allowed_bytes, keep_freed_memory
 from carnet.training.optim import has_patches
 from carnet.training.pipeline import Pipeline
 
@@ -129,8 +129,8 @@ def fit_first_head(
             seed=config.seed,
             progress=progress,
             seconds_left=left,
-            max_memory=None if config.max_memory is None else parse_bytes(config.max_memory),
-            num_views=None if recorded is None else recorded["num_views"],
+            left_bytes=allowed_bytes(config.max_memory, config.device),
+            recorded=recorded,
         )
     return head.to_json() | {"threads": threads, "seconds": round(max(0.001, time.monotonic() - begun), 3)}
 

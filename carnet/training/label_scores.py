@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from carnet.checks.data import CheckedData
 from carnet.checks.labels import LabelScores
 from carnet.config import LITE0
-from carnet.data.samples import groups_of
+from carnet.data.samples import representatives
 from carnet.errors import DataError
 from carnet.metrics import softmax
 from carnet.preprocess import load_image
@@ -54,7 +51,6 @@ def score_labels(data: CheckedData, run: Path | None = None, *, progress: Progre
         model, _ = open_run(run, device, "--model")
         network, spec, source = model.network, model.spec, f"the run {run.name}"
     extractor = FeatureExtractor.of_network(network, spec, Augmentation(0.0, 0.0, 0.0))
-    groups = {} if data.appearance is None else groups_of(data.appearance.near_copies)
     samples = [sample for _, sample in data if data.facts[sample.path].error is None]
     if len(samples) < 2 or len({sample.label for sample in samples}) < 2:
         raise DataError(f"labels cannot be checked with {counted(len(samples), 'image')} of fewer than two classes")
@@ -67,21 +63,13 @@ def score_labels(data: CheckedData, run: Path | None = None, *, progress: Progre
     photos = [Photo(data.facts[sample.path].sha256, partial(load_image, sample.path, spec)) for sample in samples]
     features = extractor.features(photos, extractor.whole_views, partial(progress.bar, "features for the labels"))
     labels = np.array([sample.label for sample in samples], np.int64)
-    contents = [groups.get(photo.digest, photo.digest) for photo in photos]
+    near = None if data.appearance is None else data.appearance.near_copies
+    contents = representatives([photo.digest for photo in photos], near)
     number = len(data.images.classes)
     bar = partial(progress.bar, "choosing the penalty")
     choice = choose_penalty(features, labels, contents, number, seed=_SEED, progress=bar)
     bar = partial(progress.bar, "fitting heads without a part of the images")
     folds = fit_fold_heads(features, labels, contents, choice, number, seed=_SEED, progress=bar)
     scores = folds.scores(features[0])
-    support = _support(folds.folds, labels, contents)
+    support = folds.support(labels, contents)
     return LabelScores([sample.path for sample in samples], softmax(scores), support, source)
-
-
-def _support(folds: NDArray[np.int64], labels: NDArray[np.int64], contents: Sequence[str]) -> NDArray[np.int64]:
-    """Return of how many different photos with its label each image's head knows: (N,)."""
-    photos = dict(zip(zip(labels.tolist(), contents, strict=True), folds.tolist(), strict=True))
-    of_class = Counter(label for label, _ in photos)
-    in_fold = Counter((label, fold) for (label, _), fold in photos.items())
-    places = zip(labels.tolist(), folds.tolist(), strict=True)
-    return np.array([of_class[label] - in_fold[label, fold] for label, fold in places], np.int64)

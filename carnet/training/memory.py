@@ -44,6 +44,20 @@ def free_bytes(root: Path = Path("/")) -> int:
     return max(0, free)
 
 
+def allowed_bytes(max_memory: str | None, device: str) -> int:
+    """Return the memory that this process may still take, by the system and by the user's limit.
+
+    Args:
+        max_memory: of the whole process, such as "2GB"; None: there is no limit. Where training is on a GPU, it is the
+            limit of that.
+        device: that is trained on: cpu, cuda or mps.
+    """
+    free = free_bytes()
+    if max_memory is None or device == "cuda":
+        return free
+    return max(0, min(free, parse_bytes(max_memory) - anonymous_bytes()))
+
+
 def anonymous_bytes(pid: int | None = None) -> int:
     """Return the memory that no file backs, of a process (default: this one) and its children.
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from carnet import files
 from carnet.config import FORMAT, ResolvedConfig, TrainingConfig
-from carnet.data.scanned import ScannedImages
+from carnet.data.scan import Earlier
+from carnet.data.scanned import LEFT_OUT, ScannedImages
 from carnet.errors import ConfigError, DataError, MissingExtraError, ModelError, RunError
 from carnet.hub_models import is_hub_model
 from carnet.machine import versions
@@ -184,12 +185,10 @@ def prepare_resumed(
     checkpoint = last_good_checkpoint(run, progress)
     record, source = (run.read_config(), run.config) if checkpoint is None else (checkpoint.record, run.checkpoint)
     config = resumed_config(run, requested.with_full_paths(), record, source)
-    place, ignore = data or record["data"]["path"], ignore or record["data"].get("ignore", ())
+    place = data or record["data"]["path"]
     try:
-        # The run says what it held out; another version, or machine, might divide otherwise.
-        digests = run.digests() if record["data"].get("held_out") else None
-        held_out = None if digests is None else digests.get("valid")
-        scan = scan_data(place, config, ignore, progress, held_out=held_out)
+        earlier = _earlier(run, record["data"], config, is_ignored=not ignore)
+        scan = scan_data(place, config, ignore or record["data"].get("ignore", ()), progress, earlier=earlier)
     except DataError as error:
         if data or not Path(place).is_absolute() or Path(place).exists():
             raise
@@ -357,9 +356,20 @@ def _record(
             "num_unreadable": len(images.unreadable),
             "held_out": images.held_out,
             # Relative to the data, because the paths in a list may be relative to the current folder.
-            "ignore": list(images.ignored),
+            "ignore": list(images.data.ignored),
+            "ignore_unlabeled": [] if images.unlabeled is None else list(images.unlabeled.ignored),
         },
     }
+
+
+def _earlier(run: RunFolder, recorded: Mapping[str, Any], config: TrainingConfig, *, is_ignored: bool) -> Earlier:
+    """Return how a run that is resumed divided its images; if `is_ignored`, it ignores the same again."""
+    digests = run.digests() if recorded.get("held_out") or config.unlabeled is not None else None
+    ignored = recorded.get("ignore_unlabeled") if is_ignored else None
+    if digests is None:
+        return Earlier(ignored=ignored)
+    held_out = digests.get("valid") if recorded.get("held_out") else None
+    return Earlier(held_out, digests.get(LEFT_OUT, set()), ignored)
 
 
 def _summary(run: RunFolder, config: ResolvedConfig, network: nn.Module, start: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from carnet.config import ResolvedConfig, TrainingConfig
 from carnet.data.appearance import look_at
 from carnet.data.decoded import CacheMode, DecodedImages, Target, inspect_and_cache
 from carnet.data.description import describe
-from carnet.data.find import find_images, find_unlabeled, form_of
+from carnet.data.find import find_images, form_of
 from carnet.data.hub import Source
-from carnet.data.samples import Sample
-from carnet.data.scan import scan_images
+from carnet.data.samples import LabeledImages, Sample
+from carnet.data.scan import Earlier, scan_images
 from carnet.data.scanned import ScannedImages
 from carnet.data.stream import ImageStream, check_stream
+from carnet.data.unlabeled import UnlabeledImages, find_unlabeled
 from carnet.errors import ConfigError
 from carnet.models.registry import default_image_size
 from carnet.models.weights import check_start
@@ -89,7 +90,7 @@ def scan_data(
     *,
     started: float | None = None,
     init: Path | str | None = None,
-    held_out: Collection[str] | None = None,
+    earlier: Earlier | None = None,
 ) -> DataScan:
     """Find and scan the images, and report what was found.
 
@@ -100,7 +101,7 @@ def scan_data(
         progress: receives messages.
         started: when the budget began, by `time.monotonic`; None: of a resumed run, whose length is planned.
         init: the run that a new one starts from; its images have the side that is usual.
-        held_out: content hashes of the images that a resumed run has held out; None: of a new run.
+        earlier: how a run that is resumed divided its images; None: of a new run.
 
     Raises:
         CarnetError: if the images cannot be used for training, or scanning them takes the whole budget.
@@ -126,13 +127,7 @@ def scan_data(
         images = check_stream(stream, image_size=image_size, ignore=ignore, progress=scanning, **check)
         scan = DataScan(images, image_size, stream.source)
     else:
-        unpacking = partial(progress.bar, "unpacking")
-        unlabeled = None
-        if config.unlabeled is not None:
-            unlabeled, ignore = find_unlabeled(config.unlabeled, ignore)
-        found = find_images(
-            data, layout=config.layout or "auto", ignore=ignore, unlabeled=config.unlabeled, progress=unpacking
-        )
+        found, unlabeled = _find(data, config, ignore, earlier, progress)
         without_label = () if unlabeled is None else unlabeled.paths
         image_size = choose_size(config, found, progress, started=started or 0.0, num_unlabeled=len(without_label))
         inspected = inspect_and_cache(
@@ -146,22 +141,43 @@ def scan_data(
         )
         # Where decoded images are not to be kept on the disk, thumbnails are not either.
         mode: CacheMode = "ram" if config.cache in ("ram", "off") else "auto"
-        paths, free = [sample.path for sample in found.samples], free_bytes()
-        looked = look_at(paths, mode, free_memory=free, facts=inspected.facts, progress=progress)
-        # Without room for thumbnails, near copies are not known.
-        near = looked.near_copies if looked.digests else None
+        paths = [sample.path for sample in found.samples]
+
+        def near_copies(of: Sequence[Path]) -> Mapping[str, frozenset[str]] | None:
+            looked = look_at(of, mode, free_memory=free_bytes(), facts=inspected.facts, progress=progress)
+            # Without room for thumbnails, near copies are not known.
+            return looked.near_copies if looked.digests else None
+
         images = scan_images(
             found,
             facts=inspected.facts,
-            near=near,
-            held_out_before=held_out,
+            # Images without labels do not decide which others are held out.
+            near=near_copies(paths),
+            earlier=earlier,
             image_size=image_size,
             unlabeled=unlabeled,
+            near_unlabeled=near_copies([*paths, *without_label]) if unlabeled and earlier is None else None,
             **check,
         )
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)
     progress.say("\n".join(describe(images)))
     return scan
+
+
+def _find(
+    data: Path | str, config: TrainingConfig, ignore: Sequence[str], earlier: Earlier | None, progress: Progress
+) -> tuple[LabeledImages, UnlabeledImages | None]:
+    """Find the images with labels, and those without."""
+    rules: dict[str, Any] = {"layout": config.layout or "auto", "progress": partial(progress.bar, "unpacking")}
+    if config.unlabeled is None:
+        return find_images(data, ignore=ignore, **rules), None
+    lines = ignore
+    if earlier is not None and earlier.ignored is not None:
+        # Their folder may be elsewhere now.
+        lines = [str(Path(config.unlabeled) / name) for name in earlier.ignored]
+    unlabeled = find_unlabeled(config.unlabeled, lines)
+    found = find_images(data, ignore=ignore, unlabeled=config.unlabeled, ignored_elsewhere=unlabeled.lines, **rules)
+    return found, unlabeled.without(path for paths in found.left_out.values() for path in paths)
 
 
 def changed_images(run: RunFolder, images: ScannedImages) -> str:

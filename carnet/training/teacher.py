@@ -25,8 +25,9 @@ from carnet.models.registry import create_model, default_image_size, preprocessi
 from carnet.models.weights import TrainedModel, load
 from carnet.run_folder import RunFolder
 from carnet.spec import ModelSpec, ResizeRule
+from carnet.text import quoted
 from carnet.training.augment import Augmentation
-from carnet.training.features import FeatureExtractor, Features, linear_head
+from carnet.training.features import FeatureExtractor, Features, linear_head, network_features
 
 Scores = NDArray[np.float32]
 
@@ -78,7 +79,13 @@ def check_teacher(requested: TrainingConfig) -> None:
     if requested.teacher == LITE0:
         create_model(LITE0, num_classes=2, pretrained=True)
     elif path.is_dir():
-        open_run(path, "cpu")
+        model, _ = open_run(path, "cpu")
+        # A run that was published has neither.
+        if RunFolder(path).config.exists() and not RunFolder(path).result.exists():
+            raise ConfigError(
+                f"--teacher {requested.teacher} is not finished; continue with carnet train --resume {quoted(path)}"
+            )
+        check_features(model, path)
     elif path.is_file():
         Classifier(path)
     else:
@@ -167,6 +174,23 @@ def open_run(path: Path, device: str, flag: str = "--teacher") -> tuple[TrainedM
             "name another run" + (", or export this one and name the file" if flag == "--teacher" else "")
         ) from error
     return model, RunFolder.open(path).digests()
+
+
+def check_features(model: TrainedModel, path: Path) -> None:
+    """Check, before thousands of images are scanned, that a run gives one vector for each image.
+
+    Raises:
+        ModelError: if it does not.
+    """
+    spec = model.spec
+    try:
+        network_features(model.network, spec)(
+            np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"--teacher {path}: {error}; name another run, or export this one and name the file"
+        ) from error
 
 
 def _order(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

@@ -13,7 +13,6 @@ from runs import small
 import carnet
 from carnet.checks.labels import suspect_labels
 from carnet.errors import RunError
-from carnet.training.label_scores import _support
 from carnet.training.run import train
 
 
@@ -60,12 +59,6 @@ def test_wrong_labels_are_found_with_a_run(tmp_path: Path) -> None:
     assert str(finding.examples[0]).startswith("blue/wrong.png")
     assert "'red'" in str(finding.examples[0])
     assert finding.count <= 2
-
-
-def test_support_counts_different_photos_that_a_head_was_fitted_to() -> None:
-    labels, folds = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 2, 0, 1])
-    # The first two are copies of one photo.
-    assert _support(folds, labels, ["a", "a", "b", "c", "d", "e"]).tolist() == [2, 2, 2, 2, 1, 1]
 
 
 def test_what_labels_need_is_said(flat: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def chosen(photos: Path, **asked: str | int) -> tuple[str, int | None]:
 def test_without_limits_a_named_network_stays(photos: Path) -> None:
     asked = TrainingConfig(model="carnet_s")
     assert within_limits(asked, photos, progress=Silent(), deployed=fake) is asked
+
+
+def test_a_folder_without_labels_is_no_class(flat: Path) -> None:
+    seen = []
+
+    def counting(candidate: Candidate, num_classes: int, in_channels: int) -> Deployed:
+        seen.append(num_classes)
+        return fake(candidate, num_classes, in_channels)
+
+    shutil.copytree(flat / "red", flat / "unsorted")
+    asked = TrainingConfig(model="carnet_s", max_latency="9ms", teacher=LITE0, unlabeled=str(flat / "unsorted"))
+    within_limits(asked, flat, progress=Silent(), deployed=counting)
+    assert set(seen) == {3}
 
 
 def test_auto_takes_the_pretrained_network_for_few_photos(photos: Path) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import resolved, small
+from teaching import scanned
 
 from carnet import metrics
 from carnet.data.cache import cache_root
 from carnet.errors import ModelError
 from carnet.models.registry import create_model
+from carnet.models.weights import load
 from carnet.preprocess import Images
 from carnet.spec import ModelSpec
+from carnet.text import Silent
 from carnet.training.augment import Augmentation
-from carnet.training.features import FeatureExtractor, Photo, linear_head
-from carnet.training.head import FOLDS, PENALTIES, LinearHead, divide, fit_head
+from carnet.training.features import FeatureExtractor, Photo, linear_head, num_within
+from carnet.training.head import FOLDS, PENALTIES, FoldHeads, LinearHead, divide, fit_head, start_head
+from carnet.training.scanning import DataScan
 
 SPEC = ModelSpec(model="carnet_n", classes=("a", "b"), image_size=32)
 
@@ -125,6 +131,33 @@ def test_features_are_computed_once_for_each_content(cache: Path) -> None:
     assert number == 1
     assert (again[0] == first[3]).all()
     assert (again[1] == first[0]).all()
+
+
+def test_kept_features_take_no_time_of_a_budget(cache: Path) -> None:
+    one, photos = extractor(), photos_of(1, 2, 2, 3)
+    assert one.seconds_of(photos, [0, 2], 0.5) == [1.5, 1.5]
+    computed(one, photos[:2], view=2)
+    assert one.seconds_of(photos, [0, 2], 0.5) == [1.5, 0.5]
+    assert [num_within([1.5, 0.5, 1.0], seconds) for seconds in (0.1, 1.5, 2.0, 9.0)] == [1, 1, 2, 3]
+
+
+def test_support_counts_different_photos_that_a_head_was_fitted_to() -> None:
+    labels, folds = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 2, 0, 1])
+    # The first two are copies of one photo.
+    assert FoldHeads(folds, []).support(labels, ["a", "a", "b", "c", "d", "e"]).tolist() == [2, 2, 2, 2, 1, 1]
+
+
+def test_near_copies_are_on_one_side_of_the_cross_validation(photos: Path, trained_run: Path) -> None:
+    """If all images of a class are near copies, none is predicted by a head that knows the class."""
+    images, model = scanned(photos), load(trained_run)
+    red = [images.facts[one.path].sha256 for one in images.data.splits["train"] if one.path.parent.name == "red"]
+    near = {digest: frozenset(red) - {digest} for digest in red}
+    pipeline = DataScan(images, 48).pipeline(resolved(small(), num_train=24), model.spec)
+    top1 = [
+        start_head(model.network, model.spec, one, pipeline, device="cpu", seed=0, progress=Silent()).top1
+        for one in (images, replace(images, near=near))
+    ]
+    assert top1 == [1.0, 16 / 24]
 
 
 def test_features_follow_from_weights_and_view(cache: Path) -> None:

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from children import finished
 
-from carnet.training.memory import free_bytes, keep_freed_memory, peak_anonymous_bytes
+from carnet.training.memory import (
+    allowed_bytes,
+    anonymous_bytes,
+    free_bytes,
+    keep_freed_memory,
+    peak_anonymous_bytes,
+)
 
 MEGABYTE = 2**20
 
@@ -84,6 +90,15 @@ def test_kept_memory_is_not_fetched_again() -> None:
     answer = finished([sys.executable, "-c", KEEPING], check=True).stdout
     given_back, kept = map(int, answer.split())
     assert given_back > 10 * kept
+
+
+def test_a_limit_is_that_of_the_whole_process() -> None:
+    limit = anonymous_bytes() + 10**8
+    assert 0.5e8 < allowed_bytes(f"{limit / 1e9:.6f}GB", "cpu") < 1.5e8
+    assert allowed_bytes("1MB", "cpu") == 0
+    # There it is the limit of the GPU.
+    assert allowed_bytes("1MB", "cuda") > 1e6
+    assert allowed_bytes(None, "cpu") > 1e6
 
 
 def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,3 +253,30 @@ def test_a_folder_beside_the_classes_may_hold_images_without_labels(
     assert result.report.classes == ("blue", "green", "red")
     assert result.document["num_images"]["unlabeled"] == 14
     assert run(["evaluate", str(path)]) == 0
+    assert carnet.load(path).evaluate(split="all").num_images == 30
+    flat.rename(tmp_path / "moved")
+    assert carnet.load(path).evaluate(tmp_path / "moved", split="all").num_images == 30
+
+
+def test_an_ignored_image_without_label_stays_out_where_its_folder_moves(
+    photos: Path, trained_run: Path, unlabeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
+    shutil.copytree(unlabeled, first)
+    asked = small(teacher=str(trained_run), unlabeled=str(first))
+    with pytest.raises(StoppedError):
+        train(photos, asked, output=path, ignore=[str(first / "day 1" / "1-1.jpg")], progress=StopAt("epoch 1/2", 2))
+    first.rename(second)
+    assert run(["train", "--resume", str(path), "--unlabeled", str(second)]) == 0
+    assert json.loads((path / "result.json").read_text())["num_images"]["unlabeled"] == 11
+    capsys.readouterr()
+    assert run(["evaluate", str(path)]) == 0
+    assert "ignore list" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["carnet18", "timm/mobilenetv3_small_050"])
+def test_any_network_may_be_a_student(model: str, photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    if model.startswith("timm/"):
+        pytest.importorskip("timm")
+    result = train(photos, small(model=model, teacher=str(trained_run), epochs=1), output=tmp_path / "run")
+    assert result.document["teacher"] == f"carnet_n of the run {trained_run.name}"

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import COLOURS
 from pictures import save_picture
 from runs import resolved, small
 from teaching import scanned, taught_by
+from torch import nn
 
 import carnet
 from carnet.cli.main import run
 from carnet.data.find import find_images
-from carnet.errors import ConfigError
+from carnet.errors import ConfigError, ModelError
 from carnet.metrics import softmax
-from carnet.models.weights import load
+from carnet.models.registry import Preprocessing
+from carnet.models.weights import TrainedModel, load
 from carnet.preprocess import load_image
 from carnet.text import Silent
 from carnet.training.distillation import ask_teacher
@@ -27,7 +30,7 @@ from carnet.training.features import Photo
 from carnet.training.head import Choice, _path, fit_fold_heads, fit_head
 from carnet.training.scanning import DataScan
 from carnet.training.schedule import View
-from carnet.training.teacher import open_teacher
+from carnet.training.teacher import check_features, open_teacher
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,7 @@ from carnet.training.teacher import open_teacher
         (["--teacher", "nowhere"], "nowhere"),
         (["--teacher", "{photos}"], "photos"),
         (["--teacher", "{photos}/train/red/0.jpg"], "0.jpg"),
+        (["--teacher", "{unfinished}"], "--resume"),
         (["--teacher", "{run}", "--unlabeled", "nowhere"], "nowhere"),
         (["--teacher", "{run}", "--unlabeled", "{photos}/valid"], "--unlabeled"),
         (["--teacher", "{run}", "--unlabeled", "{empty}"], "--unlabeled"),
@@ -51,14 +55,21 @@ def test_what_contradicts_a_teacher_is_one_line(
     flags: list[str], named: str, photos: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    names = {"photos": str(photos), "run": str(trained_run), "empty": str(tmp_path / "empty")}
-    flags = [flag.format(**names) for flag in flags]
+    shutil.copytree(trained_run, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "result.json").unlink()
+    names = {name: str(tmp_path / name) for name in ("empty", "unfinished")}
+    flags = [flag.format(photos=photos, run=trained_run, **names) for flag in flags]
     capsys.readouterr()
     assert run(["train", str(photos), *flags, "--output", str(tmp_path / "run")]) == 2
     *before, line = capsys.readouterr().err.splitlines()
     assert named in line
     assert not any("Traceback" in one for one in before)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_path_may_name_it(photos: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        carnet.train(photos, teacher=Path("nowhere"))
 
 
 def test_an_exported_file_for_other_classes_is_refused(flat: Path, exported: Path, tmp_path: Path) -> None:
@@ -141,13 +152,83 @@ def test_a_run_without_its_list_of_images_may_have_seen_them_all(
     assert taught_by(teacher, photos).record["head"]["num_fitted"] == 24
 
 
+def test_unlabelled_images_that_trained_the_teacher_are_answered_by_a_head(
+    photos: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    """The head is fitted to the labelled images alone, where the teacher would repeat labels that it was given."""
+    few, more = tmp_path / "few", tmp_path / "more"
+    shutil.copytree(photos, few)
+    for path in (few / "train").glob("*/[4-7].jpg"):
+        path.rename(path.with_name(f"{path.parent.name}-{path.name}"))
+    for path in (few / "train").glob("*/*-[4-7].jpg"):
+        more.mkdir(exist_ok=True)
+        path.rename(more / path.name)
+    save_picture(more / "new.jpg", (90, 90, 90), seed=8000)
+    taught = taught_by(trained_run, few, more)
+    assert taught.record["head"]["num_fitted"] == 12
+    images = scanned(few, more)
+    assert images.unlabeled is not None
+    model = load(trained_run)
+    pixels = np.stack([load_image(path, model.spec) for path in images.unlabeled.paths])
+    scores = (model.logits(pixels) + model.logits(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
+    own = np.abs(taught.answers.scores[0, 12:] - scores).max(1) < 0.05
+    assert own.tolist() == [path.name == "new.jpg" for path in images.unlabeled.paths]
+    assert any("12 images without label" in note for note in taught.notes)
+
+
+def test_a_class_of_one_image_is_not_unlearned(photos: Path, trained_run: Path, tmp_path: Path) -> None:
+    """Heads that were fitted without the image do not know its class."""
+    few = tmp_path / "few"
+    shutil.copytree(photos, few)
+    for path in (few / "train" / "red").glob("[1-9]*.jpg"):
+        path.unlink()
+    taught = taught_by(trained_run, few)
+    (place,) = (place for place, one in enumerate(scanned(few).data.splits["train"]) if one.path.parent.name == "red")
+    assert taught.answers.labels(0)[place] == scanned(few).data.classes.index("red")
+    assert any("1 training image" in note and "class" in note for note in taught.notes)
+
+
+def test_near_copies_are_answered_for_by_the_same_head(photos: Path, trained_run: Path) -> None:
+    """If all images of a class are near copies, no head can be fitted to the class without them."""
+    images = scanned(photos)
+    red = [images.facts[one.path].sha256 for one in images.data.splits["train"] if one.path.parent.name == "red"]
+    near = {digest: frozenset(red) - {digest} for digest in red}
+    config = resolved(small(teacher=str(trained_run)), num_train=24, min_crop=0.25)
+    notes = [ask_teacher(replace(images, near=one), config, progress=Silent()).notes for one in (None, near)]
+    assert not notes[0]
+    assert "8 training images" in notes[1][0]
+
+
+def test_a_run_without_features_of_whole_images_is_named() -> None:
+    class Pixels(nn.Module):
+        """A linear layer for each pixel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.linear(x.movedim(1, -1))
+            return scores.mean((1, 2))
+
+    spec = Preprocessing().spec(model="carnet_n", classes=("a", "b"), image_size=32)
+    with pytest.raises(ModelError, match=r"--teacher runs.*name another run"):
+        check_features(TrainedModel(Pixels(), spec), Path("runs/pixels"))
+
+
 def test_little_memory_takes_fewer_views_or_is_refused(photos: Path, trained_run: Path) -> None:
-    assert taught_by(trained_run, photos, max_memory="1GB").record["num_views"] == 10
+    assert taught_by(trained_run, photos).record["num_views"] == 10
     # Fewer than four crops are not worth showing.
-    few = taught_by(trained_run, photos, max_memory="300KB").record
+    few = taught_by(trained_run, photos, left_bytes=320_000).record
     assert (few["num_views"], few["num_crops"]) == (2, 0)
     with pytest.raises(ConfigError):
-        taught_by(trained_run, photos, max_memory="50KB")
+        taught_by(trained_run, photos, left_bytes=50_000)
+
+
+def test_a_limit_of_memory_is_that_of_the_process(photos: Path, trained_run: Path) -> None:
+    """PyTorch alone takes more than this."""
+    with pytest.raises(ConfigError, match="memory"):
+        taught_by(trained_run, photos, max_memory="20MB")
 
 
 def test_a_budget_that_is_used_up_is_refused(photos: Path, trained_run: Path) -> None:
