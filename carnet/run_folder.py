@@ -70,9 +70,10 @@ class DataPlace(NamedTuple):
         """Return the place where DATA is now, with the folder of images without labels if that is inside it."""
         unlabeled = self.unlabeled
         if unlabeled is not None:
-            real = Path(os.path.realpath(unlabeled))
-            inside = real.relative_to(self.path) if real.is_relative_to(self.path) else None
-            unlabeled = unlabeled if inside is None else str(Path(path) / inside)
+            # Where it was: the folder may be gone.
+            was = Path(os.path.realpath(unlabeled))
+            if was.is_relative_to(self.path):
+                unlabeled = str(Path(path) / was.relative_to(self.path))
         return self._replace(path=path, unlabeled=unlabeled)
 
 

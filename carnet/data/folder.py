@@ -14,12 +14,12 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, in_order
 from carnet.errors import DataError
+from carnet.files import identity
 from carnet.preprocess import looks_like_image
 from carnet.text import counted, first_few
 
@@ -61,7 +61,7 @@ def list_folder(
         DataError: if two folders are the same split, folders could be splits or classes, a folder cannot be opened, or
             a link is broken.
     """
-    listing = Listing(root, {}, top=root, unlabeled=_state(unlabeled))
+    listing = Listing(root, {}, top=root, unlabeled=None if unlabeled is None else identity(unlabeled))
     folders, files = _look_into(root, listing, shown)
     entered = {root.resolve()}
     while _holds_everything(folders, files, known_classes) and folders[0].resolve() not in entered:
@@ -74,13 +74,14 @@ def list_folder(
             0, f"everything in {shown} is in one folder, {inside.as_posix()}, which is used as DATA"
         )
         shown /= inside
-    splits = {} if layout == "classes" else _split_folders(folders, shown, layout)
+    splits = {} if layout == "classes" else _split_folders(folders, shown, layout, listing)
     if not splits:
         listing.splits["all"] = _list_classes(folders, listing)
     for split, folder in splits.items():
         class_folders, _ = _look_into(folder, listing, shown / folder.name)
         listing.splits[split] = _list_classes(class_folders, listing)
-    beside = {folder: list(_images(folder, listing)) for folder in folders if splits and folder not in splits.values()}
+    others = [folder for folder in folders if splits and folder not in splits.values()]
+    beside = {folder: list(_images(folder, listing)) for folder in others if not is_unlabeled(folder, listing)}
     if beside and layout == "auto":
         _check_that_none_is_lost(splits, beside, listing, shown)
     for folder, images in beside.items():
@@ -195,18 +196,9 @@ def _look_into(folder: Path, listing: Listing, shown: Path) -> tuple[list[Path],
     return folders, files
 
 
-def _state(folder: Path | None) -> os.stat_result | None:
-    """Return what identifies a folder, however its path is written; None if there is none."""
-    with suppress(OSError):
-        return None if folder is None else folder.stat()
-    return None
-
-
 def is_unlabeled(folder: Path, listing: Listing) -> bool:
     """Return whether a folder is the one with the images without labels, and warn that it is passed over."""
-    if listing.unlabeled is None or (state := _state(folder)) is None:
-        return False
-    if not os.path.samestat(state, listing.unlabeled):
+    if listing.unlabeled is None or identity(folder) != listing.unlabeled:
         return False
     warning = f"folder {folder.relative_to(listing.root).as_posix()} holds the images without labels, and is no class"
     if warning not in listing.warnings:
@@ -233,11 +225,12 @@ def _has_subfolder(folder: Path) -> bool:
     return any(os.path.isdir(path) for path in visible(folder))  # noqa: PTH112
 
 
-def _split_folders(folders: list[Path], shown: Path, layout: Layout) -> dict[str, Path]:
+def _split_folders(folders: list[Path], shown: Path, layout: Layout, listing: Listing) -> dict[str, Path]:
     splits: dict[str, Path] = {}
+    names = Counter(SPLIT_NAMES.get(folder.name.lower()) for folder in folders)
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
-        if split is None:
+        if split is None or (names[split] > 1 and is_unlabeled(folder, listing)):
             continue
         if split in splits:
             raise DataError(

@@ -116,7 +116,8 @@ class Listing:
     Attributes:
         top: the folder that was given, if `root` is inside it.
         num_loose_images: how many of the other files are images.
-        unlabeled: the folder of images without labels, which is passed over; None: there is none.
+        unlabeled: `carnet.files.identity` of the folder of images without labels, which is passed over; None: there is
+            none.
     """
 
     root: Path
@@ -125,7 +126,7 @@ class Listing:
     num_hidden: int = 0
     num_other_files: int = 0
     num_loose_images: int = 0
-    unlabeled: os.stat_result | None = None
+    unlabeled: object = None
     left_out: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -362,7 +363,8 @@ def leave_out(listing: Listing, ignore: Sequence[str], *, elsewhere: Collection[
         listing.left_out[split] = tuple(path for paths in by_class.values() for path in paths if path in named)
         for name, paths in by_class.items():
             by_class[name] = [path for path in paths if path not in named]
-    if unmatched := [line for line in unmatched if line not in elsewhere]:
+    others = set(elsewhere)
+    if unmatched := [line for line in unmatched if line not in others]:
         listing.warnings.append(describe_unmatched(unmatched))
 
 

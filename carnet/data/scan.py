@@ -48,13 +48,13 @@ class Earlier:
 
     Attributes:
         held_out: content hashes of the images that it held out; None: it held out none.
-        left_out: of the images without labels that it left out as near copies.
+        left_out: of the images without labels that it left out as near copies; None: they are not known.
         ignored: paths of the images without labels that it ignored, inside their folder; None: another ignore list is
             given now.
     """
 
     held_out: Collection[str] | None = None
-    left_out: Collection[str] = ()
+    left_out: Collection[str] | None = None
     ignored: Sequence[str] | None = None
 
 
@@ -126,7 +126,7 @@ def scan_images(
         number = counted(len(valid), "image")
         warnings.append(f"there is no valid split; {number} of the {len(pool):,} in train are held out for validation")
     if unlabeled is not None:
-        if earlier is not None:
+        if earlier is not None and earlier.left_out is not None:
             copies = set(earlier.left_out)
         elif near_unlabeled is not None:
             copies = _copies_of_evaluated(scanned, near_unlabeled)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carnet.data.folder import images_in
 from carnet.data.samples import Listing, expanded, named_images
 from carnet.errors import DataError
+from carnet.files import identity
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class UnlabeledImages:
 
     def without(self, paths: Iterable[Path]) -> UnlabeledImages:
         """Return the images, but ignore those that are among some others."""
-        others = {os.path.realpath(path) for path in paths}
-        named = {path for path in self.paths if os.path.realpath(path) in others} if others else set()
+        others = {identity(path) for path in paths}
+        named = {path for path in self.paths if identity(path) in others} if others else set()
         ignored = (*self.ignored, *(path.relative_to(self.root).as_posix() for path in self.paths if path in named))
         return replace(self, paths=tuple(path for path in self.paths if path not in named), ignored=ignored)
 
@@ -59,7 +61,7 @@ def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> UnlabeledI
     paths = images_in(root, listing)
     # Relative lines count from the current folder alone. A line, or the folder, may be written by way of a link.
     given = [Path.cwd() / line for line in ignore]
-    real = [Path(os.path.realpath(path.parent)) / path.name for path in given]
+    real = [_without_links(path) for path in given]
     named, unmatched = named_images(paths, [str(path) for path in (*given, *real)], (root,))
     nobody = set(unmatched)
     lines = [line for line, *ways in zip(ignore, given, real, strict=True) if not nobody.issuperset(map(str, ways))]
@@ -75,3 +77,10 @@ def find_unlabeled(folder: Path | str, ignore: Sequence[str] = ()) -> UnlabeledI
         listing.num_other_files,
         tuple(listing.warnings),
     )
+
+
+def _without_links(path: Path) -> Path:
+    """Return the path in a folder that is written without links; the file itself may be one."""
+    with suppress(OSError, ValueError):
+        return Path(os.path.realpath(path.parent)) / path.name
+    return path

@@ -36,7 +36,7 @@ from carnet.text import Progress, counted, duration, parse_seconds, show_bytes
 from carnet.training.answers import Answers
 from carnet.training.features import BATCH, FeatureExtractor, Photo, num_within
 from carnet.training.head import MOST_VIEWS, VIEWED_IMAGES, Choice, FoldHeads, LinearHead, fit_fold_heads, fit_head
-from carnet.training.memory import allowed_bytes, keep_freed_memory, peak_anonymous_bytes
+from carnet.training.memory import allowed_bytes, keep_freed_memory
 from carnet.training.resolve import TEACHER_SHARE
 from carnet.training.teacher import Teacher, open_teacher
 
@@ -105,7 +105,9 @@ def ask_teacher(
         if recorded:
             number = recorded["num_views"]
         else:
-            left_bytes = _left_bytes(teacher.extractor, photos, config) if left_bytes is None else left_bytes
+            if left_bytes is None:
+                left_bytes = allowed_bytes(config.max_memory, config.device)
+                left_bytes -= teacher.extractor.bytes_to_compute(photos)
             number = _num_views(teacher.extractor, photos, images, config, started=started, allowed=left_bytes)
         views = teacher.extractor.views(number)
         progress.say(
@@ -255,13 +257,6 @@ def _answers(
     return Answers(np.stack(scores), boxes, rows.astype(np.float16), extractor.min_crop)
 
 
-def _left_bytes(extractor: FeatureExtractor, photos: Sequence[Photo], config: ResolvedConfig) -> int:
-    """Return the memory that is left for features while the teacher looks at images."""
-    peak = peak_anonymous_bytes(lambda: extractor.compute(np.stack([photo.load() for photo in photos[:BATCH]])))
-    now = peak_anonymous_bytes(lambda: None)
-    return max(0, allowed_bytes(config.max_memory, config.device) - (peak - now))
-
-
 def _num_views(
     extractor: FeatureExtractor,
     photos: Sequence[Photo],
@@ -281,18 +276,24 @@ def _num_views(
     begun = time.perf_counter()
     pixels = [photo.load() for photo in few]
     loading = (time.perf_counter() - begun) / len(few) / loading_threads()
-    channels = extractor.compute(np.stack(pixels)).shape[1]
+    channels: int = extractor.compute(np.stack(pixels)).shape[1]
     num_whole = len(extractor.whole_views)
     number = num_whole + (NUM_CROPS if config.min_crop < 1 else 0)
     # Half precision; scores twice, because they are packed into a file, and the features of one view while joined.
     of_view = len(photos) * (2 * channels + _ROW_BYTES + 4 * num_classes)
     once = len(photos) * (10 * channels + 4 * num_classes)
-    while number and (needed := _needed_bytes(number, of_view, once, num_labeled * channels, num_labeled)) > allowed:
+
+    def needed(number: int) -> int:
+        # First pixels are under way, then heads are fitted.
+        fitting = _FIT_COPIES * _fitted_views(number, num_labeled) * num_labeled * channels
+        return number * of_view + once + max(extractor.bytes_ahead(number), fitting)
+
+    while number and needed(number) > allowed:
         number -= 1
     if not number:
         raise ConfigError(
-            f"the teacher's features of {counted(len(photos), 'image')} take {show_bytes(needed)} of memory, more than "
-            f"the {show_bytes(allowed)} allowed; train with fewer images, or without --teacher"
+            f"the teacher's features of {counted(len(photos), 'image')} take {show_bytes(needed(1))} of memory, more "
+            f"than the {show_bytes(max(0, allowed))} allowed; train with fewer images, or without --teacher"
         )
     if config.budget is not None and started is not None:
         seconds_left = parse_seconds(config.budget) - (time.monotonic() - started)
@@ -304,11 +305,6 @@ def _num_views(
             )
         number = num_within(seconds, TEACHER_SHARE * seconds_left)
     return number if number >= num_whole + FEWEST_CROPS else min(number, num_whole)
-
-
-def _needed_bytes(num_views: int, of_view: int, once: int, numbers_to_fit: int, num_labeled: int) -> int:
-    """Return the memory that so many views take, while heads are fitted to them."""
-    return num_views * of_view + once + _FIT_COPIES * _fitted_views(num_views, num_labeled) * numbers_to_fit
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from carnet.preprocess import Images
 from carnet.spec import ModelSpec
 from carnet.text import OnProgress
 from carnet.training.augment import Augmentation, Change
+from carnet.training.memory import peak_anonymous_bytes
 
 Features = NDArray[np.float32]
 Value = TypeVar("Value")
@@ -50,6 +51,8 @@ BATCH = 32
 SMALLEST_CROP = 0.5
 """Share of the area that a view for a head cuts out at least. Smaller crops show what the whole image does not."""
 _WHOLE, _MIRRORED = 0, 1
+_BATCHES_UNDER_WAY = 3
+"""Of decoded images: see `carnet.machine.load_ahead`."""
 _MAX_CHUNK_BYTES = 2**31
 
 
@@ -210,9 +213,20 @@ class FeatureExtractor:
 
     def seconds_of(self, photos: Sequence[Photo], views: Sequence[int], seconds_per_image: float) -> list[float]:
         """Return how long each view of all photos takes; those that are in the cache take no time."""
-        wanted = {photo.digest for photo in photos}
-        folders = (cache_root() / "features" / self._key(view) for view in views)
+        root, wanted = cache_root() / "features", {photo.digest for photo in photos}
+        with suppress(OSError):
+            _remove_unused(root)
+        folders = (root / self._key(view) for view in views)
         return [seconds_per_image * len(wanted - _kept(folder)) for folder in folders]
+
+    def bytes_to_compute(self, photos: Sequence[Photo]) -> int:
+        """Return the memory that the features of a batch take while they are computed, measured with some photos."""
+        peak = peak_anonymous_bytes(lambda: self.compute(np.stack([photo.load() for photo in photos[:BATCH]])))
+        return peak - peak_anonymous_bytes(lambda: None)
+
+    def bytes_ahead(self, num_views: int) -> int:
+        """Return the memory that pixels of so many views of the batches under way take."""
+        return _BATCHES_UNDER_WAY * BATCH * num_views * self.spec.image_size**2 * self.spec.in_channels
 
     def change(self, digest: str, view: int) -> Change:
         """Return how a crop is cut out of an image, and changed."""

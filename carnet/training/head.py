@@ -355,8 +355,8 @@ def start_head(
     photos = [Photo(images.facts[sample.path].sha256, partial(pipeline.load, sample.path)) for sample in samples]
     layer = linear_head(network, spec.model)
     extractor = FeatureExtractor.of_network(network.to(device), spec, pipeline.augmentation)
-    allowed = free_bytes() if left_bytes is None else left_bytes
-    needed = _COPIES * 4 * len(samples) * layer.in_features
+    allowed = max(0, (free_bytes() if left_bytes is None else left_bytes) - extractor.bytes_to_compute(photos))
+    needed = _COPIES * 4 * len(samples) * layer.in_features + extractor.bytes_ahead(1)
     if needed > allowed:
         raise ConfigError(
             f"the features of {counted(len(samples), 'image')} take {show_bytes(needed)} of memory, more than the "

@@ -186,6 +186,9 @@ def prepare_resumed(
     record, source = (run.read_config(), run.config) if checkpoint is None else (checkpoint.record, run.checkpoint)
     config = resumed_config(run, requested.with_full_paths(), record, source)
     place = data or record["data"]["path"]
+    if data is not None and config.unlabeled is not None and not Path(config.unlabeled).is_dir():
+        # It may have moved with DATA.
+        config = replace(config, unlabeled=run.recorded_data().moved_to(Path(data).absolute()).unlabeled)
     try:
         earlier = _earlier(run, record["data"], config, is_ignored=not ignore)
         scan = scan_data(place, config, ignore or record["data"].get("ignore", ()), progress, earlier=earlier)

@@ -148,6 +148,7 @@ def scan_data(
             # Without room for thumbnails, near copies are not known.
             return looked.near_copies if looked.digests else None
 
+        is_compared = unlabeled is not None and (earlier is None or earlier.left_out is None)
         images = scan_images(
             found,
             facts=inspected.facts,
@@ -156,7 +157,7 @@ def scan_data(
             earlier=earlier,
             image_size=image_size,
             unlabeled=unlabeled,
-            near_unlabeled=near_copies([*paths, *without_label]) if unlabeled and earlier is None else None,
+            near_unlabeled=near_copies([*paths, *without_label]) if is_compared else None,
             **check,
         )
         scan = DataScan(images, image_size, None, inspected.decoded, inspected.reason)

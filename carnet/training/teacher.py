@@ -80,8 +80,8 @@ def check_teacher(requested: TrainingConfig) -> None:
         create_model(LITE0, num_classes=2, pretrained=True)
     elif path.is_dir():
         model, _ = open_run(path, "cpu")
-        # A run that was published has neither.
-        if RunFolder(path).config.exists() and not RunFolder(path).result.exists():
+        # A run that was published has no checkpoint.
+        if RunFolder(path).checkpoint.exists() and not RunFolder(path).result.exists():
             raise ConfigError(
                 f"--teacher {requested.teacher} is not finished; continue with carnet train --resume {quoted(path)}"
             )

@@ -138,6 +138,12 @@ def test_images_without_labels_do_not_decide_which_are_held_out(tmp_path: Path) 
     assert both.num_unlabeled == 16
 
 
+def test_a_second_folder_with_the_name_of_a_split_is_none(divided: Path) -> None:
+    draw(divided / "test" / "a", "1.jpg", first=40)
+    images = scan(divided, draw(divided / "testing", "1.jpg", first=50)).images
+    assert images.num_images == {"train": 4, "valid": 4, "test": 1, "unlabeled": 1}
+
+
 def test_a_line_of_the_ignore_list_counts_in_both_places(classes: Path) -> None:
     lines = [str(classes / "a" / "0.jpg"), "b/1.jpg"]
     shutil.copytree(classes, classes.parent / "all")
@@ -147,6 +153,10 @@ def test_a_line_of_the_ignore_list_counts_in_both_places(classes: Path) -> None:
     assert found.unlabeled is not None
     assert found.unlabeled.ignored == ("other.jpg",)
     assert not any("ignore list" in warning for warning in found.warnings)
+    draw(classes, "loose.jpg", first=60)
+    images = scan(classes, classes, str(classes / "a" / "0.jpg")).images
+    assert images.unlabeled is not None
+    assert (images.data.ignored, images.unlabeled.ignored) == (("a/0.jpg",), ("a/0.jpg",))
     (unmatched,) = (one for one in scan(classes, more, "nowhere.jpg").images.warnings if "ignore list" in one)
     assert "nowhere.jpg" in unmatched
 

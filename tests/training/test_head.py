@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,10 @@ def test_kept_features_take_no_time_of_a_budget(cache: Path) -> None:
     assert one.seconds_of(photos, [0, 2], 0.5) == [1.5, 1.5]
     computed(one, photos[:2], view=2)
     assert one.seconds_of(photos, [0, 2], 0.5) == [1.5, 0.5]
+    for path in cache.glob("*/*.safetensors"):
+        # So long unused, they are removed before they are looked for.
+        os.utime(path, (0, 0))
+    assert one.seconds_of(photos, [0, 2], 0.5) == [1.5, 1.5]
     assert [num_within([1.5, 0.5, 1.0], seconds) for seconds in (0.1, 1.5, 2.0, 9.0)] == [1, 1, 2, 3]
 
 

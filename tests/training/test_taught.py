@@ -258,6 +258,16 @@ def test_a_folder_beside_the_classes_may_hold_images_without_labels(
     assert carnet.load(path).evaluate(tmp_path / "moved", split="all").num_images == 30
 
 
+def test_data_and_images_without_labels_inside_may_move_together(
+    flat: Path, unlabeled: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unlabeled, flat / "unsorted")
+    stop_in_the_first_epoch(flat, tmp_path / "run", teacher=str(trained_run), unlabeled=str(flat / "unsorted"))
+    flat.rename(tmp_path / "moved")
+    assert run(["train", str(tmp_path / "moved"), "--resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["num_images"]["unlabeled"] == 14
+
+
 def test_an_ignored_image_without_label_stays_out_where_its_folder_moves(
     photos: Path, trained_run: Path, unlabeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

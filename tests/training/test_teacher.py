@@ -219,7 +219,7 @@ def test_a_run_without_features_of_whole_images_is_named() -> None:
 def test_little_memory_takes_fewer_views_or_is_refused(photos: Path, trained_run: Path) -> None:
     assert taught_by(trained_run, photos).record["num_views"] == 10
     # Fewer than four crops are not worth showing.
-    few = taught_by(trained_run, photos, left_bytes=320_000).record
+    few = taught_by(trained_run, photos, left_bytes=2_000_000).record
     assert (few["num_views"], few["num_crops"]) == (2, 0)
     with pytest.raises(ConfigError):
         taught_by(trained_run, photos, left_bytes=50_000)
