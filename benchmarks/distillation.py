@@ -11,8 +11,8 @@ Examples:
   python benchmarks/distillation.py DATA --photos all --model carnet18 --teacher none efficientnet_lite0 \\
       -- --preset published --image-size 128 --epochs 20
   cd benchmarks/results && python ../distillation.py --figure ../../docs/images/distillation.png \\
-      --draw 2026-11-30-{distillation-{10,50,50-seed-1,all-s,all-n},head-start-{10,50,all}}.json \\
-      2026-11-26-seeds-sports100-50-minutes-160px.json
+      --draw 2026-11-30-distillation-{10,10-seed-1,50,50-seed-{1,2,1-labels-alone},all-s-similar,all-n}.json \\
+      2026-11-30-head-start-{10,50,all}.json 2026-11-26-seeds-sports100-50-minutes-160px.json
 """
 
 from __future__ import annotations
