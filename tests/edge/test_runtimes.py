@@ -46,6 +46,8 @@ def test_through_the_gate(trained_run: Path, tmp_path: Path) -> None:
 SIGNAL_AFTER_ANOTHER_THREAD_HAS_COLLECTED_IT = """
 import signal, sys, threading
 from carnet import Classifier
+# Tests that a shell has started in the background begin with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 models = [Classifier(sys.argv[1], runtime="openvino")]
 thread = threading.Thread(target=models.clear)
 thread.start()
