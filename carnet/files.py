@@ -121,18 +121,6 @@ def state_of(path: Path) -> os.stat_result | None:
         return None
 
 
-def identity(path: Path) -> object:
-    """Return what all ways to write the path of one file or folder have in common: two files are one if it is equal."""
-    with contextlib.suppress(OSError, ValueError):
-        state = path.stat()
-        # Some network drives on Windows give every file the number 0.
-        if state.st_ino:
-            return state.st_dev, state.st_ino
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.normcase(os.path.realpath(path))
-    return str(path)
-
-
 def broken_link(path: Path) -> str:
     """Return a clause about the link that keeps a path from being reached, or "" where no link does."""
     # pathlib's methods would raise an error for a name that is longer than names can be.

@@ -24,21 +24,6 @@ def test_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_one_file_is_known_by_any_way_to_write_it(tmp_path: Path) -> None:
-    class OnNetworkDrive(type(tmp_path)):  # type: ignore[misc]
-        """A file of a drive that gives all of them the number 0."""
-
-        def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-            return os.stat_result((0,) * 10)
-
-    (tmp_path / "a").mkdir()
-    for kind in (Path, OnNetworkDrive):
-        assert files.identity(kind(tmp_path / "a")) == files.identity(kind(tmp_path / "a" / ".." / "a"))
-        assert files.identity(kind(tmp_path / "a")) != files.identity(kind(tmp_path))
-        assert files.identity(kind(tmp_path / "gone")) == files.identity(kind(tmp_path / "gone"))
-        assert files.identity(kind("\0")) == files.identity(kind("\0"))
-
-
 def test_a_folder_in_place_of_a_file_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=tmp_path.name):
         files.write_bytes(tmp_path, b"")

@@ -17,9 +17,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, in_order
+from carnet.data.samples import SPLIT_NAMES, ByClass, Layout, Listing, identity, in_order
 from carnet.errors import DataError
-from carnet.files import identity
 from carnet.preprocess import looks_like_image
 from carnet.text import counted, first_few
 

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -116,7 +117,7 @@ class Listing:
     Attributes:
         top: the folder that was given, if `root` is inside it.
         num_loose_images: how many of the other files are images.
-        unlabeled: `carnet.files.identity` of the folder of images without labels, which is passed over; None: there is
+        unlabeled: `identity` of the folder of images without labels, which is passed over; None: there is
             none.
     """
 
@@ -389,3 +390,15 @@ def _keys(line: str, places: Sequence[tuple[Path, Path]]) -> Iterable[str]:
 def _key(path: Path) -> str:
     """Return the same text for all ways to write one path."""
     return unicodedata.normalize("NFC", os.path.normcase(os.path.normpath(Path.cwd() / path)))
+
+
+def identity(path: Path) -> object:
+    """Return what all ways to write the path of one file or folder have in common: two files are one if it is equal."""
+    with suppress(OSError, ValueError):
+        state = path.stat()
+        # Some network drives on Windows give every file the number 0.
+        if state.st_ino:
+            return state.st_dev, state.st_ino
+    with suppress(OSError, ValueError):
+        return os.path.normcase(os.path.realpath(path))
+    return str(path)

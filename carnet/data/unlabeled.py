@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carnet.data.folder import images_in
-from carnet.data.samples import Listing, expanded, named_images
+from carnet.data.samples import Listing, expanded, identity, named_images
 from carnet.errors import DataError
-from carnet.files import identity
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,12 @@ def check_teacher(requested: TrainingConfig) -> None:
     if requested.teacher == LITE0:
         create_model(LITE0, num_classes=2, pretrained=True)
     elif path.is_dir():
-        model, _ = open_run(path, "cpu")
+        open_run(path, "cpu")
         # A run that was published has no checkpoint.
         if RunFolder(path).checkpoint.exists() and not RunFolder(path).result.exists():
             raise ConfigError(
                 f"--teacher {requested.teacher} is not finished; continue with carnet train --resume {quoted(path)}"
             )
-        check_features(model, path)
     elif path.is_file():
         Classifier(path)
     else:
@@ -163,34 +162,26 @@ def open_run(path: Path, device: str, flag: str = "--teacher") -> tuple[TrainedM
     """Return the model of a run, and the digests of its images by split.
 
     Raises:
-        CarnetError: if it cannot be read, or its network does not end in one linear layer.
+        CarnetError: if it cannot be read, or its network has no features for a last linear layer.
     """
     model = load(path, device=device)
-    try:
-        linear_head(model.network, model.spec.model)
-    except ModelError as error:
-        raise ModelError(
-            f"{flag} {path}: {model.spec.model} does not end in one linear layer, which features are taken before; "
-            "name another run" + (", or export this one and name the file" if flag == "--teacher" else "")
-        ) from error
+    check_features(model, path, flag)
     return model, RunFolder.open(path).digests()
 
 
-def check_features(model: TrainedModel, path: Path) -> None:
-    """Check, before thousands of images are scanned, that a run gives one vector for each image.
+def check_features(model: TrainedModel, path: Path, flag: str = "--teacher") -> None:
+    """Check, before thousands of images are scanned, that a run ends in one linear layer with a vector for each image.
 
     Raises:
         ModelError: if it does not.
     """
     spec = model.spec
+    blank = np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
     try:
-        network_features(model.network, spec)(
-            np.zeros((1, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
-        )
+        network_features(model.network, spec)(blank)
     except ModelError as error:
-        raise ModelError(
-            f"--teacher {path}: {error}; name another run, or export this one and name the file"
-        ) from error
+        way_out = "name another run" + (", or export this one and name the file" if flag == "--teacher" else "")
+        raise ModelError(f"{flag} {path}: {error}; {way_out}") from error
 
 
 def _order(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

@@ -15,6 +15,7 @@ from carnet.data.samples import (
     describe_unmatched,
     expanded,
     hold_out,
+    identity,
     named_images,
     read_ignore_file,
     short_name,
@@ -160,3 +161,18 @@ def test_lines_without_images_are_counted() -> None:
     _, unmatched = named_images([Path("a.jpg")], [f"{number}.jpg" for number in range(9)], [])
     assert len(unmatched) == 9
     assert all(text in describe_unmatched(unmatched) for text in ("9 lines", "'0.jpg'", "'4.jpg'", "4 more"))
+
+
+def test_one_file_is_known_by_any_way_to_write_it(tmp_path: Path) -> None:
+    class OnNetworkDrive(type(tmp_path)):  # type: ignore[misc]
+        """A file of a drive that gives all of them the number 0."""
+
+        def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+            return os.stat_result((0,) * 10)
+
+    (tmp_path / "a").mkdir()
+    for kind in (Path, OnNetworkDrive):
+        assert identity(kind(tmp_path / "a")) == identity(kind(tmp_path / "a" / ".." / "a"))
+        assert identity(kind(tmp_path / "a")) != identity(kind(tmp_path))
+        assert identity(kind(tmp_path / "gone")) == identity(kind(tmp_path / "gone"))
+        assert identity(kind("\0")) == identity(kind("\0"))

@@ -212,8 +212,9 @@ def test_a_run_without_features_of_whole_images_is_named() -> None:
             return scores.mean((1, 2))
 
     spec = Preprocessing().spec(model="carnet_n", classes=("a", "b"), image_size=32)
-    with pytest.raises(ModelError, match=r"--teacher runs.*name another run"):
-        check_features(TrainedModel(Pixels(), spec), Path("runs/pixels"))
+    for flag, way_out in (("--teacher", "name the file"), ("--model", "name another run$")):
+        with pytest.raises(ModelError, match=rf"{flag} runs.*{way_out}"):
+            check_features(TrainedModel(Pixels(), spec), Path("runs/pixels"), flag)
 
 
 def test_little_memory_takes_fewer_views_or_is_refused(photos: Path, trained_run: Path) -> None:
